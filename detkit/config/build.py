@@ -1,0 +1,76 @@
+"""Turn a checked configuration into objects: children first, each value converted to its annotation."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from detkit.config.registry import RUNTIME_ARGUMENTS, ConfigError, parameters, resolve
+from detkit.config.validate import (
+    SPECIAL,
+    convert,
+    element_annotation,
+    is_component,
+    plain,
+    section_of,
+)
+
+
+def build(cfg: Any, **runtime: Any) -> Any:
+    """Build the component that ``cfg`` describes.
+
+    ``hydra.utils.instantiate`` is not used: with run-time arguments it builds the children without them and hands lists
+    to tuple parameters.
+
+    Args:
+        cfg: a node with ``_target_``; ``_partial_: true`` yields a factory, for what is made many times or needs objects
+            that exist only at run time.
+        runtime: ``in_spec`` and ``num_classes``, given to every constructor at any depth whose signature names them.
+
+    Raises:
+        ConfigError: an unknown component, or a constructor that refuses its values; the message has the full key.
+    """
+    unknown = set(runtime) - set(RUNTIME_ARGUMENTS)
+    if unknown:
+        raise TypeError(f"build takes {', '.join(RUNTIME_ARGUMENTS)} at run time, not {', '.join(sorted(unknown))}")
+    return _build(plain(cfg), Any, runtime, "")
+
+
+def _build(value: Any, annotation: Any, runtime: Mapping[str, Any], key: str) -> Any:
+    if is_component(value):
+        return _construct(resolve(value["_target_"]), value, runtime, key)
+    if isinstance(value, Mapping):
+        if section := section_of(annotation):
+            return _construct(section, value, runtime, key)
+        item = element_annotation(annotation)
+        return {name: _build(v, item, runtime, _join(key, name)) for name, v in value.items()}
+    if isinstance(value, (list, tuple)) and any(isinstance(v, (Mapping, list, tuple)) for v in value):
+        items = [_build(v, element_annotation(annotation, i), runtime, f"{key}[{i}]") for i, v in enumerate(value)]
+        return tuple(items)
+    try:
+        return convert(value, annotation)
+    except ValueError as error:
+        raise ConfigError(f"{key}: {error}") from None
+
+
+def _construct(cls: type, node: Mapping[str, Any], runtime: Mapping[str, Any], key: str) -> Any:
+    known = parameters(cls)
+    arguments = {
+        name: _build(value, known[name].annotation if name in known else Any, runtime, _join(key, name))
+        for name, value in node.items()
+        if name not in SPECIAL
+    }
+    arguments |= {name: value for name, value in runtime.items() if name in known}
+    if node.get("_partial_", False):
+        return functools.partial(cls, **arguments)
+    try:
+        return cls(**arguments)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, FileNotFoundError) as error:
+        raise ConfigError(f"{key or cls.__name__}: {cls.__name__}: {error}") from error
+
+
+def _join(key: str, name: str) -> str:
+    return f"{key}.{name}" if key else name

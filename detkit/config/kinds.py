@@ -1,0 +1,29 @@
+"""Every kind of component, and the Hydra group in which its classes are published.
+
+A group below ``model/`` mirrors the slot that its classes fill; parts that fit in several places (losses, assigners,
+coders) have a group of their own and presets mount them: ``/loss@rpn.cls_loss: BCE``.
+"""
+
+from detkit.config.registry import Registry
+
+DETECTORS = Registry("detector", "model")
+BACKBONES = Registry("backbone", "model/backbone")
+NECKS = Registry("neck", "model/neck")
+HEADS = Registry("head", "model/head")
+PROPOSAL_HEADS = Registry("proposal head", "model/head/rpn")
+ROI_HEADS = Registry("RoI head", "model/head/roi")
+
+ANCHORS = Registry("anchors", "anchors")
+ASSIGNERS = Registry("assigner", "assigner")
+CODERS = Registry("box coder", "coder")
+SAMPLERS = Registry("sampler", "sampler")
+LOSSES = Registry("loss", "loss")
+
+DATASETS = Registry("data set", "dataset")
+TRANSFORMS = Registry("transform", "transform/step")
+EVALUATORS = Registry("evaluator", "evaluator")
+
+OPTIMIZERS = Registry("optimiser", "optim")
+SCHEDULES = Registry("schedule", "schedule")
+CALLBACKS = Registry("callback", "callback")
+TRAINERS = Registry("trainer", "trainer")

@@ -1,0 +1,289 @@
+"""Optimisers, and which learning rate and weight decay each parameter gets."""
+
+from __future__ import annotations
+
+import functools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from detkit.config import OPTIMIZERS
+from detkit.utils.log import logger
+
+LrScaling = Literal["none", "linear", "sqrt"]
+
+#: Modules whose parameters scale and shift what they have normalised. Found by type, since names differ by library.
+NORM_LAYERS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+
+class OptimizerRecipe(ABC):
+    """What an optimiser is built from, once there is a detector: ``recipe(detector, batch_size)``."""
+
+    @abstractmethod
+    def __call__(self, detector: nn.Module, batch_size: int) -> torch.optim.Optimizer:
+        """The optimiser of every trainable parameter of ``detector``.
+
+        Args:
+            batch_size: images in one step, over all processes and accumulated batches; ``lr_scaling`` reads it.
+
+        Raises:
+            ValueError: there is nothing to train, or the policy asks for a backbone and there is none.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterPolicy:
+    """How the parameters share ``lr`` and ``weight_decay``. Every optimiser's options of the same names mean this.
+
+    Attributes:
+        lr: the learning rate at the peak of the schedule, for ``base_batch_size`` images a step where it is scaled.
+        weight_decay: of weights.
+        norm_decay: weight decay of normalisation layers, found by module type; None takes ``weight_decay``.
+        bias_decay: weight decay of all other biases; None takes ``weight_decay``.
+        bias_lr_factor: times ``lr`` for biases outside normalisation layers (Caffe's detectors took 2).
+        backbone_lr_factor: times ``lr`` for everything in ``detector.backbone``.
+        layer_decay: layer i of the backbone's L layers (stem first) gets ``layer_decay ** (L - i)`` times its rate, as in
+            BEiT (Bao et al. 2021, appendix H); 1 is off. A layer is a child of the backbone that has parameters.
+        lr_scaling: multiply ``lr`` by batch_size / base_batch_size ("linear": Goyal et al. 2017, section 2.1) or by its
+            square root ("sqrt", usual with Adam).
+        base_batch_size: the batch size that ``lr`` was chosen for; needed by ``lr_scaling``.
+    """
+
+    lr: float
+    weight_decay: float
+    norm_decay: float | None
+    bias_decay: float | None
+    bias_lr_factor: float
+    backbone_lr_factor: float
+    layer_decay: float
+    lr_scaling: LrScaling
+    base_batch_size: int | None
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "bias_lr_factor", "backbone_lr_factor"):
+            if not (math.isfinite(value := getattr(self, name)) and value > 0):
+                raise ValueError(f"{name} must be above 0, not {value}")
+        for name in ("weight_decay", "norm_decay", "bias_decay"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be 0 or more, not {value}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay must be above 0 and at most 1, not {self.layer_decay}")
+        if self.base_batch_size is not None and self.base_batch_size < 1:
+            raise ValueError(f"base_batch_size must be 1 or more, not {self.base_batch_size}")
+        if self.lr_scaling != "none" and self.base_batch_size is None:
+            raise ValueError(f"lr_scaling={self.lr_scaling!r} needs base_batch_size: the batch size that lr was chosen for")
+
+    def groups(self, detector: nn.Module, batch_size: int) -> list[dict[str, Any]]:
+        """The parameter groups, each trainable parameter in exactly one, in an order that only the detector decides.
+
+        A group has ``params``, ``lr``, ``weight_decay``, and for the schedule ``base_lr`` (``lr`` at factor 1) and
+        ``lr_factor`` (its share of the common rate).
+        """
+        lr = self.lr * self._scale(batch_size)
+        members: dict[tuple[float, float], list[nn.Parameter]] = {}
+        rates = self._backbone_rates(detector)
+        for module, name, parameter in _trainable(detector):
+            kind = _kind(module, name)
+            factor = rates.get(parameter, 1.0) * (self.bias_lr_factor if kind == "bias" else 1.0)
+            members.setdefault((factor, self._decay(kind)), []).append(parameter)
+        if not members:
+            raise ValueError(f"{type(detector).__name__} has no trainable parameters")
+        return [
+            {"params": params, "lr": lr * f, "base_lr": lr * f, "lr_factor": f, "weight_decay": decay}
+            for (f, decay), params in members.items()
+        ]
+
+    def _scale(self, batch_size: int) -> float:
+        if self.lr_scaling == "none" or self.base_batch_size is None:
+            return 1.0
+        ratio = batch_size / self.base_batch_size
+        scale = ratio if self.lr_scaling == "linear" else math.sqrt(ratio)
+        logger.info(
+            "lr %g x %g = %g (%s scaling from %d to %d images a step)",
+            *(self.lr, scale, self.lr * scale, self.lr_scaling, self.base_batch_size, batch_size),
+        )
+        return scale
+
+    def _decay(self, kind: str) -> float:
+        special = {"norm": self.norm_decay, "bias": self.bias_decay}.get(kind)
+        return self.weight_decay if special is None else special
+
+    def _backbone_rates(self, detector: nn.Module) -> dict[nn.Parameter, float]:
+        """The share of ``lr`` of each parameter of the backbone; empty when all shares are 1."""
+        if self.backbone_lr_factor == 1 and self.layer_decay == 1:
+            return {}
+        backbone = getattr(detector, "backbone", None)
+        if not isinstance(backbone, nn.Module):
+            raise ValueError(
+                f"backbone_lr_factor={self.backbone_lr_factor} and layer_decay={self.layer_decay} need a detector with a "
+                f"backbone; {type(detector).__name__} has none"
+            )
+        layers = backbone_layers(backbone)
+        depth = {p: i for i, layer in enumerate(layers) for m in layer for p in m.parameters()}
+        return {
+            p: self.backbone_lr_factor * self.layer_decay ** (len(layers) - depth.get(p, 0)) for p in backbone.parameters()
+        }
+
+
+def backbone_layers(backbone: nn.Module) -> list[list[nn.Module]]:
+    """The layers of ``backbone``, stem first: its children that have parameters, a normalisation with what it follows.
+
+    Wrappers are looked through: as long as a module has one such child and no parameters of its own, its child counts.
+    """
+    module = backbone
+    while True:
+        children = [child for child in module.children() if next(child.parameters(), None) is not None]
+        if len(children) != 1 or next(module.parameters(recurse=False), None) is not None:
+            break
+        module = children[0]
+    layers: list[list[nn.Module]] = []
+    for child in children:
+        if layers and isinstance(child, NORM_LAYERS):
+            layers[-1].append(child)
+        else:
+            layers.append([child])
+    return layers or [[module]]
+
+
+def _trainable(detector: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+    """Owner, name in it, and parameter; a shared parameter once, under its first owner."""
+    seen: set[nn.Parameter] = set()
+    for module in detector.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad and parameter not in seen:
+                seen.add(parameter)
+                yield module, name, parameter
+
+
+def _kind(module: nn.Module, name: str) -> Literal["norm", "bias", "weight"]:
+    if isinstance(module, NORM_LAYERS):
+        return "norm"
+    return "bias" if name == "bias" else "weight"
+
+
+@OPTIMIZERS
+class SGD(OptimizerRecipe):
+    """Stochastic gradient descent with momentum. Options beyond torch's: see ParameterPolicy."""
+
+    def __init__(
+        self,
+        *,
+        lr: float,
+        momentum: float = 0.9,
+        nesterov: bool = False,
+        weight_decay: float = 1e-4,
+        norm_decay: float | None = 0.0,
+        bias_decay: float | None = 0.0,
+        bias_lr_factor: float = 1.0,
+        backbone_lr_factor: float = 1.0,
+        layer_decay: float = 1.0,
+        lr_scaling: LrScaling = "none",
+        base_batch_size: int | None = None,
+    ) -> None:
+        self._policy = ParameterPolicy(
+            lr=lr,
+            weight_decay=weight_decay,
+            norm_decay=norm_decay,
+            bias_decay=bias_decay,
+            bias_lr_factor=bias_lr_factor,
+            backbone_lr_factor=backbone_lr_factor,
+            layer_decay=layer_decay,
+            lr_scaling=lr_scaling,
+            base_batch_size=base_batch_size,
+        )
+        if nesterov and momentum <= 0:
+            raise ValueError(f"nesterov=True needs a momentum above 0, not {momentum}")
+        self._options = {"momentum": momentum, "nesterov": nesterov}
+
+    def __call__(self, detector: nn.Module, batch_size: int) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self._policy.groups(detector, batch_size), lr=self._policy.lr, **self._options)
+
+
+@OPTIMIZERS
+class AdamW(OptimizerRecipe):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019). Options beyond torch's: see ParameterPolicy."""
+
+    def __init__(
+        self,
+        *,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.05,
+        norm_decay: float | None = 0.0,
+        bias_decay: float | None = 0.0,
+        bias_lr_factor: float = 1.0,
+        backbone_lr_factor: float = 1.0,
+        layer_decay: float = 1.0,
+        lr_scaling: LrScaling = "none",
+        base_batch_size: int | None = None,
+    ) -> None:
+        self._policy = ParameterPolicy(
+            lr=lr,
+            weight_decay=weight_decay,
+            norm_decay=norm_decay,
+            bias_decay=bias_decay,
+            bias_lr_factor=bias_lr_factor,
+            backbone_lr_factor=backbone_lr_factor,
+            layer_decay=layer_decay,
+            lr_scaling=lr_scaling,
+            base_batch_size=base_batch_size,
+        )
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must be in [0, 1), not {betas}")
+        self._options: dict[str, Any] = {"betas": betas, "eps": eps}
+
+    def __call__(self, detector: nn.Module, batch_size: int) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self._policy.groups(detector, batch_size), lr=self._policy.lr, **self._options)
+
+
+@OPTIMIZERS
+class CustomOptimizer(OptimizerRecipe):
+    """Any optimiser of torch: ``factory: {_target_: torch.optim.RAdam, _partial_: true}``; see ParameterPolicy.
+
+    ``lr`` and ``weight_decay`` are given here, the optimiser's other arguments in ``factory``.
+    """
+
+    def __init__(
+        self,
+        *,
+        factory: Callable[..., torch.optim.Optimizer],
+        lr: float,
+        weight_decay: float = 0.0,
+        norm_decay: float | None = 0.0,
+        bias_decay: float | None = 0.0,
+        bias_lr_factor: float = 1.0,
+        backbone_lr_factor: float = 1.0,
+        layer_decay: float = 1.0,
+        lr_scaling: LrScaling = "none",
+        base_batch_size: int | None = None,
+    ) -> None:
+        self._policy = ParameterPolicy(
+            lr=lr,
+            weight_decay=weight_decay,
+            norm_decay=norm_decay,
+            bias_decay=bias_decay,
+            bias_lr_factor=bias_lr_factor,
+            backbone_lr_factor=backbone_lr_factor,
+            layer_decay=layer_decay,
+            lr_scaling=lr_scaling,
+            base_batch_size=base_batch_size,
+        )
+        given = factory.keywords if isinstance(factory, functools.partial) else {}
+        for name in ("lr", "weight_decay", "params"):
+            if name in given:
+                raise ValueError(f"factory must not set {name!r}: {'the detector gives it' if name == 'params' else 'set it beside factory'}")
+        self._factory = factory
+
+    def __call__(self, detector: nn.Module, batch_size: int) -> torch.optim.Optimizer:
+        groups = self._policy.groups(detector, batch_size)
+        optimizer = self._factory(groups, lr=self._policy.lr)
+        if "weight_decay" not in optimizer.defaults and any(group["weight_decay"] for group in groups):
+            raise ValueError(f"{type(optimizer).__name__} knows no weight decay; set weight_decay, norm_decay and bias_decay to 0")
+        return optimizer

@@ -1,0 +1,18 @@
+"""Loss functions: parts that a head is given, one file for each thing they compare."""
+
+from detkit.losses.box import BoxLoss, CIoULoss, DIoULoss, GIoULoss, IoULoss, L1, SmoothL1
+from detkit.losses.classification import BCE, ClassificationLoss, CrossEntropy, Focal
+
+__all__ = [
+    "BCE",
+    "L1",
+    "BoxLoss",
+    "CIoULoss",
+    "ClassificationLoss",
+    "CrossEntropy",
+    "DIoULoss",
+    "Focal",
+    "GIoULoss",
+    "IoULoss",
+    "SmoothL1",
+]

@@ -1,0 +1,19 @@
+"""Which reference answers for which object, and which candidates survive."""
+
+from detkit.matching.anchors import AnchorGrid
+from detkit.matching.assigners import IGNORED, NEGATIVE, Assignment, MaxIoUAssigner
+from detkit.matching.coders import DeltaCoder
+from detkit.matching.samplers import BalancedSampler
+from detkit.matching.select import select_detections, select_proposals
+
+__all__ = [
+    "IGNORED",
+    "NEGATIVE",
+    "AnchorGrid",
+    "Assignment",
+    "BalancedSampler",
+    "DeltaCoder",
+    "MaxIoUAssigner",
+    "select_detections",
+    "select_proposals",
+]

@@ -1,0 +1,77 @@
+"""Anchors: the reference boxes of a dense head, on every cell of every level."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from detkit.config import ANCHORS
+from detkit.structures import FeatureSpec
+
+
+@ANCHORS
+class AnchorGrid:
+    """Boxes of several scales and ratios centred on the cells of each level (Ren et al., NeurIPS 2015, section 3.1).
+
+    Sizes follow the level's stride, so that the same YAML fits every neck: scale 8 on strides 4..64 gives FPN's
+    32..512 px (Lin et al., CVPR 2017, section 4.1).
+
+    Args:
+        scales: anchor side (square root of the area) in strides of the level.
+        ratios: height / width.
+        rounded: round the corners to whole px around the centre, as torchvision does.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_spec: FeatureSpec,
+        scales: tuple[float, ...] = (8.0,),
+        ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
+        rounded: bool = False,
+    ) -> None:
+        for name, values in (("scales", scales), ("ratios", ratios)):
+            if not values or min(values) <= 0:
+                raise ValueError(f"{name} must be positive numbers, not {list(values)}")
+        self.strides = in_spec.strides
+        self.num_per_cell = len(scales) * len(ratios)
+        self._base = [_base_anchors(stride, scales, ratios, rounded) for stride in self.strides]
+
+    def __call__(self, shapes: Sequence[tuple[int, int]], device: torch.device) -> list[Tensor]:
+        """Anchors (H_l * W_l * A, 4) px of the network input for each level, cell by cell in row-major order."""
+        return [
+            (cell_origins(shape, stride, device)[:, None].repeat(1, 1, 2) + base.to(device)).reshape(-1, 4)
+            for shape, stride, base in zip(shapes, self.strides, self._base, strict=True)
+        ]
+
+    def inside(self, shapes: Sequence[tuple[int, int]], size: tuple[int, int], device: torch.device) -> list[Tensor]:
+        """Masks (H_l * W_l * A,) of the anchors whose centre lies in an image of ``size`` (h, w), not in the padding.
+
+        What stands in the padding depends on the other images of the batch; leaving it out makes results independent
+        of them.
+        """
+        h, w = size
+        masks = []
+        for shape, stride in zip(shapes, self.strides, strict=True):
+            x, y = cell_origins(shape, stride, device).unbind(1)
+            masks.append(((x < w) & (y < h)).repeat_interleave(self.num_per_cell))
+        return masks
+
+
+def cell_origins(shape: tuple[int, int], stride: float, device: torch.device) -> Tensor:
+    """(H * W, 2) x, y in px of the top left corner of each cell, row-major."""
+    y = torch.arange(shape[0], device=device, dtype=torch.float32) * stride
+    x = torch.arange(shape[1], device=device, dtype=torch.float32) * stride
+    return torch.stack([x.repeat(shape[0]), y.repeat_interleave(shape[1])], dim=1)
+
+
+def _base_anchors(stride: float, scales: Sequence[float], ratios: Sequence[float], rounded: bool) -> Tensor:
+    """(A, 4) anchors around the origin, ratios outermost."""
+    height = torch.tensor(ratios).sqrt()
+    sides = torch.tensor(scales) * stride
+    w = (sides[None, :] / height[:, None]).flatten()
+    h = (sides[None, :] * height[:, None]).flatten()
+    base = torch.stack([-w, -h, w, h], dim=1) / 2
+    return base.round() if rounded else base

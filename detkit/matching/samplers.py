@@ -1,0 +1,40 @@
+"""Samplers: which of the assigned references enter the loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from detkit.config import SAMPLERS
+from detkit.matching.assigners import Assignment
+
+
+@SAMPLERS
+class BalancedSampler:
+    """A fixed number of references per image, with at most a given share of positives (Fast R-CNN, section 2.3).
+
+    Args:
+        num: references per image.
+        positive_share: largest share of positives; negatives fill up.
+    """
+
+    def __init__(self, *, num: int = 256, positive_share: float = 0.5) -> None:
+        if num < 1 or not 0 < positive_share <= 1:
+            raise ValueError(f"need num >= 1 and 0 < positive_share <= 1, not {num} and {positive_share}")
+        self.num = num
+        self.positive_share = positive_share
+
+    def __call__(self, assignment: Assignment, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Indices of the positives and of the negatives that were drawn, by a ``generator`` on the CPU."""
+        positive = assignment.positive.nonzero().squeeze(1)
+        negative = assignment.negative.nonzero().squeeze(1)
+        positive = _draw(positive, int(self.num * self.positive_share), generator)
+        negative = _draw(negative, self.num - len(positive), generator)
+        return positive, negative
+
+
+def _draw(index: Tensor, num: int, generator: torch.Generator) -> Tensor:
+    """At most ``num`` of ``index``, each equally likely."""
+    if len(index) <= num:
+        return index
+    return index[torch.randperm(len(index), generator=generator)[:num].to(index.device)]

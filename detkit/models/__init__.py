@@ -1,0 +1,20 @@
+"""Detectors and their parts."""
+
+from detkit.models import backbones, heads, necks
+from detkit.models.build import build_detector
+from detkit.models.detector import ComposedDetector
+from detkit.models.interfaces import Backbone, Detector, Head, Neck, ProposalHead, RegionHead
+
+__all__ = [
+    "Backbone",
+    "ComposedDetector",
+    "Detector",
+    "Head",
+    "Neck",
+    "ProposalHead",
+    "RegionHead",
+    "backbones",
+    "build_detector",
+    "heads",
+    "necks",
+]

@@ -1,0 +1,7 @@
+"""Backbones: normalised pixels in, feature maps out. One architecture a file."""
+
+from detkit.models.backbones.mobilenet import MobileNetV2
+from detkit.models.backbones.resnet import ResNet
+from detkit.models.backbones.timm import Timm
+
+__all__ = ["MobileNetV2", "ResNet", "Timm"]

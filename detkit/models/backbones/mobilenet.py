@@ -1,0 +1,63 @@
+"""MobileNetV2 (Sandler et al., CVPR 2018): torchvision's network, cut into stages."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
+
+from detkit.config import BACKBONES
+from detkit.models.backbones.weights import load_backbone_weights
+from detkit.models.interfaces import Backbone
+from detkit.models.layers import NormName, freeze, make_norm
+from detkit.structures import FeatureSpec
+from detkit.structures.feature_spec import IMAGENET_STATS
+
+#: last layer of torchvision's ``features`` at each stride, and its channels (Sandler et al., table 2)
+_STAGE_ENDS = (1, 3, 6, 13, 18)
+_CHANNELS = (16, 24, 32, 96, 1280)
+
+
+@BACKBONES
+class MobileNetV2(Backbone):
+    """MobileNetV2 at width 1: feature maps at strides 4, 8, 16 and 32.
+
+    Args:
+        weights: "imagenet" (torchvision's IMAGENET1K_V1), the path of a state dict, or null for random weights.
+        norm: normalisation layers; ``frozen_bn`` needs pretrained weights to make sense.
+        frozen_stages: leading stages that do not train; stage i ends at stride 2^i, up to 5.
+        last_conv: end with the 1280-channel 1x1 convolution of the classifier rather than its 320 inputs.
+    """
+
+    pixel_stats = IMAGENET_STATS
+
+    def __init__(
+        self,
+        *,
+        weights: str | None = "imagenet",
+        norm: NormName = "frozen_bn",
+        frozen_stages: Literal[0, 1, 2, 3, 4, 5] = 0,
+        last_conv: bool = True,
+    ) -> None:
+        super().__init__()
+        network = mobilenet_v2(norm_layer=lambda channels: make_norm(norm, channels))
+        network.classifier = nn.Identity()
+        load_backbone_weights(network, weights, MobileNet_V2_Weights.IMAGENET1K_V1)
+        layers = list(network.features.children())
+        if not last_conv:
+            layers.pop()
+        ends = (*(end + 1 for end in _STAGE_ENDS[:-1]), len(layers))
+        for i, (first, last) in enumerate(zip((0, *ends[:-1]), ends, strict=True)):
+            setattr(self, f"stage{i + 1}", nn.Sequential(*layers[first:last]))
+        freeze(self, [[f"stage{i + 1}"] for i in range(frozen_stages)])
+        channels = _CHANNELS[1:] if last_conv else (*_CHANNELS[1:-1], 320)
+        self.out_spec = FeatureSpec(channels=channels, strides=(4.0, 8.0, 16.0, 32.0))
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        x = self.stage2(self.stage1(pixels))
+        maps = [x]
+        for stage in (self.stage3, self.stage4, self.stage5):
+            x = stage(x)
+            maps.append(x)
+        return maps

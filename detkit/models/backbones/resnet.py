@@ -1,0 +1,154 @@
+"""ResNet (He et al., CVPR 2016), in torchvision's form, whose ImageNet state dicts load unchanged.
+
+Departure from the paper, as in torchvision ("v1.5"): the stride of a bottleneck stands in its 3x3 convolution, not in
+the first 1x1.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torchvision
+from torch import Tensor, nn
+
+from detkit.config import BACKBONES
+from detkit.models.backbones.weights import load_backbone_weights
+from detkit.models.interfaces import Backbone
+from detkit.models.layers import NormName, freeze, make_norm
+from detkit.structures import FeatureSpec
+from detkit.structures.feature_spec import IMAGENET_STATS
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut (He et al., figure 5 left)."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, channels: int, stride: int, norm: NormName, norm_eps: float) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.bn1 = make_norm(norm, channels, norm_eps)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = make_norm(norm, channels, norm_eps)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _projection(in_channels, channels, stride, norm, norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        return self.relu(out + (x if self.downsample is None else self.downsample(x)))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions around a shortcut (He et al., figure 5 right)."""
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, channels: int, stride: int, norm: NormName, norm_eps: float) -> None:
+        super().__init__()
+        out_channels = channels * self.expansion
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.bn1 = make_norm(norm, channels, norm_eps)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride, padding=1, bias=False)
+        self.bn2 = make_norm(norm, channels, norm_eps)
+        self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
+        self.bn3 = make_norm(norm, out_channels, norm_eps)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _projection(in_channels, out_channels, stride, norm, norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        return self.relu(out + (x if self.downsample is None else self.downsample(x)))
+
+
+#: depth -> (block, blocks per stage, torchvision's ImageNet weights): He et al., table 1
+_DEPTHS = {
+    18: (BasicBlock, (2, 2, 2, 2), torchvision.models.ResNet18_Weights.IMAGENET1K_V1),
+    34: (BasicBlock, (3, 4, 6, 3), torchvision.models.ResNet34_Weights.IMAGENET1K_V1),
+    50: (Bottleneck, (3, 4, 6, 3), torchvision.models.ResNet50_Weights.IMAGENET1K_V1),
+    101: (Bottleneck, (3, 4, 23, 3), torchvision.models.ResNet101_Weights.IMAGENET1K_V1),
+}
+
+
+@BACKBONES
+class ResNet(Backbone):
+    """ResNet-18, 34, 50 or 101: feature maps C2 to C5 at strides 4 to 32.
+
+    Args:
+        depth: which of them.
+        weights: "imagenet" (torchvision's IMAGENET1K_V1), the path of a state dict, or null for random weights.
+        norm: normalisation layers; ``frozen_bn`` needs pretrained weights to make sense.
+        norm_eps: their epsilon; 0 for torchvision's published Faster R-CNN checkpoint.
+        frozen_stages: leading stages that do not train: 1 is the stem, 2 the stem and the first residual stage, up to 5.
+        levels: which of C2..C5 to return.
+    """
+
+    pixel_stats = IMAGENET_STATS
+
+    def __init__(
+        self,
+        *,
+        depth: Literal[18, 34, 50, 101] = 50,
+        weights: str | None = "imagenet",
+        norm: NormName = "frozen_bn",
+        norm_eps: float = 1e-5,
+        frozen_stages: Literal[0, 1, 2, 3, 4, 5] = 2,
+        levels: tuple[Literal[2, 3, 4, 5], ...] = (2, 3, 4, 5),
+    ) -> None:
+        super().__init__()
+        if not levels or list(levels) != sorted(set(levels)):
+            raise ValueError(f"levels must be ascending and different, out of 2, 3, 4, 5; not {list(levels)}")
+        block, counts, imagenet = _DEPTHS[depth]
+        self.levels = levels
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = make_norm(norm, 64, norm_eps)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        in_channels = 64
+        channels = (64, 128, 256, 512)
+        for i, (width, count) in enumerate(zip(channels, counts, strict=True)):
+            blocks = []
+            for j in range(count):
+                blocks.append(block(in_channels, width, 2 if i > 0 and j == 0 else 1, norm, norm_eps))
+                in_channels = width * block.expansion
+            setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
+        _initialize(self)
+        load_backbone_weights(self, weights, imagenet)
+        freeze(self, [["conv1", "bn1"], ["layer1"], ["layer2"], ["layer3"], ["layer4"]][:frozen_stages])
+        self.out_spec = FeatureSpec(
+            channels=tuple(channels[i - 2] * block.expansion for i in levels),
+            strides=tuple(float(2**i) for i in levels),
+        )
+
+    @property
+    def stages(self) -> list[nn.Module]:
+        """The four residual stages."""
+        return [self.layer1, self.layer2, self.layer3, self.layer4]
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(pixels))))
+        maps = []
+        for level, stage in zip((2, 3, 4, 5), self.stages, strict=True):
+            if level > self.levels[-1]:
+                break
+            x = stage(x)
+            if level in self.levels:
+                maps.append(x)
+        return maps
+
+
+def _projection(in_channels: int, out_channels: int, stride: int, norm: NormName, eps: float) -> nn.Module | None:
+    """The shortcut where the shape changes (He et al., option B)."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), make_norm(norm, out_channels, eps)
+    )
+
+
+def _initialize(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -1,0 +1,64 @@
+"""Pretrained backbone weights: torchvision's own files through its own loading path, or a file of the user's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import WeightsEnum
+
+
+def load_backbone_weights(module: nn.Module, source: str | None, imagenet: WeightsEnum) -> None:
+    """Load ``source`` into ``module``: "imagenet", the path of a state dict, or None for random weights.
+
+    A classifier that the file carries and the backbone lacks (``fc``, ``classifier``) is left out; anything else that
+    does not fit is an error.
+
+    Raises:
+        ValueError: the file is not there and cannot be fetched, or does not fit; the message names it.
+    """
+    if source is None:
+        return
+    state = _imagenet_state(imagenet) if source == "imagenet" else _read_state(Path(source))
+    own = module.state_dict()
+    state = {k: v for k, v in state.items() if not k.startswith(("fc.", "classifier."))}
+    if not any(k.endswith("num_batches_tracked") for k in own):  # frozen norms do not count batches
+        state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    wrong = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
+    if missing or unexpected or wrong:
+        raise ValueError(
+            f"weights {source!r} do not fit {type(module).__name__}: {_count('missing', missing)}, "
+            f"{_count('unexpected', unexpected)}, {_count('of another shape', wrong)}"
+        )
+    module.load_state_dict(state)
+
+
+def _imagenet_state(weights: WeightsEnum) -> Mapping[str, Tensor]:
+    try:
+        return weights.get_state_dict(progress=True, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        raise ValueError(
+            f"cannot load the ImageNet weights {weights}: {error}. Without a network, put {weights.url} into {folder} "
+            f"(TORCH_HOME is {os.environ.get('TORCH_HOME', 'not set')}), or set weights=null to train from scratch"
+        ) from error
+
+
+def _read_state(path: Path) -> Mapping[str, Tensor]:
+    if not path.is_file():
+        raise ValueError(f"weights: no file {str(path)!r}; allowed: 'imagenet', the path of a state dict, or null")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds; each means that this file is not usable
+        raise ValueError(f"weights: {path} is not a readable state dict: {error}") from error
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"weights: {path} is not a state dict (name -> tensor)")
+    return state
+
+
+def _count(what: str, keys: list[str]) -> str:
+    return f"{len(keys)} {what}" + (f" ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})" if keys else "")

@@ -1,0 +1,99 @@
+"""State dicts of other libraries under detkit's names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
+from detkit.structures import Categories
+
+#: torchvision's names, before and after its change of 2022 (a ``.0`` for each wrapped convolution), to detkit's
+_RENAMES = (
+    (r"^backbone\.body\.", "backbone."),
+    (r"^backbone\.fpn\.inner_blocks\.(\d+)\.(?:0\.)?(weight|bias)$", r"neck.lateral.\1.\2"),
+    (r"^backbone\.fpn\.layer_blocks\.(\d+)\.(?:0\.)?(weight|bias)$", r"neck.output.\1.\2"),
+    (r"^rpn\.head\.conv\.(?:0\.0\.)?(weight|bias)$", r"head.rpn.convs.0.\1"),
+    (r"^rpn\.head\.(cls_logits|bbox_pred)\.", r"head.rpn.\1."),
+    (r"^roi_heads\.box_head\.fc6\.", "head.roi.fcs.0."),
+    (r"^roi_heads\.box_head\.fc7\.", "head.roi.fcs.1."),
+    (r"^roi_heads\.box_predictor\.(cls_score|bbox_pred)\.", r"head.roi.\1."),
+)
+
+
+def from_torchvision(state: Mapping[str, Tensor], categories: Categories) -> tuple[dict[str, Tensor], bool]:
+    """A state dict of torchvision's ``fasterrcnn_resnet50_fpn`` for detkit's model ``faster_rcnn_fpn_torchvision``.
+
+    torchvision counts background as class 0, detkit last. Classes are matched by name with the published COCO weights
+    (91 rows, some unused), by position otherwise.
+
+    Returns:
+        the renamed state dict, and whether the class layers are in it: they are left out where the class lists differ.
+
+    Raises:
+        ValueError: a key that such a model does not have.
+    """
+    renamed: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if key.endswith("num_batches_tracked"):
+            continue
+        name = _rename(key)
+        if name is None:
+            raise ValueError(f"{key!r} is not a key of torchvision's fasterrcnn_resnet50_fpn")
+        renamed[name] = value
+    score = "head.roi.cls_score.weight"
+    if score not in renamed:
+        raise ValueError("the state dict of torchvision's fasterrcnn_resnet50_fpn must have a box predictor")
+    rows = _class_rows(renamed[score].shape[0], categories)
+    for layer in ("cls_score", "bbox_pred"):
+        for kind in ("weight", "bias"):
+            name = f"head.roi.{layer}.{kind}"
+            value = renamed.pop(name)
+            if rows is not None and layer == "cls_score":
+                renamed[name] = value[[*rows, 0]]
+            elif rows is not None:
+                renamed[name] = value.unflatten(0, (-1, 4))[rows].flatten(0, 1)
+    return renamed, rows is not None
+
+
+def _rename(key: str) -> str | None:
+    for pattern, replacement in _RENAMES:
+        name, count = re.subn(pattern, replacement, key)
+        if count:
+            return name
+    return None
+
+
+def _class_rows(num_rows: int, categories: Categories) -> Sequence[int] | None:
+    """The rows of torchvision's predictor that belong to ``categories``; None where they cannot be told."""
+    names = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    if num_rows == len(names) and set(categories.names) <= set(names):
+        return [names.index(name) for name in categories.names]
+    if num_rows == len(categories) + 1:
+        return list(range(1, num_rows))
+    return None
+
+
+def load_converted(model: torch.nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """Load ``state`` into ``model`` and return the names that it lacks.
+
+    Raises:
+        ValueError: a name that the model does not have, or a tensor of another shape.
+    """
+    own = model.state_dict()
+    foreign = sorted(state.keys() - own.keys())
+    wrong = [
+        f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}"
+        for k in sorted(state.keys() & own.keys())
+        if state[k].shape != own[k].shape
+    ]
+    if foreign or wrong:
+        raise ValueError(
+            f"the weights do not fit the model: {len(foreign)} unknown {foreign[:3]}, {len(wrong)} of another shape "
+            f"{wrong[:3]}"
+        )
+    model.load_state_dict(dict(state), strict=False)
+    return sorted(own.keys() - state.keys())

@@ -1,0 +1,74 @@
+"""Feature pyramid network (Lin et al., CVPR 2017, section 3)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detkit.config import NECKS
+from detkit.models.interfaces import Neck
+from detkit.structures import FeatureSpec
+
+
+@NECKS
+class FPN(Neck):
+    """Top-down pathway with lateral connections over the backbone's levels, and extra coarse levels on top.
+
+    Args:
+        out_channels: channels of every level.
+        num_extra: levels beyond the backbone's coarsest, each at twice the stride of the one before.
+        extra: how they are made: ``pool`` subsamples the coarsest output (Lin et al., footnote 2: for the RPN),
+            ``conv_p5`` and ``conv_c5`` are 3x3 convolutions of stride 2 on the coarsest output or on the backbone's
+            coarsest map (RetinaNet, Lin et al. ICCV 2017, section 4), with a ReLU between two of them.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_spec: FeatureSpec,
+        out_channels: int = 256,
+        num_extra: int = 1,
+        extra: Literal["pool", "conv_p5", "conv_c5"] = "pool",
+    ) -> None:
+        super().__init__()
+        if num_extra < 0:
+            raise ValueError(f"num_extra must not be negative, but is {num_extra}")
+        self.extra = extra
+        self.num_extra = num_extra
+        self.lateral = nn.ModuleList(nn.Conv2d(c, out_channels, 1) for c in in_spec.channels)
+        self.output = nn.ModuleList(nn.Conv2d(out_channels, out_channels, 3, padding=1) for _ in in_spec.channels)
+        self.extra_convs = nn.ModuleList()
+        if extra != "pool":
+            sources = [in_spec.channels[-1] if extra == "conv_c5" else out_channels]
+            for c in (sources + [out_channels] * num_extra)[:num_extra]:
+                self.extra_convs.append(nn.Conv2d(c, out_channels, 3, stride=2, padding=1))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_uniform_(module.weight, a=1)
+                nn.init.zeros_(module.bias)
+        coarse = tuple(in_spec.strides[-1] * 2 ** (i + 1) for i in range(num_extra))
+        strides = in_spec.strides + coarse
+        self.out_spec = FeatureSpec(channels=(out_channels,) * len(strides), strides=strides)
+
+    def forward(self, pixels: Tensor, backbone: nn.Module) -> list[Tensor]:
+        maps = backbone(pixels)
+        inner = [lateral(m) for lateral, m in zip(self.lateral, maps, strict=True)]
+        for i in range(len(inner) - 1, 0, -1):  # the top-down pathway: each level adds the coarser one, upsampled
+            inner[i - 1] = inner[i - 1] + F.interpolate(inner[i], size=inner[i - 1].shape[-2:], mode="nearest")
+        levels = [output(m) for output, m in zip(self.output, inner, strict=True)]
+        return levels + self._extra_levels(maps[-1], levels[-1])
+
+    def _extra_levels(self, c5: Tensor, p5: Tensor) -> list[Tensor]:
+        if self.extra == "pool":
+            levels = [p5]
+            for _ in range(self.num_extra):
+                levels.append(F.max_pool2d(levels[-1], kernel_size=1, stride=2))
+            return levels[1:]
+        levels = []
+        x = c5 if self.extra == "conv_c5" else p5
+        for i, conv in enumerate(self.extra_convs):
+            x = conv(x if i == 0 else x.relu())
+            levels.append(x)
+        return levels

@@ -1,0 +1,34 @@
+"""One feature map, for heads without a pyramid, and as the baseline that a pyramid is measured against."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detkit.config import NECKS
+from detkit.models.interfaces import Neck
+from detkit.structures import FeatureSpec
+
+
+@NECKS
+class SingleLevel(Neck):
+    """One of the backbone's maps, by its stride.
+
+    Args:
+        stride: input px per cell of the map to take; null for the coarsest.
+        out_channels: project to so many channels by a 1x1 convolution and a ReLU; null takes the map as it is.
+    """
+
+    def __init__(self, *, in_spec: FeatureSpec, stride: int | None = None, out_channels: int | None = None) -> None:
+        super().__init__()
+        wanted = in_spec.strides[-1] if stride is None else stride
+        if wanted not in in_spec.strides:
+            raise ValueError(f"stride must be one of {[int(s) for s in in_spec.strides]}, not {stride}")
+        self.level = in_spec.strides.index(wanted)
+        channels = in_spec.channels[self.level]
+        self.projection = None if out_channels is None else nn.Conv2d(channels, out_channels, 1)
+        self.out_spec = FeatureSpec((out_channels or channels,), (in_spec.strides[self.level],))
+
+    def forward(self, pixels: Tensor, backbone: nn.Module) -> list[Tensor]:
+        x = backbone(pixels)[self.level]
+        return [x if self.projection is None else F.relu(self.projection(x))]

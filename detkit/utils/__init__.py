@@ -1,0 +1,1 @@
+"""What knows nothing of detection: processes, logging, seeds, files, precision."""

@@ -1,0 +1,75 @@
+"""What a process must know of the others. Without an initialised process group there is one process: this one."""
+
+from __future__ import annotations
+
+import os
+from typing import TypeVar
+
+import torch
+import torch.distributed as torch_dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def is_initialized() -> bool:
+    """Whether several processes may be at work together."""
+    return torch_dist.is_available() and torch_dist.is_initialized()
+
+
+def rank() -> int:
+    """Number of this process, 0 for the main one."""
+    return torch_dist.get_rank() if is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return torch_dist.get_world_size() if is_initialized() else 1
+
+
+def local_rank() -> int:
+    """Number of this process on its machine, as torchrun gives it: which GPU is its own."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes files and talks to the user."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait until every process has come here."""
+    if world_size() > 1:
+        torch_dist.barrier()
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """The mean of ``value`` (any shape, any number type) over the processes, detached; alone, ``value`` itself.
+
+    Losses are divided by this mean of ``num_pos``: with each process's own count the gradient of two processes would
+    differ from that of one with the doubled batch.
+    """
+    value = value.detach()
+    if world_size() == 1:
+        return value
+    total = value.clone() if value.is_floating_point() else value.float()
+    torch_dist.all_reduce(total)
+    return total / world_size()
+
+
+def any_process(flag: bool, device: torch.device | str = "cpu") -> bool:
+    """Whether ``flag`` is true in at least one process; every process gets the same answer."""
+    if world_size() == 1:
+        return flag
+    total = torch.tensor(int(flag), device=device)
+    torch_dist.all_reduce(total)
+    return bool(total.item())
+
+
+def all_gather(value: T) -> list[T]:
+    """``value`` of every process (anything that can be pickled), in the order of their ranks, on every process."""
+    if world_size() == 1:
+        return [value]
+    gathered: list[T | None] = [None] * world_size()
+    torch_dist.all_gather_object(gathered, value)
+    return gathered  # pyright: ignore[reportReturnType]

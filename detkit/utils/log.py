@@ -1,0 +1,51 @@
+"""The one logger of detkit: the console of the main process, and a plain-text file in the run folder."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import rich
+from rich.logging import RichHandler
+
+from detkit.utils.dist import is_main, rank
+
+logger = logging.getLogger("detkit")
+
+_FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
+
+
+def set_up_logging(run_dir: str | Path | None = None, level: int = logging.INFO) -> None:
+    """Send detkit's messages to the console and, with ``run_dir``, to a file there. A second call replaces the first.
+
+    The console shows the main process from ``level`` on; another process shows warnings and errors alone. The file has
+    everything: ``log.txt`` of the main process, ``log_rank1.txt`` of the next.
+    """
+    close_logging()
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    logger.addHandler(_console_handler(level if is_main() else max(level, logging.WARNING)))
+    if run_dir is not None:
+        name = "log.txt" if is_main() else f"log_rank{rank()}.txt"
+        handler = logging.FileHandler(Path(run_dir) / name, encoding="utf-8")
+        handler.setFormatter(logging.Formatter(_FORMAT))
+        logger.addHandler(handler)
+
+
+def close_logging() -> None:
+    """Take off and close what :func:`set_up_logging` added."""
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    logger.propagate = True
+
+
+def _console_handler(level: int) -> logging.Handler:
+    console = rich.get_console()  # the one that progress bars use, so that lines appear above the bar
+    if console.is_terminal:
+        handler: logging.Handler = RichHandler(console=console, show_path=False, markup=False, log_time_format="%H:%M:%S")
+    else:  # rich would break lines at 80 columns
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter(_FORMAT, "%H:%M:%S"))
+    handler.setLevel(level)
+    return handler
