@@ -1,0 +1,17 @@
+"""Scoring of detections against the ground truth, and reports of it."""
+
+from detkit.evaluation.coco import CocoEvaluator
+from detkit.evaluation.evaluator import ClassResult, Evaluation, Evaluator, EvaluatorState
+from detkit.evaluation.results import Results, read_results, restore, write_results
+
+__all__ = [
+    "ClassResult",
+    "CocoEvaluator",
+    "Evaluation",
+    "Evaluator",
+    "EvaluatorState",
+    "Results",
+    "read_results",
+    "restore",
+    "write_results",
+]

@@ -6,16 +6,15 @@ alone, and ids of 0, gaps and ids that no float64 holds then cannot trouble a li
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 from detkit.evaluation.results import Results
 from detkit.structures import Categories, GroundTruth
-
-_log = logging.getLogger(__name__)
+from detkit.utils.log import logger
 
 
 class TruthColumns(NamedTuple):
@@ -23,7 +22,7 @@ class TruthColumns(NamedTuple):
 
     ``image_ids`` (I,) and ``category_ids`` (K,): the original ids, ascending. ``images`` and ``categories`` (G,): which
     of them, counted from 1. ``boxes`` (G, 4) float64 x y w h px, ``areas`` (G,) px^2, ``crowd`` (G,) bool.
-    ``ids`` (G,): 1, 2, ..., but 0 for the annotation whose own id is 0 (see :func:`has_zero_id`).
+    ``ids`` (G,): 1, 2, ..., but 0 for the annotation whose own id is 0 (see :attr:`has_zero_id`).
     """
 
     image_ids: np.ndarray
@@ -42,7 +41,10 @@ class TruthColumns(NamedTuple):
 
 
 class DetectionColumns(NamedTuple):
-    """D detections: ``images`` and ``categories`` (D,) counted from 1, ``boxes`` (D, 4) float64 x y w h px, ``scores`` (D,)."""
+    """D detections.
+
+    ``images`` and ``categories`` (D,) counted from 1; ``boxes`` (D, 4) float64 x y w h px; ``scores`` (D,) float64.
+    """
 
     images: np.ndarray
     categories: np.ndarray
@@ -60,7 +62,7 @@ def truth_columns(truths: Sequence[GroundTruth], categories: Categories) -> Trut
     if not truths:
         raise ValueError("the data set has no images to evaluate on")
     truths = sorted(truths, key=lambda t: t.image_id)
-    for one, other in zip(truths, truths[1:], strict=False):
+    for one, other in pairwise(truths):
         if one.image_id == other.image_id:
             raise ValueError(f"image id {one.image_id} belongs to two images: {one.file} and {other.file}")
     for truth in truths:
@@ -107,11 +109,11 @@ def _number(truths: Sequence[GroundTruth]) -> np.ndarray:
     own = np.concatenate([t.annotation_ids for t in truths])
     fresh = np.arange(1, len(own) + 1)
     if len(np.unique(own)) < len(own):
-        _log.warning("annotation ids occur more than once: each annotation is scored as one of its own")
+        logger.warning("annotation ids occur more than once: each annotation is scored as one of its own")
         return fresh
     if (own == 0).any():
         file = next(t.file for t in truths if (t.annotation_ids == 0).any())
-        _log.warning(
+        logger.warning(
             "%s: an annotation has id 0, which pycocotools takes for 'no match', so that this object counts as missed "
             "whatever is detected; number the annotations from 1",
             file,
@@ -126,6 +128,6 @@ def _check(truth: GroundTruth, num_classes: int) -> None:
         if not good.all():
             first = int(np.flatnonzero(~good)[0])
             raise ValueError(
-                f"{truth.file}: annotation {truth.annotation_ids[first]} has {what}: box {truth.boxes[first].tolist()}, "
-                f"area {truth.area[first]}, label {truth.labels[first]}"
+                f"{truth.file}: annotation {truth.annotation_ids[first]} has {what}: "
+                f"box {truth.boxes[first].tolist()}, area {truth.area[first]}, label {truth.labels[first]}"
             )

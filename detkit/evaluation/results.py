@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from detkit.structures import Categories, Detections, ImageMeta, boxes
-from detkit.utils.files import write_atomically
+from detkit.utils.files import atomic_write
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Results:
     def __len__(self) -> int:
         return len(self.boxes)
 
-    def select(self, index: np.ndarray) -> Results:
+    def select(self, index: np.ndarray | slice) -> Results:
         """The detections that ``index`` (a bool mask or integers) names, in that order."""
         return Results(self.image_ids[index], self.category_ids[index], self.boxes[index], self.scores[index])
 
@@ -119,7 +119,8 @@ def write_results(path: str | Path, results: Results) -> None:
         {"image_id": image, "category_id": category, "bbox": box, "score": score}
         for image, category, box, score in zip(*(c.tolist() for c in columns), strict=True)
     ]
-    write_atomically(path, json.dumps(rows, allow_nan=False))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, json.dumps(rows, allow_nan=False))
 
 
 def read_results(path: str | Path) -> Results:

@@ -39,7 +39,7 @@ class Metric(NamedTuple):
 
     def select(self, curves: Curves, k: int | slice = slice(None)) -> np.ndarray:
         """The entries that this number is the mean of, for category index ``k`` or for all."""
-        t = slice(None) if self.iou is None else IOU_THRESHOLDS == self.iou
+        t = slice(None) if self.iou is None else IOU_THRESHOLDS.tolist().index(self.iou)
         values = curves.recall if self.is_recall else curves.precision
         return values[t][..., k, AREAS.index(self.area), self.limit]
 
@@ -47,8 +47,8 @@ class Metric(NamedTuple):
 def coco_metrics(max_detections: tuple[int, int, int]) -> tuple[Metric, ...]:
     """The twelve in pycocotools' order.
 
-    pycocotools fixes the limit of the first one, AP, at 100 and reports -1 for it when 100 is not among the limits. Here
-    AP takes the largest limit like the five after it, which is the same thing for the usual (1, 10, 100).
+    pycocotools fixes the limit of the first one, AP, at 100, and reports -1 for it when 100 is not among the limits.
+    Here AP takes the largest limit like the five after it, which is the same thing for the usual (1, 10, 100).
     """
     areas = ("small", "medium", "large")
     return (

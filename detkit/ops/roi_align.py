@@ -121,7 +121,8 @@ def _pool(table: Tensor, regions: _Regions, output_size: tuple[int, int], grid: 
     # (R, h, 1, 2gh, 1) with (R, 1, w, 1, 2gw): the taps of a bin are the outer product of its rows and columns
     indices = y_index.view(r, h, 1, 2 * gh, 1) + x_index.view(r, 1, w, 1, 2 * gw)
     weights = y_weight.view(r, h, 1, 2 * gh, 1) * x_weight.view(r, 1, w, 1, 2 * gw)
-    return weighted_rows(table, indices.reshape(r * h * w, -1), weights.reshape(r * h * w, -1))
+    shape = (r * h * w, 4 * gh * gw)
+    return weighted_rows(table, indices.reshape(shape), weights.reshape(shape))
 
 
 def _taps(start: Tensor, length: Tensor, bins: int, samples: int, extent: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,9 +144,11 @@ def _pool_adaptive(table: Tensor, regions: _Regions, output_size: tuple[int, int
     """Rows (R * h * w, C) with as many samples as a bin has cells; boxes that need the same grid are pooled together."""
     h, w = output_size
     # A box larger than its map is sampled at the map's own resolution: more would only be zeros, and cost memory.
-    gh = torch.minimum((regions.h / h).ceil().long(), regions.height)
-    gw = torch.minimum((regions.w / w).ceil().long(), regions.width)
-    out = table.new_zeros(len(regions.x), h * w * table.shape[1])
+    gh = torch.minimum((regions.h / h).ceil(), regions.height).long()
+    gw = torch.minimum((regions.w / w).ceil(), regions.width).long()
+    out = table.new_zeros(len(regions.x), h * w * table.shape[1]) + table.sum() * 0  # connected, whatever is pooled
+    if len(regions.x) == 0:
+        return out
     grids, member = torch.unique(torch.stack([gh, gw], dim=1), dim=0, return_inverse=True)
     for i, (rows, columns) in enumerate(grids.tolist()):
         if rows == 0 or columns == 0:
@@ -153,7 +156,7 @@ def _pool_adaptive(table: Tensor, regions: _Regions, output_size: tuple[int, int
         index = (member == i).nonzero().squeeze(1)
         part = _pool(table, regions.select(index), output_size, (rows, columns))
         out = out.index_copy(0, index, part.reshape(len(index), -1))
-    return out + table.sum() * 0 if len(regions.x) == 0 else out
+    return out
 
 
 def roi_align_reference(

@@ -1,0 +1,215 @@
+"""Run a detector over a validation set: detections to the evaluator, losses to their means."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from detkit.evaluation import Evaluation, Evaluator
+from detkit.structures import Batch, Detections, ImageMeta, Images, Losses, Target
+from detkit.utils import dist
+from detkit.utils.progress import track
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+#: How many images an evaluation hands on with their detections, to be drawn.
+NUM_EXAMPLES = 8
+
+
+class EvalBatches(Protocol):
+    """Batches of every validation image exactly once, in a fixed order; several processes may have a share each."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One image as the detector saw it, uint8 (h, w, 3) RGB, what it found there and what there was, in its pixels."""
+
+    image: np.ndarray
+    meta: ImageMeta
+    detections: Detections
+    target: Target
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationResult:
+    """What an evaluation found.
+
+    ``evaluation``: the scores; None without an evaluator. ``losses``: means over the images of each term and, as
+    "val_loss", of their sum; empty where they were not asked for. ``examples``: the first images.
+    """
+
+    evaluation: Evaluation | None
+    losses: Mapping[str, float]
+    examples: tuple[Example, ...]
+    num_images: int
+    seconds: float
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Scores and losses together, as plain numbers."""
+        scores = self.evaluation.metrics if self.evaluation else {}
+        return {name: float(value) for name, value in {**scores, **self.losses}.items()}
+
+    def value(self, name: str) -> float:
+        """One of :attr:`metrics`; nan for a score that is not defined on this data.
+
+        Raises:
+            ValueError: there is no such metric.
+        """
+        if name not in self.metrics:
+            raise ValueError(f"no metric {name!r}; there are {', '.join(self.metrics)}")
+        if self.evaluation is not None and name in self.evaluation.metrics:
+            return self.evaluation.value(name)
+        return self.losses[name]
+
+
+class EvaluationStopped(Exception):
+    """``should_stop`` said so before the last batch."""
+
+
+def evaluate(
+    detector: nn.Module,
+    loader: EvalBatches,
+    evaluator: Evaluator | None,
+    *,
+    device: torch.device | str,
+    precision: Precision = "fp32",
+    channels_last: bool = False,
+    val_loss: bool = False,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> EvaluationResult:
+    """Evaluate ``detector`` in eval mode and without gradients; afterwards each module is in the mode it was in.
+
+    With several processes each runs over the batches that its own ``loader`` gives, and all get the result of the whole.
+
+    Args:
+        detector: on ``device``.
+        evaluator: takes the detections, as float32 on the CPU; None where only losses are wanted.
+        val_loss: also compute the losses, by a second pass over each batch.
+        should_stop: asked before each batch; once true the evaluation ends with EvaluationStopped.
+
+    Raises:
+        EvaluationStopped: see ``should_stop``.
+        ValueError: ``precision`` is not for this device.
+    """
+    start = time.perf_counter()
+    device = torch.device(device)
+    check_precision(precision, device)
+    means = _Means()
+    examples: list[Example] = []
+    if evaluator is not None:
+        evaluator.reset()
+    with _eval_mode(detector), torch.no_grad():
+        for batch in track(loader, len(loader), "evaluating"):
+            if should_stop():
+                raise EvaluationStopped
+            batch = to_device(batch, device, channels_last)
+            with autocast(device, precision):
+                found = detector(batch.images)
+                losses = detector(batch.images, batch.targets) if val_loss else Losses({})
+            means.add(losses, len(batch))
+            found = [_on_cpu(detections) for detections in found]
+            if evaluator is not None:
+                evaluator.update(found, batch.images.meta)
+            examples += _examples(batch, found, NUM_EXAMPLES - len(examples))
+    num_images, mean_losses = means.over_processes()
+    return EvaluationResult(
+        evaluation=_compute(evaluator) if evaluator is not None else None,
+        losses=mean_losses,
+        examples=tuple(examples),
+        num_images=num_images,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def check_precision(precision: Precision, device: torch.device) -> None:
+    """Refuse a precision that ``device`` cannot run.
+
+    Raises:
+        ValueError: fp16 away from CUDA, where nothing is gained by it and no gradient scaler is at hand.
+    """
+    if precision not in DTYPES:
+        raise ValueError(f"precision must be one of {', '.join(DTYPES)}, not {precision!r}")
+    if precision == "fp16" and device.type != "cuda":
+        raise ValueError(f"precision 'fp16' needs a CUDA device; on {device.type!r} it is one of 'fp32', 'bf16'")
+
+
+def autocast(device: torch.device, precision: Precision) -> torch.autocast:
+    """The context in which a detector runs in ``precision``."""
+    return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
+
+
+def to_device(batch: Batch, device: torch.device, channels_last: bool) -> Batch:
+    """``batch`` on ``device``, its pixels in the memory format that the detector's weights have."""
+    batch = batch.to(device, non_blocking=True)
+    if not channels_last:
+        return batch
+    pixels = batch.images.pixels.contiguous(memory_format=torch.channels_last)
+    return replace(batch, images=Images(pixels, batch.images.meta))
+
+
+class _Means:
+    """Means of loss terms over images, weighted by the size of their batch."""
+
+    def __init__(self) -> None:
+        self._num_images = 0
+        self._sums: defaultdict[str, float] = defaultdict(float)
+
+    def add(self, losses: Losses, num_images: int) -> None:
+        self._num_images += num_images
+        if losses.terms:
+            values = torch.stack([*(term.float() for term in losses.terms.values()), losses.total]).tolist()
+            for name, value in zip([*losses.terms, ""], values, strict=True):
+                self._sums[f"val_loss/{name}".rstrip("/")] += value * num_images
+
+    def over_processes(self) -> tuple[int, dict[str, float]]:
+        """Images of all processes, and the means over them."""
+        parts = dist.all_gather((self._num_images, dict(self._sums)))
+        total = sum(num for num, _ in parts)
+        names = {name: None for _, sums in parts for name in sums}
+        return total, {name: sum(sums.get(name, 0.0) for _, sums in parts) / total for name in names}
+
+
+def _compute(evaluator: Evaluator) -> Evaluation:
+    """Score what all processes have seen: shares are joined, and whole sets (an unshared loader) taken once."""
+    if dist.world_size() > 1:
+        states = dist.all_gather(evaluator.state())
+        same = all(np.array_equal(state.image_ids, states[0].image_ids) for state in states)
+        evaluator.merge(states[:1] if same else states)
+    return evaluator.compute()
+
+
+@contextmanager
+def _eval_mode(detector: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in detector.modules()]
+    detector.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:  # one by one: frozen layers may have been in eval mode on their own
+            module.training = training
+
+
+def _on_cpu(found: Detections) -> Detections:
+    return Detections(found.boxes.float().cpu(), found.scores.float().cpu(), found.labels.cpu())
+
+
+def _examples(batch: Batch, found: list[Detections], count: int) -> Iterator[Example]:
+    for i, meta in enumerate(batch.images.meta[: max(count, 0)]):
+        h, w = meta.size
+        pixels = batch.images.pixels[i, :, :h, :w].clamp(0, 255).to(torch.uint8)
+        yield Example(pixels.permute(1, 2, 0).contiguous().cpu().numpy(), meta, found[i], batch.targets[i].to("cpu"))

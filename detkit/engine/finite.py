@@ -1,0 +1,86 @@
+"""Losses and gradients that are not finite: what went wrong, in words that name it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from detkit.structures import Batch
+
+_MOST_NAMED = 5
+
+
+class NonFiniteError(ValueError):
+    """A loss or a gradient is not finite. No weight, optimiser state or average has taken it in.
+
+    Attributes:
+        step: the update that failed, from 1.
+        terms: the loss terms of the batch that failed.
+        batches: the batches of the step, on their device.
+    """
+
+    def __init__(self, message: str, *, step: int, terms: Mapping[str, float], batches: Sequence[Batch]) -> None:
+        super().__init__(message)
+        self.step = step
+        self.terms = terms
+        self.batches = tuple(batches)
+
+
+def loss_error(step: int, terms: Mapping[str, float], batch: Batch, batches: Sequence[Batch], detector: nn.Module) -> NonFiniteError:
+    """The error for a loss that is not finite on ``batch``, one of the step's ``batches``."""
+    bad = ", ".join(f"{name} = {value}" for name, value in terms.items() if not is_finite(value))
+    lines = [f"step {step}: the loss is not finite: {bad or 'the sum of ' + ', '.join(terms)}; {_images(batch)}"]
+    lines += culprits(detector, [batch])
+    return NonFiniteError("\n  ".join(lines), step=step, terms=terms, batches=batches)
+
+
+def gradient_error(
+    step: int, terms: Mapping[str, float], batches: Sequence[Batch], detector: nn.Module, in_a_row: int = 1
+) -> NonFiniteError:
+    """The error for a gradient that is not finite although the losses are; ``in_a_row`` steps one after another."""
+    gradients = {name: p.grad for name, p in detector.named_parameters() if p.grad is not None}
+    bad = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
+    which = f"{_first(bad)} ({len(bad)} of {len(gradients)} parameters)" if bad else "too large for its norm"
+    times = f" {in_a_row} times in a row" if in_a_row > 1 else ""
+    images = "; ".join(_images(batch) for batch in batches)
+    lines = [f"step {step}: the gradient is not finite{times} though the loss is: {which}; {images}"]
+    return NonFiniteError("\n  ".join([*lines, *culprits(detector, batches)]), step=step, terms=terms, batches=batches)
+
+
+def is_finite(value: float) -> bool:
+    return abs(value) < float("inf")
+
+
+def culprits(detector: nn.Module, batches: Sequence[Batch]) -> list[str]:
+    """One line for each weight, image and target that is itself not finite."""
+    tensors = [*detector.named_parameters(), *detector.named_buffers()]
+    weights = [f"{name} has {_count(t)}" for name, t in tensors if t.is_floating_point() and not t.isfinite().all()]
+    found = weights[:_MOST_NAMED]
+    if len(weights) > _MOST_NAMED:
+        found.append(f"and {len(weights) - _MOST_NAMED} more weights")
+    return found + [line for batch in batches for line in _bad_inputs(batch)]
+
+
+def _bad_inputs(batch: Batch) -> Iterator[str]:
+    for pixels, meta, target in zip(batch.images.pixels, batch.images.meta, batch.targets, strict=True):
+        name = f"image {meta.image_id} ({meta.file})"
+        if pixels.is_floating_point() and not pixels.isfinite().all():
+            yield f"the pixels of {name} have {_count(pixels)}"
+        for i, box in enumerate(target.boxes):
+            if not box.isfinite().all():
+                yield f"box {i} of {name} is {box.tolist()}"
+
+
+def _count(tensor: Tensor) -> str:
+    return f"{int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} values not finite"
+
+
+def _images(batch: Batch) -> str:
+    return "images " + _first([f"{meta.image_id} ({meta.file})" for meta in batch.images.meta])
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(names[:_MOST_NAMED]) + more

@@ -1,0 +1,85 @@
+"""What the trainer tells: plain records, returned by it and shown to the callbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from detkit.engine.evaluation import EvaluationResult
+from detkit.structures import Categories
+
+
+@dataclass(frozen=True, slots=True)
+class FitStart:
+    """A run begins, or goes on after ``step`` of its ``num_steps`` updates."""
+
+    step: int
+    num_steps: int
+    run_dir: Path
+    categories: Categories
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One optimiser update.
+
+    ``step`` counts the updates so far, this one included. ``terms`` are the loss terms and ``loss`` their sum, means over
+    the accumulated batches of this process; ``stats`` what else the detector told. ``lr`` is by parameter groups: "lr"
+    for those at the common rate, "lr/x0.1" for those at a tenth of it. ``grad_norm`` is the L2 norm before clipping.
+    ``applied`` is False where a gradient scaler skipped the update. ``logged``: whether this step is one to write down.
+    Seconds are those of this process; ``data_seconds`` it waited for the loader.
+    """
+
+    step: int
+    loss: float
+    terms: Mapping[str, float]
+    stats: Mapping[str, float]
+    lr: Mapping[str, float]
+    grad_norm: float
+    applied: bool
+    logged: bool
+    num_images: int
+    data_seconds: float
+    compute_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        return self.data_seconds + self.compute_seconds
+
+    @property
+    def images_per_second(self) -> float:
+        return self.num_images / self.seconds
+
+    def scalars(self) -> dict[str, float]:
+        """Every number, by the name under which callbacks write it."""
+        return {
+            "loss": self.loss,
+            **{f"loss/{name}": value for name, value in self.terms.items()},
+            **{f"stat/{name}": value for name, value in self.stats.items()},
+            **self.lr,
+            "grad_norm": self.grad_norm,
+            "time/images_per_second": self.images_per_second,
+            "time/data_share": self.data_seconds / self.seconds,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRecord:
+    """The evaluation after ``step`` updates; ``best`` where it is the best so far by the monitored metric."""
+
+    step: int
+    result: EvaluationResult
+    best: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """How a run ended: after ``step`` updates, with the ``metrics`` of its last evaluation, the ``best`` value of the
+    monitored metric and the step where it was reached (None where nothing was evaluated)."""
+
+    step: int
+    metrics: Mapping[str, float]
+    best: float | None
+    best_step: int | None
+    stopped_early: bool

@@ -1,0 +1,134 @@
+"""RoIAlign against its reference, closed forms, torchvision, and bad boxes."""
+
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from detkit.ops import multi_level_roi_align, roi_align, roi_align_reference
+
+OPTIONS = [(s, a) for s in (1, 2, 3, 0) for a in (True, False)]
+
+
+def random_case(seed: int = 0, dtype: torch.dtype = torch.float32, num: int = 12):
+    g = torch.Generator().manual_seed(seed)
+    features = torch.randn(2, 5, 9, 13, generator=g, dtype=dtype)
+    corner = torch.rand(num, 2, generator=g) * torch.tensor([110.0, 80.0]) - 15
+    boxes = torch.cat([corner, corner + torch.rand(num, 2, generator=g) * 70], dim=1)
+    return features, boxes.to(dtype), torch.randint(0, 2, (num,), generator=g)
+
+
+@pytest.mark.parametrize(("sampling", "aligned"), OPTIONS)
+def test_equals_the_reference(sampling, aligned):
+    case = random_case()
+    kwargs = {"output_size": (3, 4), "scale": 1 / 8, "sampling_ratio": sampling, "aligned": aligned}
+    torch.testing.assert_close(roi_align(*case, **kwargs), roi_align_reference(*case, **kwargs), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("sampling", "aligned"), OPTIONS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_equals_torchvision_with_gradient(sampling, aligned, layout):
+    features, boxes, index = random_case(1)
+    ours = features.clone(memory_format=layout).requires_grad_()
+    theirs = features.clone().requires_grad_()
+    a = roi_align(ours, boxes, index, output_size=(7, 7), scale=1 / 8, sampling_ratio=sampling, aligned=aligned)
+    rois = torch.cat([index[:, None].float(), boxes], dim=1)
+    b = torchvision.ops.roi_align(theirs, rois, 7, 1 / 8, sampling or -1, aligned)
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    upstream = torch.randn(b.shape, generator=torch.Generator().manual_seed(2))
+    a.backward(upstream)
+    b.backward(upstream)
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_a_ramp_is_averaged_exactly():
+    """The mean of a linear function over a bin is its value at the bin's centre: a half-cell error cannot hide."""
+    y, x = torch.meshgrid(torch.arange(20.0), torch.arange(30.0), indexing="ij")
+    features = torch.stack([x, y, 2 * x - 3 * y])[None]
+    box = torch.tensor([[16.0, 24.0, 144.0, 88.0]])  # stride 8: cells 2..18 by 3..11
+    out = roi_align(features, box, torch.tensor([0]), output_size=(4, 8), scale=1 / 8, sampling_ratio=2)[0]
+    centre_x = 2 + 2 * torch.arange(8.0) + 1 - 0.5  # pixel centre of a cell lies half a cell inside
+    centre_y = 3 + 2 * torch.arange(4.0) + 1 - 0.5
+    torch.testing.assert_close(out[0], centre_x.expand(4, 8), rtol=0, atol=1e-4)
+    torch.testing.assert_close(out[1], centre_y[:, None].expand(4, 8), rtol=0, atol=1e-4)
+    torch.testing.assert_close(out[2], 2 * out[0] - 3 * out[1], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("sampling", [0, 2])
+def test_gradcheck(sampling):
+    features, boxes, index = random_case(3, torch.float64, num=4)
+
+    def pooled(f):
+        return roi_align(f, boxes, index, output_size=(2, 3), scale=1 / 8, sampling_ratio=sampling)
+
+    assert torch.autograd.gradcheck(pooled, features[:, :2].clone().requires_grad_())
+
+
+def test_each_box_reads_its_own_level():
+    features, boxes, index = random_case(4)
+    coarse = torch.randn(2, 5, 5, 7)
+    levels = torch.arange(len(boxes)) % 2
+    out = multi_level_roi_align(
+        [features, coarse], boxes, index, levels, output_size=(2, 2), scales=(1 / 8, 1 / 16), sampling_ratio=2
+    )
+    for level, (f, scale) in enumerate(((features, 1 / 8), (coarse, 1 / 16))):
+        pick = levels == level
+        alone = roi_align(f, boxes[pick], index[pick], output_size=(2, 2), scale=scale)
+        torch.testing.assert_close(out[pick], alone)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_accumulates_in_float32(dtype):
+    features, boxes, index = random_case(5)
+    half = features.to(dtype)
+    out = roi_align(half, boxes, index, output_size=(3, 3), scale=1 / 8)
+    exact = roi_align(half.float(), boxes, index, output_size=(3, 3), scale=1 / 8)
+    assert out.dtype == dtype
+    assert torch.equal(out, exact.to(dtype))
+
+
+@pytest.mark.parametrize("sampling", [0, 2])
+def test_no_boxes_and_no_cells_are_legal_and_connected(sampling):
+    for features, num in ((torch.randn(2, 3, 4, 4), 0), (torch.randn(2, 3, 0, 4), 0)):
+        features.requires_grad_()
+        out = roi_align(
+            features, torch.zeros(num, 4), torch.zeros(num, dtype=torch.int64),
+            output_size=(2, 2), scale=1.0, sampling_ratio=sampling,
+        )  # fmt: skip
+        assert out.shape == (num, 3, 2, 2)
+        out.sum().backward()
+        assert torch.equal(features.grad, torch.zeros_like(features))
+
+
+@pytest.mark.parametrize("sampling", [0, 2])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_non_finite_boxes_give_zeros(sampling, bad):
+    features, boxes, index = random_case(6)
+    good = roi_align(features, boxes, index, output_size=(2, 2), scale=1 / 8, sampling_ratio=sampling)
+    boxes[3, 2] = bad
+    out = roi_align(features, boxes, index, output_size=(2, 2), scale=1 / 8, sampling_ratio=sampling)
+    assert torch.equal(out[3], torch.zeros_like(out[3]))
+    rest = torch.arange(len(boxes)) != 3
+    torch.testing.assert_close(out[rest], good[rest])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(-1e30, 1e30), min_size=4, max_size=4), st.sampled_from([0, 1, 2]), st.booleans())
+def test_any_box_gives_a_finite_result(coordinates, sampling, aligned):
+    features = torch.ones(1, 1, 6, 6)
+    box = torch.tensor([coordinates])
+    out = roi_align(
+        features, box, torch.tensor([0]), output_size=(2, 2), scale=0.5, sampling_ratio=sampling, aligned=aligned
+    )
+    assert out.isfinite().all()
+    assert out.min() >= 0
+    assert out.max() <= 1 + 1e-5
+
+
+def test_shapes_are_checked():
+    features, boxes, index = random_case()
+    with pytest.raises(ValueError, match=r"boxes must be \(R, 4\), not \(12, 3\)"):
+        roi_align(features, boxes[:, :3], index, output_size=(2, 2), scale=1.0)
+    with pytest.raises(ValueError, match="12 boxes but 2 image indices"):
+        roi_align(features, boxes, index[:2], output_size=(2, 2), scale=1.0)
