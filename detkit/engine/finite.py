@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -54,13 +54,18 @@ def is_finite(value: float) -> bool:
 
 
 def culprits(detector: nn.Module, batches: Sequence[Batch]) -> list[str]:
-    """One line for each weight, image and target that is itself not finite."""
-    tensors = [*detector.named_parameters(), *detector.named_buffers()]
-    weights = [f"{name} has {_count(t)}" for name, t in tensors if t.is_floating_point() and not t.isfinite().all()]
-    found = weights[:_MOST_NAMED]
-    if len(weights) > _MOST_NAMED:
-        found.append(f"and {len(weights) - _MOST_NAMED} more weights")
-    return found + [line for batch in batches for line in _bad_inputs(batch)]
+    """One line for each weight, image and target that is itself not finite.
+
+    Buffers count only where nothing else is to blame: a forward pass on bad values spoils running statistics too.
+    """
+    found = _bad_tensors(detector.named_parameters()) + [line for batch in batches for line in _bad_inputs(batch)]
+    return found or _bad_tensors(detector.named_buffers())
+
+
+def _bad_tensors(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
+    bad = [f"{name} has {_count(t)}" for name, t in tensors if t.is_floating_point() and not t.isfinite().all()]
+    more = [f"and {len(bad) - _MOST_NAMED} more tensors"] if len(bad) > _MOST_NAMED else []
+    return bad[:_MOST_NAMED] + more
 
 
 def _bad_inputs(batch: Batch) -> Iterator[str]:
@@ -78,7 +83,7 @@ def _count(tensor: Tensor) -> str:
 
 
 def _images(batch: Batch) -> str:
-    return "images " + _first([f"{meta.image_id} ({meta.file})" for meta in batch.images.meta])
+    return "images " + ", ".join(f"{meta.image_id} ({meta.file})" for meta in batch.images.meta)
 
 
 def _first(names: Sequence[str]) -> str:

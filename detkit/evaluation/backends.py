@@ -78,7 +78,7 @@ def run_hotcoco(truth: TruthColumns, found: DetectionColumns, max_detections: Li
 
     with _quiet():
         coco = COCO.from_arrays(
-            **_frame(truth),
+            *_frame(truth).values(),
             image_ids=truth.images,
             category_ids=truth.categories,
             boxes=truth.boxes,

@@ -50,7 +50,7 @@ class Evaluator(ABC):
 
     @abstractmethod
     def merge(self, states: Sequence[EvaluatorState]) -> None:
-        """Replace what has come by that of all ``states``; the numbers are then those of one process with all images."""
+        """Replace what has come by that of all ``states``: the same numbers as from one process with all images."""
 
 
 @dataclass(frozen=True, slots=True)

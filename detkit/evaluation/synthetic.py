@@ -76,7 +76,9 @@ def _detect(rng: np.random.Generator, truth: GroundTruth, count: int, num_catego
     if len(truth):
         near = rng.random(count) < 0.4
         which = rng.integers(0, len(truth), count)
-        moved = truth.boxes[which] * (1 + 0.08 * rng.standard_normal((count, 4)))
+        sides = truth.boxes[which, 2:]
+        moved = truth.boxes[which] + 0.08 * np.tile(sides, 2) * rng.standard_normal((count, 4))
+        moved[:, 2:] = np.maximum(moved[:, 2:], 0)
         boxes = np.where(near[:, None], moved, boxes)
         labels = np.where(near, truth.labels[which], labels)
     scores = np.sort(np.round(rng.random(count), 3).astype(np.float32))[::-1].astype(np.float64)

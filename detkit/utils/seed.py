@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +35,32 @@ def derive_key(seed: int, epoch: int, index: int) -> int:
 def generator(key: int, salt: str = "", device: torch.device | str = "cpu") -> torch.Generator:
     """A generator seeded by ``key``; a ``salt`` for each purpose keeps two draws for one image independent."""
     return torch.Generator(device=device).manual_seed(_stable_hash(f"{int(key)}|{salt}"))
+
+
+def global_state() -> dict[str, Any]:
+    """The state of the generators that :func:`seed_everything` seeds, as plain numbers and tensors.
+
+    Plain, because ``torch.load(weights_only=True)`` refuses numpy's own state.
+    """
+    version, words, gauss = random.getstate()
+    name, key, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [str(name), np.asarray(key).tolist(), int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+    }
+
+
+def restore_global_state(state: Mapping[str, Any]) -> None:
+    """Put back what :func:`global_state` gave; a CUDA state only where this process uses CUDA."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, key, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, np.array(key, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
 
 
 def _stable_hash(text: str) -> int:

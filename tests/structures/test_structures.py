@@ -1,0 +1,100 @@
+"""The nouns: shape checks, frames, and box arithmetic."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torchvision.ops import box_iou
+
+from detkit.structures import Affine, Batch, Categories, Detections, ImageMeta, Images, Losses, Target, boxes
+
+number = st.floats(-1e3, 1e3, width=32)
+size = st.floats(0, 1e3, width=32)
+box = st.tuples(number, number, size, size)
+scale = st.floats(0.1, 10) | st.floats(-10, -0.1)
+
+
+def as_boxes(values):
+    return boxes.xywh_to_xyxy(torch.tensor(values, dtype=torch.float64).reshape(-1, 4))
+
+
+@given(st.lists(box, max_size=5), st.lists(box, max_size=5))
+def test_iou_is_symmetric_and_bounded(a, b):
+    a, b = as_boxes(a), as_boxes(b)
+    iou = boxes.pairwise_iou(a, b)
+    assert torch.equal(iou, boxes.pairwise_iou(b, a).T)
+    assert ((iou >= 0) & (iou <= 1 + 1e-9)).all()
+
+
+def test_iou_equals_torchvision_and_empty_boxes_are_no_nan():
+    g = torch.Generator().manual_seed(0)
+    a, b = as_boxes((torch.rand(20, 4, generator=g) * 50).tolist()), as_boxes((torch.rand(30, 4, generator=g) * 50).tolist())
+    torch.testing.assert_close(boxes.pairwise_iou(a, b), box_iou(a, b))
+    assert boxes.pairwise_iou(torch.zeros(1, 4), torch.zeros(1, 4)).item() == 0
+
+
+def test_cover_is_the_share_inside_the_crowd():
+    crowd = torch.tensor([[0.0, 0, 100, 100]])
+    assert boxes.pairwise_cover(torch.tensor([[90.0, 0, 110, 10]]), crowd).item() == pytest.approx(0.5)
+
+
+@given(st.lists(box, min_size=1, max_size=4), scale, scale, number, number)
+def test_affine_there_and_back(values, sx, sy, tx, ty):
+    original = as_boxes(values)
+    affine = Affine(sx, sy, tx, ty)
+    there = affine.apply(original)
+    assert (there[:, 2:] >= there[:, :2]).all(), "a flip must keep the corners in order"
+    torch.testing.assert_close(affine.undo(there), original, rtol=1e-9, atol=1e-6)
+
+
+@given(st.lists(box, min_size=1, max_size=4), scale, scale, number)
+def test_affines_compose(values, sx, sy, t):
+    first, second = Affine(sx, sy, t, -t), Affine(-1.0, 2.0, 5.0, t)
+    original = as_boxes(values)
+    torch.testing.assert_close(
+        first.then(second).apply(original), second.apply(first.apply(original)), rtol=1e-9, atol=1e-6
+    )
+
+
+def test_padding_mask_and_size_check():
+    metas = (ImageMeta(1, "a.jpg", (2, 3), (2, 3)), ImageMeta(2, "b.jpg", (4, 4), (4, 4)))
+    images = Images(torch.zeros(2, 3, 4, 4), metas)
+    assert images.valid_mask().sum((1, 2, 3)).tolist() == [6, 16]
+    with pytest.raises(ValueError, match=r"a\.jpg: size \(2, 9\) does not fit into the batch of 4 x 4"):
+        Images(torch.zeros(1, 3, 4, 4), (ImageMeta(1, "a.jpg", (2, 9), (2, 9)),))
+    with pytest.raises(ValueError, match="2 images but 1 targets"):
+        Batch(images, (Target.empty(),))
+
+
+def test_shapes_are_checked():
+    with pytest.raises(ValueError, match=r"boxes must be \(N, 4\), not \(3,\)"):
+        Target(torch.zeros(3), torch.zeros(3), torch.zeros(3))
+    with pytest.raises(ValueError, match=r"2 boxes but scores \(1,\) and labels \(2,\)"):
+        Detections(torch.zeros(2, 4), torch.zeros(1), torch.zeros(2))
+
+
+def test_losses_add_up_and_names_must_differ():
+    a, b = Losses({"x": torch.tensor(1.0)}, {"n": torch.tensor(3)}), Losses({"y": torch.tensor(2.0)})
+    assert Losses.merge(a, b).total.item() == 3
+    assert set(a.prefixed("val_").terms) == {"val_x"}
+    with pytest.raises(ValueError, match=r"loss names occur twice: \['x'\]"):
+        Losses.merge(a, a)
+    with pytest.raises(ValueError, match=r"loss term 'x' must be a scalar, not \(2,\)"):
+        Losses({"x": torch.zeros(2)})
+
+
+def test_categories_say_how_they_differ():
+    one, two = Categories(("cat", "dog"), (1, 7)), Categories(("cat", "cow"), (1, 7))
+    assert one.difference(one) == ""
+    assert one.difference(two) == "missing ['dog']; not known ['cow']"
+    assert "other order or ids" in one.difference(Categories(("cat", "dog"), (1, 2)))
+    assert Categories.from_dict(one.to_dict()) == one
+    with pytest.raises(ValueError, match=r"category id given more than once: \[1\]"):
+        Categories(("a", "b"), (1, 1))
+    with pytest.raises(ValueError, match="at least one category"):
+        Categories((), ())
+
+
+def test_wanted_leaves_crowds_out():
+    target = Target(torch.rand(3, 4), torch.arange(3), torch.tensor([False, True, False]))
+    assert target.wanted.labels.tolist() == [0, 2]
