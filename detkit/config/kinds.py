@@ -21,6 +21,7 @@ LOSSES = Registry("loss", "loss")
 
 DATASETS = Registry("data set", "dataset")
 TRANSFORMS = Registry("transform", "transform/step")
+LOADERS = Registry("loader", "loader")
 EVALUATORS = Registry("evaluator", "evaluator")
 
 OPTIMIZERS = Registry("optimiser", "optim")

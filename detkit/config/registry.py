@@ -143,6 +143,11 @@ def resolve(target: str) -> type:
     return found
 
 
+def is_registered(cls: type) -> bool:
+    """Whether ``cls`` itself is a registered component."""
+    return _BY_NAME.get(cls.__name__, (None,))[0] is cls
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """``; did you mean 'x'?`` for the nearest known name, or the list of them when there are few and none is near."""
     known = sorted(known)
@@ -195,7 +200,7 @@ def _check_contract(cls: type) -> None:
         return
     for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:]:
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
-            raise TypeError(f"{where}.__init__: {str(parameter)!r} must be keyword-only, without * or **")
+            raise TypeError(f"{where}.__init__: {parameter.name!r} must be keyword-only, without * or **")
         if parameter.annotation is inspect.Parameter.empty:
             raise TypeError(f"{where}.__init__: {parameter.name!r} needs an annotation: it is the config's schema")
 

@@ -16,9 +16,10 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
 from detkit.config.registry import (
+    RUNTIME_ARGUMENTS,
     ConfigError,
-    default_node,
     did_you_mean,
+    is_registered,
     parameters,
     resolve,
     runtime_arguments,
@@ -118,22 +119,22 @@ def _check_call(node: Mapping[str, Any], cls: type, key: str) -> Iterator[str]:
     known = parameters(cls)
     late = runtime_arguments(cls)
     partial = node.get("_partial_", False)
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(cls.__init__).parameters.values())
-    ours = bool(cls.__dict__.get("__module__")) and not _is_third_party(cls)
+    ours = not _is_third_party(cls)
     for name, value in node.items():
         if name in SPECIAL:
             continue
         here = f"{key}.{name}" if key else name
         if name in late and ours:
-            yield f"{here}: is derived from the data and the other parts, never set in YAML"
+            yield f"{here}: arrives at run time from the data and the other parts, never from YAML"
         elif name in known:
             yield from _check_value(value, known[name].annotation if ours else Any, here)
-        elif ours or not takes_any or known:
+        else:
             what = "argument" if "_target_" in node else "key"
             names = [n for n in known if n not in late]
             yield f"{here}: no {what} {name!r}{did_you_mean(name, names)}"
+    complete = not partial or late != RUNTIME_ARGUMENTS  # a factory of our own lacks only what arrives late
     for name, parameter in known.items():
-        required = parameter.default is parameter.empty and not partial and name not in late
+        required = complete and parameter.default is parameter.empty and name not in late
         if required and name not in node:
             here = f"{key}.{name}" if key else name
             yield f"{here}: missing{_needed(parameter.annotation)}"
@@ -180,7 +181,7 @@ def _fits(cls: type, partial: bool, annotation: Any) -> bool:
         origin = typing.get_origin(option) or option
         if option is Any or option is inspect.Parameter.empty or isinstance(option, (str, typing.TypeVar)):
             return True
-        if origin is collections.abc.Callable and (partial or callable(getattr(cls, "__call__", None))):
+        if origin is collections.abc.Callable and (partial or _is_callable(cls)):
             return True
         if isinstance(origin, type) and not partial:
             if getattr(origin, "_is_protocol", False) or issubclass(cls, origin):
@@ -188,10 +189,12 @@ def _fits(cls: type, partial: bool, annotation: Any) -> bool:
     return False
 
 
-def _is_third_party(cls: type) -> bool:
-    from detkit.config.registry import _BY_NAME
+def _is_callable(cls: type) -> bool:
+    return any("__call__" in base.__dict__ for base in cls.__mro__)
 
-    return cls.__name__ not in _BY_NAME and not dataclasses.is_dataclass(cls)
+
+def _is_third_party(cls: type) -> bool:
+    return not is_registered(cls) and not dataclasses.is_dataclass(cls)
 
 
 def _needed(annotation: Any) -> str:
@@ -239,8 +242,3 @@ def _describe(annotation: Any) -> str:
         else:
             parts.append(getattr(option, "__name__", str(option)))
     return " or ".join(parts)
-
-
-def defaults_of(target: str) -> dict[str, Any]:
-    """The node of a component with its defaults, as ``model/neck=FPN`` composes it."""
-    return default_node(resolve(target))

@@ -52,6 +52,7 @@ def multi_level_roi_align(
     scales: Sequence[float],
     sampling_ratio: int = 2,
     aligned: bool = True,
+    image_sizes: Sequence[tuple[int, int]] | None = None,
 ) -> Tensor:
     """:func:`roi_align` where each box reads the map ``features[levels[r]]``, in one pass over all levels.
 
@@ -59,6 +60,8 @@ def multi_level_roi_align(
         features: L maps (B, C, H_l, W_l) of one type and C.
         levels: (R,) int64 in [0, L).
         scales: feature cells per pixel of each level.
+        image_sizes: (h, w) px of each image before padding. A map then ends where its image ends, and what stands in
+            the padding cannot reach a box at the border; None reads the maps as a whole, as torchvision does.
     """
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"boxes must be (R, 4), not {tuple(boxes.shape)}")
@@ -67,7 +70,7 @@ def multi_level_roi_align(
     if len(features) != len(scales):
         raise ValueError(f"{len(features)} feature maps but {len(scales)} scales")
     table = feature_table(features)
-    regions = _Regions(features, boxes.detach(), image_index, levels, scales, aligned)
+    regions = _Regions(features, boxes.detach(), image_index, levels, scales, aligned, image_sizes)
     if sampling_ratio > 0:
         pooled = _pool(table, regions, output_size, (sampling_ratio, sampling_ratio))
     else:
@@ -87,6 +90,7 @@ class _Regions:
         levels: Tensor,
         scales: Sequence[float],
         aligned: bool,
+        image_sizes: Sequence[tuple[int, int]] | None,
     ) -> None:
         dtype = torch.float64 if boxes.dtype == torch.float64 else torch.float32
         device = boxes.device
@@ -96,8 +100,12 @@ class _Regions:
         self.finite = boxes.isfinite().all(dim=1)
         scale = torch.tensor(scales, dtype=dtype, device=device)[levels]
         cells = torch.where(self.finite[:, None], boxes.to(dtype), 0) * scale[:, None] - (0.5 if aligned else 0.0)
-        self.height, self.width = shapes[levels].unbind(1)
-        self.base = first_row[levels] + image_index * self.height * self.width
+        extent = shapes[levels]
+        self.row, self.base = extent[:, 1], first_row[levels] + image_index * extent[:, 0] * extent[:, 1]
+        if image_sizes is not None:
+            cells_of_image = (torch.tensor(image_sizes, dtype=dtype, device=device)[image_index] * scale[:, None]).ceil()
+            extent = torch.minimum(extent, cells_of_image.long())
+        self.height, self.width = extent.unbind(1)
         self.x, self.y = cells[:, 0], cells[:, 1]
         smallest = 0.0 if aligned else 1.0
         self.w = (cells[:, 2] - cells[:, 0]).clamp(min=smallest)
@@ -117,7 +125,7 @@ def _pool(table: Tensor, regions: _Regions, output_size: tuple[int, int], grid: 
     y_index, y_weight = _taps(regions.y, regions.h, h, gh, regions.height)
     x_index, x_weight = _taps(regions.x, regions.w, w, gw, regions.width)
     y_weight = y_weight * regions.finite[:, None, None] / (gh * gw)
-    y_index = regions.base[:, None, None] + y_index * regions.width[:, None, None]
+    y_index = regions.base[:, None, None] + y_index * regions.row[:, None, None]
     # (R, h, 1, 2gh, 1) with (R, 1, w, 1, 2gw): the taps of a bin are the outer product of its rows and columns
     indices = y_index.view(r, h, 1, 2 * gh, 1) + x_index.view(r, 1, w, 1, 2 * gw)
     weights = y_weight.view(r, h, 1, 2 * gh, 1) * x_weight.view(r, 1, w, 1, 2 * gw)

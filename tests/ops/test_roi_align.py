@@ -78,6 +78,18 @@ def test_each_box_reads_its_own_level():
         torch.testing.assert_close(out[pick], alone)
 
 
+@pytest.mark.parametrize("sampling", [0, 2])
+def test_padding_is_invisible_where_image_sizes_are_given(sampling):
+    features, boxes, index = random_case(7)
+    padded = torch.nn.functional.pad(features, (0, 4, 0, 3), value=1e6)
+    kwargs = {"output_size": (3, 3), "sampling_ratio": sampling}
+    alone = roi_align(features, boxes, index, scale=1 / 8, **kwargs)
+    sizes = [(9 * 8, 13 * 8)] * 2
+    levels = torch.zeros_like(index)
+    out = multi_level_roi_align([padded], boxes, index, levels, scales=(1 / 8,), image_sizes=sizes, **kwargs)
+    torch.testing.assert_close(out, alone)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_accumulates_in_float32(dtype):
     features, boxes, index = random_case(5)

@@ -107,7 +107,7 @@ class RoIHead(RegionHead):
         with torch.no_grad():
             self.cls_score.bias.copy_(self.cls_loss.initial_bias(self.num_classes))
 
-    def forward(self, features: Sequence[Tensor], regions: Sequence[Tensor]) -> RawRegions:
+    def forward(self, features: Sequence[Tensor], regions: Sequence[Tensor], images: Images) -> RawRegions:
         """The raw outputs for ``regions``, boxes (R_i, 4) px of each image, all images after one another."""
         boxes = torch.cat(list(regions))
         counts = torch.tensor([len(r) for r in regions], device=boxes.device)
@@ -115,7 +115,7 @@ class RoIHead(RegionHead):
         pooled = multi_level_roi_align(
             features[: len(self.strides)], boxes, image_index, self.levels(boxes),
             output_size=(self.resolution, self.resolution), scales=[1 / s for s in self.strides],
-            sampling_ratio=self.sampling_ratio, aligned=self.aligned,
+            sampling_ratio=self.sampling_ratio, aligned=self.aligned, image_sizes=images.sizes,
         )  # fmt: skip
         x = pooled.flatten(1)
         for fc in self.fcs:
@@ -136,10 +136,10 @@ class RoIHead(RegionHead):
         sampled = [
             self.sample(p, target, meta.key) for p, target, meta in zip(proposals, targets, images.meta, strict=True)
         ]
-        return self._loss_from_raw(self(features, [s.regions for s in sampled]), sampled)
+        return self._loss_from_raw(self(features, [s.regions for s in sampled], images), sampled)
 
     def predict(self, features: Sequence[Tensor], proposals: Sequence[Tensor], images: Images) -> list[Detections]:
-        return self._decode(self(features, proposals), proposals, images)
+        return self._decode(self(features, proposals, images), proposals, images)
 
     @torch.no_grad()
     def assign(self, proposals: Tensor, target: Target) -> tuple[Tensor, Assignment]:

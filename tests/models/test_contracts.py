@@ -1,0 +1,187 @@
+"""What every backbone, neck and head must do, over everything that is registered or preset."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from detkit.app.paths import config_dir
+from detkit.config import BACKBONES, NECKS, build
+from detkit.models.interfaces import Backbone
+from detkit.structures import Categories, FeatureSpec, ImageMeta, Images, Losses, Target
+from detkit.structures.feature_spec import IMAGENET_STATS
+from tests.models.builders import build_model
+
+CATEGORIES = Categories(("a", "b", "c"), (1, 4, 9))
+HEAD_PRESETS = sorted(p.stem for p in (config_dir() / "model" / "head").glob("*.yaml"))
+NECK_PRESETS = sorted(p.stem for p in (config_dir() / "model" / "neck").glob("*.yaml"))
+MODEL_PRESETS = sorted(p.stem for p in (config_dir() / "model").glob("*.yaml"))
+BACKBONE_OPTIONS = {
+    "ResNet": {"weights": None, "depth": 18},
+    "MobileNetV2": {"weights": None},
+    "Timm": {"name": "test_resnet", "pretrained": False},
+}
+NECK_OPTIONS = {
+    "FPN": [{}, {"num_extra": 0}, {"num_extra": 2, "extra": "conv_p5"}, {"num_extra": 2, "extra": "conv_c5"}],
+    "SingleLevel": [{}, {"stride": 8}, {"out_channels": 7}],
+}
+SMALL = ["model.backbone.weights=null", "model.backbone.norm=bn", "model.backbone.frozen_stages=0"]
+
+
+def batch(sizes=((64, 96), (64, 96)), seed=0, empty=()):
+    g = torch.Generator().manual_seed(seed)
+    height, width = (max(s[i] for s in sizes) for i in (0, 1))
+    pixels = torch.zeros(len(sizes), 3, height, width, dtype=torch.uint8)
+    targets, metas = [], []
+    for i, (h, w) in enumerate(sizes):
+        pixels[i, :, :h, :w] = torch.randint(0, 256, (3, h, w), generator=g, dtype=torch.uint8)
+        corner = torch.rand(4, 2, generator=g) * torch.tensor([w / 2, h / 2])
+        boxes = torch.cat([corner, corner + torch.rand(4, 2, generator=g) * torch.tensor([w / 2, h / 2]) + 1], 1)
+        target = Target(boxes, torch.randint(0, 3, (4,), generator=g), torch.tensor([False, False, False, True]))
+        targets.append(Target.empty() if i in empty else target)
+        metas.append(ImageMeta(i, f"{i}.png", (h, w), (h, w), key=100 + i))
+    return Images(pixels, tuple(metas)), targets
+
+
+@pytest.fixture(params=HEAD_PRESETS, scope="module")
+def detector(request):
+    torch.manual_seed(0)
+    return build_model("faster_rcnn_fpn", CATEGORIES, ["model/backbone=resnet18", f"model/head={request.param}", *SMALL])
+
+
+def test_every_backbone_has_a_case_here():
+    assert set(BACKBONE_OPTIONS) == {name for name in BACKBONES if BACKBONES[name].__module__.startswith("detkit.")}
+    assert set(NECK_OPTIONS) == {name for name in NECKS if NECKS[name].__module__.startswith("detkit.")}
+
+
+@pytest.mark.parametrize("name", BACKBONE_OPTIONS)
+def test_backbone_maps_are_what_out_spec_says(name):
+    backbone = build({"_target_": name, **BACKBONE_OPTIONS[name]})
+    maps = backbone(torch.randn(2, 3, 64, 96))
+    assert [m.shape for m in maps] == [
+        (2, c, 64 / s, 96 / s) for c, s in zip(*backbone.out_spec, strict=True)
+    ], "map by map, fine to coarse"
+    sum(m.sum() for m in maps).backward()
+    without = [n for n, p in backbone.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without, "every trainable parameter takes part"
+
+
+class Stub(Backbone):
+    """Three maps, strides 8 to 32."""
+
+    out_spec = FeatureSpec((4, 6, 8), (8.0, 16.0, 32.0))
+    pixel_stats = IMAGENET_STATS
+
+    def forward(self, pixels):
+        b, _, h, w = pixels.shape
+        return [torch.randn(b, c, int(h / s), int(w / s)) for c, s in zip(*self.out_spec, strict=True)]
+
+
+@pytest.mark.parametrize(("name", "options"), [(n, o) for n, many in NECK_OPTIONS.items() for o in many])
+def test_neck_maps_are_what_out_spec_says(name, options):
+    neck = build({"_target_": name, **options}, in_spec=Stub.out_spec)
+    maps = neck(torch.randn(2, 3, 128, 192), Stub())
+    assert [m.shape for m in maps] == [(2, c, math.ceil(128 / s), math.ceil(192 / s)) for c, s in zip(*neck.out_spec, strict=True)]
+
+
+@pytest.mark.parametrize("neck", NECK_PRESETS)
+def test_every_neck_takes_every_head(neck):
+    detector = build_model("faster_rcnn_fpn", CATEGORIES, ["model/backbone=resnet18", f"model/neck={neck}", *SMALL])
+    images, targets = batch()
+    assert detector(images, targets).total.isfinite()
+    assert len(detector(images)) == 2
+
+
+@pytest.mark.parametrize("model", MODEL_PRESETS)
+def test_every_model_preset_builds(model):
+    assert build_model(model, CATEGORIES, ["model.backbone.weights=null"])
+
+
+@pytest.mark.parametrize("empty", [(), (0,), (0, 1)], ids=["objects", "one empty", "all empty"])
+def test_losses_are_finite_and_reach_every_parameter(detector, empty):
+    images, targets = batch(empty=empty)
+    detector.zero_grad(set_to_none=True)
+    losses = detector(images, targets)
+    assert isinstance(losses, Losses)
+    assert all(term.isfinite() for term in losses.terms.values())
+    assert all(not value.requires_grad for value in losses.stats.values()), "stats are for the log alone"
+    losses.total.backward()
+    without = [n for n, p in detector.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without, "a term that loses its parameters breaks distributed training"
+    assert all(p.grad.isfinite().all() for p in detector.parameters() if p.grad is not None)
+
+
+def test_targets_are_left_alone(detector):
+    images, targets = batch()
+    before = [[f.clone() for f in (t.boxes, t.labels, t.ignore)] for t in targets]
+    detector(images, targets)
+    for target, fields in zip(targets, before, strict=True):
+        for name, field in zip(("boxes", "labels", "ignore"), fields, strict=True):
+            assert torch.equal(getattr(target, name), field)
+
+
+def test_arguments_decide_not_the_mode(detector):
+    images, targets = batch()
+    detector.eval()
+    try:
+        with torch.no_grad():
+            assert isinstance(detector(images, targets), Losses)
+            assert isinstance(detector(images), list)
+        detector.train()
+        assert isinstance(detector(images), list)
+    finally:
+        detector.train()
+
+
+@torch.no_grad()
+def test_detections_are_sorted_inside_and_labelled(detector):
+    images, _ = batch(sizes=((64, 96), (50, 70)))
+    detector.eval()
+    found = detector(images)
+    detector.train()
+    assert sum(map(len, found)) > 0
+    for detections, (h, w) in zip(found, images.sizes, strict=True):
+        assert (detections.scores.diff() <= 0).all()
+        assert ((detections.scores >= 0) & (detections.scores <= 1)).all()
+        assert ((detections.labels >= 0) & (detections.labels < 3)).all()
+        b = detections.boxes
+        assert (b[:, :2] >= 0).all()
+        assert (b[:, 2] <= w).all()
+        assert (b[:, 3] <= h).all()
+        assert (b[:, 2:] > b[:, :2]).all()
+
+
+@torch.no_grad()
+def test_batch_order_changes_nothing(detector):
+    """An image's losses and detections depend on its pixels and its key, not on its neighbours' order."""
+    images, targets = batch(seed=3)
+    swapped = Images(images.pixels.flip(0), images.meta[::-1])
+    detector.eval()
+    one, two = detector(images), detector(swapped)[::-1]
+    loss, loss_swapped = detector(images, targets), detector(swapped, targets[::-1])
+    detector.train()
+    for a, b in zip(one, two, strict=True):
+        torch.testing.assert_close(a.boxes, b.boxes, rtol=1e-4, atol=1e-2)
+        torch.testing.assert_close(a.scores, b.scores, rtol=1e-4, atol=1e-5)
+    for name, term in loss.terms.items():
+        torch.testing.assert_close(term, loss_swapped.terms[name], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_zeros_around_the_features_change_nothing(detector):
+    """The head sees what is in the image, not how much padding its batch happened to need."""
+    images, targets = batch(sizes=((64, 64),))
+    head = detector.head
+    shapes = [f.shape for f in detector.neck(detector.normalize(images), detector.backbone)]
+    g = torch.Generator().manual_seed(1)
+    features = [torch.randn(s, generator=g) for s in shapes]
+    padded_features = [torch.nn.functional.pad(f, (0, f.shape[3], 0, f.shape[2])) for f in features]
+    padded = dataclasses.replace(images, pixels=torch.nn.functional.pad(images.pixels, (0, 64, 0, 64)))
+    one, two = head.predict(features, images)[0], head.predict(padded_features, padded)[0]
+    assert len(one) > 0
+    torch.testing.assert_close(one.boxes, two.boxes, rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(one.scores, two.scores, rtol=1e-4, atol=1e-5)
+    loss, padded_loss = head.loss(features, images, targets), head.loss(padded_features, padded, targets)
+    for name, term in loss.terms.items():
+        torch.testing.assert_close(term, padded_loss.terms[name], rtol=1e-4, atol=1e-5)
