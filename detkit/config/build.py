@@ -17,7 +17,7 @@ from detkit.config.validate import (
 )
 
 
-def build(cfg: Any, **runtime: Any) -> Any:
+def build(cfg: Any, *, key: str = "", **runtime: Any) -> Any:
     """Build the component that ``cfg`` describes.
 
     ``hydra.utils.instantiate`` is not used: with run-time arguments it builds the children without them and hands lists
@@ -26,6 +26,7 @@ def build(cfg: Any, **runtime: Any) -> Any:
     Args:
         cfg: a node with ``_target_``; ``_partial_: true`` yields a factory, for what is made many times or needs objects
             that exist only at run time.
+        key: where ``cfg`` stands in the whole configuration, for messages.
         runtime: ``in_spec`` and ``num_classes``, given to every constructor at any depth whose signature names them.
 
     Raises:
@@ -34,7 +35,7 @@ def build(cfg: Any, **runtime: Any) -> Any:
     unknown = set(runtime) - set(RUNTIME_ARGUMENTS)
     if unknown:
         raise TypeError(f"build takes {', '.join(RUNTIME_ARGUMENTS)} at run time, not {', '.join(sorted(unknown))}")
-    return _build(plain(cfg), Any, runtime, "")
+    return _build(plain(cfg), Any, runtime, key)
 
 
 def _build(value: Any, annotation: Any, runtime: Mapping[str, Any], key: str) -> Any:
@@ -69,7 +70,7 @@ def _construct(cls: type, node: Mapping[str, Any], runtime: Mapping[str, Any], k
     except ConfigError:
         raise
     except (ValueError, TypeError, FileNotFoundError) as error:
-        raise ConfigError(f"{key or cls.__name__}: {cls.__name__}: {error}") from error
+        raise ConfigError(f"{key}: {cls.__name__}: {error}" if key else f"{cls.__name__}: {error}") from error
 
 
 def _join(key: str, name: str) -> str:

@@ -1,0 +1,35 @@
+"""From files to batches: data sets, transforms, samplers and loaders."""
+
+from detkit.data.datasets import (
+    CocoDataset,
+    DataReport,
+    DetectionDataset,
+    ShapesDataset,
+    VocDataset,
+    YoloDataset,
+)
+from detkit.data.decode import ImageError, read_image
+from detkit.data.loader import EvalLoader, TrainLoader
+from detkit.data.sample import Sample
+from detkit.data.samplers import TrainSampler
+from detkit.data.transforms import Albumentations, HorizontalFlip, ResizeFit, ResizeShortestEdge, Transform
+
+__all__ = [
+    "Albumentations",
+    "CocoDataset",
+    "DataReport",
+    "DetectionDataset",
+    "EvalLoader",
+    "HorizontalFlip",
+    "ImageError",
+    "ResizeFit",
+    "ResizeShortestEdge",
+    "Sample",
+    "ShapesDataset",
+    "TrainLoader",
+    "TrainSampler",
+    "Transform",
+    "VocDataset",
+    "YoloDataset",
+    "read_image",
+]

@@ -1,0 +1,56 @@
+"""The engine: training, evaluation, checkpoints, and what watches them."""
+
+from detkit.engine.callbacks import Callback, MetricsCsv, ProgressBar, TensorBoardWriter
+from detkit.engine.checkpoint import (
+    BEST,
+    LAST,
+    PREVIOUS,
+    Checkpoint,
+    CheckpointError,
+    check_categories,
+    load_checkpoint,
+    load_latest,
+    load_weights,
+    save_checkpoint,
+)
+from detkit.engine.evaluation import EvaluationResult, evaluate
+from detkit.engine.finite import NonFiniteError
+from detkit.engine.interrupt import Interrupted
+from detkit.engine.optim import SGD, AdamW, CustomOptimizer, OptimizerRecipe
+from detkit.engine.records import EvaluationRecord, FitResult, FitStart, StepRecord
+from detkit.engine.schedule import Constant, Cosine, MultiStep, Schedule
+from detkit.engine.trainer import Trainer
+
+__all__ = [
+    "BEST",
+    "LAST",
+    "PREVIOUS",
+    "SGD",
+    "AdamW",
+    "Callback",
+    "Checkpoint",
+    "CheckpointError",
+    "Constant",
+    "Cosine",
+    "CustomOptimizer",
+    "EvaluationRecord",
+    "EvaluationResult",
+    "FitResult",
+    "FitStart",
+    "Interrupted",
+    "MetricsCsv",
+    "MultiStep",
+    "NonFiniteError",
+    "OptimizerRecipe",
+    "ProgressBar",
+    "Schedule",
+    "StepRecord",
+    "TensorBoardWriter",
+    "Trainer",
+    "check_categories",
+    "evaluate",
+    "load_checkpoint",
+    "load_latest",
+    "load_weights",
+    "save_checkpoint",
+]

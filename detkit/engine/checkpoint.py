@@ -23,13 +23,13 @@ from detkit.utils.log import logger
 #: The names in a run folder: the newest state, the one before it, and the weights of the best evaluation.
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 
-#: Raised when the meaning of what is stored changes; an older detkit then refuses a newer file instead of misreading it.
+#: Grows when the meaning of what is stored changes: detkit then refuses the file instead of misreading it.
 FORMAT = 1
 
 _MOST_NAMED = 5
 
 #: What ``zipfile`` raises on a file whose bytes have changed, found by flipping every bit of one.
-_DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError, OverflowError)
+_DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError, OverflowError, OSError)
 
 
 class CheckpointError(ValueError):
@@ -45,8 +45,8 @@ def current_versions() -> dict[str, str]:
     return {
         "detkit": detkit.__version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
     }
 
 
@@ -79,7 +79,8 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint, keep: str | Path |
     """Write ``checkpoint`` to ``path`` atomically; with ``keep`` the file so far stays under that name.
 
     Raises:
-        CheckpointError: it could not be written, because the disk is full for example; what was there still is.
+        CheckpointError: it could not be written, because the disk is full for example, or holds what could not be read
+            again; what was there still is.
     """
     state = {
         "format": FORMAT,
@@ -96,7 +97,9 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint, keep: str | Path |
         atomic_write(path, lambda temporary: _serialise(state, temporary), keep)
     except OSError as error:
         kept = f"; {path} is still the one from before" if Path(path).exists() else ""
-        raise CheckpointError(f"{path} cannot be written at step {checkpoint.step}: {error.strerror or error}{kept}") from error
+        raise CheckpointError(
+            f"{path} cannot be written at step {checkpoint.step}: {error.strerror or error}{kept}"
+        ) from error
 
 
 def _serialise(state: Mapping[str, Any], path: Path) -> None:
@@ -107,6 +110,8 @@ def _serialise(state: Mapping[str, Any], path: Path) -> None:
         if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
+    if unreadable := torch.serialization.get_unsafe_globals_in_checkpoint(path):
+        raise CheckpointError(f"a checkpoint with {', '.join(unreadable)} in it could not be read again")
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -114,7 +119,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises:
         DamagedCheckpointError: the file is cut off or its bytes have changed; the message names the record.
-        CheckpointError: there is no such file, or it is no checkpoint, one of a newer format, or one that would run code.
+        CheckpointError: there is no such file, or it is another program's, of another format, or would run code.
     """
     path = Path(path)
     if not path.is_file():
@@ -123,9 +128,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it asks for {refused[1]}, which could run code" if refused else str(error).partition("\n")[0]
-        raise CheckpointError(f"{path}: refused: {reason}") from error
+        if refused := re.search(r"GLOBAL (\S+)", str(error)):
+            raise CheckpointError(f"{path}: refused: it asks for {refused[1]}, which could run code") from error
+        raise DamagedCheckpointError(f"{path}: damaged or no checkpoint: {str(error).partition(chr(10))[0]}") from error
     return _parse(state, path)
 
 
@@ -155,7 +160,7 @@ def load_weights(detector: nn.Module, weights: Mapping[str, Tensor], source: str
     """Put ``weights`` into ``detector``; names and shapes must be the same.
 
     Raises:
-        CheckpointError: they are not; the message counts what is missing, unknown or of another shape, and names the first.
+        CheckpointError: they are not; the message counts and names what is missing, unknown or of another shape.
     """
     own = detector.state_dict()
     missing = [name for name in own if name not in weights]
@@ -168,7 +173,9 @@ def load_weights(detector: nn.Module, weights: Mapping[str, Tensor], source: str
     what = {"missing": missing, "unknown": unknown, "of another shape": shapes}
     if any(what.values()):
         differences = "".join(f"\n  {len(names)} {kind}: {_first(names)}" for kind, names in what.items() if names)
-        raise CheckpointError(f"{source} holds another model ({len(own)} tensors here, {len(weights)} there):{differences}")
+        raise CheckpointError(
+            f"{source} holds another model ({len(own)} tensors here, {len(weights)} there):{differences}"
+        )
     detector.load_state_dict(weights)
 
 
@@ -184,28 +191,29 @@ def check_categories(checkpoint: Checkpoint, categories: Categories) -> None:
 
 def _check_archive(path: Path) -> None:
     """Compare every record with its checksum: ``torch.load`` alone does not notice a flipped bit."""
-    with open(path, "rb") as file:
-        start = file.read(4)
-    if not start:
-        raise DamagedCheckpointError(f"{path}: the file is empty")
-    if start != b"PK\x03\x04":
-        raise CheckpointError(f"{path}: not a checkpoint of detkit: no zip archive")
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
+    except PermissionError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except _DAMAGE as error:
-        raise DamagedCheckpointError(f"{path}: the file is cut off or damaged: {error or type(error).__name__}") from error
+        reason = str(error) or type(error).__name__
+        raise DamagedCheckpointError(f"{path}: cut off, damaged or no checkpoint at all: {reason}") from error
+    # The checksums do not cover the table of contents. The one bit there that would give other contents without an
+    # error (found by flipping every bit) is the mark of a folder, whose data torch then does not read.
+    damaged = damaged or next((info.filename for info in archive.infolist() if info.external_attr & 0x10), None)
     if damaged:
-        raise DamagedCheckpointError(f"{path}: the file is damaged: the record {damaged} does not match its checksum")
+        raise DamagedCheckpointError(f"{path}: damaged: the record {damaged} does not match its checksum")
 
 
 def _parse(state: Any, path: Path) -> Checkpoint:
-    if not isinstance(state, dict) or "format" not in state or "detector" not in state:
+    if not isinstance(state, dict) or not {"format", "detector"} <= state.keys():
         raise CheckpointError(f"{path}: not a checkpoint of detkit: it holds {_contents(state)}")
     if state["format"] != FORMAT:
-        written_by = state.get("versions", {}).get("detkit", "unknown")
+        writer = state.get("versions", {}).get("detkit", "unknown")
         raise CheckpointError(
-            f"{path}: format {state['format']}, written by detkit {written_by}; detkit {detkit.__version__} reads format {FORMAT}"
+            f"{path}: format {state['format']}, written by detkit {writer}; this is detkit {detkit.__version__}, which "
+            f"reads format {FORMAT}"
         )
     return Checkpoint(
         step=state["step"],

@@ -14,7 +14,7 @@ class WeightAverage:
     """Exponential moving average of a detector's weights and buffers (Polyak and Juditsky 1992).
 
     After update n, each weight is ``d * average + (1 - d) * weight`` with ``d = min(decay, (1 + n) / (10 + n))``: the
-    rise of TensorFlow's ExponentialMovingAverage(num_updates), without which a short run would average its random start.
+    rise of TensorFlow's ExponentialMovingAverage(num_updates); without it a short run would average its random start.
     Buffers that are no floating numbers (counters) are copied.
 
     Attributes:
@@ -41,7 +41,9 @@ class WeightAverage:
                 averaged.append((average, values[name]))
             else:
                 average.copy_(values[name])
-        torch._foreach_lerp_([average for average, _ in averaged], [value for _, value in averaged], 1 - decay)
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+            [average for average, _ in averaged], [value for _, value in averaged], 1 - decay
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {"num_updates": self.num_updates, "detector": self.detector.state_dict()}
@@ -49,4 +51,3 @@ class WeightAverage:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.detector.load_state_dict(state["detector"])
         self.num_updates = state["num_updates"]
-

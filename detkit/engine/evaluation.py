@@ -94,7 +94,7 @@ def evaluate(
 ) -> EvaluationResult:
     """Evaluate ``detector`` in eval mode and without gradients; afterwards each module is in the mode it was in.
 
-    With several processes each runs over the batches that its own ``loader`` gives, and all get the result of the whole.
+    With several processes each runs over the batches that its own ``loader`` gives; all get the result of the whole.
 
     Args:
         detector: on ``device``.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from detkit.structures import Batch
+from detkit.structures import Batch, Losses
 
 _MOST_NAMED = 5
 
@@ -17,36 +17,37 @@ class NonFiniteError(ValueError):
 
     Attributes:
         step: the update that failed, from 1.
-        terms: the loss terms of the batch that failed.
         batches: the batches of the step, on their device.
     """
 
-    def __init__(self, message: str, *, step: int, terms: Mapping[str, float], batches: Sequence[Batch]) -> None:
+    def __init__(self, message: str, *, step: int, batches: Sequence[Batch]) -> None:
         super().__init__(message)
         self.step = step
-        self.terms = terms
         self.batches = tuple(batches)
 
 
-def loss_error(step: int, terms: Mapping[str, float], batch: Batch, batches: Sequence[Batch], detector: nn.Module) -> NonFiniteError:
-    """The error for a loss that is not finite on ``batch``, one of the step's ``batches``."""
-    bad = ", ".join(f"{name} = {value}" for name, value in terms.items() if not is_finite(value))
-    lines = [f"step {step}: the loss is not finite: {bad or 'the sum of ' + ', '.join(terms)}; {_images(batch)}"]
-    lines += culprits(detector, [batch])
-    return NonFiniteError("\n  ".join(lines), step=step, terms=terms, batches=batches)
+def loss_error(step: int, parts: Sequence[tuple[Batch, Losses]], detector: nn.Module) -> NonFiniteError:
+    """The error for a loss that is not finite, on one or more of the step's batches."""
+    batches = [batch for batch, _ in parts]
+    terms = [{name: term.item() for name, term in losses.terms.items()} for _, losses in parts]
+    bad = [i for i, values in enumerate(terms) if not is_finite(sum(values.values()))]
+    lines = []
+    for i in bad:
+        named = ", ".join(f"{name} = {value}" for name, value in terms[i].items() if not is_finite(value))
+        lines.append(f"step {step}: the loss is not finite: {named or 'the sum of its terms'}; {_images(batches[i])}")
+    lines += culprits(detector, [batches[i] for i in bad])
+    return NonFiniteError("\n  ".join(lines), step=step, batches=batches)
 
 
-def gradient_error(
-    step: int, terms: Mapping[str, float], batches: Sequence[Batch], detector: nn.Module, in_a_row: int = 1
-) -> NonFiniteError:
-    """The error for a gradient that is not finite although the losses are; ``in_a_row`` steps one after another."""
+def gradient_error(step: int, batches: Sequence[Batch], detector: nn.Module, in_a_row: int) -> NonFiniteError:
+    """The error for a gradient that is not finite although the loss is, in that many steps one after another."""
     gradients = {name: p.grad for name, p in detector.named_parameters() if p.grad is not None}
     bad = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
-    which = f"{_first(bad)} ({len(bad)} of {len(gradients)} parameters)" if bad else "too large for its norm"
+    where = f"in {_first(bad)} ({len(bad)} of {len(gradients)} parameters)" if bad else "its norm overflows"
     times = f" {in_a_row} times in a row" if in_a_row > 1 else ""
     images = "; ".join(_images(batch) for batch in batches)
-    lines = [f"step {step}: the gradient is not finite{times} though the loss is: {which}; {images}"]
-    return NonFiniteError("\n  ".join([*lines, *culprits(detector, batches)]), step=step, terms=terms, batches=batches)
+    lines = [f"step {step}: the gradient is not finite{times}, though the loss is: {where}; {images}"]
+    return NonFiniteError("\n  ".join([*lines, *culprits(detector, batches)]), step=step, batches=batches)
 
 
 def is_finite(value: float) -> bool:

@@ -19,6 +19,10 @@ class Interrupted(SystemExit):
         super().__init__(128 + signum)
         self.signal = signal.Signals(signum)
 
+    @property
+    def exit_code(self) -> int:
+        return 128 + self.signal
+
     def __str__(self) -> str:
         return f"stopped by {self.signal.name}"
 

@@ -47,8 +47,8 @@ class ParameterPolicy:
         bias_decay: weight decay of all other biases; None takes ``weight_decay``.
         bias_lr_factor: times ``lr`` for biases outside normalisation layers (Caffe's detectors took 2).
         backbone_lr_factor: times ``lr`` for everything in ``detector.backbone``.
-        layer_decay: layer i of the backbone's L layers (stem first) gets ``layer_decay ** (L - i)`` times its rate, as in
-            BEiT (Bao et al. 2021, appendix H); 1 is off. A layer is a child of the backbone that has parameters.
+        layer_decay: layer i of the backbone's L layers (stem first) gets ``layer_decay ** (L - i)`` times its rate, as
+            in BEiT (Bao et al. 2021, appendix H); 1 is off. A layer is a child of the backbone that has parameters.
         lr_scaling: multiply ``lr`` by batch_size / base_batch_size ("linear": Goyal et al. 2017, section 2.1) or by its
             square root ("sqrt", usual with Adam).
         base_batch_size: the batch size that ``lr`` was chosen for; needed by ``lr_scaling``.
@@ -77,7 +77,9 @@ class ParameterPolicy:
         if self.base_batch_size is not None and self.base_batch_size < 1:
             raise ValueError(f"base_batch_size must be 1 or more, not {self.base_batch_size}")
         if self.lr_scaling != "none" and self.base_batch_size is None:
-            raise ValueError(f"lr_scaling={self.lr_scaling!r} needs base_batch_size: the batch size that lr was chosen for")
+            raise ValueError(
+                f"lr_scaling={self.lr_scaling!r} needs base_batch_size: the batch size that lr was chosen for"
+            )
 
     def groups(self, detector: nn.Module, batch_size: int) -> list[dict[str, Any]]:
         """The parameter groups, each trainable parameter in exactly one, in an order that only the detector decides.
@@ -121,13 +123,14 @@ class ParameterPolicy:
         backbone = getattr(detector, "backbone", None)
         if not isinstance(backbone, nn.Module):
             raise ValueError(
-                f"backbone_lr_factor={self.backbone_lr_factor} and layer_decay={self.layer_decay} need a detector with a "
-                f"backbone; {type(detector).__name__} has none"
+                f"backbone_lr_factor={self.backbone_lr_factor} and layer_decay={self.layer_decay} need a detector with "
+                f"a backbone; {type(detector).__name__} has none"
             )
         layers = backbone_layers(backbone)
         depth = {p: i for i, layer in enumerate(layers) for m in layer for p in m.parameters()}
         return {
-            p: self.backbone_lr_factor * self.layer_decay ** (len(layers) - depth.get(p, 0)) for p in backbone.parameters()
+            p: self.backbone_lr_factor * self.layer_decay ** (len(layers) - depth.get(p, 0))
+            for p in backbone.parameters()
         }
 
 
@@ -276,14 +279,16 @@ class CustomOptimizer(OptimizerRecipe):
             base_batch_size=base_batch_size,
         )
         given = factory.keywords if isinstance(factory, functools.partial) else {}
-        for name in ("lr", "weight_decay", "params"):
+        for name in ("lr", "weight_decay"):
             if name in given:
-                raise ValueError(f"factory must not set {name!r}: {'the detector gives it' if name == 'params' else 'set it beside factory'}")
+                raise ValueError(f"factory must not set {name!r}: it comes from beside it")
         self._factory = factory
 
     def __call__(self, detector: nn.Module, batch_size: int) -> torch.optim.Optimizer:
         groups = self._policy.groups(detector, batch_size)
         optimizer = self._factory(groups, lr=self._policy.lr)
         if "weight_decay" not in optimizer.defaults and any(group["weight_decay"] for group in groups):
-            raise ValueError(f"{type(optimizer).__name__} knows no weight decay; set weight_decay, norm_decay and bias_decay to 0")
+            raise ValueError(
+                f"{type(optimizer).__name__} knows no weight decay; set weight_decay, norm_decay and bias_decay to 0"
+            )
         return optimizer

@@ -49,8 +49,8 @@ class Constant(Schedule):
 class MultiStep(Schedule):
     """The rate falls to ``gamma`` times itself at each milestone, after a linear warm-up.
 
-    Milestones below 1 are fractions of the run, so that a longer run keeps its shape; whole numbers from 1 on are steps.
-    The default is the detectors' 1x schedule: 60,000 and 80,000 of 90,000 steps.
+    Milestones below 1 are fractions of the run, so that a longer run keeps its shape; whole numbers from 1 on are
+    steps. The default is the detectors' 1x schedule: 60,000 and 80,000 of 90,000 steps.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class MultiStep(Schedule):
         whole = all(m >= 1 and float(m).is_integer() for m in milestones)
         if not (fractions or whole):
             raise ValueError(
-                f"milestones must be all fractions of the run in [0, 1) or all whole steps from 1 on, not {list(milestones)}"
+                f"milestones must be fractions of the run in [0, 1) or whole steps from 1 on, not {list(milestones)}"
             )
         if list(milestones) != sorted(set(milestones)):
             raise ValueError(f"milestones must rise, not {list(milestones)}")

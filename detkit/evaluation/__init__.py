@@ -2,6 +2,7 @@
 
 from detkit.evaluation.coco import CocoEvaluator
 from detkit.evaluation.evaluator import ClassResult, Evaluation, Evaluator, EvaluatorState
+from detkit.evaluation.report import comparison_sheet, save_pictures
 from detkit.evaluation.results import Results, read_results, restore, write_results
 
 __all__ = [
@@ -11,7 +12,9 @@ __all__ = [
     "Evaluator",
     "EvaluatorState",
     "Results",
+    "comparison_sheet",
     "read_results",
     "restore",
+    "save_pictures",
     "write_results",
 ]

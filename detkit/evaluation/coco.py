@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from detkit.config import EVALUATORS
-from detkit.evaluation.backends import BACKENDS, choose_backend
+from detkit.evaluation.backends import BACKENDS, BackendName, choose_backend
 from detkit.evaluation.columns import DetectionColumns, detection_columns, truth_columns
 from detkit.evaluation.evaluator import ClassResult, Evaluation, Evaluator, EvaluatorState
 from detkit.evaluation.results import Results, restore
@@ -29,6 +29,8 @@ class CocoEvaluator(Evaluator):
     an annotation with id 0 never counts as found; such a file gets a warning.
     """
 
+    runtime_arguments = ("categories", "truths")
+
     def __init__(
         self,
         *,
@@ -43,7 +45,7 @@ class CocoEvaluator(Evaluator):
         self.max_detections = (max_detections[0], max_detections[1], max_detections[2])
         self._truth = truth_columns(truths, categories)
         self._files = {truth.image_id: truth.file for truth in truths}
-        self.backend = choose_backend(backend, self._truth)
+        self.backend: BackendName = choose_backend(backend, self._truth)
         self._found: dict[int, Results] = {}
 
     def reset(self) -> None:

@@ -16,8 +16,8 @@ def build_detector(cfg: Any, categories: Categories) -> Detector:
     A section with ``_target_`` is a detector of its own; otherwise it has ``backbone``, ``neck`` and ``head``.
     """
     if "_target_" in cfg:
-        return build(cfg, num_classes=len(categories))
-    backbone = build(cfg["backbone"])
-    neck = build(cfg["neck"], in_spec=backbone.out_spec)
-    head = build(cfg["head"], in_spec=neck.out_spec, num_classes=len(categories))
+        return build(cfg, key="model", num_classes=len(categories))
+    backbone = build(cfg["backbone"], key="model.backbone")
+    neck = build(cfg["neck"], key="model.neck", in_spec=backbone.out_spec)
+    head = build(cfg["head"], key="model.head", in_spec=neck.out_spec, num_classes=len(categories))
     return ComposedDetector(backbone=backbone, neck=neck, head=head)

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as torch_dist
-from torch import Tensor
+from torch import Tensor, nn
 
 T = TypeVar("T")
 
@@ -64,6 +64,13 @@ def any_process(flag: bool, device: torch.device | str = "cpu") -> bool:
     total = torch.tensor(int(flag), device=device)
     torch_dist.all_reduce(total)
     return bool(total.item())
+
+
+def broadcast_buffers(module: nn.Module) -> None:
+    """Give every process the main one's buffers of ``module``, in place."""
+    if world_size() > 1:
+        for buffer in module.buffers():
+            torch_dist.broadcast(buffer, src=0)
 
 
 def all_gather(value: T) -> list[T]:

@@ -10,11 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def atomic_write(path: str | Path, content: bytes | str | Callable[[Path], object], keep: str | Path | None = None) -> None:
+def atomic_write(
+    path: str | Path, content: bytes | str | Callable[[Path], object], keep: str | Path | None = None
+) -> None:
     """Write ``path`` so that at any moment, whatever dies, its name leads to the old content or to the new, whole.
 
     The content goes to a hidden file beside it, is forced to the disk and then takes the name. An error (a full disk,
-    say) leaves the old file as it was and removes the hidden one; what a killed process left is removed by the next call.
+    say) leaves the old file as it was and removes the hidden one; what a killed process left the next call removes.
 
     Args:
         path: where to; its folder must exist.

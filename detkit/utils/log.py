@@ -43,7 +43,9 @@ def close_logging() -> None:
 def _console_handler(level: int) -> logging.Handler:
     console = rich.get_console()  # the one that progress bars use, so that lines appear above the bar
     if console.is_terminal:
-        handler: logging.Handler = RichHandler(console=console, show_path=False, markup=False, log_time_format="%H:%M:%S")
+        handler: logging.Handler = RichHandler(
+            console=console, show_path=False, markup=False, log_time_format="%H:%M:%S"
+        )
     else:  # rich would break lines at 80 columns
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter(_FORMAT, "%H:%M:%S"))

@@ -43,11 +43,11 @@ def upcast(value: Any) -> Any:
 
 
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorator: run ``function`` with autocast off and its half-precision arguments as float32 (see :func:`upcast`)."""
+    """Decorator: run ``function`` with autocast off and its half-precision arguments as float32, see :func:`upcast`."""
 
     @functools.wraps(function)
     def in_full_precision(*args: P.args, **kwargs: P.kwargs) -> R:
         with no_autocast():
-            return function(*upcast(args), **upcast(kwargs))
+            return function(*upcast(args), **upcast(kwargs))  # pyright: ignore[reportCallIssue]
 
     return in_full_precision

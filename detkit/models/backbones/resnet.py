@@ -83,6 +83,7 @@ class ResNet(Backbone):
         norm_eps: their epsilon; 0 for torchvision's published Faster R-CNN checkpoint.
         frozen_stages: leading stages that do not train: 1 is the stem, 2 the stem and the first residual stage, up to 5.
         levels: which of C2..C5 to return.
+        width: channels of the first stage; 64 is the paper's, less makes a narrow network without pretrained weights.
     """
 
     pixel_stats = IMAGENET_STATS
@@ -96,23 +97,24 @@ class ResNet(Backbone):
         norm_eps: float = 1e-5,
         frozen_stages: Literal[0, 1, 2, 3, 4, 5] = 2,
         levels: tuple[Literal[2, 3, 4, 5], ...] = (2, 3, 4, 5),
+        width: int = 64,
     ) -> None:
         super().__init__()
         if not levels or list(levels) != sorted(set(levels)):
             raise ValueError(f"levels must be ascending and different, out of 2, 3, 4, 5; not {list(levels)}")
         block, counts, imagenet = _DEPTHS[depth]
         self.levels = levels
-        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
-        self.bn1 = make_norm(norm, 64, norm_eps)
+        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        self.bn1 = make_norm(norm, width, norm_eps)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        in_channels = 64
-        channels = (64, 128, 256, 512)
-        for i, (width, count) in enumerate(zip(channels, counts, strict=True)):
+        in_channels = width
+        channels = (width, 2 * width, 4 * width, 8 * width)
+        for i, (planes, count) in enumerate(zip(channels, counts, strict=True)):
             blocks = []
             for j in range(count):
-                blocks.append(block(in_channels, width, 2 if i > 0 and j == 0 else 1, norm, norm_eps))
-                in_channels = width * block.expansion
+                blocks.append(block(in_channels, planes, 2 if i > 0 and j == 0 else 1, norm, norm_eps))
+                in_channels = planes * block.expansion
             setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
         _initialize(self)
         load_backbone_weights(self, weights, imagenet)

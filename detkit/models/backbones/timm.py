@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
+from pathlib import Path
+
 from torch import Tensor
 
 from detkit.config import BACKBONES
 from detkit.models.interfaces import Backbone
-from detkit.models.layers import with_frozen_norms
 from detkit.structures import FeatureSpec, PixelStats
 
 
@@ -33,19 +35,24 @@ class Timm(Backbone):
     ) -> None:
         super().__init__()
         timm = _import_timm()
-        if checkpoint is None and name.partition(".")[0] not in timm.list_models():
-            near = timm.list_models(f"*{name.partition('.')[0][:6]}*")[:5]
+        architecture = name.partition(".")[0]
+        if architecture not in timm.list_models():
+            near = timm.list_models(f"*{architecture[:6]}*")[:5]
             raise ValueError(f"timm has no model {name!r}; near: {', '.join(near) or 'none'}; see timm.list_models()")
+        if checkpoint is not None:
+            _check_weights(timm, name, Path(checkpoint))
         indices = levels if levels is not None else _levels_from_stride_4(timm, name)
         try:
             self.body = timm.create_model(
-                name, features_only=True, out_indices=indices,
-                pretrained=pretrained and checkpoint is None, checkpoint_path=checkpoint or "",
+                name, features_only=True, out_indices=indices, pretrained=pretrained or checkpoint is not None,
+                pretrained_cfg_overlay={"file": checkpoint} if checkpoint else None,
             )  # fmt: skip
         except (OSError, RuntimeError, IndexError, AssertionError) as error:
-            raise ValueError(f"timm model {name!r} cannot be made: {type(error).__name__}: {error}") from error
+            reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
+            raise ValueError(f"timm model {name!r} cannot be made: {reason}") from error
         if frozen_norm:
-            self.body = with_frozen_norms(self.body)
+            # timm's own function: its norm layers carry the activation too
+            self.body = timm.layers.freeze_batch_norm_2d(self.body)
         info = self.body.feature_info
         self.out_spec = FeatureSpec(tuple(info.channels()), tuple(float(r) for r in info.reduction()))
         config = self.body.pretrained_cfg if hasattr(self.body, "pretrained_cfg") else {}
@@ -59,9 +66,21 @@ class Timm(Backbone):
 def _import_timm():
     try:
         import timm
+        import timm.layers
     except ImportError as error:
         raise ValueError("backbone Timm needs the package timm: pip install 'detkit[timm]'") from error
     return timm
+
+
+def _check_weights(timm, name: str, path: Path) -> None:
+    """timm only warns of names that do not fit: refuse a file that is not of this model."""
+    if not path.is_file():
+        raise ValueError(f"checkpoint: no file {str(path)!r}")
+    found = timm.models.load_state_dict(str(path), weights_only=True)
+    model = timm.create_model(name, pretrained=False, num_classes=0)
+    missing = sorted(model.state_dict().keys() - found.keys())
+    if missing:
+        raise ValueError(f"checkpoint: {path} does not fit timm's {name}: {len(missing)} missing, {missing[:3]}")
 
 
 def _levels_from_stride_4(timm, name: str) -> tuple[int, ...]:

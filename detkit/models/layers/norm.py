@@ -35,8 +35,12 @@ def freeze(module: nn.Module, stages: Sequence[Sequence[str]]) -> None:
 
 
 def with_frozen_norms(module: nn.Module) -> nn.Module:
-    """``module`` with every batch norm replaced by its frozen form, which computes what ``eval()`` computes."""
-    if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
+    """``module`` with every batch norm replaced by its frozen form, which computes what ``eval()`` computes.
+
+    Classes derived from batch norm are left alone: timm's hold an activation as well.
+    """
+    if type(module) in (nn.BatchNorm2d, nn.SyncBatchNorm):
+        assert isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm))
         frozen = FrozenBatchNorm2d(module.num_features, eps=module.eps)
         frozen.load_state_dict({k: v for k, v in module.state_dict().items() if k != "num_batches_tracked"})
         return frozen

@@ -1,0 +1,20 @@
+"""Import everything that registers itself, so that Hydra and the registry know it."""
+
+from __future__ import annotations
+
+import detkit.data
+import detkit.engine
+import detkit.evaluation
+import detkit.losses
+import detkit.matching
+import detkit.models  # noqa: F401
+from detkit.config import load_plugins
+
+
+def load_components() -> None:
+    """Make detkit's own classes and those of plugins known.
+
+    Raises:
+        ConfigError: a plugin cannot be imported.
+    """
+    load_plugins()

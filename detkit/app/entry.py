@@ -1,0 +1,88 @@
+"""What all command-line tools share: Hydra set up for detkit, and mistakes shown without a traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from detkit.app.components import load_components
+from detkit.app.paths import config_dir
+from detkit.config import ConfigError
+
+#: A mistake in what the user gave, as against a failure on the way.
+EXIT_USAGE = 2
+
+
+def run_tool(task: Callable[[DictConfig, Path], Any], config_name: str) -> None:
+    """Compose ``configs/<config_name>.yaml`` with the command line and run ``task(cfg, run folder)``.
+
+    Plain value overrides ``a.b=c`` are taken as ``++a.b=c``: Hydra's own check stops at the first unknown key, without
+    the nearest name; :func:`detkit.config.validate` then tells them all.
+    """
+    try:
+        load_components()
+    except ConfigError as error:
+        _fail(error, EXIT_USAGE)
+    sys.argv[1:] = normalize_overrides(sys.argv[1:])
+
+    def job(cfg: DictConfig) -> Any:
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        try:
+            return task(cfg, folder)
+        except ConfigError as error:
+            _remove_unused(folder)
+            _fail(error, EXIT_USAGE)
+        except (ValueError, FileNotFoundError) as error:
+            _remove_unused(folder)
+            _fail(error, 1)
+
+    job.__module__ = "__main__"
+    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)()
+
+
+def normalize_overrides(arguments: Sequence[str]) -> list[str]:
+    """The command line with value overrides as ``++key=value``; groups, flags and Hydra's own keys as they are.
+
+    ``resume=X`` is short for ``resume.path=X``.
+    """
+    return [_normalize(argument) for argument in arguments]
+
+
+def _normalize(argument: str) -> str:
+    key, equals, value = argument.partition("=")
+    if not equals or key.startswith(("-", "+", "~")) or "@" in key or "/" in key:
+        return argument
+    if key.partition(".")[0] == "hydra" or _is_group(key):
+        return argument
+    if key == "resume":
+        key = "resume.path"
+    return f"++{key}={value}"
+
+
+def _is_group(key: str) -> bool:
+    in_store = ConfigStore.instance().repo.get(key)
+    return isinstance(in_store, dict) or (config_dir() / key).is_dir()
+
+
+def _fail(error: Exception, code: int) -> None:
+    if os.environ.get("DETKIT_TRACEBACK"):
+        raise error
+    print(f"error: {error}", file=sys.stderr)
+    if code != EXIT_USAGE:
+        print("(DETKIT_TRACEBACK=1 shows where)", file=sys.stderr)
+    sys.exit(code)
+
+
+def _remove_unused(folder: Path) -> None:
+    """A run that never began leaves nothing behind but what its user has put there."""
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"log.txt"}:
+        (folder / "log.txt").unlink(missing_ok=True)
+        folder.rmdir()

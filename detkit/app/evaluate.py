@@ -1,0 +1,47 @@
+"""``tools/evaluate.py``: COCO's numbers of a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from detkit.app.entry import run_tool
+from detkit.app.report import report_evaluation
+from detkit.app.schema import EvaluateOptions
+from detkit.app.setup import build_dataset, build_transforms, check_same_classes
+from detkit.app.stored import load_stored
+from detkit.config import ConfigError, build
+from detkit.engine.evaluation import evaluate
+from detkit.evaluation.results import write_results
+from detkit.utils.log import set_up_logging
+
+
+def main() -> None:
+    """The command line."""
+    run_tool(run, "evaluate")
+
+
+def run(cfg: DictConfig, _: Path) -> float:
+    """Evaluate ``cfg.checkpoint`` on ``cfg.split``; the files go to ``cfg.output`` or beside the checkpoint."""
+    set_up_logging()
+    options, stored = load_stored(cfg, EvaluateOptions)
+    data = stored.config["data"]
+    if data.get(options.split) is None:
+        splits = [name for name in ("train", "val") if data.get(name) is not None]
+        raise ConfigError(f"split: the configuration has no data.{options.split}; it has {', '.join(splits)}")
+    dataset = build_dataset(data[options.split], f"data.{options.split}")
+    check_same_classes(stored.checkpoint.categories, dataset.categories, f"data.{options.split}")
+    loader = build(data["loader"]["val"])(dataset=dataset, transforms=build_transforms(stored.config["transform"]["val"], "transform.val"))
+    evaluator = build(stored.config["evaluator"])(categories=dataset.categories, truths=dataset.truths)
+    result = evaluate(
+        stored.detector, loader, evaluator,
+        device=stored.device, precision=options.precision or stored.config["trainer"]["precision"],
+        val_loss=options.val_loss,
+    )  # fmt: skip
+    checkpoint = Path(options.checkpoint)
+    folder = Path(options.output) if options.output else checkpoint.parent / f"evaluation_{checkpoint.stem}_{options.split}"
+    folder.mkdir(parents=True, exist_ok=True)
+    report_evaluation(folder, result, dataset)
+    write_results(folder / "detections.json", evaluator.results())
+    return result.metrics["AP"]

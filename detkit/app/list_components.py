@@ -1,0 +1,68 @@
+"""``tools/list_components.py``: what can be plugged where."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from detkit.app.components import load_components
+from detkit.app.paths import config_dir
+from detkit.config import Registry
+from detkit.config.registry import RUNTIME_ARGUMENTS, parameters, runtime_arguments
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="List what a configuration can name, and the options of each.")
+    parser.add_argument("name", nargs="?", help="a kind (backbone, neck, loss, ...) or a component (FPN): its options")
+    name = parser.parse_args(arguments).name
+    load_components()
+    console = Console()
+    kinds = Registry.kinds()
+    if name is None:
+        console.print(overview(kinds.values()))
+        console.print("Options of one: python tools/list_components.py NAME")
+    elif name in kinds:
+        for component in kinds[name]:
+            console.print(options(kinds[name][component], kinds[name]))
+    elif found := next((r for r in kinds.values() if name in r), None):
+        console.print(options(found[name], found))
+    else:
+        known = [*kinds, *(c for r in kinds.values() for c in r)]
+        parser.error(f"no kind or component {name!r}; there are: {', '.join(known)}")
+
+
+def overview(registries) -> Table:
+    """Every kind with its classes, the presets built on them, and the way to choose one."""
+    table = Table(title="components (capital: a class with its own defaults; lower case: a preset)", show_lines=True)
+    for heading in ("kind", "classes", "presets", "on the command line"):
+        table.add_column(heading, overflow="fold")
+    for registry in registries:
+        classes = [name for name in registry if not registry[name].__module__.startswith("tests.")]
+        presets = sorted(p.stem for p in (config_dir() / registry.group).glob("*.yaml"))
+        if classes or presets:
+            table.add_row(registry.kind, "\n".join(classes), "\n".join(presets), f"{registry.group}=NAME")
+    return table
+
+
+def options(cls: type, registry: Registry) -> Table:
+    """The arguments of one class: type and default, with its docstring above."""
+    table = Table(title=f"{registry.group}={cls.__name__}", title_justify="left", caption_justify="left")
+    table.caption = (cls.__doc__ or "").strip()
+    for heading in ("option", "type", "default"):
+        table.add_column(heading, overflow="fold")
+    late = runtime_arguments(cls)
+    for name, parameter in parameters(cls).items():
+        if name in late:
+            continue
+        annotation = parameter.annotation
+        kind = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+        default = "needed" if parameter.default is parameter.empty else repr(parameter.default)
+        table.add_row(name, kind, default)
+    shapes = [name for name in RUNTIME_ARGUMENTS if name in parameters(cls)]
+    if shapes:
+        table.add_row(", ".join(shapes), "", "derived")
+    return table

@@ -1,0 +1,95 @@
+"""A run's folder: where it is, which one to go on with, and what is written beside the checkpoints."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from detkit.app.paths import config_dir
+from detkit.config import ConfigError
+from detkit.engine.checkpoint import LAST, PREVIOUS, current_versions, load_latest
+from detkit.utils.files import atomic_write
+
+#: What may differ between a run and its continuation without changing what is computed.
+_FREE = ("resume", "device", "run_root", "callbacks", "trainer.save_every", "trainer.log_every")
+
+
+def find_run(path: str, experiment_folder: Path, config: Mapping[str, Any]) -> Path:
+    """The folder of the run to go on with.
+
+    Args:
+        path: a run folder, or "auto": the newest below ``experiment_folder`` with the same configuration that has not
+            come to its end.
+
+    Raises:
+        ConfigError: there is none; or it was run with another configuration, and the message names the keys.
+    """
+    if path == "auto":
+        candidates = sorted(_checkpoints_below(experiment_folder), key=lambda p: p.stat().st_mtime, reverse=True)
+        for folder in dict.fromkeys(p.parent for p in candidates):
+            checkpoint = load_latest(folder)
+            if not changed_keys(checkpoint.config, config) and checkpoint.step < config["trainer"]["steps"]:
+                return folder
+        raise ConfigError(f"resume=auto: no unfinished run with this configuration in {experiment_folder}")
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ConfigError(f"resume: no folder {path}")
+    if not any((folder / name).is_file() for name in (LAST, PREVIOUS)):
+        raise ConfigError(f"resume: {path} has neither {LAST} nor {PREVIOUS}; it is not a run that can go on")
+    changed = changed_keys(load_latest(folder).config, config)
+    if changed:
+        lines = [f"{key}: was {before!r}, is {now!r}" for key, before, now in changed]
+        raise ConfigError([f"resume: {path} was run with another configuration", *lines])
+    return folder
+
+
+def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Key, value before and value now wherever two configurations differ in what is computed."""
+    flat_before, flat_now = dict(_leaves(before)), dict(_leaves(now))
+    keys = sorted(flat_before.keys() | flat_now.keys())
+    return [
+        (k, flat_before.get(k), flat_now.get(k))
+        for k in keys
+        if flat_before.get(k) != flat_now.get(k) and not any(k == f or k.startswith(f + ".") for f in _FREE)
+    ]
+
+
+def write_manifest(folder: Path, seed: int) -> None:
+    """Write ``manifest.json``: what the run was made with."""
+    manifest = {
+        "command": sys.argv,
+        "git": _git_revision(),
+        "versions": current_versions(),
+        "platform": platform.platform(),
+        "seed": seed,
+    }
+    atomic_write(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+
+
+def _git_revision() -> str | None:
+    """The commit of this checkout, with ``-dirty`` where files differ from it; None outside one."""
+    try:
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=config_dir(), capture_output=True, text=True, check=True, timeout=10,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _checkpoints_below(folder: Path) -> Iterator[Path]:
+    for name in (LAST, PREVIOUS):
+        yield from folder.glob(f"*/{name}")
+
+
+def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            yield from _leaves(value, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, node

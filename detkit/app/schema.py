@@ -1,0 +1,103 @@
+"""The sections that a configuration may have. What stands inside a component's section, its constructor says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from detkit.data.datasets.base import DetectionDataset
+from detkit.data.transforms import Transform
+from detkit.engine.callbacks import Callback
+from detkit.engine.optim import OptimizerRecipe
+from detkit.engine.schedule import Schedule
+from detkit.models import Backbone, Detector, Head, Neck
+
+
+@dataclass
+class ModelSection:
+    """A detector composed of three parts."""
+
+    backbone: Backbone
+    neck: Neck
+    head: Head
+
+
+@dataclass
+class LoaderSection:
+    """How images become batches."""
+
+    train: Callable[..., Any]
+    val: Callable[..., Any]
+
+
+@dataclass
+class DataSection:
+    """The data sets, and how they are loaded. ``root`` is for the others to point to."""
+
+    train: DetectionDataset
+    val: DetectionDataset | None
+    loader: LoaderSection
+    root: str | None = None
+
+
+@dataclass
+class TransformSection:
+    """What happens to an image before it is batched: named steps, in their order. ``size`` is for them to point to."""
+
+    train: Mapping[str, Transform | None]
+    val: Mapping[str, Transform | None]
+    size: int | None = None
+
+
+@dataclass
+class ResumeSection:
+    """Going on with a run that was stopped: its folder, or ``auto`` for the newest unfinished one of this experiment."""
+
+    path: str | None = None
+
+
+@dataclass
+class TrainSchema:
+    """``tools/train.py``."""
+
+    model: Detector | ModelSection
+    data: DataSection
+    transform: TransformSection
+    optim: OptimizerRecipe
+    schedule: Schedule
+    trainer: Callable[..., Any]
+    evaluator: Callable[..., Any] | None
+    callbacks: Mapping[str, Callback | None] = field(default_factory=dict)
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+    deterministic: bool = False
+    init_from: str | None = None
+    resume: ResumeSection = field(default_factory=ResumeSection)
+    run_root: str = "runs"
+
+
+@dataclass
+class EvaluateOptions:
+    """``tools/evaluate.py``: its own keys; everything else overrides the checkpoint's configuration."""
+
+    checkpoint: str
+    split: str = "val"
+    output: str | None = None
+    device: str = "auto"
+    precision: str | None = None
+    val_loss: bool = False
+
+
+@dataclass
+class PredictOptions:
+    """``tools/predict.py``: its own keys; everything else overrides the checkpoint's configuration."""
+
+    checkpoint: str
+    input: str
+    output: str | None = None
+    device: str = "auto"
+    precision: str | None = None
+    score_threshold: float = 0.3
+    batch_size: int = 4

@@ -1,0 +1,53 @@
+"""The pieces of an experiment, built from its configuration: what the tools have in common."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from detkit.config import ConfigError, build
+from detkit.data.datasets.base import DetectionDataset
+from detkit.data.transforms import Transform
+from detkit.structures import Categories
+from detkit.utils.log import logger
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that ``name`` means; "auto" is CUDA where there is one.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    if name == "auto":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device: {name!r} is not there: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def build_dataset(node: Mapping[str, Any], key: str) -> DetectionDataset:
+    """A data set, with what its check found in the log."""
+    dataset = build(node, key=key)
+    logger.info("%s", dataset.report)
+    return dataset
+
+
+def build_transforms(steps: Mapping[str, Any], key: str) -> list[Transform]:
+    """The steps in their order; a step set to null is left out."""
+    return [build(step, key=f"{key}.{name}") for name, step in steps.items() if step is not None]
+
+
+def check_same_classes(train: Categories, other: Categories, what: str) -> None:
+    """Refuse a data set of other classes than the ones trained on.
+
+    Raises:
+        ConfigError: the message tells the difference.
+    """
+    if difference := train.difference(other):
+        raise ConfigError(f"{what} has other classes than the model: {difference}")

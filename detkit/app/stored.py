@@ -1,0 +1,71 @@
+"""A trained detector from its checkpoint, with what the command line says on top of the stored configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from detkit.app.schema import TrainSchema
+from detkit.app.setup import choose_device
+from detkit.config import ConfigError, validate
+from detkit.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
+from detkit.models import Detector, build_detector
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """What a tool needs of a checkpoint: the detector on its device, and the plain configuration it was trained with."""
+
+    checkpoint: Checkpoint
+    config: dict[str, Any]
+    detector: Detector
+    device: torch.device
+
+
+def load_stored(cfg: DictConfig, options: type) -> tuple[Any, Stored]:
+    """The tool's own options, checked, and the detector of ``cfg.checkpoint``.
+
+    Args:
+        cfg: the composed command line: the fields of ``options``, and keys of the training configuration, which
+            override the stored ones. A group that was chosen (``data=coco``) replaces the stored section whole.
+
+    Raises:
+        ConfigError: a key that neither has, no checkpoint, or one of a model that this configuration does not build.
+    """
+    names = {field.name for field in dataclasses.fields(options)}
+    own = {k: v for k, v in cfg.items() if k in names}
+    try:
+        validate(own, options)
+    except ConfigError as error:
+        known = {f.name for f in dataclasses.fields(TrainSchema)}
+        unknown = [k for k in cfg if k not in names | known]
+        raise ConfigError([*error.errors, *(f"{k}: no such key" for k in unknown)]) from None
+    chosen = options(**own)
+    checkpoint = load_checkpoint(chosen.checkpoint)
+    config = _merge(checkpoint, {k: v for k, v in cfg.items() if k not in names})
+    validate(config, TrainSchema)
+    node: Any = OmegaConf.to_container(config, resolve=True)
+    model = node["model"]
+    if "backbone" in model and "weights" in model["backbone"]:
+        model["backbone"]["weights"] = None  # the checkpoint brings them
+    detector = build_detector(model, checkpoint.categories)
+    load_weights(detector, checkpoint.weights, checkpoint.source)
+    device = choose_device(chosen.device)
+    return chosen, Stored(checkpoint, node, detector.to(device).eval(), device)
+
+
+def _merge(checkpoint: Checkpoint, overrides: dict[str, Any]) -> DictConfig:
+    if not checkpoint.config:
+        raise ConfigError(f"{checkpoint.source} has no configuration; it was not written by tools/train.py")
+    config = OmegaConf.create(dict(checkpoint.config))
+    choices = HydraConfig.get().runtime.choices
+    for name, value in overrides.items():
+        if value is not None and choices.get(name) is not None:
+            config[name] = value
+        elif value is not None:
+            config[name] = OmegaConf.merge(config[name], value) if name in config and OmegaConf.is_dict(value) else value
+    return config

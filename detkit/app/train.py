@@ -1,0 +1,115 @@
+"""``tools/train.py``: a detector from a configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from detkit.app.entry import run_tool
+from detkit.app.init_from import initialize
+from detkit.app.report import KeepBest, report_training
+from detkit.app.run_folder import find_run, write_manifest
+from detkit.app.schema import TrainSchema
+from detkit.app.setup import build_dataset, build_transforms, check_same_classes, choose_device
+from detkit.config import build, validate
+from detkit.data.datasets.base import DetectionDataset
+from detkit.engine.callbacks import Callback
+from detkit.engine.checkpoint import load_latest
+from detkit.engine.trainer import Trainer
+from detkit.models import build_detector
+from detkit.utils import dist
+from detkit.utils.files import atomic_write
+from detkit.utils.log import close_logging, logger, set_up_logging
+from detkit.utils.seed import seed_everything
+
+
+def main() -> None:
+    """The command line."""
+    run_tool(run, "train")
+
+
+def run(cfg: DictConfig, folder: Path) -> float | None:
+    """Check ``cfg``, find the run folder, train, report.
+
+    Returns:
+        The best value of the monitored metric, which a hyperparameter search needs.
+    """
+    validate(cfg, TrainSchema)
+    resumed = cfg.resume.path is not None
+    if resumed:
+        stored = OmegaConf.to_container(cfg, resolve=False)
+        run_dir = find_run(cfg.resume.path, folder.parent, stored)  # type: ignore[arg-type]
+        if folder != run_dir and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()  # Hydra has made a new one
+        folder = run_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    set_up_logging(folder)
+    try:
+        best = KeepBest()
+        trainer, val_set = build_trainer(cfg, folder, best)
+        if resumed:
+            trainer.restore(load_latest(folder))
+        else:
+            atomic_write(folder / "config.yaml", OmegaConf.to_yaml(cfg))
+            write_manifest(folder, cfg.seed)
+        result = trainer.fit()
+        if dist.is_main():
+            report_training(folder, best.record, trainer.metrics, val_set)
+    finally:
+        close_logging()
+    return result.best
+
+
+def build_trainer(cfg: DictConfig, folder: Path, *watchers: Callback) -> tuple[Trainer, DetectionDataset | None]:
+    """Everything that ``cfg`` describes, ready to :meth:`~detkit.engine.trainer.Trainer.fit`, and the validation set."""
+    node: Any = OmegaConf.to_container(cfg, resolve=True)
+    if node["threads"] is not None:
+        torch.set_num_threads(node["threads"])
+    torch.use_deterministic_algorithms(node["deterministic"])
+    seed_everything(node["seed"])
+    device = choose_device(node["device"])
+    train_set = build_dataset(node["data"]["train"], "data.train")
+    val_set = None if node["data"]["val"] is None else build_dataset(node["data"]["val"], "data.val")
+    if val_set is not None:
+        check_same_classes(train_set.categories, val_set.categories, "data.val")
+    detector = build_detector(node["model"], train_set.categories)
+    if node["init_from"] is not None:
+        initialize(detector, node["init_from"], train_set.categories)
+    shard = {"rank": dist.rank(), "world_size": dist.world_size()}
+    train_loader = build(node["data"]["loader"]["train"], key="data.loader.train")(
+        dataset=train_set, transforms=build_transforms(node["transform"]["train"], "transform.train"), seed=node["seed"], **shard
+    )
+    val_loader = evaluator = None
+    if val_set is not None:
+        val_loader = build(node["data"]["loader"]["val"], key="data.loader.val")(
+            dataset=val_set, transforms=build_transforms(node["transform"]["val"], "transform.val"), **shard
+        )
+        if node["evaluator"] is not None:
+            evaluator = build(node["evaluator"], key="evaluator")(categories=val_set.categories, truths=val_set.truths)
+    batch_size = node["data"]["loader"]["train"]["batch_size"] * node["trainer"]["accumulate"]
+    optimizer = build(node["optim"], key="optim")(detector, batch_size)
+    logger.info("%d trainable parameters on %s", _num_trainable(detector), device)
+    callbacks = {name: build(callback) for name, callback in node["callbacks"].items() if callback is not None}
+    callbacks |= {type(watcher).__name__: watcher for watcher in watchers}
+    trainer = build(node["trainer"], key="trainer")(
+        detector=detector,
+        optimizer=optimizer,
+        schedule=build(node["schedule"], key="schedule"),
+        train_loader=train_loader,
+        val_loader=val_loader,
+        evaluator=evaluator,
+        categories=train_set.categories,
+        run_dir=folder,
+        device=device,
+        callbacks=callbacks,
+        config=OmegaConf.to_container(cfg, resolve=False),
+    )
+    return trainer, val_set
+
+
+def _num_trainable(detector: torch.nn.Module) -> int:
+    return sum(p.numel() for p in detector.parameters() if p.requires_grad)
+

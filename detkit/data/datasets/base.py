@@ -1,0 +1,78 @@
+"""What a data set is to the rest of detkit, and the report of what was found in its files."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from detkit.structures import Categories, GroundTruth
+
+
+class DetectionDataset(ABC):
+    """Images with boxes, checked once when the data set is opened.
+
+    ``categories`` are the classes; ``truths`` holds one record per image, sorted by image id, images without boxes
+    included; ``report`` tells what the check found.
+    """
+
+    categories: Categories
+    truths: Sequence[GroundTruth]
+    report: DataReport
+
+    def __len__(self) -> int:
+        return len(self.truths)
+
+    @abstractmethod
+    def read(self, index: int) -> np.ndarray:
+        """The image of ``truths[index]`` as uint8 (H, W, 3) RGB.
+
+        Raises:
+            ImageError: it cannot be decoded, or its size is not that of the annotations; the message names the file.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One kind of thing that the check found: how often, what is done about it, and the first few cases."""
+
+    problem: str
+    consequence: str
+    count: int
+    examples: tuple[str, ...]
+
+    def __str__(self) -> str:
+        more = ", ..." if self.count > len(self.examples) else ""
+        cases = f": {', '.join(self.examples)}{more}" if self.examples else ""
+        return f"{self.count} {self.problem} ({self.consequence}){cases}"
+
+
+@dataclass(frozen=True, slots=True)
+class DataReport:
+    """What a data set holds and what is remarkable in it; ``str()`` gives it to a reader.
+
+    ``num_boxes`` counts every annotation that was kept; ``num_trainable`` those that become part of a Target, crowds
+    included. The difference is told in ``findings``.
+    """
+
+    source: str
+    num_images: int
+    num_boxes: int
+    num_trainable: int
+    num_classes: int
+    findings: tuple[Finding, ...]
+
+    def count(self, problem: str) -> int:
+        """How often ``problem`` occurs."""
+        return next((f.count for f in self.findings if f.problem == problem), 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for a JSON file."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        head = f"{self.source}: {self.num_images} images, {self.num_boxes} boxes, {self.num_classes} classes"
+        return "\n  ".join([head, *map(str, self.findings)])

@@ -1,0 +1,252 @@
+"""The one check of all annotation formats: what is wrong is an error or counted, and nothing disappears silently."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from detkit.data.datasets.base import DataReport, Finding
+from detkit.data.datasets.table import TruthTable, clipped_corners, is_usable
+
+#: What happens to a record that cannot be used: the data set is refused, or the record is left out and counted.
+Policy = Literal["error", "skip"]
+
+#: So many cases are named in a report or an error.
+NUM_EXAMPLES = 3
+
+#: Boxes may reach this far (px) over the border before it is worth a word: annotation tools round to the next pixel.
+BORDER_TOLERANCE = 1.0
+
+LEFT_OUT = "left out"
+
+
+class ImageRecord(NamedTuple):
+    """One image as its annotations describe it. ``name`` is for messages; ``file`` the path; ``size`` (h, w) px."""
+
+    image_id: int
+    name: str
+    file: str
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class RawAnnotations:
+    """M annotations as read, before any check.
+
+    ``image`` (M,) int64 position in the list of images, -1 for none; ``boxes`` (M, 4) float64 x y w h px, NaN where the
+    file has something else than four numbers; ``labels`` (M,) int64, -1 for an unknown category; ``area`` (M,) float64
+    px^2, NaN where the file gives none; ``crowd`` (M,) bool; ``ids`` (M,) int64. ``describe(row)`` says what the file
+    has in a row: "annotation 17 of a.jpg: category 99, box [1, 2, 3, 4]".
+    """
+
+    image: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    area: np.ndarray
+    crowd: np.ndarray
+    ids: np.ndarray
+    describe: Callable[[int], str]
+
+    def select(self, rows: np.ndarray, image: np.ndarray) -> RawAnnotations:
+        """The annotations ``rows`` (integers), with ``image`` as the new positions of all images' annotations."""
+        describe = self.describe
+        return RawAnnotations(
+            *(column[rows] for column in (image, self.boxes, self.labels, self.area, self.crowd, self.ids)),
+            describe=lambda row: describe(int(rows[row])),
+        )
+
+
+class Findings:
+    """Collects what the check finds, in the order in which it looks."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self._found: list[Finding] = []
+
+    def __iter__(self) -> Iterator[Finding]:
+        return iter(self._found)
+
+    def note(self, problem: str, consequence: str, rows: Sequence[int], describe: Callable[[int], str]) -> None:
+        """Count the ``rows`` that have a ``problem``, if there are any; ``describe`` tells what stands in a row."""
+        if len(rows):
+            examples = tuple(describe(row) for row in rows[:NUM_EXAMPLES])
+            self._found.append(Finding(problem, consequence, len(rows), examples))
+
+    def refuse(
+        self,
+        problem: str,
+        rows: Sequence[int],
+        describe: Callable[[int], str],
+        *,
+        policy: Policy,
+        option: str,
+        hint: str = "",
+    ) -> None:
+        """Raise for a ``problem`` under the policy "error", count it as left out under "skip".
+
+        Raises:
+            ValueError: naming the source, the first cases, the ``hint``, and the ``option`` that would leave them out.
+        """
+        self.note(problem, LEFT_OUT, rows, describe)
+        if len(rows) and policy == "error":
+            found = self._found.pop()
+            more = ", ..." if found.count > len(found.examples) else ""
+            raise ValueError(
+                f"{self.source}: {found.count} {problem}: {'; '.join(found.examples)}{more}. {hint}"
+                f"Correct the file, or leave them out with {option}=skip"
+            )
+
+
+def check_annotations(
+    findings: Findings,
+    images: Sequence[ImageRecord],
+    raw: RawAnnotations,
+    known_categories: Sequence[str],
+    on_missing: Policy,
+    on_bad_annotation: Policy,
+) -> tuple[TruthTable, DataReport]:
+    """Check images and annotations once, and put what is kept into a table sorted by image id.
+
+    Left out are only records that no one could use (see ``Findings.refuse``), and only where the policy allows it;
+    boxes that merely cannot be trained on (no area inside the image) stay in the table, so that the evaluator sees the
+    very annotations of the file.
+
+    Args:
+        known_categories: the K categories as the annotations of this format name them (ids or names), for messages.
+
+    Raises:
+        ValueError: the data set is empty, or has records that the policy does not allow to leave out.
+    """
+    if not images:
+        raise ValueError(f"{findings.source}: the data set is empty: no images")
+    keep_image = _kept_images(findings, images, on_missing, on_bad_annotation)
+    order = sorted(_rows(keep_image), key=lambda i: images[i].image_id)
+    if not order:
+        raise ValueError(f"{findings.source}: the data set is empty: none of its {len(images)} images is there")
+    place = np.full(len(images) + 1, -1)  # the last entry serves image == -1
+    place[order] = np.arange(len(order))
+    good = _good_rows(findings, raw, known_categories, on_bad_annotation)
+    rows = np.flatnonzero(good & (place[raw.image] >= 0))
+    rows = rows[np.argsort(place[raw.image[rows]], kind="stable")]
+    raw = raw.select(rows, place[raw.image])
+    table = _table([images[i] for i in order], raw)
+    num_trainable = _count_remarkable(findings, table, raw, [images[i].name for i in order])
+    report = DataReport(
+        findings.source, len(table), len(table.labels), num_trainable, len(known_categories), tuple(findings)
+    )
+    return table, report
+
+
+def missing_files(files: Sequence[str]) -> np.ndarray:
+    """(I,) bool: which of ``files`` do not exist. One listing per folder: a stat for each is slow over a network."""
+    listings: dict[str, set[str]] = {}
+    missing = np.zeros(len(files), dtype=bool)
+    for i, file in enumerate(files):
+        folder, name = os.path.split(file)
+        if folder not in listings:
+            listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        missing[i] = name not in listings[folder]
+    return missing
+
+
+def _kept_images(
+    findings: Findings, images: Sequence[ImageRecord], on_missing: Policy, on_bad_annotation: Policy
+) -> np.ndarray:
+    twice = _has_successor(np.array([image.image_id for image in images]))
+    findings.refuse(
+        "duplicate image ids",
+        _rows(twice),
+        lambda i: f"id {images[i].image_id} ({images[i].name})",
+        policy=on_bad_annotation,
+        option="on_bad_annotation",
+    )
+    missing = missing_files([image.file for image in images]) & ~twice
+    findings.refuse(
+        "missing image files", _rows(missing), lambda i: images[i].file, policy=on_missing, option="on_missing"
+    )
+    return ~(twice | missing)
+
+
+def _good_rows(findings: Findings, raw: RawAnnotations, known_categories: Sequence[str], policy: Policy) -> np.ndarray:
+    known = f"Known are {', '.join(known_categories[:10])}{', ...' if len(known_categories) > 10 else ''}. "
+    good = np.ones(len(raw.ids), dtype=bool)
+    for problem, bad, hint in (
+        ("annotations of an unknown image", raw.image < 0, ""),
+        ("boxes that are not four finite numbers", ~np.isfinite(raw.boxes).all(axis=1), ""),
+        ("annotations of an unknown category", raw.labels < 0, known),
+        ("duplicate annotation ids", _has_successor(raw.ids), ""),
+    ):
+        rows = _rows(bad & good)
+        findings.refuse(problem, rows, raw.describe, policy=policy, option="on_bad_annotation", hint=hint)
+        good[rows] = False
+    return good
+
+
+def _has_successor(ids: np.ndarray) -> np.ndarray:
+    """Which of ``ids`` (N,) occur again further on: of several records with one id pycocotools, too, takes the last."""
+    again = np.ones(len(ids), dtype=bool)
+    again[len(ids) - 1 - np.unique(ids[::-1], return_index=True)[1]] = False
+    return again
+
+
+def _rows(mask: np.ndarray) -> list[int]:
+    return np.flatnonzero(mask).tolist()
+
+
+def _table(images: Sequence[ImageRecord], raw: RawAnnotations) -> TruthTable:
+    counts = np.bincount(raw.image, minlength=len(images))
+    return TruthTable(
+        image_ids=np.array([image.image_id for image in images], dtype=np.int64),
+        files=tuple(image.file for image in images),
+        sizes=np.array([image.size for image in images], dtype=np.int64),
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        boxes=raw.boxes,
+        labels=raw.labels,
+        area=np.where(np.isfinite(raw.area), raw.area, raw.boxes[:, 2] * raw.boxes[:, 3]),
+        crowd=raw.crowd,
+        annotation_ids=raw.ids,
+    )
+
+
+def _count_remarkable(findings: Findings, table: TruthTable, raw: RawAnnotations, names: Sequence[str]) -> int:
+    """Count what is kept but worth knowing; returns the number of boxes that can be trained on."""
+    boxes, sizes = table.boxes, table.sizes[table.owners]
+    corners = clipped_corners(boxes, sizes)
+    usable = is_usable(corners)
+    negative = boxes[:, 2:].min(axis=1) < 0
+    flat = ~negative & ~is_usable(np.concatenate([boxes[:, :2] * 0, boxes[:, 2:]], axis=1))
+    unclipped = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    over = usable & (np.abs(unclipped - corners).max(axis=1) > BORDER_TOLERANCE)
+
+    def note_boxes(problem: str, consequence: str, mask: np.ndarray) -> None:
+        findings.note(problem, consequence, _rows(mask), raw.describe)
+
+    def note_images(problem: str, consequence: str, mask: np.ndarray) -> None:
+        findings.note(problem, consequence, _rows(mask), names.__getitem__)
+
+    not_trained = "not in training targets, kept for evaluation"
+    note_boxes("boxes with a negative width or height", not_trained, negative)
+    note_boxes("boxes without area", not_trained, flat)
+    note_boxes("boxes outside their image", not_trained, ~usable & ~negative & ~flat)
+    note_boxes("boxes partly outside their image", "clipped for training, kept whole for evaluation", over)
+    note_boxes("duplicate boxes", "kept", _repeated(table))
+    note_boxes("annotations without an area", "width times height is used", np.logical_not(np.isfinite(raw.area)))
+    note_boxes("crowd or difficult boxes", "ignored in training, passed to the evaluator", table.crowd)
+    num_all = np.diff(table.offsets)
+    num_crowd = np.bincount(table.owners, weights=table.crowd, minlength=len(table)).astype(int)
+    note_images("images without boxes", "kept", num_all == 0)
+    note_images("images with crowd boxes only", "kept", (num_all > 0) & (num_all == num_crowd))
+    return int(usable.sum())
+
+
+def _repeated(table: TruthTable) -> np.ndarray:
+    """(M,) bool: boxes that an earlier annotation of the same image and class has given already."""
+    rows = np.column_stack([table.owners, table.labels, table.boxes])
+    repeated = np.ones(len(rows), dtype=bool)
+    if len(rows):
+        repeated[np.unique(rows, axis=0, return_index=True)[1]] = False
+    return repeated

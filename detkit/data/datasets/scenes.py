@@ -1,0 +1,185 @@
+"""Draws the scenes of the shapes data set: textured backgrounds with shaded, overlapping, noisy figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+#: Masks are drawn this many times larger and averaged down: the edges are then smooth.
+SUPERSAMPLING = 4
+
+#: Width of a figure as a share of the image's longer side, drawn log-uniformly: at 160 px from 13 to 120 px, which is
+#: small, medium and the beginning of large in COCO's terms.
+SIZE_RANGE = (0.08, 0.75)
+
+#: So much of each figure stays visible, whatever lies over it and however far it reaches over the border.
+MIN_VISIBLE = 0.6
+
+#: Placements tried for a figure before it is left out of a crowded scene.
+NUM_TRIALS = 10
+
+
+class Scene(NamedTuple):
+    """``image`` uint8 (H, W, 3) RGB; ``boxes`` (N, 4) x y w h px of the visible parts; ``labels`` (N,); ``areas`` (N,)
+    visible px."""
+
+    image: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    areas: np.ndarray
+
+
+def draw_scene(rng: np.random.Generator, image_size: int, max_objects: int) -> Scene:
+    """One scene of 1 to ``max_objects`` figures; its longer side is ``image_size`` px, the other at least 3/4 of it."""
+    sides = [image_size, round(image_size * rng.uniform(0.75, 1.0))]
+    h, w = sides if rng.random() < 0.5 else sides[::-1]
+    image = _background(rng, h, w)
+    owner = np.full((h, w), -1, dtype=np.int16)
+    labels: list[int] = []
+    drawn: list[int] = []  # pixels that each figure would show alone on an endless image
+    log_range = np.log(np.array(SIZE_RANGE) * image_size)
+    sizes = np.sort(np.exp(rng.uniform(*log_range, size=rng.integers(1, max_objects + 1))))[::-1]
+    for size in sizes:  # the large ones first, so that the small ones lie on top of them
+        label = int(rng.integers(len(FIGURES)))
+        mask = _mask(rng, label, size)
+        place = _place(rng, mask, owner, drawn)
+        if place is not None:
+            _paint(rng, image, mask, place)
+            _visible(owner, place, mask.shape)[_cut(mask, place, owner.shape) >= 0.5] = len(labels)
+            labels.append(label)
+            drawn.append(int((mask >= 0.5).sum()))
+    boxes = [cv2.boundingRect((owner == k).astype(np.uint8)) for k in range(len(labels))]
+    areas = [int((owner == k).sum()) for k in range(len(labels))]
+    return Scene(
+        _expose(rng, image), np.array(boxes, dtype=np.float64).reshape(-1, 4), np.array(labels), np.array(areas)
+    )
+
+
+def _background(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
+    """Float32 (h, w, 3): a soft play of colours, grain, and on some scenes a weave of stripes."""
+    colors = rng.uniform(50, 190, 3) + rng.normal(0, 22, (int(rng.integers(2, 6)), int(rng.integers(2, 6)), 3))
+    image = cv2.resize(colors.astype(np.float32), (w, h), interpolation=cv2.INTER_CUBIC)
+    grain = rng.normal(0, rng.uniform(2, 9), (h // int(rng.integers(3, 9)), w // int(rng.integers(3, 9))))
+    image += cv2.resize(grain.astype(np.float32), (w, h), interpolation=cv2.INTER_CUBIC)[..., None]
+    if rng.random() < 0.4:
+        image += rng.uniform(4, 12) * _stripes(rng, h, w, rng.uniform(6, 24))[..., None]
+    return image
+
+
+def _mask(rng: np.random.Generator, label: int, size: float) -> np.ndarray:
+    """Float32 (m, m) in 0..1: the turned and slightly stretched figure, ``size`` px across."""
+    angle = rng.uniform(0, 2 * np.pi)
+    stretch = np.exp(rng.uniform(-0.2, 0.2))
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    outlines = [(outline * [stretch, 1 / stretch]) @ turn.T for outline in FIGURES[label][1]()]
+    extent = np.abs(outlines[0]).max()
+    m = int(np.ceil(size)) + 2
+    scale = size / 2 / extent * SUPERSAMPLING
+    points = [np.round(o * scale + m * SUPERSAMPLING / 2).astype(np.int32) for o in outlines]
+    canvas = np.zeros((m * SUPERSAMPLING, m * SUPERSAMPLING), dtype=np.uint8)
+    cv2.fillPoly(canvas, points, 255)  # a second outline inside the first leaves a hole
+    return cv2.resize(canvas, (m, m), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+
+
+def _place(rng: np.random.Generator, mask: np.ndarray, owner: np.ndarray, drawn: list[int]) -> tuple[int, int] | None:
+    """Row and column of the mask's corner, so that enough of it and of all figures below remains visible."""
+    h, w = owner.shape
+    m = mask.shape[0]
+    alone = (mask >= 0.5).sum()
+    seen = np.bincount(owner[owner >= 0], minlength=len(drawn))
+    for _ in range(NUM_TRIALS):
+        place = int(rng.integers(-m // 4, h - 3 * m // 4 + 1)), int(rng.integers(-m // 4, w - 3 * m // 4 + 1))
+        inside = _cut(mask, place, owner.shape) >= 0.5
+        covered = _visible(owner, place, mask.shape)[inside]
+        left = seen - np.bincount(covered[covered >= 0], minlength=len(drawn))
+        if inside.sum() >= MIN_VISIBLE * alone and (left >= MIN_VISIBLE * np.array(drawn)).all():
+            return place
+    return None
+
+
+def _visible(array: np.ndarray, place: tuple[int, int], shape: tuple[int, ...]) -> np.ndarray:
+    """The part of ``array`` that a patch of ``shape`` at ``place`` covers, as a view."""
+    (top, left), (h, w) = place, shape[:2]
+    return array[max(top, 0) : max(top + h, 0), max(left, 0) : max(left + w, 0)]
+
+
+def _cut(patch: np.ndarray, place: tuple[int, int], shape: tuple[int, ...]) -> np.ndarray:
+    """The part of ``patch`` that lies inside an image of ``shape`` when its corner is at ``place``."""
+    (top, left), (h, w) = place, shape[:2]
+    return patch[max(-top, 0) : h - top, max(-left, 0) : w - left]
+
+
+def _paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, place: tuple[int, int]) -> None:
+    """Lay a shadow and the shaded, perhaps patterned figure onto ``image``."""
+    m = mask.shape[0]
+    shadow = cv2.GaussianBlur(mask, (0, 0), 1 + 0.03 * m)
+    offset = place[0] + 1 + m // 24, place[1] + 1 + m // 24
+    _visible(image, offset, mask.shape)[:] *= 1 - 0.35 * _cut(shadow, offset, image.shape)[..., None]
+    below = _visible(image, place, mask.shape)
+    candidates = rng.uniform(20, 235, (6, 3))
+    color = candidates[np.linalg.norm(candidates - below.mean((0, 1)), axis=1).argmax()]
+    surface = np.broadcast_to(color.astype(np.float32), (m, m, 3)).copy()
+    if rng.random() < 0.5:
+        pattern = _stripes(rng, m, m, max(5.0, m * rng.uniform(0.15, 0.35)))
+        if rng.random() < 0.4:
+            pattern = pattern * _stripes(rng, m, m, max(5.0, m * rng.uniform(0.15, 0.35)))
+        surface += (0.5 + 0.5 * pattern)[..., None] * rng.uniform(-60, 60, 3).astype(np.float32)
+    light = np.linspace(1, -1, m, dtype=np.float32)
+    surface *= 1 + 0.22 * (0.6 * light[:, None] + 0.4 * light[None, :])[..., None]
+    rim = mask - cv2.erode(mask, np.ones((3, 3), np.uint8))
+    surface *= 1 - 0.3 * rim[..., None]
+    alpha = _cut(mask, place, image.shape)[..., None]
+    below += alpha * (_cut(surface, place, image.shape) - below)
+
+
+def _stripes(rng: np.random.Generator, h: int, w: int, period: float) -> np.ndarray:
+    """Float32 (h, w) in -1..1: soft stripes of ``period`` px in a random direction."""
+    angle, phase = rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi)
+    along = np.arange(h)[:, None] * np.sin(angle) + np.arange(w)[None, :] * np.cos(angle)
+    return np.tanh(3 * np.sin(2 * np.pi * along / period + phase)).astype(np.float32)
+
+
+def _expose(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """What a camera makes of it: brightness, a little blur, noise, 8 bits."""
+    image = (image - 128) * rng.uniform(0.8, 1.15) + 128 + rng.uniform(-15, 15)
+    if rng.random() < 0.5:
+        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 0.8))
+    image = image + rng.normal(0, rng.uniform(2, 9), image.shape)
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def _ellipse(radius: float = 1.0) -> np.ndarray:
+    angles = np.linspace(0, 2 * np.pi, 72, endpoint=False)
+    return radius * np.column_stack([np.cos(angles), np.sin(angles)])
+
+
+def _polygon(num_corners: int) -> np.ndarray:
+    angles = np.linspace(0, 2 * np.pi, num_corners, endpoint=False)
+    return np.column_stack([np.cos(angles), np.sin(angles)])
+
+
+def _star() -> np.ndarray:
+    radii = np.tile([1.0, 0.42], 5)
+    angles = np.linspace(0, 2 * np.pi, 10, endpoint=False)
+    return radii[:, None] * np.column_stack([np.cos(angles), np.sin(angles)])
+
+
+def _cross() -> np.ndarray:
+    a = 0.32
+    quarter = [(1, -a), (1, a), (a, a)]
+    turns = [np.array([[c, -s], [s, c]]) for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1))]
+    return np.concatenate([np.array(quarter) @ turn.T for turn in turns])
+
+
+#: Class name, and what gives its outlines (P, 2) about the origin; the second outline of a ring is its hole.
+FIGURES: tuple[tuple[str, Callable[[], list[np.ndarray]]], ...] = (
+    ("circle", lambda: [_ellipse()]),
+    ("square", lambda: [_polygon(4)]),
+    ("triangle", lambda: [_polygon(3)]),
+    ("star", lambda: [_star()]),
+    ("cross", lambda: [_cross()]),
+    ("ring", lambda: [_ellipse(), _ellipse(0.55)]),
+)

@@ -1,0 +1,150 @@
+"""The shapes data set: generated on first use, kept in COCO layout, and from then on read like any other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+
+from detkit.config import DATASETS
+from detkit.data.datasets.base import DetectionDataset
+from detkit.data.datasets.coco import CocoDataset
+from detkit.data.datasets.scenes import FIGURES, draw_scene
+from detkit.data.decode import read_image
+
+logger = logging.getLogger(__name__)
+
+#: Part of the parameters' hash: to be raised when the drawing changes, so that no old pictures are taken for new ones.
+VERSION = 1
+
+MARKER = "shapes.json"
+SPLITS = ("train", "val")
+JPEG_QUALITY = 92
+
+
+@DATASETS
+class ShapesDataset(DetectionDataset):
+    """Circles, squares, triangles, stars, crosses and rings, from small to large, overlapping, textured and noisy.
+
+    The pictures of both splits are made on first use and depend on the arguments alone. They lie in COCO layout in a
+    folder of ``root`` named by the arguments' hash; other arguments make another folder.
+
+    Args:
+        root: where the folder is made; relative to the current directory.
+        split: which part to read; train and val share no random number.
+        num_train: number of training images.
+        num_val: number of validation images.
+        image_size: longer side of the images in px; the shorter one has between 3/4 of it and all of it.
+        max_objects: figures in an image, at most; there is at least one.
+        seed: another one gives other images.
+
+    Raises:
+        ValueError: an argument is out of range, the folder cannot be written, or it holds something else.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str = "datasets/shapes",
+        split: Literal["train", "val"] = "train",
+        num_train: int = 300,
+        num_val: int = 100,
+        image_size: int = 160,
+        max_objects: int = 6,
+        seed: int = 0,
+    ) -> None:
+        parameters = {
+            "num_train": num_train,
+            "num_val": num_val,
+            "image_size": image_size,
+            "max_objects": max_objects,
+            "seed": seed,
+        }
+        _check(parameters)
+        self.folder = _prepare(Path(root), parameters | {"version": VERSION})
+        coco = CocoDataset(root=str(self.folder), annotations=f"{split}.json")
+        self.categories, self.truths, self.report = coco.categories, coco.truths, coco.report
+
+    def read(self, index: int) -> np.ndarray:
+        truth = self.truths[index]
+        return read_image(truth.file, truth.size)
+
+
+def _check(parameters: dict[str, int]) -> None:
+    least = {"num_train": 1, "num_val": 1, "image_size": 64, "max_objects": 1, "seed": 0}
+    for name, value in parameters.items():
+        if value < least[name]:
+            raise ValueError(f"{name} must be at least {least[name]}, not {value}")
+
+
+def _prepare(root: Path, parameters: dict[str, int]) -> Path:
+    """The folder with the pictures that ``parameters`` describe, made now if it is not there."""
+    text = json.dumps(parameters, sort_keys=True)
+    folder = root / hashlib.sha256(text.encode()).hexdigest()[:12]
+    if not folder.exists():
+        try:
+            _make(folder, parameters)
+        except OSError as error:
+            raise ValueError(f"{folder}: the shapes cannot be written: {error.strerror or error}") from error
+    marker = folder / MARKER
+    if not marker.is_file() or json.loads(marker.read_text()) != parameters:
+        raise ValueError(f"{folder}: its {MARKER} is missing or tells of other pictures; delete the folder")
+    return folder
+
+
+def _make(folder: Path, parameters: dict[str, int]) -> None:
+    """Write beside ``folder`` and rename: whoever sees the folder sees all of it, and a killed run leaves none."""
+    logger.info("making %d + %d images in %s", parameters["num_train"], parameters["num_val"], folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        (partial / "images").mkdir()
+        for split in SPLITS:
+            _write_split(partial, split, parameters)
+        (partial / MARKER).write_text(json.dumps(parameters, indent=1) + "\n")
+        partial.chmod(0o755)  # mkdtemp makes it private
+        try:
+            os.rename(partial, folder)
+        except OSError:
+            if not folder.is_dir():
+                raise  # another process of this run was faster, and its folder has the same pictures
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_split(folder: Path, split: str, parameters: dict[str, int]) -> None:
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    # Ids of the two splits do not meet, so that results of one cannot be scored against the other.
+    first_id = 1 if split == "train" else parameters["num_train"] + 1
+    for i in range(parameters[f"num_{split}"]):
+        rng = np.random.default_rng([parameters["seed"], SPLITS.index(split), i])
+        scene = draw_scene(rng, parameters["image_size"], parameters["max_objects"])
+        name = f"{split}_{i:05d}.jpg"
+        written, jpeg = cv2.imencode(".jpg", scene.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        assert written
+        (folder / "images" / name).write_bytes(jpeg.tobytes())
+        h, w = scene.image.shape[:2]
+        images.append({"id": first_id + i, "file_name": name, "width": w, "height": h})
+        for box, label, area in zip(scene.boxes, scene.labels, scene.areas, strict=True):
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": first_id + i,
+                    "category_id": int(label) + 1,
+                    "bbox": box.tolist(),
+                    "area": int(area),
+                    "iscrowd": 0,
+                }
+            )
+    categories = [{"id": k, "name": name} for k, (name, _) in enumerate(FIGURES, start=1)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / f"{split}.json").write_text(json.dumps(content))

@@ -1,0 +1,79 @@
+"""All annotations of a data set in a few arrays, read image by image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import numpy as np
+
+from detkit.structures import GroundTruth
+
+#: A box must be at least this wide and high (px) inside its image to train on: below it, resizing and float32 can make
+#: the two sides meet.
+MIN_SIDE = 0.05
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TruthTable(Sequence[GroundTruth]):
+    """A sequence of GroundTruth, kept as columns: I images with M annotations.
+
+    Lists of objects would be copied page by page into every worker as their reference counts are touched; arrays are
+    shared, and checks run over all boxes at once. ``image_ids`` (I,) int64; ``files`` I paths; ``sizes`` (I, 2) int64
+    (h, w) px; ``offsets`` (I + 1,) int64: image i has the rows from offsets[i] to offsets[i + 1]; ``boxes`` (M, 4)
+    float64 x y w h px; ``labels``, ``area``, ``crowd`` and ``annotation_ids`` (M,) as in GroundTruth.
+    """
+
+    image_ids: np.ndarray
+    files: tuple[str, ...]
+    sizes: np.ndarray
+    offsets: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    area: np.ndarray
+    crowd: np.ndarray
+    annotation_ids: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    @overload
+    def __getitem__(self, index: int) -> GroundTruth: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[GroundTruth]: ...
+    def __getitem__(self, index: int | slice) -> GroundTruth | list[GroundTruth]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        rows = slice(self.offsets[index], self.offsets[index + 1])
+        return GroundTruth(
+            image_id=int(self.image_ids[index]),
+            file=self.files[index],
+            size=(int(self.sizes[index, 0]), int(self.sizes[index, 1])),
+            boxes=self.boxes[rows],
+            labels=self.labels[rows],
+            area=self.area[rows],
+            crowd=self.crowd[rows],
+            annotation_ids=self.annotation_ids[rows],
+        )
+
+    def __iter__(self) -> Iterator[GroundTruth]:
+        return (self[i] for i in range(len(self)))
+
+    @property
+    def owners(self) -> np.ndarray:
+        """(M,) int64: the position of each annotation's image."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
+
+def clipped_corners(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Boxes (M, 4) x y w h px as x1 y1 x2 y2, cut at the border of their images of ``sizes`` (M, 2) or (2,) (h, w)."""
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    w_h_w_h = np.concatenate([sizes[..., ::-1], sizes[..., ::-1]], axis=-1)
+    return corners.clip(0, w_h_w_h)
+
+
+def is_usable(corners: np.ndarray) -> np.ndarray:
+    """(M,) bool: which of the clipped boxes (M, 4) have an area to train on."""
+    return (corners[:, 2:] - corners[:, :2]).min(axis=1) >= MIN_SIDE

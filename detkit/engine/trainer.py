@@ -1,0 +1,391 @@
+"""The training loop, as plain code."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from detkit.config import TRAINERS
+from detkit.engine.callbacks.callback import Callback
+from detkit.engine.checkpoint import (
+    BEST,
+    LAST,
+    PREVIOUS,
+    Checkpoint,
+    CheckpointError,
+    check_categories,
+    load_weights,
+    save_checkpoint,
+)
+from detkit.engine.evaluation import (
+    EvalBatches,
+    EvaluationStopped,
+    Precision,
+    check_precision,
+    evaluate,
+    to_device,
+)
+from detkit.engine.interrupt import Interrupted, StopRequest
+from detkit.engine.progress import Progress
+from detkit.engine.records import EvaluationRecord, FitResult, FitStart, StepRecord
+from detkit.engine.resume import process_state, restore_process, warn_of_versions
+from detkit.engine.schedule import Schedule
+from detkit.engine.update import Updater
+from detkit.evaluation import Evaluator
+from detkit.structures import Batch, Categories, Losses
+from detkit.utils import dist
+from detkit.utils.log import logger
+
+
+class TrainBatches(Protocol):
+    """Batches without end; batch number ``start`` of the run is the same whether or not those before it were read."""
+
+    def iterate(self, start: int = 0) -> Iterator[Batch]: ...
+
+
+@TRAINERS
+class Trainer:
+    """Trains a detector for a number of steps, evaluates it and keeps checkpoints.
+
+    A step is one optimiser update. The arguments from ``detector`` on come at run time, not from YAML.
+
+    Args:
+        steps: length of the run.
+        precision: "bf16" and "fp16" run backbone, neck and raw head under autocast; "fp16" is for CUDA alone.
+        accumulate: batches in one step.
+        clip_norm: largest L2 norm of the gradient.
+        ema_decay: keep a moving average of the weights (see WeightAverage), which is then what is evaluated.
+        channels_last: keep weights and pixels in that memory format.
+        eval_every: steps from one evaluation to the next; null: at the end alone.
+        save_every: steps from one ``last.pt`` to the next; it is also saved after each evaluation and at the end.
+        log_every: steps from one logged step to the next.
+        val_loss: compute the losses too when evaluating, by a second pass over the images.
+        monitor: the metric of which the best evaluation gives ``best.pt``: a score (higher is better) or "val_loss" or
+            one of its terms, "val_loss/NAME" (lower is better).
+        patience: stop after this many evaluations without a better one.
+        optimizer: of the parameters of ``detector``. A group's ``base_lr``, or else ``lr``, is its rate at factor 1.
+        val_loader: validation images; None for a run without evaluations.
+        evaluator: scores their detections; None where only losses are wanted.
+        run_dir: the folder of the checkpoints; must exist.
+        callbacks: watchers by name; called in this order.
+        config: kept in the checkpoints; plain values only.
+    """
+
+    runtime_arguments = (
+        *("detector", "optimizer", "schedule", "train_loader", "val_loader", "evaluator"),
+        *("categories", "run_dir", "device", "callbacks", "config"),
+    )
+
+    def __init__(
+        self,
+        *,
+        steps: int,
+        precision: Precision = "fp32",
+        accumulate: int = 1,
+        clip_norm: float | None = None,
+        ema_decay: float | None = None,
+        channels_last: bool = False,
+        eval_every: int | None = None,
+        save_every: int | None = 500,
+        log_every: int = 20,
+        val_loss: bool = True,
+        monitor: str = "AP",
+        patience: int | None = None,
+        detector: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        train_loader: TrainBatches,
+        categories: Categories,
+        run_dir: str | Path,
+        val_loader: EvalBatches | None = None,
+        evaluator: Evaluator | None = None,
+        device: torch.device | str = "cpu",
+        callbacks: Mapping[str, Callback] | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.steps, self.accumulate = steps, accumulate
+        self.precision: Precision = precision
+        self.eval_every, self.save_every, self.log_every = eval_every, save_every, log_every
+        self.val_loss, self.monitor, self.patience = val_loss, monitor, patience
+        self.channels_last, self.device = channels_last, torch.device(device)
+        self.schedule, self.categories, self.run_dir = schedule, categories, Path(run_dir)
+        self.train_loader, self.val_loader, self.evaluator = train_loader, val_loader, evaluator
+        self.callbacks = dict(callbacks or {}) if dist.is_main() else {}
+        self.config = dict(config or {})
+        self._check_arguments(clip_norm)
+        self.detector = detector.to(self.device)
+        if channels_last:
+            self.detector = detector.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.updater = Updater(
+            detector=self.detector,
+            optimizer=optimizer,
+            device=self.device,
+            precision=precision,
+            accumulate=accumulate,
+            clip_norm=clip_norm,
+            ema_decay=ema_decay,
+        )
+        self.progress = Progress()
+        self.metrics: dict[str, float] = {}
+        self._saved_step = 0
+
+    def fit(self) -> FitResult:
+        """Train to the last step, or until patience ends, from where :meth:`restore` left off.
+
+        Raises:
+            Interrupted: SIGINT or SIGTERM came; the step was finished and ``last.pt`` saved.
+            NonFiniteError: a loss or gradient is not finite; no weight has taken it in.
+            CheckpointError: a checkpoint could not be written.
+        """
+        self._tell("on_fit_start", FitStart(self.progress.step, self.steps, self.run_dir, self.categories))
+        try:
+            with StopRequest() as stop:
+                self._run(stop)
+        except BaseException as error:
+            self._tell("on_exception", error)
+            raise
+        progress = self.progress
+        result = FitResult(
+            progress.step, dict(self.metrics), progress.best, progress.best_step, self._out_of_patience()
+        )
+        self._tell("on_fit_end", result)
+        return result
+
+    def _run(self, stop: StopRequest) -> None:
+        batches = self.train_loader.iterate(start=self.progress.batches_seen)
+        self.detector.train()
+        try:
+            while True:
+                self._leave_if_asked(stop)
+                if self._evaluation_is_due() and self.evaluate(lambda: bool(stop)) is None:
+                    continue  # a signal came during the evaluation, which is done again after the resume
+                if self._save_is_due():
+                    self.save()
+                if self._is_finished():
+                    return
+                self._tell("on_step_end", self.train_step(batches))
+        finally:
+            if isinstance(batches, Generator):
+                batches.close()  # its workers end now, not when an exception's traceback lets go of it
+
+    def train_step(self, batches: Iterator[Batch]) -> StepRecord:
+        """One update from the next ``accumulate`` of ``batches``.
+
+        Raises:
+            NonFiniteError: a loss or gradient is not finite; the weights are as they were.
+        """
+        start, waited = time.perf_counter(), 0.0
+        step = self.progress.step + 1
+        lr = self.updater.set_learning_rates(self.schedule.factor(step - 1, self.steps))
+        parts: list[tuple[Batch, Losses]] = []
+        for i in range(self.accumulate):
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            batch = to_device(batch, self.device, self.channels_last)
+            parts.append((batch, self.updater.backward(batch, is_last=i == self.accumulate - 1)))
+        grad_norm = self.updater.gradient_norm()
+        terms, stats, norm = _read(parts, grad_norm)  # the step's one wait for the device
+        loss = sum(terms.values())
+        applied = self.updater.may_apply(step, parts, loss, norm)
+        self.updater.finish(grad_norm, applied)
+        self.progress.step = step
+        self.progress.batches_seen += self.accumulate
+        return StepRecord(
+            step=step,
+            loss=loss,
+            terms=terms,
+            stats=stats,
+            lr=lr,
+            grad_norm=norm,
+            applied=applied,
+            logged=step % self.log_every == 0 or step in (1, self.steps),
+            num_images=sum(len(batch) for batch, _ in parts),
+            data_seconds=waited,
+            compute_seconds=time.perf_counter() - start - waited,
+        )
+
+    def evaluate(self, should_stop: Callable[[], bool] = lambda: False) -> EvaluationRecord | None:
+        """Evaluate the detector, or its average, on the validation set; a new best goes to ``best.pt``.
+
+        Returns:
+            What was found, or None where ``should_stop`` ended the evaluation: nothing has changed then.
+
+        Raises:
+            ValueError: the monitored metric is not among those that were computed.
+        """
+        assert self.val_loader is not None
+        dist.broadcast_buffers(self.detector)  # running statistics are each process's own until the next forward pass
+        try:
+            result = evaluate(
+                self._evaluated_detector(),
+                self.val_loader,
+                self.evaluator,
+                device=self.device,
+                precision=self.precision,
+                channels_last=self.channels_last,
+                val_loss=self.val_loss,
+                should_stop=should_stop if dist.world_size() == 1 else lambda: False,  # all must do the same
+            )
+        except EvaluationStopped:
+            return None
+        try:
+            value = result.value(self.monitor)
+        except ValueError as error:
+            raise ValueError(f"trainer.monitor: {error}") from None
+        self.metrics = result.metrics
+        is_best = self.progress.judge(value, is_lower_better=_is_loss(self.monitor))
+        record = EvaluationRecord(self.progress.step, result, is_best)
+        logger.info("step %d: %s", self.progress.step, _in_words(record, self.monitor))
+        if is_best:
+            self._write(BEST, self._weights())
+        self._tell("on_evaluation_end", record)
+        return record
+
+    def save(self) -> None:
+        """Write the state of the run to ``last.pt``; the one before it stays as ``previous.pt``.
+
+        Raises:
+            CheckpointError: it could not be written; the old files are intact.
+        """
+        checkpoint = Checkpoint(
+            step=self.progress.step,
+            detector=self.detector.state_dict(),
+            average=None if self.updater.average is None else self.updater.average.state_dict(),
+            categories=self.categories,
+            config=self.config,
+            metrics=self.metrics,
+            training={**self.updater.state(), "progress": asdict(self.progress), "process": process_state()},
+        )
+        self._write(LAST, checkpoint, keep=PREVIOUS)
+        self._saved_step = self.progress.step
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from ``checkpoint``: :meth:`fit` then ends in the bits of a run that was never stopped.
+
+        Raises:
+            CheckpointError: it is of another model, other classes or another optimiser, or has weights alone.
+        """
+        if checkpoint.training is None:
+            raise CheckpointError(f"{checkpoint.source} has weights alone; a run goes on from {LAST}")
+        check_categories(checkpoint, self.categories)
+        load_weights(self.detector, checkpoint.detector, checkpoint.source)
+        self.updater.restore(checkpoint.training, checkpoint)
+        restore_process(checkpoint.training["process"])
+        warn_of_versions(checkpoint)
+        self.progress = Progress(**checkpoint.training["progress"])
+        self.metrics = dict(checkpoint.metrics)
+        self._saved_step = self.progress.step
+        logger.info("going on from %s after step %d of %d", checkpoint.source, self.progress.step, self.steps)
+
+    def _evaluated_detector(self) -> nn.Module:
+        return self.detector if self.updater.average is None else self.updater.average.detector
+
+    def _weights(self) -> Checkpoint:
+        """The evaluated weights, without what only training needs."""
+        return Checkpoint(
+            step=self.progress.step,
+            detector=self._evaluated_detector().state_dict(),
+            categories=self.categories,
+            config=self.config,
+            metrics=self.metrics,
+        )
+
+    def _write(self, name: str, checkpoint: Checkpoint, keep: str | None = None) -> None:
+        if dist.is_main():
+            path = self.run_dir / name
+            save_checkpoint(path, checkpoint, keep=None if keep is None else self.run_dir / keep)
+            self._tell("on_save", path, checkpoint.step)
+        dist.barrier()
+
+    def _leave_if_asked(self, stop: StopRequest) -> None:
+        if dist.any_process(bool(stop), self.device):
+            if self._saved_step != self.progress.step:
+                self.save()
+            logger.warning("stopped after step %d of %d; resume goes on from there", self.progress.step, self.steps)
+            raise Interrupted(stop.signum or signal.SIGTERM)
+
+    def _is_finished(self) -> bool:
+        return self.progress.step >= self.steps or self._out_of_patience()
+
+    def _out_of_patience(self) -> bool:
+        return self.patience is not None and self.progress.without_gain >= self.patience
+
+    def _evaluation_is_due(self) -> bool:
+        step = self.progress.step
+        if self.val_loader is None or step == 0 or self.progress.evaluated == step:
+            return False
+        return self._is_finished() or (self.eval_every is not None and step % self.eval_every == 0)
+
+    def _save_is_due(self) -> bool:
+        step = self.progress.step
+        if self._saved_step == step:
+            return False
+        by_number = self.save_every is not None and step % self.save_every == 0
+        return by_number or self._is_finished() or self.progress.evaluated == step
+
+    def _tell(self, event: str, *what: Any) -> None:
+        for callback in self.callbacks.values():
+            getattr(callback, event)(*what)
+
+    def _check_arguments(self, clip_norm: float | None) -> None:
+        for name in ("steps", "accumulate", "log_every", "eval_every", "save_every", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be 1 or more, not {value}")
+        if clip_norm is not None and not clip_norm > 0:
+            raise ValueError(f"clip_norm must be above 0, not {clip_norm}")
+        check_precision(self.precision, self.device)
+        if not self.run_dir.is_dir():
+            raise ValueError(f"run_dir {self.run_dir} is not a folder")
+        try:
+            json.dumps(self.config)
+        except TypeError as error:
+            raise ValueError(f"config must be plain values, or no checkpoint could be read again: {error}") from None
+        self._check_evaluation()
+
+    def _check_evaluation(self) -> None:
+        if self.val_loader is None:
+            for name in ("eval_every", "patience"):
+                if (value := getattr(self, name)) is not None:
+                    raise ValueError(f"{name}={value} needs validation images, and there are none; set {name}=null")
+        elif _is_loss(self.monitor):
+            if not self.val_loss:
+                raise ValueError(f"monitor={self.monitor!r} needs val_loss=true")
+        elif self.evaluator is None:
+            raise ValueError(
+                f"monitor={self.monitor!r} needs an evaluator; without one it is 'val_loss' or a term of it"
+            )
+
+
+def _read(parts: list[tuple[Batch, Losses]], norm: Tensor) -> tuple[dict[str, float], dict[str, float], float]:
+    """Loss terms and stats, means over ``parts``, and the gradient's norm, brought from the device at once."""
+    scalars = [(True, *term) for _, losses in parts for term in losses.terms.items()]
+    scalars += [(False, *stat) for _, losses in parts for stat in losses.stats.items()]
+    *values, grad_norm = torch.stack([value.detach().float() for *_, value in scalars] + [norm.float()]).tolist()
+    terms: dict[str, float] = {}
+    stats: dict[str, float] = {}
+    for (is_term, name, _), value in zip(scalars, values, strict=True):
+        into = terms if is_term else stats
+        into[name] = into.get(name, 0.0) + value / len(parts)
+    return terms, stats, grad_norm
+
+
+def _is_loss(metric: str) -> bool:
+    return metric.partition("/")[0] == "val_loss"
+
+
+def _in_words(record: EvaluationRecord, monitor: str) -> str:
+    metrics = record.result.metrics
+    shown = dict.fromkeys([monitor, *list(metrics)[:3], "val_loss"])
+    numbers = ", ".join(f"{name} {metrics[name]:.4f}" for name in shown if name in metrics)
+    best = ", the best so far" if record.best else ""
+    return f"{numbers}{best} ({record.result.num_images} images in {record.result.seconds:.1f} s)"

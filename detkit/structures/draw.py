@@ -1,0 +1,138 @@
+"""Pictures of boxes, with numpy and OpenCV alone."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+Color = tuple[int, int, int]
+
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+#: Height in px of a capital letter of that font at scale 1.
+_CAPITAL_HEIGHT = 21.0
+
+
+def class_color(label: int) -> Color:
+    """The RGB colour of class ``label``: hues a golden angle apart, so that neighbouring labels differ clearly."""
+    hue = (0.02 + label * 0.618034) % 1.0
+    value = (1.0, 0.8)[label // 5 % 2]
+    r, g, b = colorsys.hsv_to_rgb(hue, 0.85, value)
+    return round(255 * r), round(255 * g), round(255 * b)
+
+
+def draw_boxes(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: Sequence[int] | np.ndarray,
+    names: Sequence[str],
+    scores: Sequence[float] | np.ndarray | None = None,
+    *,
+    title: str | None = None,
+    dashed: Sequence[bool] | np.ndarray | None = None,
+    min_side: int = 0,
+) -> np.ndarray:
+    """A copy of ``image`` with outlined boxes and their names; lines and letters follow the size of the image.
+
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        boxes: (N, 4) x1 y1 x2 y2 px; they may reach over the border.
+        labels: (N,) in [0, K).
+        names: the K class names.
+        scores: (N,) in [0, 1], written behind the names.
+        title: written on a strip above the image.
+        dashed: (N,) whether to draw a dashed outline (crowd).
+        min_side: a smaller image is enlarged first, until its shorter side has so many px: names need room.
+
+    Returns:
+        uint8 (H', W', 3) RGB; of the size of ``image`` without ``title`` and ``min_side``. The largest boxes are drawn
+        first, so that small ones stay visible.
+    """
+    boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    canvas = np.array(image, order="C")
+    if min(image.shape[:2]) < min_side:
+        ratio = min_side / min(image.shape[:2])
+        canvas = cv2.resize(canvas, None, fx=ratio, fy=ratio, interpolation=cv2.INTER_CUBIC)
+        boxes = boxes * ratio
+    side = min(canvas.shape[:2])
+    thickness = max(1, round(side / 300))
+    letters = float(np.clip(side / 45, 8, 24))
+    order = np.argsort(-((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])), kind="stable")
+    for i in order:
+        _outline(canvas, boxes[i], class_color(int(labels[i])), thickness, dashed is not None and bool(dashed[i]))
+    for i in order:  # names over all outlines
+        text = names[int(labels[i])] + ("" if scores is None else f" {scores[i]:.2f}")
+        _tag(canvas, boxes[i], text, class_color(int(labels[i])), letters)
+    return canvas if title is None else np.concatenate([_strip(title, canvas.shape[1], letters), canvas])
+
+
+def contact_sheet(images: Sequence[np.ndarray], columns: int = 4, cell: int = 320, gap: int = 6) -> np.ndarray:
+    """``images`` (uint8 RGB of any sizes) side by side, each fitted into a square of ``cell`` px: uint8 (H, W, 3) RGB.
+
+    Raises:
+        ValueError: there are no images, or ``columns`` or ``cell`` is not positive.
+    """
+    if not images or columns < 1 or cell < 1:
+        raise ValueError(f"a contact sheet needs images, columns and a cell size, not {len(images)}, {columns}, {cell}")
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    sheet = np.full((rows * (cell + gap) + gap, columns * (cell + gap) + gap, 3), 32, dtype=np.uint8)
+    for i, image in enumerate(images):
+        h, w = image.shape[:2]
+        ratio = cell / max(h, w)
+        size = max(1, round(w * ratio)), max(1, round(h * ratio))
+        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if ratio < 1 else cv2.INTER_CUBIC)
+        top = gap + i // columns * (cell + gap) + (cell - size[1]) // 2
+        left = gap + i % columns * (cell + gap) + (cell - size[0]) // 2
+        sheet[top : top + size[1], left : left + size[0]] = small
+    return sheet
+
+
+def _outline(canvas: np.ndarray, box: np.ndarray, color: Color, thickness: int, dashed: bool) -> None:
+    x1, y1, x2, y2 = _corners(canvas, box)
+    if not dashed:
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), color, thickness)
+        return
+    for start, end in (((x1, y1), (x2, y1)), ((x2, y1), (x2, y2)), ((x2, y2), (x1, y2)), ((x1, y2), (x1, y1))):
+        length = abs(end[0] - start[0]) + abs(end[1] - start[1])
+        marks = np.linspace(0, 1, 2 * max(1, length // (8 * thickness)) + 1)
+        points = np.round(np.array(start) + marks[:, None] * (np.array(end) - start)).astype(int).tolist()
+        for a, b in zip(points[::2], points[1::2], strict=False):
+            cv2.line(canvas, a, b, color, thickness)
+
+
+def _tag(canvas: np.ndarray, box: np.ndarray, text: str, color: Color, letters: float) -> None:
+    """``text`` on a filled tag over the upper left corner of ``box``, or inside it where there is no room."""
+    size = letters / _CAPITAL_HEIGHT
+    weight = max(1, round(letters / 12))
+    (w, h), below = cv2.getTextSize(text, _FONT, size, weight)
+    pad = max(1, round(letters / 5))
+    height, width = h + below // 2 + 2 * pad, w + 2 * pad
+    x1, y1, _, _ = _corners(canvas, box)
+    x1 = max(0, min(x1, canvas.shape[1] - width))
+    y1 = y1 - height if y1 >= height else y1
+    cv2.rectangle(canvas, (x1, y1), (x1 + width, y1 + height), color, -1)
+    bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
+    ink = (0, 0, 0) if bright else (255, 255, 255)
+    cv2.putText(canvas, text, (x1 + pad, y1 + pad + h), _FONT, size, ink, weight, cv2.LINE_AA)
+
+
+def _strip(title: str, width: int, letters: float) -> np.ndarray:
+    """``title`` on a dark strip ``width`` px wide, the letters smaller than asked where it would not fit."""
+    size, pad = letters / _CAPITAL_HEIGHT, round(letters / 2)
+    (w, _), _ = cv2.getTextSize(title, _FONT, size, 1)
+    size *= min(1.0, max(1, width - 2 * pad) / max(w, 1))
+    strip = np.full((round(letters) + 2 * pad, width, 3), 32, dtype=np.uint8)
+    cv2.putText(strip, title, (pad, round(letters) + pad), _FONT, size, (255, 255, 255), 1, cv2.LINE_AA)
+    return strip
+
+
+def _corners(canvas: np.ndarray, box: np.ndarray) -> tuple[int, int, int, int]:
+    """First and last pixel of ``box`` inside ``canvas``: the half-open box ends before x2."""
+    h, w = canvas.shape[:2]
+    x1, y1, x2, y2 = np.nan_to_num(box)
+    x1, x2 = np.clip([round(x1), round(x2) - 1], 0, w - 1)
+    y1, y2 = np.clip([round(y1), round(y2) - 1], 0, h - 1)
+    return int(x1), int(y1), int(x2), int(y2)

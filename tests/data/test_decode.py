@@ -1,0 +1,174 @@
+"""Every kind of picture file that a data set may hold, whole and broken."""
+
+import io
+import re
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from detkit.data.decode import MAX_PIXELS, ImageError, read_image, read_size
+from tests.data.builders import picture
+
+RGB = picture(48, 64)
+
+
+def encode(image: Image.Image, kind: str, **options) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def write(tmp_path, content: bytes, name: str = "a.jpg") -> str:
+    path = tmp_path / name
+    path.write_bytes(content)
+    return str(path)
+
+
+def sideways(kind: str = "JPEG", orientation: int = 6) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encode(Image.fromarray(RGB), kind, exif=exif)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
+def test_lossless_formats_come_back_to_the_bit_as_rgb(tmp_path, kind):
+    np.testing.assert_array_equal(read_image(write(tmp_path, encode(Image.fromarray(RGB), kind))), RGB)
+
+
+@pytest.mark.parametrize(("kind", "options"), [("JPEG", {"progressive": True}), ("WEBP", {}), ("GIF", {})])
+def test_lossy_formats_are_near(tmp_path, kind, options):
+    image = read_image(write(tmp_path, encode(Image.fromarray(RGB), kind, **options)))
+    assert np.abs(image.astype(int) - RGB).mean() < 8
+
+
+def test_the_content_decides_and_not_the_ending(tmp_path):
+    np.testing.assert_array_equal(read_image(write(tmp_path, encode(Image.fromarray(RGB), "PNG"), "a.jpg")), RGB)
+
+
+def test_gray_is_repeated(tmp_path):
+    gray = Image.fromarray(RGB).convert("L")
+    image = read_image(write(tmp_path, encode(gray, "PNG")))
+    np.testing.assert_array_equal(image, np.repeat(np.asarray(gray)[..., None], 3, axis=2))
+
+
+def test_16_bits_are_shifted_down(tmp_path):
+    values = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64) * 21
+    image = read_image(write(tmp_path, cv2.imencode(".png", values)[1].tobytes()))
+    np.testing.assert_array_equal(image[..., 0], values >> 8)
+
+
+def test_alpha_is_left_out(tmp_path):
+    rgba = np.dstack([RGB, np.full(RGB.shape[:2], 128, np.uint8)])
+    np.testing.assert_array_equal(read_image(write(tmp_path, encode(Image.fromarray(rgba), "PNG"))), RGB)
+
+
+def test_cmyk_is_converted_and_not_inverted(tmp_path):
+    image = read_image(write(tmp_path, encode(Image.fromarray(RGB).convert("CMYK"), "JPEG", quality=98)))
+    assert image.shape == RGB.shape
+    assert np.abs(image.astype(int) - RGB).mean() < 4
+
+
+def test_palette_and_one_bit(tmp_path):
+    for mode in ("P", "1"):
+        converted = Image.fromarray(RGB).convert(mode)
+        image = read_image(write(tmp_path, encode(converted, "PNG")))
+        np.testing.assert_array_equal(image, np.asarray(converted.convert("RGB")))
+
+
+def test_one_pixel(tmp_path):
+    file = write(tmp_path, encode(Image.fromarray(RGB[:1, :1]), "PNG"))
+    np.testing.assert_array_equal(read_image(file), RGB[:1, :1])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_exif_orientation_is_applied(tmp_path, kind):
+    file = write(tmp_path, sideways(kind))
+    upright = np.rot90(RGB, -1)  # 6: the first row is the right side of what is shown
+    image = read_image(file)
+    assert read_size(file) == image.shape[:2] == upright.shape[:2] == (64, 48)
+    assert np.abs(image.astype(int) - upright).mean() < 8
+
+
+def test_exif_orientation_is_not_applied_where_the_annotations_count_raw_pixels(tmp_path):
+    file = write(tmp_path, sideways())
+    assert np.abs(read_image(file, (48, 64)).astype(int) - RGB).mean() < 8
+    assert read_image(file, (64, 48)).shape == (64, 48, 3)
+
+
+def test_exif_without_exchange_of_sides_changes_no_size(tmp_path):
+    file = write(tmp_path, sideways(orientation=3))
+    assert read_size(file) == (48, 64)
+    assert np.abs(read_image(file, (48, 64)).astype(int) - RGB[::-1, ::-1]).mean() < 8
+
+
+def test_a_size_that_disagrees_names_the_file_and_both(tmp_path):
+    file = write(tmp_path, encode(Image.fromarray(RGB), "PNG"))
+    message = f"{file}: the image is 64 x 48 px (w x h), but its annotations say 65 x 48"
+    with pytest.raises(ImageError, match=f"^{re.escape(message)}$"):
+        read_image(file, (48, 65))
+
+
+def test_sides_exchanged_without_exif_are_an_error(tmp_path):
+    file = write(tmp_path, encode(Image.fromarray(RGB), "PNG"))
+    with pytest.raises(ImageError, match="annotations say 48 x 64"):
+        read_image(file, (64, 48))
+
+
+def refused(file: str, reason: str) -> None:
+    with pytest.raises(ImageError, match=f"^{re.escape(file)}: {reason}"):
+        read_image(file)
+
+
+def test_missing_folder_and_empty_file(tmp_path):
+    refused(str(tmp_path / "no.jpg"), "No such file or directory$")
+    refused(str(tmp_path), "Is a directory$")
+    refused(write(tmp_path, b""), r"the file is empty \(0 bytes\)$")
+
+
+def test_something_else_than_an_image(tmp_path):
+    refused(write(tmp_path, b"<html>404</html>" * 20), r"not a readable image \(known are JPEG, PNG, BMP")
+
+
+def test_postscript_is_not_run(tmp_path):
+    refused(write(tmp_path, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"), "not a readable image")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+def test_cut_off(tmp_path, kind, share):
+    noise = np.random.default_rng(0).integers(0, 255, (60, 60, 3), dtype=np.uint8)
+    content = encode(Image.fromarray(noise), kind)
+    refused(write(tmp_path, content[: int(len(content) * share)]), "(cut off or damaged|not a readable image)")
+
+
+@pytest.mark.parametrize("missing", [2, 30, 400])
+def test_cut_off_jpeg_is_found_even_where_opencv_fills_it_with_gray(tmp_path, monkeypatch, missing):
+    # OpenCV 4 returns a picture for such a file, OpenCV 5 none: behave like the former.
+    monkeypatch.setattr(cv2, "imdecode", lambda data, flags: np.full((48, 64, 3), 128, np.uint8))
+    content = encode(Image.fromarray(RGB), "JPEG", quality=95)
+    assert read_image(write(tmp_path, content)).shape == (48, 64, 3)
+    refused(write(tmp_path, content[:-missing]), "cut off or damaged: image file is truncated")
+
+
+def test_bytes_after_the_end_of_a_jpeg_are_harmless(tmp_path):
+    whole = encode(Image.fromarray(RGB), "JPEG")
+    expected = read_image(write(tmp_path, whole))
+    for tail in (b"\0" * 50, b"made by a phone" * 20):
+        np.testing.assert_array_equal(read_image(write(tmp_path, whole + tail)), expected)
+
+
+def test_a_png_without_its_last_chunk_still_has_all_pixels(tmp_path):
+    content = encode(Image.fromarray(RGB), "PNG")
+    np.testing.assert_array_equal(read_image(write(tmp_path, content[:-12])), RGB)
+
+
+@pytest.mark.parametrize("side", [9500, 20000])
+def test_a_decompression_bomb_is_refused_before_it_is_unpacked(tmp_path, side, monkeypatch):
+    monkeypatch.setattr(cv2, "imdecode", None)  # not called
+    content = encode(Image.new("1", (side, side)), "PNG")
+    assert len(content) < 100_000 < MAX_PIXELS < side * side
+    file = write(tmp_path, content, "bomb.png")
+    with pytest.raises(ImageError, match=rf"^{re.escape(file)}: .*(limit of {MAX_PIXELS} pixels|exceeds limit)"):
+        read_image(file)

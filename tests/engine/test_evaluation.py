@@ -1,0 +1,127 @@
+"""Evaluating, apart from any training."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from detkit.engine import evaluate
+from detkit.engine.evaluation import NUM_EXAMPLES, EvaluationStopped
+from detkit.structures import Batch, Detections, Images, Target
+from tests.engine.stubs import StubDetector, StubEvalLoader, StubEvaluator, digest
+
+
+@pytest.fixture
+def detector() -> StubDetector:
+    torch.manual_seed(0)
+    return StubDetector()
+
+
+def test_losses_are_means_over_images_not_batches(detector: StubDetector) -> None:
+    result = evaluate(detector, StubEvalLoader(5), None, device="cpu", val_loss=True)
+    detector.eval()
+    terms: dict[str, list[float]] = {"cls": [], "box": []}
+    for batch in StubEvalLoader(5):
+        for i in range(len(batch)):
+            single = Images(batch.images.pixels[i : i + 1], batch.images.meta[i : i + 1])
+            losses: Any = detector(single, batch.targets[i : i + 1])
+            for name, values in terms.items():
+                values.append(losses.terms[name].item())
+    means = {f"val_loss/{name}": sum(values) / 5 for name, values in terms.items()}
+    assert result.losses == pytest.approx({**means, "val_loss": sum(means.values())})
+    assert result.num_images == 5
+    assert result.evaluation is None
+    assert result.metrics == result.losses
+
+
+def test_the_evaluator_sees_every_image_once(detector: StubDetector) -> None:
+    evaluator = StubEvaluator()
+    evaluator.scores[7] = 1.0  # from before: it must be reset
+    result = evaluate(detector, StubEvalLoader(5), evaluator, device="cpu")
+    assert sorted(evaluator.scores) == [100, 101, 102, 103, 104]
+    assert result.evaluation is not None
+    assert result.metrics == {"AP": result.evaluation.metrics["AP"], "AP50": result.evaluation.metrics["AP50"]}
+    assert result.losses == {}
+
+
+def test_every_module_is_afterwards_in_the_mode_it_was_in(detector: StubDetector) -> None:
+    detector.train()
+    detector.backbone[1].eval()  # a frozen norm
+    before = [m.training for m in detector.modules()]
+    state = digest(detector.state_dict())
+    random_state = digest(torch.get_rng_state())
+    evaluate(detector, StubEvalLoader(), StubEvaluator(), device="cpu", val_loss=True)
+    assert [m.training for m in detector.modules()] == before
+    assert digest(detector.state_dict()) == state, "running statistics stay"
+    assert digest(torch.get_rng_state()) == random_state
+    assert all(p.grad is None for p in detector.parameters())
+
+
+class Failing(StubDetector):
+    def forward(self, images: Images, targets: Sequence[Target] | None = None) -> Any:
+        assert not self.training
+        raise RuntimeError("broken")
+
+
+def test_the_mode_comes_back_after_an_error_too() -> None:
+    detector = Failing().train()
+    with pytest.raises(RuntimeError, match=r"^broken$"):
+        evaluate(detector, StubEvalLoader(), None, device="cpu", val_loss=True)
+    assert detector.training
+
+
+def test_examples_are_the_images_as_the_detector_saw_them(detector: StubDetector) -> None:
+    class Padded(StubEvalLoader):
+        def __iter__(self) -> Any:
+            for batch in super().__iter__():
+                pixels = nn.functional.pad(batch.images.pixels, (0, 3, 0, 5), value=9)
+                yield Batch(Images(pixels, batch.images.meta), batch.targets)
+
+    result = evaluate(detector, Padded(11), None, device="cpu")
+    assert [e.meta.image_id for e in result.examples] == list(range(100, 100 + NUM_EXAMPLES))
+    first = next(iter(StubEvalLoader(11)))
+    assert np.array_equal(result.examples[1].image, first.images.pixels[1].permute(1, 2, 0).numpy())
+    assert torch.equal(result.examples[1].target.boxes, first.targets[1].boxes)
+    assert len(result.examples[1].detections) == 1
+
+
+class Half(StubDetector):
+    """Finds things in half precision."""
+
+    def forward(self, images: Images, targets: Sequence[Target] | None = None) -> Any:
+        assert torch.is_autocast_enabled("cpu")
+        assert self.head(torch.ones(1, 4)).dtype == torch.bfloat16
+        found: Any = super().forward(images)
+        return [Detections(d.boxes.bfloat16(), d.scores.bfloat16(), d.labels) for d in found]
+
+
+def test_precision_is_used_and_detections_come_in_float32() -> None:
+    evaluate(Half(), StubEvalLoader(), StubEvaluator(), device="cpu", precision="bf16")  # its evaluator checks the type
+
+
+def test_fp16_is_for_cuda(detector: StubDetector) -> None:
+    words = "precision 'fp16' needs a CUDA device; on 'cpu' it is one of 'fp32', 'bf16'"
+    with pytest.raises(ValueError, match=f"^{re.escape(words)}$"):
+        evaluate(detector, StubEvalLoader(), None, device="cpu", precision="fp16")
+
+
+def test_it_stops_when_told(detector: StubDetector) -> None:
+    asked = iter([False, True])
+    evaluator = StubEvaluator()
+    with pytest.raises(EvaluationStopped):
+        evaluate(detector, StubEvalLoader(5), evaluator, device="cpu", should_stop=lambda: next(asked))
+    assert len(evaluator.scores) == 2
+
+
+def test_a_value_that_is_not_there_is_told(detector: StubDetector) -> None:
+    result = evaluate(detector, StubEvalLoader(), StubEvaluator([-1.0]), device="cpu", val_loss=True)
+    assert np.isnan(result.value("AP")), "-1 stands for undefined"
+    assert result.value("val_loss") == result.losses["val_loss"]
+    with pytest.raises(ValueError, match=r"^no metric 'ap'; there are AP, AP50, val_loss/cls, val_loss/box, val_loss$"):
+        result.value("ap")

@@ -1,0 +1,76 @@
+"""The import law, and what importing detkit must not do."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "detkit"
+
+#: What each room may import. Rooms on the right of the law know those on the left, never the other way.
+LEVELS = [{"config", "utils"}, {"structures"}, {"ops"}, {"losses", "matching"}, {"models", "data", "evaluation"}, {"engine"}, {"app"}]
+LEVEL = {room: i for i, rooms in enumerate(LEVELS) for room in rooms}
+STRANGERS = [{"models", "data", "evaluation"}]  # of one level, and yet they must not know each other
+
+
+def imports():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                yield from ((path, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}: imports are absolute"
+                yield path, node.module
+
+
+def room_of(path):
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else None
+
+
+def test_every_room_has_its_level():
+    rooms = {p.name for p in PACKAGE.iterdir() if p.is_dir() and p.name != "__pycache__"}
+    assert rooms == set(LEVEL)
+
+
+def test_imports_point_left():
+    wrong = []
+    for path, module in imports():
+        parts = module.split(".")
+        room = room_of(path)
+        if parts[0] != "detkit" or len(parts) < 2 or room is None:
+            continue
+        other = parts[1]
+        stranger = any(room != other and {room, other} <= group for group in STRANGERS)
+        if LEVEL[other] > LEVEL[room] or stranger:
+            wrong.append(f"{path.relative_to(PACKAGE.parent)} imports {module}")
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("library", "allowed"),
+    [
+        ("hydra", {"config", "app"}), ("omegaconf", {"config", "app"}),
+        ("albumentations", {"data"}), ("pycocotools", {"evaluation"}), ("timm", {"models"}),
+    ],
+)  # fmt: skip
+def test_libraries_are_known_where_they_belong(library, allowed):
+    rooms = {room_of(path) for path, module in imports() if module.split(".")[0] == library}
+    assert rooms <= allowed
+
+
+def test_only_the_adapter_knows_albumentations():
+    files = {path.name for path, module in imports() if module.split(".")[0] == "albumentations"}
+    assert files == {"albumentations.py"}
+
+
+def test_import_starts_no_cuda_and_no_network_library():
+    code = (
+        "import sys, torch, detkit.app.components; "
+        "assert not torch.cuda.is_initialized(); "
+        "print([m for m in ('albumentations', 'timm', 'matplotlib') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    assert out.stdout.strip() == "[]", "heavy libraries are imported where they are used"
