@@ -60,7 +60,7 @@ def fetch_bccd(options: Options) -> None:
         say(options.console, f"{options.root / split}.json: {counts.describe()}")
         if counts.num_images != expected:
             say(options.console, f"note: v1.0 has {expected} images in {split}; this is another version of BCCD")
-    say(options.console, f"Ready: data.root={options.root}")
+    say(options.console, f"Ready: data=bccd data.root={options.root}")
 
 
 def copy_pictures(source: Path, target: Path, names: Sequence[str]) -> None:

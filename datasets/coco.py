@@ -62,7 +62,7 @@ def fetch_coco(options: Options, splits: Sequence[str]) -> None:
         annotations, images = f"annotations/instances_{split}2017.json", f"{split}2017"
         count = check_images(options.root / annotations, options.root / images)
         say(options.console, f"{split}: {count} pictures in {options.root / images}, {options.root / annotations}")
-    say(options.console, f"Ready: data.root={options.root}")
+    say(options.console, f"Ready: data=coco2017 data.root={options.root}")
 
 
 def check_images(annotations: Path, images: Path) -> int:

@@ -94,12 +94,13 @@ def _check_present(url: str, path: Path, expected: Expected, console: Console) -
     if problem := find_mismatch(path, expected, console):
         raise FetchError(f"{path}: not the file that {url} should give: {problem}. Remove it to download it anew")
     if not record:
-        _write_record(path, path, {"url": None}, console)
+        _write_record(path, path, {"url": None}, expected, console)
 
 
-def _write_record(path: Path, content: Path, version: Mapping[str, Any], console: Console) -> None:
-    facts = {"size": content.stat().st_size, "sha256": hash_file(content, "sha256", console)}
-    write_json(_beside(path, ".json"), {**version, **facts})
+def _write_record(path: Path, content: Path, version: Mapping[str, Any], expected: Expected, console: Console) -> None:
+    """Record what ``path`` is; ``content`` is the file as it is checked already, so its SHA-256 may be known."""
+    sha256 = expected.sha256.lower() if expected.sha256 else hash_file(content, "sha256", console)
+    write_json(_beside(path, ".json"), {**version, "size": content.stat().st_size, "sha256": sha256})
 
 
 def _beside(path: Path, ending: str) -> Path:
@@ -146,7 +147,8 @@ class _Download:
 
     def finish(self) -> None:
         """Give the part its name, after its bytes are on the disk."""
-        _write_record(self.path, self.part, {**read_json(self.note), "url": self.url}, self.console)
+        version = {**read_json(self.note), "url": self.url}
+        _write_record(self.path, self.part, version, self.expected, self.console)
         with open(self.part, "rb") as stream:
             os.fsync(stream.fileno())
         os.replace(self.part, self.path)
@@ -221,7 +223,7 @@ class _Download:
         return ask if self.expected.has_checksum else {}
 
     def _open(self, conditions: Mapping[str, str]) -> HTTPResponse:
-        headers = {"User-Agent": "detkit-datasets", "Accept-Encoding": "identity", **conditions}
+        headers = {"User-Agent": "detkit-datasets", **conditions}
         try:
             return urlopen(Request(self.url, headers=headers), timeout=self.timeout)
         except HTTPError as error:

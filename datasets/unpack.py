@@ -11,11 +11,12 @@ import os
 import re
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -24,6 +25,12 @@ from typing import IO
 from disk import CHUNK, FetchError, read_json, require_space, write_json
 from progress import Meter
 from rich.console import Console
+
+#: What zipfile and tarfile raise on damaged archives: besides their own errors, whatever the damage led them to try.
+DAMAGE = (
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError,
+    OverflowError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,9 +71,9 @@ def unpack(archive: Path, target: Path, record: Path, sha256: str, console: Cons
     record.parent.mkdir(parents=True, exist_ok=True)
     hidden = target / f".unpacking-{archive.name}"
     shutil.rmtree(hidden, ignore_errors=True)  # of a call that was killed
-    record.unlink(missing_ok=True)
     try:
-        with _open_archive(archive) as members:
+        with ExitStack() as stack:
+            members = _open_archive(archive, stack)
             files = {_safe_path(archive, member.name): member for member in members}
             if not files:
                 raise FetchError(f"{archive}: there are no files in it. Remove it to have it downloaded again")
@@ -74,26 +81,28 @@ def unpack(archive: Path, target: Path, record: Path, sha256: str, console: Cons
             with Meter(console, f"unpacking {archive.name}") as meter:
                 meter.begin(0, sum(member.size for member in members))
                 for path, member in files.items():
-                    _write_member(member, hidden / path, meter)
+                    _write_file(hidden / path, _read_blocks(archive, member), meter)
         _move_into(hidden, target)
-    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError) as error:
-        raise FetchError(f"{archive}: damaged: {error}. Remove it to have it downloaded again") from error
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
     write_json(record, {"archive": archive.name, "sha256": sha256, "files": {str(p): m.size for p, m in files.items()}})
     return len(files)
 
 
-@contextmanager
-def _open_archive(path: Path) -> Iterator[list[_Member]]:
-    if tarfile.is_tarfile(path):  # first: a tar that ends with a zip would pass for a zip
-        with tarfile.open(path) as file:
-            yield [_tar_member(path, file, info) for info in file if not info.isdir()]
-    elif zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as file:
-            yield [_zip_member(path, file, info) for info in file.infolist() if not info.is_dir()]
-    else:
-        raise FetchError(f"{path}: neither a zip nor a tar archive. Remove it to have it downloaded again")
+def _open_archive(path: Path, stack: ExitStack) -> list[_Member]:
+    """The regular files of the archive, which stays open as long as ``stack``."""
+    try:
+        if tarfile.is_tarfile(path):  # first: a tar that ends with a zip would pass for a zip
+            tar = stack.enter_context(tarfile.open(path))  # noqa: SIM115
+            return [_tar_member(path, tar, info) for info in tar if not info.isdir()]
+        if zipfile.is_zipfile(path):
+            file = stack.enter_context(zipfile.ZipFile(path))
+            return [_zip_member(path, file, info) for info in file.infolist() if not info.is_dir()]
+    except FetchError:
+        raise
+    except DAMAGE as error:
+        raise _damaged(path, error) from error
+    raise FetchError(f"{path}: neither a zip nor a tar archive. Remove it to have it downloaded again")
 
 
 def _zip_member(archive: Path, file: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
@@ -119,14 +128,27 @@ def _refuse(archive: Path, name: str, why: str) -> FetchError:
     return FetchError(f"{archive}: member {name!r} {why}; nothing was unpacked. This is not the archive it should be")
 
 
-def _write_member(member: _Member, path: Path, meter: Meter) -> None:
+def _damaged(archive: Path, error: Exception) -> FetchError:
+    return FetchError(f"{archive}: damaged: {error}. Remove it to have it downloaded again")
+
+
+def _read_blocks(archive: Path, member: _Member) -> Iterator[bytes]:
+    try:
+        source = member.open()
+        assert source is not None, member.name  # tarfile's answer for members without content, which are refused above
+        with source:
+            while block := source.read(CHUNK):
+                yield block
+    except DAMAGE as error:
+        raise _damaged(archive, error) from error
+
+
+def _write_file(path: Path, blocks: Iterable[bytes], meter: Meter) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    source = member.open()
-    assert source is not None, member.name  # tarfile gives None for members without content, which are refused above
-    with source, open(path, "wb") as stream:
-        while chunk := source.read(CHUNK):
-            stream.write(chunk)
-            meter.advance(len(chunk))
+    with open(path, "wb") as stream:
+        for block in blocks:
+            stream.write(block)
+            meter.advance(len(block))
 
 
 def _move_into(source: Path, target: Path) -> None:

@@ -71,7 +71,9 @@ def fetch_voc(options: Options, splits: Sequence[str], convert: bool) -> None:
             sets["voc0712_trainval"] = list(UNION)
         for name, members in sets.items():
             write_coco(options, name, members)
-    say(options.console, f"Ready: data.root={options.root if convert else devkit / _year_folder(splits[0])}")
+        say(options.console, f"Ready: data=coco data.root={options.root}, with what datasets/README.md says of VOC")
+    else:
+        say(options.console, f"Ready: data=voc data.root={devkit / _year_folder(splits[0])}")
 
 
 def find_pictures(devkit: Path, split: str) -> list[Picture]:

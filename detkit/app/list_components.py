@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -11,7 +12,10 @@ from rich.table import Table
 from detkit.app.components import load_components
 from detkit.app.paths import config_dir
 from detkit.config import Registry
-from detkit.config.registry import RUNTIME_ARGUMENTS, parameters, runtime_arguments
+from detkit.config.registry import RUNTIME_ARGUMENTS, did_you_mean, parameters, runtime_arguments
+
+#: Groups that fill a section of their own; the others are mounted in slots, as in ``loss@model.head.roi.cls_loss=Focal``.
+_SECTIONS = ("optim", "schedule", "trainer", "evaluator")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -24,15 +28,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     kinds = Registry.kinds()
     if name is None:
         console.print(overview(kinds.values()))
-        console.print("Options of one: python tools/list_components.py NAME")
+        console.print("A slot is a key of the configuration: loss@model.head.roi.cls_loss=Focal")
+        console.print("The options of one: python tools/list_components.py NAME")
     elif name in kinds:
         for component in kinds[name]:
-            console.print(options(kinds[name][component], kinds[name]))
+            show(console, kinds[name][component], kinds[name])
     elif found := next((r for r in kinds.values() if name in r), None):
-        console.print(options(found[name], found))
+        show(console, found[name], found)
     else:
         known = [*kinds, *(c for r in kinds.values() for c in r)]
-        parser.error(f"no kind or component {name!r}; there are: {', '.join(known)}")
+        parser.error(f"no kind or component {name!r}{did_you_mean(name, known)}; without a name all are listed")
 
 
 def overview(registries) -> Table:
@@ -44,14 +49,25 @@ def overview(registries) -> Table:
         classes = [name for name in registry if not registry[name].__module__.startswith("tests.")]
         presets = sorted(p.stem for p in (config_dir() / registry.group).glob("*.yaml"))
         if classes or presets:
-            table.add_row(registry.kind, "\n".join(classes), "\n".join(presets), f"{registry.group}=NAME")
+            table.add_row(registry.kind, "\n".join(classes), "\n".join(presets), _usage(registry))
     return table
 
 
+def _usage(registry: Registry) -> str:
+    """How to choose one: by its group, or, for parts that fit in several places, by group and slot."""
+    is_section = registry.group.startswith("model") or registry.group in _SECTIONS
+    return f"{registry.group}=NAME" if is_section else f"{registry.group}@SLOT=NAME"
+
+
+def show(console: Console, cls: type, registry: Registry) -> None:
+    """Print the options of one class, then its docstring."""
+    console.print(options(cls, registry))
+    console.print(inspect.cleandoc(cls.__doc__ or "") + "\n", markup=False, highlight=False)
+
+
 def options(cls: type, registry: Registry) -> Table:
-    """The arguments of one class: type and default, with its docstring above."""
-    table = Table(title=f"{registry.group}={cls.__name__}", title_justify="left", caption_justify="left")
-    table.caption = (cls.__doc__ or "").strip()
+    """The arguments of one class: type and default."""
+    table = Table(title=f"{cls.__name__} ({registry.kind}): {_usage(registry)}", title_justify="left")
     for heading in ("option", "type", "default"):
         table.add_column(heading, overflow="fold")
     late = runtime_arguments(cls)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
 from detkit.config.registry import (
@@ -51,6 +51,9 @@ def plain(cfg: Any) -> Any:
         return cfg
     try:
         return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+    except InterpolationToMissingValueError as error:
+        wanted = sorted(OmegaConf.missing_keys(cfg)) or [str(error.full_key)]
+        raise ConfigError(f"{key}: needs a value" for key in wanted) from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}") from error
 

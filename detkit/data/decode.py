@@ -89,7 +89,7 @@ def _open(file: str, data: bytes) -> Image.Image:
 
 
 def _decode(file: str, data: bytes, header: Image.Image, flags: int) -> np.ndarray:
-    if header.format in ("JPEG", "MPO") and not data.rstrip(b"\0").endswith(_END_OF_JPEG):
+    if header.format in ("JPEG", "MPO") and not data.endswith(_END_OF_JPEG):
         # OpenCV 4 fills what is missing with grey and says nothing; Pillow refuses. Bytes after the end are harmless.
         _load(file, header)
     try:

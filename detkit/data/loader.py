@@ -235,17 +235,31 @@ class _Source(Dataset):
         key = derive_key(self.seed, epoch, self.indices[index])
         try:
             sample = apply(self.transforms, Sample.from_truth(image, truth), key)
-            _check(sample, len(self.dataset.categories))
-            if self.needs_inverse and sample.affine is None:
-                steps = ", ".join(type(t).__name__ for t in self.transforms)
-                raise ValueError(f"one of {steps} has no inverse: evaluation could not map boxes back")
         except ValueError as error:
             raise ValueError(f"{truth.file}: {error}") from error
         except Exception as error:
             error.add_note(f"while transforming {truth.file}")
             raise
+        if mistake := self._find_mistake(sample):
+            raise ValueError(f"{truth.file}: {mistake}")
         meta = ImageMeta(truth.image_id, truth.file, sample.size, truth.size, sample.affine, key)
         return _Item(sample, meta, bad)
+
+    def _find_mistake(self, sample: Sample) -> str | None:
+        """The value checks: once for every image, here, so that no model needs any."""
+        boxes, labels = sample.boxes, sample.labels
+        num_classes = len(self.dataset.categories)
+        if not np.isfinite(boxes).all():
+            return "the transforms left a box that is not finite"
+        flat = ~(boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        if flat.any():
+            return f"the transforms left a box without area: {boxes[flat][0].tolist()}"
+        if len(labels) and (labels.min() < 0 or labels.max() >= num_classes):
+            return f"labels from {labels.min()} to {labels.max()} are not in [0, {num_classes})"
+        if self.needs_inverse and sample.affine is None:
+            steps = ", ".join(type(t).__name__ for t in self.transforms)
+            return f"one of {steps} has no inverse: evaluation could not map boxes back"
+        return None
 
     def _read(self, index: int) -> tuple[GroundTruth, np.ndarray, tuple[tuple[str, str], ...]]:
         bad: list[tuple[str, str]] = []
@@ -309,20 +323,28 @@ class _Workers:
     def load(self, batches: Iterable[list[tuple[int, int]]]) -> Iterator[tuple[Batch, tuple[tuple[str, str], ...]]]:
         """The batches and the (file, reason) of the images replaced in each."""
         iterator = iter(self._loader(batches))
-        while True:
-            try:
-                parcel = next(iterator)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if self.source.busy_with is None:
-                    raise
-                files = [self.source.file(i) for i in self.source.busy_with.tolist() if i >= 0]
-                at_work = f"; images being loaded: {', '.join(files)}" if files else ""
-                raise RuntimeError(f"loading a batch failed: {str(error).strip()}{at_work}") from error
-            if isinstance(parcel, _Refusal):
-                raise parcel.error
-            yield _unpack(parcel), parcel.bad
+        try:
+            while True:
+                parcel = next(iterator, None)
+                if parcel is None:
+                    return
+                if isinstance(parcel, _Refusal):
+                    raise parcel.error
+                yield _unpack(parcel), parcel.bad
+        except Exception as error:
+            if self.source.busy_with is None:
+                raise
+            # The workers end with the last reference to them, and the frames of this process hold one; the traceback
+            # of the worker itself, where there is one, stands in the message.
+            self._fixed = None
+            error = error.with_traceback(None)
+            if not isinstance(error, RuntimeError):
+                raise error
+            files = [self.source.file(i) for i in self.source.busy_with.tolist() if i >= 0]
+            at_work = f"; images being loaded: {', '.join(files)}" if files else ""
+            raise RuntimeError(f"loading a batch failed: {str(error).strip()}{at_work}") from error
+        finally:
+            del iterator
 
     def _loader(self, batches: Iterable[list[tuple[int, int]]]) -> DataLoader:
         """A loader over ``batches``; for the same list of batches the same one, with its workers alive."""
@@ -348,7 +370,7 @@ class _Workers:
 
 def _unpack(parcel: _Parcel) -> Batch:
     targets = tuple(Target(*map(torch.from_numpy, arrays)) for arrays in parcel.targets)
-    batch = Batch(Images(parcel.pixels, parcel.metas), targets)
+    batch = Batch(Images(parcel.pixels, tuple(parcel.metas)), targets)  # older torch pins tuples into lists
     return batch.pin_memory() if parcel.pixels.is_pinned() else batch
 
 
@@ -359,15 +381,3 @@ def _init_worker(worker: int) -> None:
 
 def _num_wanted(truth: GroundTruth) -> int:
     return int((trainable_boxes(truth)[1] & ~truth.crowd).sum())
-
-
-def _check(sample: Sample, num_classes: int) -> None:
-    """The value checks: once for every image, here, so that no model needs any."""
-    boxes, labels = sample.boxes, sample.labels
-    if not np.isfinite(boxes).all():
-        raise ValueError("the transforms left a box that is not finite")
-    if not (boxes[:, 2:] > boxes[:, :2]).all():
-        box = boxes[~(boxes[:, 2:] > boxes[:, :2]).all(axis=1)][0]
-        raise ValueError(f"the transforms left a box without area: {box.tolist()}")
-    if len(labels) and (labels.min() < 0 or labels.max() >= num_classes):
-        raise ValueError(f"label {labels.min()} or {labels.max()} is not in [0, {num_classes})")

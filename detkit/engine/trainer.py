@@ -145,8 +145,8 @@ class Trainer:
             NonFiniteError: a loss or gradient is not finite; no weight has taken it in.
             CheckpointError: a checkpoint could not be written.
         """
-        self._tell("on_fit_start", FitStart(self.progress.step, self.steps, self.run_dir, self.categories))
         try:
+            self._tell("on_fit_start", FitStart(self.progress.step, self.steps, self.run_dir, self.categories))
             with StopRequest() as stop:
                 self._run(stop)
         except BaseException as error:
@@ -223,10 +223,11 @@ class Trainer:
             ValueError: the monitored metric is not among those that were computed.
         """
         assert self.val_loader is not None
-        dist.broadcast_buffers(self.detector)  # running statistics are each process's own until the next forward pass
+        detector = self._evaluated_detector()
+        dist.broadcast_buffers(detector)  # each process has running statistics of its own batches
         try:
             result = evaluate(
-                self._evaluated_detector(),
+                detector,
                 self.val_loader,
                 self.evaluator,
                 device=self.device,

@@ -16,7 +16,7 @@ _RENAMES = (
     (r"^backbone\.body\.", "backbone."),
     (r"^backbone\.fpn\.inner_blocks\.(\d+)\.(?:0\.)?(weight|bias)$", r"neck.lateral.\1.\2"),
     (r"^backbone\.fpn\.layer_blocks\.(\d+)\.(?:0\.)?(weight|bias)$", r"neck.output.\1.\2"),
-    (r"^rpn\.head\.conv\.(?:0\.0\.)?(weight|bias)$", r"head.rpn.convs.0.\1"),
+    (r"^rpn\.head\.conv\.(?:0\.0\.)?(weight|bias)$", r"head.rpn.conv.\1"),
     (r"^rpn\.head\.(cls_logits|bbox_pred)\.", r"head.rpn.\1."),
     (r"^roi_heads\.box_head\.fc6\.", "head.roi.fcs.0."),
     (r"^roi_heads\.box_head\.fc7\.", "head.roi.fcs.1."),

@@ -164,6 +164,7 @@ def test_a_png_without_its_last_chunk_still_has_all_pixels(tmp_path):
     np.testing.assert_array_equal(read_image(write(tmp_path, content[:-12])), RGB)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [9500, 20000])
 def test_a_decompression_bomb_is_refused_before_it_is_unpacked(tmp_path, side, monkeypatch):
     monkeypatch.setattr(cv2, "imdecode", None)  # not called

@@ -12,9 +12,10 @@ Files = Mapping[str, "bytes | str"]
 
 def make_zip(files: Files) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(buffer, "w") as archive:
         for name, content in files.items():
-            archive.writestr(zipfile.ZipInfo(name), content)  # no date of today: the same bytes each time
+            # A ZipInfo has no date of today: the same bytes each time.
+            archive.writestr(zipfile.ZipInfo(name), content, compress_type=zipfile.ZIP_DEFLATED)
     return buffer.getvalue()
 
 

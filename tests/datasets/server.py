@@ -26,7 +26,8 @@ class Resource:
     ``cuts``: for each of the first answers, after how many bytes of the body the connection breaks. ``errors``:
     statuses of the first answers instead. ``if_range``: whether that header is heeded. ``framing``: "length"
     (Content-Length), "chunked", or "close" (the end of the connection is the end of the file). ``pause``: seconds after
-    each block of 64 KiB.
+    each block of 64 KiB. ``linger``: seconds for which the connection stays open after the last byte. ``off_by``: an
+    answer to a range begins so many bytes after what was asked for.
     """
 
     content: bytes
@@ -41,6 +42,8 @@ class Resource:
     redirect: str | None = None
     content_type: str = "application/octet-stream"
     pause: float = 0.0
+    linger: float = 0.0
+    off_by: int = 0
 
 
 class FileServer:
@@ -86,7 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
             start = 0
         if start and start >= len(file.content):
             return self._refuse(416, **{"Content-Range": f"bytes */{len(file.content)}"})
-        self._answer(file, start)
+        self._answer(file, start + file.off_by if start else 0)
 
     def _refuse(self, status: int, **headers: str) -> None:
         self._note(status, 0)
@@ -97,6 +100,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, file: Resource, start: int) -> None:
         body = file.content[start:]
+        cut = file.cuts.pop(0) if file.cuts else None
+        self._note(206 if start else 200, len(body[:cut]))  # first: the client may go on before all is sent
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(file.content) - 1}/{len(file.content)}")
@@ -110,8 +115,6 @@ class _Handler(BaseHTTPRequestHandler):
             )
             self.send_header(name, value)
         self.end_headers()
-        cut = file.cuts.pop(0) if file.cuts else None
-        self._note(206 if start else 200, len(body[:cut]))
         self.close_connection = True
         self._send_body(file, body[:cut], whole=cut is None)
 
@@ -124,6 +127,8 @@ class _Handler(BaseHTTPRequestHandler):
                     time.sleep(file.pause)
             if file.framing == "chunked" and whole:
                 self.wfile.write(b"0\r\n\r\n")
+            if file.linger:
+                time.sleep(file.linger)
         except ConnectionError:  # the other side left: what tests of Ctrl-C do
             return
 

@@ -140,6 +140,22 @@ def test_without_a_version_only_a_checksum_allows_to_go_on(server: FileServer, t
     assert [(s.range, s.if_range) for s in server.seen] == [(None, None), ("bytes=100000-", None)]
 
 
+def test_answer_that_begins_elsewhere_is_not_joined(server: FileServer, tmp_path: Path) -> None:
+    server.add("/a.zip", CONTENT, cuts=[100_000], off_by=1)
+    assert download(server, tmp_path, sha256=None).read_bytes() == CONTENT
+    assert [s.status for s in server.seen] == [200, 206, 200]
+
+
+def test_another_home_with_a_file_of_another_size(
+    server: FileServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leave_part(tmp_path, OTHER[:100_000], "http://elsewhere.invalid/a.zip", size=len(CONTENT) + 1)
+    server.add("/a.zip", CONTENT)
+    assert download(server, tmp_path).read_bytes() == CONTENT
+    assert [s.status for s in server.seen] == [206, 200]
+    assert "the remote file has changed" in capsys.readouterr().out
+
+
 def test_wrong_join_is_found_by_the_checksum_and_done_again(
     server: FileServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -281,6 +297,14 @@ def test_unreachable_host_is_told_with_what_to_do(tmp_path: Path) -> None:
     assert "http_proxy" in message
 
 
+def test_server_that_leaves_the_connection_open(
+    server: FileServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.add("/a.zip", CONTENT, linger=6.0)
+    assert download(server, tmp_path, timeout=3.0).read_bytes() == CONTENT
+    assert "trying again" not in capsys.readouterr().out
+
+
 def test_silent_server_times_out(server: FileServer, tmp_path: Path) -> None:
     server.add("/a.zip", CONTENT, pause=0.6)
     with pytest.raises(FetchError, match="timed out"):
@@ -344,7 +368,8 @@ def test_disk_that_fills_while_writing(server: FileServer, tmp_path: Path) -> No
 def test_interrupt_keeps_the_part_and_says_how_to_go_on(server: FileServer, tmp_path: Path) -> None:
     file = server.add("/a.zip", CONTENT, pause=0.3)  # five blocks of 64 KiB, 1.5 s in all
     program = f"""
-        import sys
+        import signal, sys
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         sys.path.append({str(SCRIPTS)!r})
         from pathlib import Path
         from archives import run

@@ -117,7 +117,7 @@ def test_coco_leaves_the_layout_that_detkit_reads(
         assert dataset.read(0).shape == (40, 50, 3)
     out = capsys.readouterr().out
     assert f"val: 1 pictures in {tmp_path}/val2017, {tmp_path}/annotations/instances_val2017.json" in out
-    assert f"Ready: data.root={tmp_path}" in out
+    assert f"Ready: data=coco2017 data.root={tmp_path}" in out
 
 
 def test_coco_again_asks_for_nothing(coco_home: FileServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,24 +187,30 @@ def test_archive_put_there_by_hand_is_used(coco_home: FileServer, tmp_path: Path
 
 
 def test_wrong_archive_put_there_by_hand_is_refused(
-    coco_home: FileServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    coco_home: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(coco, "HOMES", (coco_home.url, coco_home.url + "/second"))
     (tmp_path / "archives").mkdir()
     wrong = tmp_path / "archives" / "annotations_trainval2017.zip"
     wrong.write_bytes(b"PK")
     assert coco.main(["--root", str(tmp_path)]) == 1
-    assert f"{wrong}: not the file that {coco_home.url}" in capsys.readouterr().err
+    assert capsys.readouterr().err.count(f"{wrong}: not the file that {coco_home.url}") == 1
     assert wrong.read_bytes() == b"PK"
 
 
 def test_space_for_everything_is_asked_for_first(
     coco_home: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Twice all archives, packed and unpacked, less the bytes that are on the disk already."""
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: usage(0, 0, disk.SPACE_RESERVE + 1000))
+    free = disk.SPACE_RESERVE + 2 * sum(len(file.content) for file in coco_home.files.values())
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: usage(0, 0, free - 1))
     assert coco.main(["--root", str(tmp_path)]) == 1
     assert f"error: {tmp_path}: what is still to fetch needs" in capsys.readouterr().err
     assert coco_home.seen == []
+    (tmp_path / "archives").mkdir()
+    (tmp_path / "archives/train2017.zip.part").write_bytes(coco_home.files["/zips/train2017.zip"].content[:1])
+    assert coco.main(["--root", str(tmp_path)]) == 0
 
 
 def test_other_errors_of_the_disk_are_told_in_words(coco_home: FileServer, tmp_path: Path) -> None:
@@ -304,7 +310,8 @@ def test_voc_union_of_both_years(voc_home: FileServer, tmp_path: Path) -> None:
 
 
 def test_voc_converted_is_what_detkit_reads_from_the_devkit(voc_home: FileServer, tmp_path: Path) -> None:
-    voc.main(["--root", str(tmp_path), "--mirror", voc_home.url, "--to-coco", "--split", "2007-trainval"])
+    arguments = ["--root", str(tmp_path), "--mirror", voc_home.url, "--to-coco", "--split", "2007-trainval"]
+    assert voc.main(arguments) == 0
     assert not (tmp_path / "annotations/voc0712_trainval.json").exists()
     converted = CocoDataset(root=str(tmp_path), annotations="annotations/voc2007_trainval.json", images="VOCdevkit")
     direct = VocDataset(root=str(tmp_path / "VOCdevkit/VOC2007"), split="trainval", classes=voc.CLASSES)
@@ -444,6 +451,10 @@ def test_bccd_packed_anew_needs_a_word(server: FileServer, tmp_path: Path, capsy
     assert "note: v1.0 has 205 images in train; this is another version of BCCD" in accepted.stdout
     record = read(tmp_path / "archives/BCCD_Dataset-1.0.zip.json")
     assert record["sha256"] == hashlib.sha256(blood_archive()).hexdigest()
+    # What was accepted once is not taken for the published one later.
+    assert subprocess.run(command, capture_output=True).returncode == archives.FAILED
+    assert subprocess.run([*command, "--no-checksum"], capture_output=True).returncode == 0
+    assert len(server.seen) == 3  # two addresses at the mirror were refused, then one taken; after that none
 
 
 # ---- what is published ----

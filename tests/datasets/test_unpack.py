@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import shutil
 import tarfile
 import zipfile
@@ -115,12 +116,13 @@ def test_what_is_there_stays(place: Place, pack: Pack) -> None:
     assert contents(target) == {**FILES, "top/mine.txt": b"mine"}
 
 
-NAMES = ("../evil.txt", "top/../../evil.txt", "/tmp/evil.txt", "..\\evil.txt", "C:/evil.txt", "..", "top/..")
+NAMES = ("../evil.txt", "top/../../evil.txt", "{folder}/evil.txt", "..\\evil.txt", "C:/evil.txt", "..", "top/..")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_paths_out_of_the_folder_are_refused(place: Place, name: str) -> None:
     archive, target, record = place
+    name = name.format(folder=target.parent)
     for content in (hostile_zip(name), hostile_tar(name)):
         archive.write_bytes(content)
         with pytest.raises(FetchError) as caught:
@@ -144,7 +146,7 @@ def test_paths_out_of_the_folder_are_refused(place: Place, name: str) -> None:
 def test_links_and_devices_are_refused(place: Place, content: bytes, why: str) -> None:
     archive, target, record = place
     archive.write_bytes(content)
-    with pytest.raises(FetchError, match=f"member '(link|device|pipe)' {why}"):
+    with pytest.raises(FetchError, match=f"^{archive}: member '(link|device|pipe)' {why}; nothing was unpacked"):
         unpack(archive, target, record, "", QUIET)
     assert contents(target) == {}
 
@@ -167,15 +169,22 @@ def test_truncated_archive_leaves_nothing(place: Place, pack: Pack) -> None:
     assert not is_unpacked(target, record)
 
 
-@pytest.mark.parametrize("at", [60, 100])
-def test_flipped_byte_in_a_zip_is_found(place: Place, at: int) -> None:
-    archive, target, record = place
-    content = bytearray(make_zip({"a.txt": bytes(range(256)) * 8}))
-    content[at] ^= 0xFF
-    archive.write_bytes(content)
-    with pytest.raises(FetchError, match=r"archive: damaged: .*Remove it"):
-        unpack(archive, target, record, "", QUIET)
-    assert contents(target) == {}
+def test_flipped_byte_in_a_zip_is_found_or_harmless(tmp_path: Path) -> None:
+    files = {"a.txt": bytes(random.Random(0).choices(b"abc", k=1500))}
+    whole = make_zip(files)
+    num_found = 0
+    for at in range(len(whole)):
+        archive, target = tmp_path / f"archive{at}", tmp_path / f"data{at}"
+        archive.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            unpack(archive, target, tmp_path / "record", "", QUIET)
+        except FetchError as error:
+            assert str(archive) in str(error)  # noqa: PT017
+            assert contents(target) == {}
+            num_found += 1
+        else:
+            assert list(contents(target).values()) == list(files.values())
+    assert num_found > len(whole) / 2
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", make_zip({}), make_tar({})])
@@ -193,7 +202,7 @@ def test_interrupted_unpacking_is_redone(
 ) -> None:
     archive, target, record = place
     archive.write_bytes(pack(FILES))
-    name = {"while writing": "_write_member", "while moving": "_move_into", "before the record": "write_json"}[moment]
+    name = {"while writing": "_write_file", "while moving": "_move_into", "before the record": "write_json"}[moment]
     real, calls = getattr(unpacking, name), []
 
     def interrupt(*args: object) -> None:
@@ -216,7 +225,8 @@ def test_interrupted_unpacking_is_redone(
 def test_killed_unpacking_is_cleaned_up(place: Place) -> None:
     archive, target, record = place
     archive.write_bytes(make_zip(FILES))
-    (target / ".unpacking-archive/old").mkdir(parents=True)
+    (target / ".unpacking-archive").mkdir(parents=True)
+    (target / ".unpacking-archive/old.txt").write_bytes(b"old")
     unpack(archive, target, record, "", QUIET)
     assert contents(target) == FILES
     assert not (target / ".unpacking-archive").exists()

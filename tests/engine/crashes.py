@@ -18,12 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
-from detkit.engine import Interrupted, NonFiniteError, interrupt, load_checkpoint, load_latest
+from detkit.engine import Interrupted, NonFiniteError, evaluate, interrupt, load_checkpoint, load_latest
 from detkit.engine.callbacks import MetricsCsv
 from detkit.structures import Batch
 from detkit.utils.seed import seed_everything
-from tests.engine.stubs import StubDetector, StubEvalLoader, StubTrainLoader, digest, digest_of_run, make_trainer
+from tests.engine.stubs import (
+    StubDetector,
+    StubEvalLoader,
+    StubEvaluator,
+    StubTrainLoader,
+    digest,
+    digest_of_run,
+    make_trainer,
+)
 
 STEPS = 17
 KILLED = 9
@@ -175,11 +184,12 @@ def _die_at(name: str, call: int, when: str) -> None:
 
 def two_processes(folder: Path) -> dict[str, Any]:
     """One process with batches of 4 against two with 2 each, and what becomes of errors and signals in one of them."""
-    alone, together = folder / "alone", folder / "together"
-    for path in (alone, together, folder / "stopped", folder / "broken"):
+    alone, together, normed = folder / "alone", folder / "together", folder / "normed"
+    for path in (alone, together, normed, folder / "stopped", folder / "broken"):
         path.mkdir(parents=True)
     codes = [in_child(lambda: _distributed_run(alone, 0, 1))]
     codes += _both(lambda rank: _distributed_run(together, rank, 2))
+    codes += _both(lambda rank: _distributed_run(normed, rank, 2, norm=True))
     stopped = _both(lambda rank: _distributed_run(folder / "stopped", rank, 2, stop_at=5))
     broken = _both(lambda rank: _distributed_run(folder / "broken", rank, 2, break_at=5))
     weights = [load_checkpoint(path / "last.pt").detector for path in (alone, together)]
@@ -188,6 +198,8 @@ def two_processes(folder: Path) -> dict[str, Any]:
         "codes": codes,
         "difference": difference,
         "metrics": [dict(load_checkpoint(path / "last.pt").metrics) for path in (alone, together)],
+        "normed": [dict(load_checkpoint(normed / "last.pt").metrics), _evaluated_alone(normed)],
+        "postponed": json.loads((together / "postponed.json").read_text()),
         "stopped": stopped,
         "stopped_at": load_checkpoint(folder / "stopped" / "last.pt").step,
         "broken": broken,
@@ -206,7 +218,7 @@ def _both(task: Callable[[int], object]) -> list[int]:
 
 
 def _distributed_run(
-    run_dir: Path, rank: int, world: int, stop_at: int | None = None, break_at: int | None = None
+    run_dir: Path, rank: int, world: int, stop_at: int | None = None, break_at: int | None = None, norm: bool = False
 ) -> None:
     if world > 1:
         store = f"file://{run_dir.parent}/store-{run_dir.name}"
@@ -217,7 +229,7 @@ def _distributed_run(
     seed_everything(rank)  # the second process must take over the first one's weights
     trainer = make_trainer(
         run_dir,
-        detector=StubDetector(noisy=False, norm=False),
+        detector=StubDetector(noisy=False, norm=norm),
         train_loader=loader,
         val_loader=StubEvalLoader(share=(rank, world)),
         accumulate=2,
@@ -231,12 +243,24 @@ def _distributed_run(
             return step(batch, is_last)
 
         trainer.updater.backward = poisoned  # pyright: ignore
+    postponed: list[int] = []
+    no_sync = DistributedDataParallel.no_sync
+    DistributedDataParallel.no_sync = lambda self: (postponed.append(trainer.progress.step), no_sync(self))[1]
     try:
         trainer.fit()
+        if rank == 0:
+            (run_dir / "postponed.json").write_text(json.dumps(postponed))
     except NonFiniteError:
         os._exit(7)
     except Interrupted as error:
         os._exit(error.exit_code)
+
+
+def _evaluated_alone(run_dir: Path) -> dict[str, float]:
+    """What one process finds with the weights that several have trained."""
+    detector = StubDetector()
+    detector.load_state_dict(load_checkpoint(run_dir / "last.pt").weights)
+    return evaluate(detector, StubEvalLoader(), StubEvaluator(), device="cpu", val_loss=True).metrics
 
 
 class SignallingLoader(StubTrainLoader):
@@ -262,8 +286,7 @@ def signal_workers(folder: Path) -> dict[str, int]:
             process = os.fork()
             if process == 0:
                 time.sleep(0.2)
-                while name == "hung":
-                    time.sleep(0.1)
+                time.sleep(20 if name == "hung" else 0)
                 os._exit(5)
             time.sleep(0.05)
             os.kill(process, signal.SIGTERM)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detkit.engine import SGD, Constant, Trainer
+from detkit.engine import (
+    SGD,
+    Callback,
+    Constant,
+    EvaluationRecord,
+    FitResult,
+    FitStart,
+    StepRecord,
+    Trainer,
+)
 from detkit.engine.checkpoint import LAST, load_checkpoint
 from detkit.evaluation import Evaluation, Evaluator, EvaluatorState
 from detkit.models.interfaces import Detector
@@ -188,3 +197,48 @@ def digest_of_run(run_dir: Path) -> str:
     """SHA-256 of weights, optimiser, average, random states and progress of a run's last checkpoint."""
     checkpoint = load_checkpoint(run_dir / LAST)
     return digest([checkpoint.detector, checkpoint.average, checkpoint.training, checkpoint.metrics])
+
+
+class Recorder(Callback):
+    """Keeps every event."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, Any]] = []
+
+    def on_fit_start(self, start: FitStart) -> None:
+        self.events.append(("start", start))
+
+    def on_step_end(self, record: StepRecord) -> None:
+        self.events.append(("step", record))
+
+    def on_evaluation_end(self, record: EvaluationRecord) -> None:
+        self.events.append(("evaluation", record))
+
+    def on_save(self, path: Path, step: int) -> None:
+        self.events.append(("save", (path.name, step)))
+
+    def on_exception(self, error: BaseException) -> None:
+        self.events.append(("exception", error))
+
+    def on_fit_end(self, result: FitResult) -> None:
+        self.events.append(("end", result))
+
+    def of(self, event: str) -> list[Any]:
+        return [what for name, what in self.events if name == event]
+
+
+class ActingLoader(StubTrainLoader):
+    """Calls ``act(number)`` before it hands out a batch."""
+
+    def __init__(self, act: Callable[[int], object]) -> None:
+        super().__init__()
+        self.act = act
+
+    def iterate(self, start: int = 0) -> Iterator[Batch]:
+        for number, batch in enumerate(super().iterate(start), start):
+            self.act(number)
+            yield batch
+
+
+def without_evaluation(**changes: Any) -> dict[str, Any]:
+    return {"eval_every": None, "val_loader": None, "evaluator": None, **changes}

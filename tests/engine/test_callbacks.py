@@ -25,6 +25,7 @@ from detkit.engine import (
 )
 from detkit.engine.evaluation import Example
 from detkit.structures import Detections, ImageMeta, Target
+from detkit.utils.progress import track
 from tests.engine.stubs import CATEGORIES
 
 
@@ -92,7 +93,7 @@ def test_a_resumed_table_loses_what_came_after(tmp_path: Path) -> None:
         table.on_evaluation_end(evaluation(number))
     table.on_exception(RuntimeError())
     with open(path, "a") as file:
-        file.write("10,train,lo")  # what a kill has left
+        file.write("10,train,loss,0.")  # what a kill has left
     before = path.read_text().splitlines()
     resumed = MetricsCsv()
     resumed.on_fit_start(start(tmp_path, 10))
@@ -227,6 +228,7 @@ def test_on_a_terminal_there_is_a_bar_and_lines_go_to_the_file(
     with caplog.at_level(logging.DEBUG, "detkit"):
         bar.on_fit_start(start(Path(), 10))
         bar.on_step_end(step(20))
+        assert list(track([1, 2], 2, "evaluating")) == [1, 2], "an evaluation has a bar within the bar"
         bar.on_exception(RuntimeError())
     shown = terminal.export_text()
     assert "20/100" in shown

@@ -93,7 +93,9 @@ def test_losses_and_gradients_equal_torchvision(pair, batch):
     for a, b in (
         (ours.backbone.layer1[0].conv1.weight, theirs.backbone.body.layer1[0].conv1.weight),
         (ours.neck.output[0].weight, theirs.backbone.fpn.layer_blocks[0][0].weight),
-        (ours.head.rpn.convs[0].weight, theirs.rpn.head.conv[0][0].weight),
+        (ours.head.rpn.cls_logits.weight, theirs.rpn.head.cls_logits.weight),
+        (ours.head.rpn.bbox_pred.weight, theirs.rpn.head.bbox_pred.weight),
+        (ours.head.rpn.conv.weight, theirs.rpn.head.conv[0][0].weight),
         (ours.head.roi.fcs[0].weight, theirs.roi_heads.box_head.fc6.weight),
     ):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-2, atol=1e-4 * float(b.grad.abs().max()))

@@ -45,9 +45,8 @@ class Finding:
     examples: tuple[str, ...]
 
     def __str__(self) -> str:
-        more = ", ..." if self.count > len(self.examples) else ""
-        cases = f": {', '.join(self.examples)}{more}" if self.examples else ""
-        return f"{self.count} {self.problem} ({self.consequence}){cases}"
+        more = "; ..." if self.count > len(self.examples) else ""
+        return f"{self.problem}: {self.count} ({self.consequence}): {'; '.join(self.examples)}{more}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +70,9 @@ class DataReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a JSON file."""
-        return asdict(self)
+        findings = [asdict(f) | {"examples": list(f.examples)} for f in self.findings]
+        return asdict(self) | {"findings": findings}
 
     def __str__(self) -> str:
-        head = f"{self.source}: {self.num_images} images, {self.num_boxes} boxes, {self.num_classes} classes"
+        head = f"{self.source}: images: {self.num_images}, boxes: {self.num_boxes}, classes: {self.num_classes}"
         return "\n  ".join([head, *map(str, self.findings)])

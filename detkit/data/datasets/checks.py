@@ -94,9 +94,9 @@ class Findings:
         self.note(problem, LEFT_OUT, rows, describe)
         if len(rows) and policy == "error":
             found = self._found.pop()
-            more = ", ..." if found.count > len(found.examples) else ""
+            more = "; ..." if found.count > len(found.examples) else ""
             raise ValueError(
-                f"{self.source}: {found.count} {problem}: {'; '.join(found.examples)}{more}. {hint}"
+                f"{self.source}: {problem} ({found.count}): {'; '.join(found.examples)}{more}. {hint}"
                 f"Correct the file, or leave them out with {option}=skip"
             )
 

@@ -63,7 +63,7 @@ class Albumentations(Transform):
         boxes = _clip(sample.boxes, sample.size)
         result = self.compose(image=sample.image, bboxes=boxes, rows=np.arange(len(boxes)))
         image = _checked(result["image"])
-        # Without boxes both come back as empty lists; the row numbers come back as floats.
+        # Without boxes these may come back as empty lists, and row numbers as floats.
         rows = np.asarray(result["rows"], dtype=np.int64)
         moved = np.asarray(result["bboxes"], dtype=np.float32).reshape(-1, 4)
         return replace(sample.select(rows), image=image, boxes=_clip(moved, image.shape), affine=None)

@@ -10,7 +10,7 @@ from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
 from detkit.config import BACKBONES
 from detkit.models.backbones.weights import load_backbone_weights
 from detkit.models.interfaces import Backbone
-from detkit.models.layers import NormName, freeze, make_norm
+from detkit.models.layers import NormName, fold_frozen_norms, freeze, make_norm
 from detkit.structures import FeatureSpec
 from detkit.structures.feature_spec import IMAGENET_STATS
 
@@ -51,6 +51,7 @@ class MobileNetV2(Backbone):
         for i, (first, last) in enumerate(zip((0, *ends[:-1]), ends, strict=True)):
             setattr(self, f"stage{i + 1}", nn.Sequential(*layers[first:last]))
         freeze(self, [[f"stage{i + 1}"] for i in range(frozen_stages)])
+        fold_frozen_norms(self)
         channels = _CHANNELS[1:] if last_conv else (*_CHANNELS[1:-1], 320)
         self.out_spec = FeatureSpec(channels=channels, strides=(4.0, 8.0, 16.0, 32.0))
 

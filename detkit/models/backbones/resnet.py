@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from detkit.config import BACKBONES
 from detkit.models.backbones.weights import load_backbone_weights
 from detkit.models.interfaces import Backbone
-from detkit.models.layers import NormName, freeze, make_norm
+from detkit.models.layers import NormName, conv_norm, freeze, make_norm
 from detkit.structures import FeatureSpec
 from detkit.structures.feature_spec import IMAGENET_STATS
 
@@ -34,9 +34,9 @@ class BasicBlock(nn.Module):
         self.downsample = _projection(in_channels, channels, stride, norm, norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.bn2(self.conv2(out))
-        return self.relu(out + (x if self.downsample is None else self.downsample(x)))
+        out = self.relu(conv_norm(x, self.conv1, self.bn1))
+        out = conv_norm(out, self.conv2, self.bn2)
+        return self.relu(out + (x if self.downsample is None else conv_norm(x, *self.downsample)))
 
 
 class Bottleneck(nn.Module):
@@ -57,10 +57,10 @@ class Bottleneck(nn.Module):
         self.downsample = _projection(in_channels, out_channels, stride, norm, norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
-        out = self.bn3(self.conv3(out))
-        return self.relu(out + (x if self.downsample is None else self.downsample(x)))
+        out = self.relu(conv_norm(x, self.conv1, self.bn1))
+        out = self.relu(conv_norm(out, self.conv2, self.bn2))
+        out = conv_norm(out, self.conv3, self.bn3)
+        return self.relu(out + (x if self.downsample is None else conv_norm(x, *self.downsample)))
 
 
 #: depth -> (block, blocks per stage, torchvision's ImageNet weights): He et al., table 1
@@ -130,7 +130,7 @@ class ResNet(Backbone):
         return [self.layer1, self.layer2, self.layer3, self.layer4]
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(pixels))))
+        x = self.maxpool(self.relu(conv_norm(pixels, self.conv1, self.bn1)))
         maps = []
         for level, stage in zip((2, 3, 4, 5), self.stages, strict=True):
             if level > self.levels[-1]:
@@ -141,7 +141,7 @@ class ResNet(Backbone):
         return maps
 
 
-def _projection(in_channels: int, out_channels: int, stride: int, norm: NormName, eps: float) -> nn.Module | None:
+def _projection(in_channels: int, out_channels: int, stride: int, norm: NormName, eps: float) -> nn.Sequential | None:
     """The shortcut where the shape changes (He et al., option B)."""
     if stride == 1 and in_channels == out_channels:
         return None

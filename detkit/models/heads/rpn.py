@@ -13,6 +13,7 @@ from detkit.config import PROPOSAL_HEADS
 from detkit.losses import BoxLoss, ClassificationLoss
 from detkit.matching import AnchorGrid, Assignment, BalancedSampler, DeltaCoder, MaxIoUAssigner, select_proposals
 from detkit.models.interfaces import ProposalHead
+from detkit.ops.sampling import feature_table
 from detkit.structures import FeatureSpec, Images, Losses, Target
 from detkit.utils.precision import full_precision
 from detkit.utils.seed import generator
@@ -26,6 +27,13 @@ class RawProposals(NamedTuple):
     shapes: list[tuple[int, int]]
 
 
+class SampledAnchors(NamedTuple):
+    """Anchors of one image that enter the loss: ``index`` (S,), positives first, and ``matched`` (P,), their objects."""
+
+    index: Tensor
+    matched: Tensor
+
+
 @PROPOSAL_HEADS
 class RPN(ProposalHead):
     """A small network that slides over every level and scores and refines the anchors of each cell.
@@ -35,7 +43,6 @@ class RPN(ProposalHead):
 
     Args:
         anchors, assigner, sampler, coder, cls_loss, box_loss: its parts.
-        num_convs: 3x3 convolutions, each with a ReLU, before the two outputs.
         num_before_nms: best anchors of each level that enter NMS, in training and at test.
         num_proposals: proposals per image after NMS, in training and at test.
         nms_iou: NMS threshold, within a level.
@@ -52,7 +59,6 @@ class RPN(ProposalHead):
         coder: DeltaCoder,
         cls_loss: ClassificationLoss,
         box_loss: BoxLoss,
-        num_convs: int = 1,
         num_before_nms: tuple[int, int] = (2000, 1000),
         num_proposals: tuple[int, int] = (1000, 1000),
         nms_iou: float = 0.7,
@@ -69,12 +75,12 @@ class RPN(ProposalHead):
         self.nms_iou = nms_iou
         self.min_size = min_size
         self.num_outputs = cls_loss.num_outputs(1)
-        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(num_convs))
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.cls_logits = nn.Conv2d(channels, anchors.num_per_cell * self.num_outputs, 1)
         self.bbox_pred = nn.Conv2d(channels, anchors.num_per_cell * 4, 1)
-        for conv in (*self.convs, self.cls_logits, self.bbox_pred):
-            nn.init.normal_(conv.weight, std=0.01)
-            nn.init.zeros_(conv.bias)
+        for layer in (self.conv, self.cls_logits, self.bbox_pred):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
         with torch.no_grad():
             self.cls_logits.bias.copy_(cls_loss.initial_bias(1).repeat(anchors.num_per_cell))
 
@@ -82,23 +88,64 @@ class RPN(ProposalHead):
         """The raw outputs for ``features``, L maps (B, C, H_l, W_l)."""
         logits, deltas = [], []
         for x in features:
-            for conv in self.convs:
-                x = F.relu(conv(x))
+            x = F.relu(self.conv(x))
             logits.append(_per_anchor(self.cls_logits(x), self.num_outputs))
             deltas.append(_per_anchor(self.bbox_pred(x), 4))
         return RawProposals(logits, deltas, [(f.shape[2], f.shape[3]) for f in features])
 
     def propose(self, features: Sequence[Tensor], images: Images) -> list[Tensor]:
-        raw = self(features)
+        with torch.no_grad():
+            raw = self(features)
         return self._decode(raw, self.anchors(raw.shapes, images.pixels.device), images, training=False)
 
     def loss(
         self, features: Sequence[Tensor], images: Images, targets: Sequence[Target]
     ) -> tuple[Losses, list[Tensor]]:
-        raw = self(features)
+        with torch.no_grad():  # proposals carry no gradient, and the loss looks at a few hundred anchors: see at()
+            raw = self(features)
         anchors = self.anchors(raw.shapes, images.pixels.device)
-        losses = self._loss_from_raw(raw, torch.cat(anchors), images, targets)
+        samples = self.sample(raw.shapes, images, targets)
+        logits, deltas = self.at(features, samples)
+        losses = self._loss_from_sampled(logits, deltas, torch.cat(anchors), samples, targets)
         return losses, self._decode(raw, anchors, images, training=True)
+
+    def at(self, features: Sequence[Tensor], samples: Sequence[SampledAnchors]) -> tuple[Tensor, Tensor]:
+        """The raw outputs for sampled anchors alone: ``logits`` (S, O) and ``deltas`` (S, 4), all images in turn.
+
+        What :meth:`forward` says of them, computed again from the 3x3 cells around each. The gradient of all other
+        anchors is zero; not computing it saves a tenth of a training step, and the memory of the dense maps.
+        """
+        cells, inside, anchor = self._neighbourhoods(features, samples)
+        rows = F.embedding(cells, feature_table(features)) * inside[:, :, None]
+        x = F.linear(rows.flatten(1), self.conv.weight.permute(0, 2, 3, 1).flatten(1), self.conv.bias).relu()
+        logits = F.linear(x, self.cls_logits.weight.flatten(1), self.cls_logits.bias).unflatten(1, (-1, self.num_outputs))
+        deltas = F.linear(x, self.bbox_pred.weight.flatten(1), self.bbox_pred.bias).unflatten(1, (-1, 4))
+        pick = torch.arange(len(anchor), device=anchor.device)
+        return logits[pick, anchor], deltas[pick, anchor]
+
+    def _neighbourhoods(
+        self, features: Sequence[Tensor], samples: Sequence[SampledAnchors]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows (S, 9) of the feature table around each sampled anchor, which of them exist, and the anchor's number."""
+        device = features[0].device
+        shapes = torch.tensor([f.shape[2:] for f in features], device=device)
+        cells = shapes.prod(1)
+        first_cell = cells.cumsum(0) - cells
+        index = torch.cat([s.index for s in samples])
+        counts = torch.tensor([len(s.index) for s in samples], device=device)
+        image = torch.arange(len(samples), device=device).repeat_interleave(counts)
+        first_anchor = first_cell * self.anchors.num_per_cell
+        level = torch.bucketize(index, first_anchor, right=True) - 1
+        h, w = shapes[level].unbind(1)
+        place = index - first_anchor[level]
+        cell, anchor = place // self.anchors.num_per_cell, place % self.anchors.num_per_cell
+        step = torch.arange(-1, 2, device=device)
+        y = (cell // w)[:, None] + step.repeat_interleave(3)
+        x = (cell % w)[:, None] + step.repeat(3)
+        inside = (y >= 0) & (y < h[:, None]) & (x >= 0) & (x < w[:, None])
+        first_row = first_cell[level] * len(samples) + image * h * w
+        rows = first_row[:, None] + y * w[:, None] + x
+        return torch.where(inside, rows, 0), inside, anchor
 
     @torch.no_grad()
     def assign(
@@ -113,28 +160,31 @@ class RPN(ProposalHead):
             assignments.append(self.assigner(anchors, target).without(~inside))
         return assignments
 
+    @torch.no_grad()
+    def sample(
+        self, shapes: Sequence[tuple[int, int]], images: Images, targets: Sequence[Target]
+    ) -> list[SampledAnchors]:
+        """The anchors of each image that enter the loss."""
+        samples = []
+        for assignment, meta in zip(self.assign(shapes, images, targets), images.meta, strict=True):
+            positive, negative = self.sampler(assignment, generator(meta.key, "rpn"))
+            index = torch.cat([positive, negative])
+            samples.append(SampledAnchors(index, assignment.matched[positive]))
+        return samples
+
     @full_precision
-    def _loss_from_raw(
-        self, raw: RawProposals, anchors: Tensor, images: Images, targets: Sequence[Target]
+    def _loss_from_sampled(
+        self, logits: Tensor, deltas: Tensor, anchors: Tensor, samples: Sequence[SampledAnchors], targets: Sequence[Target]
     ) -> Losses:
-        logits, deltas = torch.cat(raw.logits, dim=1), torch.cat(raw.deltas, dim=1)
-        cls_sum, box_sum, num_sampled, num_positive = logits.sum() * 0, deltas.sum() * 0, 0, 0
-        for i, (assignment, target) in enumerate(zip(self.assign(raw.shapes, images, targets), targets, strict=True)):
-            positive, negative = self.sampler(assignment, generator(images.meta[i].key, "rpn"))
-            sampled = torch.cat([positive, negative])
-            labels = torch.zeros_like(sampled)
-            labels[len(positive) :] = 1  # one class, "object"; 1 is background
-            cls_sum = cls_sum + self.cls_loss(logits[i, sampled], labels).sum()
-            boxes = target.boxes[assignment.matched[positive]]
-            box_sum = box_sum + regression_loss(
-                self.box_loss, self.coder, deltas[i, positive], anchors[positive], boxes
-            )
-            num_sampled += len(sampled)
-            num_positive += len(positive)
-        norm = max(num_sampled, 1)
+        is_positive = torch.cat([torch.arange(len(s.index), device=logits.device) < len(s.matched) for s in samples])
+        labels = torch.where(is_positive, 0, 1)  # one class, "object"; 1 is background
+        references = torch.cat([anchors[s.index[: len(s.matched)]] for s in samples])
+        boxes = torch.cat([target.boxes[s.matched] for s, target in zip(samples, targets, strict=True)])
+        norm = max(len(labels), 1)
+        box_loss = regression_loss(self.box_loss, self.coder, deltas[is_positive], references, boxes)
         return Losses(
-            {"rpn_cls": cls_sum / norm, "rpn_box": box_sum / norm},
-            {"rpn_num_pos": anchors.new_tensor(num_positive / len(targets))},
+            {"rpn_cls": self.cls_loss(logits, labels).sum() / norm, "rpn_box": box_loss / norm},
+            {"rpn_num_pos": anchors.new_tensor(len(boxes) / len(targets))},
         )
 
     @torch.no_grad()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 #: ``frozen_bn`` keeps statistics and affine of the pretrained weights: the field's choice for small detection batches.
@@ -47,3 +50,36 @@ def with_frozen_norms(module: nn.Module) -> nn.Module:
     for name, child in module.named_children():
         setattr(module, name, with_frozen_norms(child))
     return module
+
+
+def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
+    """``norm(conv(x))``; a frozen norm is folded into the convolution, which saves two passes over its output."""
+    if not isinstance(norm, FrozenBatchNorm2d):
+        return norm(conv(x))
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    bias = norm.bias - norm.running_mean * scale
+    weight = conv.weight * scale[:, None, None, None]
+    return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+class ConvNorm(nn.Module):
+    """A convolution without bias and the norm that follows it, run as :func:`conv_norm`."""
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.Module) -> None:
+        super().__init__()
+        self.conv = conv
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv_norm(x, self.conv, self.norm)
+
+
+def fold_frozen_norms(module: nn.Module) -> None:
+    """Join each convolution and the frozen norm after it, in every ``nn.Sequential`` below ``module``, to a ConvNorm."""
+    for child in module.modules():
+        if not isinstance(child, nn.Sequential):
+            continue
+        for (name, first), (next_name, second) in pairwise(list(child.named_children())):
+            if isinstance(first, nn.Conv2d) and first.bias is None and isinstance(second, FrozenBatchNorm2d):
+                child.register_module(name, ConvNorm(first, second))
+                child.register_module(next_name, nn.Identity())

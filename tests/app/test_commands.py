@@ -1,0 +1,194 @@
+"""The tools as a user starts them: train, stop, resume, evaluate, predict, and what they say to mistakes."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = [
+    "experiment=quickstart", "device=cpu", "threads=1", "data.train.num_train=12", "data.train.num_val=4",
+    "data.train.image_size=96", "data.loader.train.batch_size=2", "data.loader.train.num_workers=0",
+    "trainer.log_every=1",
+]  # fmt: skip
+
+
+def start(tool, *arguments):
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "tools" / f"{tool}.py"), *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env,
+    )  # fmt: skip
+
+
+def run(tool, *arguments, code=0):
+    process = start(tool, *arguments)
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == code, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def where(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def settings(where):
+    return [*SMALL, f"data.root={where / 'shapes'}", f"run_root={where}"]
+
+
+@pytest.fixture(scope="module")
+def trained(settings, where):
+    """The output and the folder of a run of six steps."""
+    output = run("train", *settings, "trainer.steps=6", "trainer.eval_every=3", "trainer.save_every=2", "hydra.run.dir=" + str(where / "one"))
+    return output, where / "one"
+
+
+def test_training_leaves_a_table_a_picture_and_the_folder(trained):
+    output, folder = trained
+    assert "AP50" in output
+    assert str(folder) in output.replace("\n", "")
+    for name in ("best.pt", "last.pt", "config.yaml", "manifest.json", "evaluation.json", "detections.png", "metrics.csv", "log.txt"):
+        assert (folder / name).is_file(), name
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["versions"]["torch"] == torch.__version__
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    assert {row["step"] for row in rows} >= {"1", "6"}
+    assert cv2.imread(str(folder / "detections.png")).shape[1] > 900
+
+
+def test_evaluate_gives_the_numbers_of_training(trained):
+    _, folder = trained
+    output = run("evaluate", f"checkpoint={folder / 'best.pt'}", "device=cpu")
+    assert "AP75" in output
+    results = folder / "evaluation_best_val"
+    mine = json.loads((results / "evaluation.json").read_text())["metrics"]
+    assert mine == json.loads((folder / "evaluation.json").read_text())["metrics"]
+    assert isinstance(json.loads((results / "detections.json").read_text()), list)
+
+
+def test_evaluate_takes_overrides_on_top_of_the_stored_configuration(trained, tmp_path):
+    _, folder = trained
+    run("evaluate", f"checkpoint={folder / 'best.pt'}", "split=train", f"output={tmp_path / 'out'}", "data.loader.val.batch_size=1", "model.head.roi.max_detections=3")
+    found = json.loads((tmp_path / "out" / "detections.json").read_text())
+    per_image = np.bincount([row["image_id"] for row in found])
+    assert per_image.max() <= 3
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["num_images"] == 12
+
+
+def test_predict_on_a_folder_and_a_video(trained, where, tmp_path):
+    _, folder = trained
+    images = next((where / "shapes").glob("*/images"))
+    output = run("predict", f"checkpoint={folder / 'best.pt'}", f"input={images}", f"output={tmp_path / 'out'}", "score_threshold=0.0")
+    assert "in 16 images" in output
+    rows = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert {row["category_id"] for row in rows} <= set(range(1, 7))
+    assert len(list((tmp_path / "out").glob("*.png"))) == 16
+    writer = cv2.VideoWriter(str(tmp_path / "film.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 5, (96, 64))
+    for i in range(5):
+        writer.write(np.full((64, 96, 3), 40 * i, np.uint8))
+    writer.release()
+    run("predict", f"checkpoint={folder / 'best.pt'}", f"input={tmp_path / 'film.mp4'}", f"output={tmp_path / 'film'}")
+    assert cv2.VideoCapture(str(tmp_path / "film" / "detections.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 5
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_and_resumed_ends_in_the_same_bits(settings, where, workers):
+    """SIGKILL in the middle; the continuation ends like a run that was never killed, mid-epoch and with workers."""
+    common = [*settings, "trainer.steps=9", "trainer.eval_every=5", "trainer.save_every=1", f"data.loader.train.num_workers={workers}"]
+    straight, killed = where / f"straight{workers}", where / f"killed{workers}"
+    run("train", *common, f"hydra.run.dir={straight}")
+    process = start("train", *common, f"hydra.run.dir={killed}")
+    deadline = time.time() + 120
+    while not (killed / "previous.pt").is_file():  # after the second step
+        assert time.time() < deadline
+        assert process.poll() is None, "it finished before it could be killed"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert torch.load(killed / "previous.pt", weights_only=True)["step"] < 8
+    run("train", *common, f"resume={killed}")
+    a, b = (torch.load(folder / "last.pt", weights_only=True) for folder in (straight, killed))
+    assert a["step"] == b["step"] == 9
+    for name, value in a["detector"].items():
+        assert torch.equal(value, b["detector"][name]), name
+    assert a["metrics"] == b["metrics"]
+
+
+def test_auto_resume_finds_the_unfinished_run(settings, where):
+    common = [*settings, "seed=5", "trainer.steps=4", "trainer.save_every=1", f"run_root={where / 'auto'}"]
+    process = start("train", *common)
+    deadline = time.time() + 120
+    while not list((where / "auto").rglob("last.pt")):
+        assert time.time() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 143, "the shell's code for SIGTERM"
+    output = run("train", *common, "resume=auto")
+    folders = [p for p in (where / "auto" / "quickstart").iterdir() if p.is_dir()]
+    assert len(folders) == 1, "it went on in the same folder"
+    assert "going on from" in output
+    assert "no unfinished run" in run("train", *common, "resume=auto", code=2)
+
+
+def test_resume_refuses_another_configuration(trained, settings):
+    _, folder = trained
+    output = run("train", *settings, "trainer.steps=6", "trainer.eval_every=3", "optim.lr=0.5", f"resume={folder}", code=2)
+    assert "was run with another configuration" in output
+    assert "optim.lr: was 0.001, is 0.5" in output
+
+
+def test_mistakes_are_told_without_a_traceback_and_leave_nothing(settings, tmp_path):
+    output = run("train", *settings, "optim.lrr=1", "modell.x=2", f"hydra.run.dir={tmp_path / 'run'}", code=2)
+    assert "optim.lrr: no argument 'lrr'; did you mean 'lr'?" in output
+    assert "modell: no key 'modell'; did you mean 'model'?" in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_data_is_named(tmp_path):
+    output = run("train", "experiment=faster_rcnn/bccd_mobilenetv2_fpn", f"data.root={tmp_path / 'nowhere'}", "model.backbone.weights=null", f"hydra.run.dir={tmp_path / 'run'}", code=2)
+    assert str(tmp_path / "nowhere" / "train.json") in output.replace("\n", "")
+    output = run("train", "experiment=faster_rcnn/bccd_mobilenetv2_fpn", f"hydra.run.dir={tmp_path / 'run'}", code=2)
+    assert "data.root: needs a value" in output
+
+
+def test_checkpoints_that_do_not_fit(trained, tmp_path):
+    _, folder = trained
+    assert "there is no such file" in run("evaluate", "checkpoint=nowhere.pt", code=1)
+    output = run("evaluate", f"checkpoint={folder / 'best.pt'}", "model.neck.out_channels=32", code=1)
+    assert "neck.lateral.0.weight" in output
+    categories = tmp_path / "data"
+    (categories / "images").mkdir(parents=True)
+    cv2.imwrite(str(categories / "images" / "a.png"), np.zeros((8, 8, 3), np.uint8))
+    coco = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 8, "height": 8}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 4, 4], "area": 16, "iscrowd": 0}],
+        "categories": [{"id": 1, "name": "dog"}],
+    }
+    for split in ("train", "val"):
+        (categories / f"{split}.json").write_text(json.dumps(coco))
+    output = run("evaluate", f"checkpoint={folder / 'best.pt'}", "data=coco", f"data.root={categories}", code=2)
+    assert "other classes than the model" in output
+    assert "'dog'" in output
+
+
+def test_help_and_composed_configuration():
+    assert "model/neck: FPN, SingleLevel, fpn, single_level" in run("train", "--help")
+    assert "_target_: TwoStageHead" in run("train", "experiment=quickstart", "--cfg", "job")
+    assert "checkpoint" in run("evaluate", "--help")
+    assert "score_threshold" in run("predict", "--help")
+    assert "loss@SLOT=NAME" in run("list_components")
+    assert "out_channels" in run("list_components", "FPN")

@@ -1,0 +1,147 @@
+"""Every preset composes, validates and builds; every experiment runs; command-line edits reach where they should."""
+
+import json
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from detkit.app import train
+from detkit.app.components import load_components
+from detkit.app.entry import normalize_overrides
+from detkit.app.paths import config_dir
+from detkit.app.schema import TrainSchema
+from detkit.config import ConfigError, Registry, build, validate
+from detkit.data import ShapesDataset
+
+load_components()
+EXPERIMENTS = sorted(str(p.relative_to(config_dir() / "experiment").with_suffix("")) for p in (config_dir() / "experiment").rglob("*.yaml"))
+SECTIONS = ["data", "transform", "optim", "schedule", "trainer", "evaluator", "callbacks", "model"]
+
+
+def composed(*overrides):
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return compose("train", overrides=normalize_overrides(overrides))
+
+
+def presets(group):
+    return sorted(p.stem for p in (config_dir() / group).glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def coco_layout(tmp_path_factory):
+    """A few generated images in the layouts that the experiments read."""
+    root = tmp_path_factory.mktemp("data")
+    folder = ShapesDataset(root=str(root), num_train=4, num_val=2, image_size=96).folder
+    (folder / "annotations").mkdir()
+    for split in ("train", "val"):
+        annotations = json.loads((folder / f"{split}.json").read_text())
+        (folder / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(annotations))
+        (folder / f"{split}2017").symlink_to(folder / "images")
+    return folder
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_validates_and_says_how_to_run_it(experiment):
+    validate(composed(f"experiment={experiment}", "data.root=somewhere"), TrainSchema)
+    header = (config_dir() / "experiment" / f"{experiment}.yaml").read_text()
+    assert f"python tools/train.py experiment={experiment}" in header
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_runs_two_steps(experiment, coco_layout, tmp_path):
+    overrides = [f"experiment={experiment}", "debug=fast", "model.backbone.weights=null", "device=cpu", "trainer.precision=fp32"]
+    if composed(f"experiment={experiment}").data.train._target_ == "ShapesDataset":
+        overrides += [f"data.root={tmp_path}", "data.train.num_train=4", "data.train.num_val=2"]
+    else:
+        overrides += [f"data.root={coco_layout}"]
+    transforms = composed(f"experiment={experiment}").transform.train
+    if "resize" in transforms and "short" in transforms.resize:
+        overrides += [f"transform.{s}.resize.short=[96]" for s in ("train", "val")]
+    elif "resize" in transforms:
+        overrides += ["transform.train.resize.size=96"]
+    cfg = composed(*overrides)
+    validate(cfg, TrainSchema)
+    trainer, val_set = train.build_trainer(cfg, tmp_path)
+    result = trainer.fit()
+    assert result.step == 2
+    assert len(val_set) == 2
+    assert 0 <= trainer.metrics["AP"] <= 1
+
+
+@pytest.mark.parametrize(("group", "name"), [(g, n) for g in SECTIONS for n in presets(g)])
+def test_every_preset_validates(group, name):
+    validate(composed(f"{group}={name}", "data.root=somewhere", "optim.lr=0.1", "trainer.steps=1"), TrainSchema)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(k, n) for k, r in Registry.kinds().items() for n in r if r[n].__module__.startswith("detkit.")])
+def test_every_class_is_an_option_whose_defaults_validate(kind, name):
+    registry = Registry.kinds()[kind]
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        node = compose(overrides=[f"+{registry.group}@part={name}"]).part
+    try:
+        validate(node)
+    except ConfigError as error:
+        assert all("needs a value" in line for line in error.errors), "only what must be chosen may be missing"
+
+
+def test_one_loss_is_swapped_on_the_command_line():
+    cfg = composed("experiment=quickstart", "loss@model.head.roi.cls_loss=Focal", "model.head.roi.cls_loss.gamma=1.5")
+    loss = build(cfg.model.head.roi.cls_loss)
+    assert type(loss).__name__ == "Focal"
+    assert loss.gamma == 1.5
+    assert cfg.model.head.rpn.cls_loss._target_ == "BCE"
+
+
+def test_neck_and_backbone_are_swapped_on_the_command_line():
+    cfg = composed("experiment=quickstart", "model/neck=single_level", "model/backbone=mobilenetv2")
+    assert cfg.model.neck._target_ == "SingleLevel"
+    assert cfg.model.backbone._target_ == "MobileNetV2"
+
+
+def test_an_albumentations_step_is_added_and_its_arguments_are_checked():
+    step = "transform.train.color={_target_: Albumentations, transforms: [{_target_: albumentations.HueSaturationValue, %s: 3}]}"
+    validate(composed("experiment=quickstart", step % "hue_shift_limit"), TrainSchema)
+    with pytest.raises(ConfigError) as caught:
+        validate(composed("experiment=quickstart", step % "hue_shift"), TrainSchema)
+    assert caught.value.errors == (
+        "transform.train.color.transforms[0].hue_shift: no argument 'hue_shift'; did you mean 'hue_shift_limit'?",
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lrr=1", "optim.lrr: no argument 'lrr'; did you mean 'lr'?"),
+        ("trainer.steps=many", "trainer.steps: must be int, not 'many'"),
+        ("trainer.precision=fp8", "trainer.precision: must be one of 'fp32', 'bf16', 'fp16', not 'fp8'"),
+        ("modle.neck=3", "modle: no key 'modle'; did you mean 'model'?"),
+        ("model.head.num_classes=3", "model.head.num_classes: arrives at run time from the data and the other parts, never from YAML"),
+        ("model.head.roi.num_classes=3", "model.head.roi.num_classes: arrives at run time from the data and the other parts, never from YAML"),
+        ("data.rot=x", "data.rot: no key 'rot'; did you mean 'root'?"),
+        ("optim.lr=null", "optim.lr: must be float, not None"),
+        ("model.backbone.depth=19", "model.backbone.depth: must be one of 18, 34, 50, 101, not 19"),
+        ("data.train._target_=CocoDatset", "data.train._target_: no component is called 'CocoDatset'; did you mean 'CocoDataset'?"),
+        ("callbacks.csv=yes", "callbacks.csv: must be a Callback or null, not 'yes'"),
+        ("schedule={_target_: FPN}", "schedule: FPN does not fit here; it must be a Schedule"),
+    ],
+)  # fmt: skip
+def test_typos_are_told_with_the_nearest_name(override, message):
+    with pytest.raises(ConfigError) as caught:
+        validate(composed("experiment=quickstart", override), TrainSchema)
+    assert any(line.startswith(message) for line in caught.value.errors), caught.value.errors
+
+
+def test_overrides_are_normalised():
+    given = ["optim.lr=0.1", "model=x", "model/neck=fpn", "loss@a.b=L1", "+a=1", "~b", "--cfg", "job", "hydra.run.dir=x", "resume=auto", "seed=3"]
+    assert normalize_overrides(given) == [
+        "++optim.lr=0.1", "model=x", "model/neck=fpn", "loss@a.b=L1", "+a=1", "~b", "--cfg", "job", "hydra.run.dir=x",
+        "++resume.path=auto", "++seed=3",
+    ]  # fmt: skip
+
+
+def test_no_shapes_stand_in_yaml():
+    for path in config_dir().rglob("*.yaml"):
+        text = OmegaConf.to_yaml(OmegaConf.load(path))
+        assert "in_channels" not in text, path
+        assert "num_classes" not in text, path

@@ -1,0 +1,131 @@
+"""The inspect tool: its numbers, its files, and what it finds."""
+
+import json
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from detkit.app.inspect_data import inspect, main, plot_classes
+from detkit.data import CocoDataset
+from tests.data.builders import annotation, image, write_coco
+
+FILES = {"report.json", "report.txt", "classes.png", "sizes.png", "boxes.png"}
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    annotations = [
+        annotation(1, 1, [1, 1, 9, 9]),
+        annotation(2, 1, [2, 2, 40, 30], 7),
+        annotation(3, 2, [0, 0, 100, 100], 7),
+        annotation(4, 2, [5, 5, 0, 9]),
+        annotation(5, 2, [5, 5, 9, 9], iscrowd=1),
+    ]
+    images = [image(1), image(2, 110, 120), image(3)]
+    categories = [{"id": 7, "name": "dog"}, {"id": 3, "name": "[red]cat$"}, {"id": 9, "name": "owl"}]
+    return write_coco(tmp_path / "set", images, annotations, categories)
+
+
+def test_numbers_and_files(root, tmp_path, capsys):
+    numbers = inspect(CocoDataset(root=str(root)), tmp_path / "out")
+    assert {p.name for p in (tmp_path / "out").iterdir()} == FILES
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == numbers
+    assert (numbers["num_images"], numbers["num_boxes"], numbers["num_trainable"]) == (3, 5, 4)
+    assert numbers["classes"] == [
+        {"name": "[red]cat$", "id": 3, "boxes": 2, "crowds": 1, "images": 2},
+        {"name": "dog", "id": 7, "boxes": 2, "crowds": 0, "images": 2},
+        {"name": "owl", "id": 9, "boxes": 0, "crowds": 0, "images": 0},
+    ]
+    assert numbers["object_sizes"] == {"small": 2, "medium": 1, "large": 1}
+    assert numbers["boxes_per_image"] == {"least": 0, "median": 2.0, "mean": pytest.approx(5 / 3), "most": 3}
+    assert numbers["image_width"]["most"] == 120
+    assert numbers["damaged"] == {}
+    text = (tmp_path / "out" / "report.txt").read_text()
+    for line in (
+        "boxes without area: 1 (not in training targets, kept for evaluation): annotation 4 of 2.png",
+        "images without boxes: 1 (kept): 3.png",
+        "classes without a box: owl",
+        "objects: 2 small, 1 medium, 1 large",
+        "boxes to train on: 4 of 5",
+        "image width: 64 to 120 px, median 64; height: 48 to 110 px, median 48",
+    ):
+        assert line in text
+    shown = capsys.readouterr().out
+    assert "[red]cat$" in shown
+    assert "images without boxes: 1 (kept): 3.png" in shown
+
+
+def test_pictures_show_something(root, tmp_path):
+    inspect(CocoDataset(root=str(root)), tmp_path)
+    sheet = cv2.imread(str(tmp_path / "boxes.png"))
+    assert sheet.shape == (406 + 6, 3 * 406 + 6, 3)
+    for name in ("classes.png", "sizes.png"):
+        picture = cv2.imread(str(tmp_path / name))
+        assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 10
+
+
+def test_damaged_images_are_found_and_left_out_of_the_sheet(root, tmp_path):
+    file = root / "images" / "1.png"
+    file.write_bytes(file.read_bytes()[:300])
+    data = CocoDataset(root=str(root))
+    numbers = inspect(data, tmp_path)
+    assert list(numbers["damaged"]) == [str(file)]
+    assert f"damaged: {file}: cut off or damaged" in (tmp_path / "report.txt").read_text()
+    assert cv2.imread(str(tmp_path / "boxes.png")).shape[1] == 2 * 406 + 6
+
+
+def test_without_any_box(tmp_path):
+    data = CocoDataset(root=str(write_coco(tmp_path / "set", [image(1)], [])))
+    assert inspect(data, tmp_path / "out")["object_sizes"] == {"small": 0, "medium": 0, "large": 0}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == FILES
+
+
+def test_many_classes_are_cut_in_the_diagram():
+    classes = [{"name": f"c{i}", "id": i, "boxes": i, "crowds": 0, "images": i} for i in range(1300)]
+    axes = plot_classes(classes).axes[0]
+    assert len(axes.patches) == 100
+    assert axes.get_title() == f"{sum(range(1300))} boxes of 1300 classes, the 1200 rarest not shown"
+    assert axes.get_yticklabels()[0].get_text() == "c1299"
+
+
+def run(monkeypatch, tmp_path, *arguments: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["inspect_data.py", *arguments])
+    main()
+
+
+def test_the_command(root, tmp_path, monkeypatch, capsys):
+    run(monkeypatch, tmp_path, "data=coco", f"data.root={root}")
+    (folder,) = (tmp_path / "runs" / "inspect_data").iterdir()
+    assert folder.name.startswith("coco_train_")
+    assert {p.name for p in folder.iterdir()} == FILES
+    assert str(folder) in capsys.readouterr().out.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("data=coco", "data.root=ROOT", "split=test"),
+            "error: split: the configuration has no data.test; it has train, val",
+        ),
+        (("data=coco", "data.root=ROOT", "data.trian.x=1"), "error: data.trian: no key 'trian'; did you mean 'train'?"),
+        (("data=coco", "data.root=ROOT", "split=val"), "val.json: No such file or directory"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(root, tmp_path, monkeypatch, capsys, arguments, message):
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch, tmp_path, *(a.replace("ROOT", str(root)) for a in arguments))
+    assert caught.value.code != 0
+    assert message in capsys.readouterr().err
+    assert not list((tmp_path / "runs").rglob("*.json"))
+
+
+def test_bad_annotations_name_the_culprit(root, tmp_path, monkeypatch, capsys):
+    write_coco(root, [image(1)], [annotation(17, 1, [1, 2, math.nan, 4])])
+    with pytest.raises(SystemExit):
+        run(monkeypatch, tmp_path, "data=coco", f"data.root={root}")
+    assert "annotation 17 of 1.png: category 3, box [1, 2, nan, 4]" in capsys.readouterr().err

@@ -1,0 +1,317 @@
+"""COCO files, sound and broken: what comes out, what is counted, and what each mistake is told as."""
+
+import io
+import json
+import math
+from contextlib import redirect_stdout
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+
+from detkit.data import CocoDataset
+from detkit.data.sample import Sample, trainable_boxes
+from detkit.structures import Categories
+from tests.data.builders import CATEGORIES, annotation, coco_set, image, picture, write_coco
+
+
+def open_set(root, **options):
+    return CocoDataset(root=str(root), **options)
+
+
+def error_of(root, **options) -> str:
+    with pytest.raises(ValueError, match=r".") as caught:
+        open_set(root, **options)
+    return str(caught.value)
+
+
+def write_json(tmp_path, content) -> str:
+    path = tmp_path / "train.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return str(path)
+
+
+def test_records_are_the_file_s_own_numbers_sorted_by_image_id(tmp_path):
+    write_coco(
+        tmp_path,
+        [image(9, 40, 60), image(4, 30, 50)],
+        [
+            annotation(1, 9, [1.5, 2.25, 10, 11], 7, area=55.5),
+            annotation(2, 4, [0, 0, 5, 5], 3),
+            annotation(3, 9, [3, 3, 4, 4], 3, iscrowd=1),
+        ],
+    )
+    data = open_set(tmp_path)
+    assert data.categories == Categories(names=("cat", "dog"), ids=(3, 7))
+    assert [t.image_id for t in data.truths] == [4, 9]
+    assert len(data) == len(data.truths) == 2
+    first, second = data.truths
+    assert (first.size, second.size) == ((30, 50), (40, 60))
+    assert second.file == str(tmp_path / "images" / "9.png")
+    np.testing.assert_array_equal(second.boxes, [[1.5, 2.25, 10, 11], [3, 3, 4, 4]])
+    assert second.boxes.dtype == np.float64
+    assert (second.labels.tolist(), second.area.tolist()) == ([1, 0], [55.5, 16])
+    assert (second.crowd.tolist(), second.annotation_ids.tolist()) == ([False, True], [1, 3])
+    np.testing.assert_array_equal(data.read(1), picture(40, 60, seed=9))
+
+
+def test_truths_are_a_sequence(tmp_path):
+    data = open_set(coco_set(tmp_path, 5))
+    assert [t.image_id for t in data.truths[1:3]] == [2, 3]
+    assert data.truths[-1].image_id == 5
+    assert [t.image_id for t in reversed(data.truths)] == [5, 4, 3, 2, 1]
+    with pytest.raises(IndexError):
+        data.truths[5]
+
+
+def test_a_file_name_may_lead_into_folders(tmp_path):
+    write_coco(tmp_path, [image(1, file_name="a/b/1.png")], [])
+    assert open_set(tmp_path).read(0).shape == (48, 64, 3)
+
+
+def test_every_category_is_a_class_even_if_it_does_not_occur(tmp_path):
+    categories = [{"id": i, "name": f"c{i}"} for i in (90, 5, 13)]
+    write_coco(tmp_path, [image(1)], [annotation(1, 1, [0, 0, 9, 9], 13)], categories)
+    data = open_set(tmp_path)
+    assert data.categories.ids == (5, 13, 90)
+    assert data.truths[0].labels.tolist() == [1]
+
+
+def test_what_cannot_be_trained_on_is_counted_with_file_and_id_and_kept_for_the_evaluator(tmp_path):
+    boxes = {
+        11: [5, 5, 0, 10],  # no width
+        12: [5, 5, -3, 10],  # negative
+        13: [70, 5, 10, 10],  # outside
+        14: [-20, -20, 10, 10],  # outside
+        15: [50, 30, 40, 40],  # reaches over by 26 and 22 px
+        16: [54.4, 10, 10, 10],  # reaches over by 0.4 px: not worth a word
+        17: [1, 1, 8, 8],
+    }
+    write_coco(tmp_path, [image(1)], [annotation(i, 1, box) for i, box in boxes.items()])
+    data = open_set(tmp_path)
+    report = data.report
+    assert report.count("boxes without area") == 1
+    assert report.count("boxes with a negative width or height") == 1
+    assert report.count("boxes outside their image") == 2
+    assert report.count("boxes partly outside their image") == 1
+    assert (report.num_boxes, report.num_trainable) == (7, 3)
+    assert (
+        "boxes outside their image: 2 (not in training targets, kept for evaluation): "
+        "annotation 13 of 1.png: category 3, box [70, 5, 10, 10]; "
+        "annotation 14 of 1.png: category 3, box [-20, -20, 10, 10]"
+    ) in str(report)
+    np.testing.assert_array_equal(data.truths[0].boxes, list(boxes.values()))
+    corners, usable = trainable_boxes(data.truths[0])
+    assert data.truths[0].annotation_ids[usable].tolist() == [15, 16, 17]
+    np.testing.assert_array_equal(corners[usable], [[50, 30, 64, 48], [54.4, 10, 64, 20], [1, 1, 9, 9]])
+    sample = Sample.from_truth(data.read(0), data.truths[0])
+    assert len(sample.boxes) == report.num_trainable
+
+
+def test_images_without_boxes_and_with_crowds_only_are_kept_and_counted(tmp_path):
+    write_coco(tmp_path, [image(1), image(2), image(3)], [annotation(1, 2, [0, 0, 9, 9], iscrowd=1)])
+    data = open_set(tmp_path)
+    assert len(data) == 3
+    assert data.report.count("images without boxes") == 2
+    assert data.report.count("images with crowd boxes only") == 1
+    assert data.report.count("crowd or difficult boxes") == 1
+    assert "images without boxes: 2 (kept): 1.png; 3.png" in str(data.report)
+    assert data.truths[1].crowd.tolist() == [True]
+
+
+def test_a_box_given_twice_is_counted(tmp_path):
+    same = [annotation(1, 1, [1, 1, 9, 9]), annotation(2, 1, [1, 1, 9, 9]), annotation(3, 1, [1, 1, 9, 9], 7)]
+    data = open_set(write_coco(tmp_path, [image(1)], same))
+    assert data.report.count("duplicate boxes") == 1
+    assert len(data.truths[0]) == 3
+
+
+def test_an_annotation_without_area_and_crowd_gets_width_times_height(tmp_path):
+    bare = annotation(1, 1, [1, 1, 4, 5])
+    del bare["area"], bare["iscrowd"]
+    data = open_set(write_coco(tmp_path, [image(1)], [bare]))
+    assert (data.truths[0].area.tolist(), data.truths[0].crowd.tolist()) == ([20], [False])
+    assert data.report.count("annotations without an area") == 1
+
+
+def test_two_thousand_boxes(tmp_path):
+    many = [annotation(i, 1, [i % 40, i % 30, 5 + i % 7, 6]) for i in range(2000)]
+    assert len(open_set(write_coco(tmp_path, [image(1)], many)).truths[0]) == 2000
+
+
+def test_a_sound_file_has_nothing_to_report(tmp_path):
+    data = open_set(write_coco(tmp_path, [image(1)], [annotation(1, 1, [1, 1, 9, 9])]))
+    assert data.report.findings == ()
+    assert str(data.report) == f"{tmp_path / 'train.json'}: images: 1, boxes: 1, classes: 2"
+    assert data.report.to_dict()["num_trainable"] == 1
+
+
+BAD_ANNOTATIONS = {
+    "NaN": (
+        annotation(8, 1, [1, 2, math.nan, 4]),
+        "boxes that are not four finite numbers (1): annotation 8 of 1.png: category 3, box [1, 2, nan, 4]. ",
+    ),
+    "infinite": (
+        annotation(8, 1, [1, 2, 3, math.inf]),
+        "boxes that are not four finite numbers (1): annotation 8 of 1.png: category 3, box [1, 2, 3, inf]. ",
+    ),
+    "three numbers": (
+        annotation(8, 1, [1, 2, 3]),
+        "boxes that are not four finite numbers (1): annotation 8 of 1.png: category 3, box [1, 2, 3]. ",
+    ),
+    "text": (
+        annotation(8, 1, [1, 2, 3, "4"]),
+        "boxes that are not four finite numbers (1): annotation 8 of 1.png: category 3, box [1, 2, 3, '4']. ",
+    ),
+    "unknown category": (
+        annotation(8, 1, [1, 2, 3, 4], 99),
+        "annotations of an unknown category (1): annotation 8 of 1.png: category 99, box [1, 2, 3, 4]. "
+        "Known are 3, 7. ",
+    ),
+    "category as text": (
+        annotation(8, 1, [1, 2, 3, 4], "cat"),
+        "annotations of an unknown category (1): annotation 8 of 1.png: category cat, box [1, 2, 3, 4]. "
+        "Known are 3, 7. ",
+    ),
+    "unknown image": (
+        annotation(8, 55, [1, 2, 3, 4]),
+        "annotations of an unknown image (1): annotation 8 of image id 55: category 3, box [1, 2, 3, 4]. ",
+    ),
+    "id given twice": (
+        annotation(9, 1, [5, 5, 3, 3]),
+        "duplicate annotation ids (1): annotation 9 of 1.png: category 3, box [5, 5, 3, 3]. ",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ANNOTATIONS)
+def test_bad_annotations_are_an_error_that_names_them_or_are_left_out_and_counted(tmp_path, case):
+    bad, told = BAD_ANNOTATIONS[case]
+    write_coco(tmp_path, [image(1)], [bad, annotation(9, 1, [1, 1, 9, 9])])
+    advice = "Correct the file, or leave them out with on_bad_annotation=skip"
+    assert error_of(tmp_path) == f"{tmp_path / 'train.json'}: {told}{advice}"
+    data = open_set(tmp_path, on_bad_annotation="skip")
+    np.testing.assert_array_equal(data.truths[0].boxes, [[1, 1, 9, 9]])
+    assert data.report.num_boxes == 1
+    (finding,) = data.report.findings
+    assert (finding.count, finding.consequence) == (1, "left out")
+    assert told.startswith(f"{finding.problem} (1): {finding.examples[0]}. ")
+
+
+def test_only_the_first_cases_are_named(tmp_path):
+    write_coco(tmp_path, [image(1)], [annotation(i, 1, [1, 1, 2, 2], 99) for i in range(5)])
+    message = error_of(tmp_path)
+    assert "annotations of an unknown category (5): annotation 0 of" in message
+    assert message.count("annotation ") == 3
+    assert "box [1, 1, 2, 2]; ..." in message
+
+
+def test_duplicate_image_ids(tmp_path):
+    write_coco(tmp_path, [image(1), image(1, file_name="other.png")], [annotation(1, 1, [1, 1, 9, 9])])
+    assert "duplicate image ids (1): id 1 (1.png). Correct the file" in error_of(tmp_path)
+    data = open_set(tmp_path, on_bad_annotation="skip")
+    assert [t.file for t in data.truths] == [str(tmp_path / "images" / "other.png")]
+    assert len(data.truths[0]) == 1  # as pycocotools: the last record of an id counts
+
+
+def test_missing_image_files(tmp_path):
+    write_coco(tmp_path, [image(1), image(2)], [annotation(1, 1, [1, 1, 9, 9]), annotation(2, 2, [2, 2, 9, 9])])
+    file = tmp_path / "images" / "1.png"
+    file.unlink()
+    assert error_of(tmp_path) == (
+        f"{tmp_path / 'train.json'}: missing image files (1): {file}. "
+        "Correct the file, or leave them out with on_missing=skip"
+    )
+    data = open_set(tmp_path, on_missing="skip")
+    assert [t.image_id for t in data.truths] == [2]
+    np.testing.assert_array_equal(data.truths[0].boxes, [[2, 2, 9, 9]])
+    assert data.report.count("missing image files") == 1
+
+
+def test_an_image_folder_that_is_not_there(tmp_path):
+    write_coco(tmp_path, [image(1)], [], pictures=False)
+    assert f"missing image files (1): {tmp_path / 'images' / '1.png'}" in error_of(tmp_path)
+    assert "none of its 1 images is there" in error_of(tmp_path, on_missing="skip")
+
+
+def test_the_empty_data_set(tmp_path):
+    write_coco(tmp_path, [], [])
+    assert error_of(tmp_path) == f"{tmp_path / 'train.json'}: the data set is empty: no images"
+
+
+WHOLE = {"images": [image(1)], "annotations": [annotation(1, 1, [1, 1, 9, 9])], "categories": CATEGORIES}
+
+
+def without(part: str, key: str):
+    return {**WHOLE, part: [{k: v for k, v in WHOLE[part][0].items() if k != key}]}
+
+
+NOT_COCO = {
+    "no JSON": ("{'images'", "not JSON: Expecting property name enclosed in double quotes"),
+    "empty file": ("", "not JSON: Expecting value"),
+    "a list": ([1], "not a COCO file: an object with images, annotations and categories is needed"),
+    "no images": ({"annotations": []}, "not a COCO file: it has no 'images', only ['annotations']"),
+    "no annotations": ({"images": []}, "not a COCO file: it has no 'annotations', only ['images']"),
+    "no categories": (
+        {"images": [], "annotations": []},
+        "not a COCO file: it has no 'categories', only ['annotations', 'images']",
+    ),
+    "images no list": ({**WHOLE, "images": {"1": {}}}, "not a COCO file: 'images' must be a list of objects"),
+    "image without id": (without("images", "id"), "not a COCO file: images[0] has no 'id'"),
+    "image without height": (without("images", "height"), "not a COCO file: images[0] has no 'height'"),
+    "image without file": (without("images", "file_name"), "not a COCO file: images[0] has no 'file_name'"),
+    "annotation without bbox": (without("annotations", "bbox"), "not a COCO file: annotations[0] has no 'bbox'"),
+    "annotation without id": (without("annotations", "id"), "not a COCO file: annotations[0] has no 'id'"),
+    "category without name": (without("categories", "name"), "not a COCO file: categories[0] has no 'name'"),
+    "id as text": ({**WHOLE, "images": [image("7")]}, "images[0]: 'id' must be a whole number, not '7'"),
+    "size 0": ({**WHOLE, "images": [image(1, 0, 9)]}, "image '1.png': width 9 and height 0 must be positive"),
+    "empty categories": ({**WHOLE, "categories": []}, "a data set needs at least one category"),
+    "category id twice": (
+        {**WHOLE, "categories": [CATEGORIES[0], {"id": 7, "name": "x"}]},
+        "category id given more than",
+    ),
+    "category name twice": (
+        {**WHOLE, "categories": [CATEGORIES[0], {"id": 1, "name": "dog"}]},
+        "category name given more",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOT_COCO)
+def test_files_that_are_not_coco_are_told_so(tmp_path, case):
+    content, reason = NOT_COCO[case]
+    path = write_json(tmp_path, content)
+    assert error_of(tmp_path).startswith(f"{path}: {reason}")
+
+
+def test_no_file(tmp_path):
+    assert error_of(tmp_path) == f"{tmp_path / 'train.json'}: No such file or directory"
+
+
+def test_whole_numbers_written_as_floats_are_taken(tmp_path):
+    write_coco(tmp_path, [image(1)], [annotation(1, 1, [1, 1, 9, 9], 3.0)])
+    content = json.loads((tmp_path / "train.json").read_text())
+    content["images"][0] |= {"width": 64.0, "height": 48.0}
+    write_json(tmp_path, content)
+    data = open_set(tmp_path)
+    assert data.truths[0].size == (48, 64)
+    assert data.truths[0].labels.tolist() == [0]
+
+
+def test_the_same_annotations_as_pycocotools_reads(tmp_path):
+    rng = np.random.default_rng(0)
+    boxes = rng.uniform(-20, 60, (60, 4)).round(1).tolist()
+    annotations = [
+        annotation(i, int(rng.integers(1, 9)), box, (3, 7)[i % 2], iscrowd=int(i % 9 == 0))
+        for i, box in enumerate(boxes)
+    ]
+    data = open_set(write_coco(tmp_path, [image(i) for i in range(1, 9)], annotations))
+    with redirect_stdout(io.StringIO()):
+        coco = COCO(str(tmp_path / "train.json"))
+    for truth in data.truths:
+        expected = coco.loadAnns(coco.getAnnIds(imgIds=[truth.image_id]))
+        assert truth.annotation_ids.tolist() == [a["id"] for a in expected]
+        np.testing.assert_array_equal(truth.boxes, np.reshape([a["bbox"] for a in expected], (-1, 4)))
+        assert [data.categories.ids[k] for k in truth.labels] == [a["category_id"] for a in expected]
+        assert truth.crowd.tolist() == [bool(a["iscrowd"]) for a in expected]
+        assert truth.area.tolist() == [a["area"] for a in expected]

@@ -1,0 +1,162 @@
+"""YOLO's layout."""
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detkit.data import YoloDataset
+from tests.data.builders import write_picture
+
+
+def write_yolo(root, labels: dict[str, str | None], names: str | None = "names: [cat, dog]\n", part: str = "train"):
+    for stem, text in labels.items():
+        write_picture(root / "images" / part / f"{stem}.png")
+        if text is not None:
+            (root / "labels" / part).mkdir(parents=True, exist_ok=True)
+            (root / "labels" / part / f"{stem}.txt").write_text(text)
+    if names is not None:
+        (root / "data.yaml").write_text(names)
+    return root
+
+
+def open_set(root, **options):
+    return YoloDataset(root=str(root), **options)
+
+
+def refused(root, message: str, **options) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        open_set(root, **options)
+
+
+def test_centres_and_sizes_relative_to_the_image(tmp_path):
+    write_yolo(tmp_path, {"b": "1 0.5 0.5 1 1\n", "a": "0 0.5 0.25 0.25 0.5\n\n1 0.125 0.5 0.25 0.25\n"})
+    data = open_set(tmp_path)
+    assert data.categories.names == ("cat", "dog")
+    assert data.categories.ids == (0, 1)
+    np.testing.assert_array_equal(data.truths[0].boxes, [[24, 0, 16, 24], [0, 18, 16, 12]])
+    np.testing.assert_array_equal(data.truths[1].boxes, [[0, 0, 64, 48]])
+    assert data.truths[0].labels.tolist() == [0, 1]
+    assert data.truths[0].area.tolist() == [16 * 24, 16 * 12]
+    assert [t.annotation_ids.tolist() for t in data.truths] == [[1, 2], [3]]
+    assert [t.image_id for t in data.truths] == [1, 2]
+    assert data.read(0).shape == (48, 64, 3)
+
+
+def test_without_a_label_file_or_with_an_empty_one_there_is_no_object(tmp_path):
+    data = open_set(write_yolo(tmp_path, {"a": None, "b": "", "c": "0 0.5 0.5 0.1 0.1"}))
+    assert [len(t) for t in data.truths] == [0, 0, 1]
+    assert data.report.count("images without a label file") == 1
+    assert data.report.count("images without boxes") == 2
+
+
+def test_sizes_follow_exif_orientation(tmp_path):
+    write_yolo(tmp_path, {"a": "0 0.5 0.5 1 1", "b": "0 0.5 0.5 1 1"})
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (64, 48)).save(tmp_path / "images" / "train" / "a.png", exif=exif)
+    data = open_set(tmp_path)
+    assert [t.size for t in data.truths] == [(64, 48), (48, 64)]
+    np.testing.assert_array_equal(data.truths[0].boxes, [[0, 0, 48, 64]])
+    assert data.read(0).shape == (64, 48, 3)
+
+
+@pytest.mark.parametrize("names", ["names: {0: cat, 1: dog}", "nc: 2\nnames:\n- cat\n- dog"])
+def test_names_of_data_yaml(tmp_path, names):
+    assert open_set(write_yolo(tmp_path, {"a": ""}, names)).categories.names == ("cat", "dog")
+
+
+def test_names_of_classes_txt_and_of_the_config(tmp_path):
+    write_yolo(tmp_path, {"a": ""}, names=None)
+    refused(tmp_path, f"{tmp_path}: none of data.yaml, classes.txt, obj.names is there to tell the class names")
+    (tmp_path / "classes.txt").write_text("owl\nemu\n\n")
+    assert open_set(tmp_path).categories.names == ("owl", "emu")
+    assert open_set(tmp_path, classes=("gnu",)).categories.names == ("gnu",)
+
+
+def test_other_folders(tmp_path):
+    deep = {"images": "images/x/images", "classes": ("cat",)}
+    write_picture(tmp_path / "images" / "x" / "images" / "a.png")
+    refused(tmp_path, f"{tmp_path / 'images' / 'x' / 'labels'}: no such folder of label files", **deep)
+    write_picture(tmp_path / "train" / "images" / "a.png")
+    (tmp_path / "train" / "labels").mkdir()
+    (tmp_path / "train" / "labels" / "a.txt").write_text("0 0.5 0.5 0.5 0.5")
+    data = open_set(tmp_path, images="train/images", classes=("cat",))
+    np.testing.assert_array_equal(data.truths[0].boxes, [[16, 12, 32, 24]])
+    refused(tmp_path, "images='train/pictures' has no part called 'images'", images="train/pictures", classes=("cat",))
+    (tmp_path / "train" / "images").rename(tmp_path / "train" / "pictures")
+    data = open_set(tmp_path, images="train/pictures", labels="train/labels", classes=("cat",))
+    assert len(data.truths[0]) == 1
+
+
+NO_BOX = "boxes that are not four finite numbers (1): line 2 of a: {}. "
+NO_CLASS = "annotations of an unknown category (1): line 2 of a: {}. Known are 0, 1. "
+BAD_LINES = {
+    "0 0.5 0.5 0.1": NO_BOX,
+    "0 0.5 0.5 0.1 0.1 0.9": NO_BOX,
+    "0 0.5 nan 0.1 0.1": NO_BOX,
+    "0 0.5 x 0.1 0.1": NO_BOX,
+    "2 0.5 0.5 0.1 0.1": NO_CLASS,
+    "-1 0.5 0.5 0.1 0.1": NO_CLASS,
+    "0.5 0.5 0.5 0.1 0.1": NO_CLASS,
+    "1e99 0.5 0.5 0.1 0.1": NO_CLASS,
+}
+
+
+@pytest.mark.parametrize("line", BAD_LINES)
+def test_bad_lines_name_file_and_line(tmp_path, line):
+    write_yolo(tmp_path, {"a": f"1 0.5 0.5 0.2 0.2\n{line}\n"})
+    told = BAD_LINES[line].format(repr(line))
+    refused(tmp_path, f"{told}Correct the file, or leave them out with on_bad_annotation=skip")
+    data = open_set(tmp_path, on_bad_annotation="skip")
+    assert data.truths[0].labels.tolist() == [1]
+    assert sum(f.count for f in data.report.findings) == 1
+
+
+def test_boxes_without_area_and_outside_are_counted(tmp_path):
+    write_yolo(tmp_path, {"a": "0 0.5 0.5 0 0.1\n0 1.5 0.5 0.1 0.1\n0 0.9 0.5 0.4 0.4\n0 0.5 0.5 -0.1 0.1"})
+    report = open_set(tmp_path).report
+    assert report.count("boxes without area") == 1
+    assert report.count("boxes outside their image") == 1
+    assert report.count("boxes partly outside their image") == 1
+    assert report.count("boxes with a negative width or height") == 1
+    assert (report.num_boxes, report.num_trainable) == (4, 1)
+
+
+def test_a_label_file_without_an_image(tmp_path):
+    write_yolo(tmp_path, {"a": "0 0.5 0.5 0.1 0.1", "b": "0 0.5 0.5 0.1 0.1"})
+    (tmp_path / "images" / "train" / "b.png").unlink()
+    refused(tmp_path, f"label files without an image (1): {tmp_path / 'labels' / 'train' / 'b.txt'}. Correct the file")
+    data = open_set(tmp_path, on_missing="skip")
+    assert len(data) == 1
+    assert data.report.count("label files without an image") == 1
+
+
+def test_an_unreadable_image(tmp_path):
+    write_yolo(tmp_path, {"a": "0 0.5 0.5 0.1 0.1", "b": "0 0.5 0.5 0.1 0.1"})
+    file = tmp_path / "images" / "train" / "a.png"
+    file.write_bytes(b"nothing")
+    refused(tmp_path, f"unreadable images (1): {file}: not a readable image")
+    data = open_set(tmp_path, on_missing="skip")
+    assert [t.file for t in data.truths] == [str(tmp_path / "images" / "train" / "b.png")]
+
+
+def test_two_pictures_with_one_label_file(tmp_path):
+    write_yolo(tmp_path, {"a": ""})
+    write_picture(tmp_path / "images" / "train" / "a.bmp")
+    refused(tmp_path, "a.bmp and a.png would have the same annotations")
+
+
+def test_missing_folders_and_the_empty_set(tmp_path):
+    write_yolo(tmp_path, {"a": ""})
+    refused(tmp_path, f"{tmp_path / 'images' / 'val'}: no such folder", images="images/val", labels="labels/train")
+    (tmp_path / "images" / "val").mkdir()
+    refused(tmp_path, f"{tmp_path / 'labels' / 'val'}: no such folder of label files", images="images/val")
+    (tmp_path / "labels" / "val").mkdir()
+    refused(tmp_path, "the data set is empty: no images", images="images/val")
+
+
+@pytest.mark.parametrize("names", ["names: 3", "classes: [a]", "names: {1: a, 2: b}", "[", "names: []"])
+def test_names_that_are_none(tmp_path, names):
+    refused(write_yolo(tmp_path, {"a": ""}, names), f"{tmp_path / 'data.yaml'}: ")

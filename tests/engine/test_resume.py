@@ -1,0 +1,182 @@
+"""Going on from a checkpoint, and leaving on a signal."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from detkit.engine import (
+    BEST,
+    LAST,
+    SGD,
+    Checkpoint,
+    CheckpointError,
+    Interrupted,
+    load_checkpoint,
+)
+from detkit.structures import Batch, Categories
+from tests.engine.stubs import (
+    ActingLoader,
+    Recorder,
+    StubEvalLoader,
+    digest_of_run,
+    make_trainer,
+)
+
+
+def test_a_finished_run_ends_at_once(tmp_path: Path) -> None:
+    first = make_trainer(tmp_path).fit()
+    before = digest_of_run(tmp_path)
+    seen = Recorder()
+    loader = ActingLoader(lambda number: pytest.fail("no batch is needed"))
+    trainer = make_trainer(tmp_path, train_loader=loader, callbacks={"seen": seen})
+    trainer.restore(load_checkpoint(tmp_path / LAST))
+    assert trainer.fit() == first
+    assert digest_of_run(tmp_path) == before
+    assert [name for name, _ in seen.events] == ["start", "end"], "nothing is evaluated or saved again"
+
+
+def test_thread_count_is_restored_with_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_trainer(tmp_path, steps=2).fit()
+    threads = torch.get_num_threads()
+    other = 1 if threads > 1 else 2
+    try:
+        torch.set_num_threads(other)
+        trainer = make_trainer(tmp_path, steps=4)
+        trainer.restore(load_checkpoint(tmp_path / LAST))
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(threads)
+    assert f"taking {threads} CPU threads as before, not {other}: the bits depend on it" in caplog.text
+
+
+def test_other_versions_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_trainer(tmp_path, steps=2).fit()
+    checkpoint = _changed(load_checkpoint(tmp_path / LAST), versions={"torch": "1.0.0"})
+    make_trainer(tmp_path, steps=4).restore(checkpoint)
+    assert f"versions differ, so the bits may too: torch 1.0.0 before, {torch.__version__} now" in caplog.text
+
+
+def test_other_rates_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_trainer(tmp_path, steps=2).fit()
+    caplog.clear()
+    make_trainer(tmp_path, steps=4).restore(load_checkpoint(tmp_path / LAST))
+    assert "going on with its" not in caplog.text
+    make_trainer(tmp_path, steps=4, optim=SGD(lr=0.5)).restore(load_checkpoint(tmp_path / LAST))
+    assert "going on with its (lr, weight_decay) [(0.05, 0.0001), (0.05, 0.0)], not with [(0.5" in caplog.text
+
+
+def _changed(checkpoint: Checkpoint, **changes: Any) -> Checkpoint:
+    names = ("step", "detector", "categories", "config", "metrics", "average", "training", "versions", "source")
+    return Checkpoint(**{**{name: getattr(checkpoint, name) for name in names}, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"ema_decay": None}, "was trained with a moving average (trainer.ema_decay)"),
+        (
+            {"categories": Categories(("circle",), (3,))},
+            "was trained for other classes than the data set has: missing ['square']",
+        ),
+        ({"detector": torch.nn.Linear(1, 1)}, "holds another model (2 tensors here, 11 there):"),
+        ({"optim": SGD(lr=0.05, bias_lr_factor=2)}, "was trained with other parameter groups: loaded state dict"),
+        (
+            {"optim": lambda detector, batch_size: torch.optim.AdamW(detector.parameters())},
+            "was trained with SGD, not with AdamW",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    make_trainer(tmp_path, steps=2).fit()
+    with pytest.raises(CheckpointError) as caught:
+        make_trainer(tmp_path, **changes).restore(load_checkpoint(tmp_path / LAST))
+    assert str(caught.value).startswith(f"{tmp_path / LAST} {words}"), caught.value
+
+
+def test_weights_alone_are_nothing_to_go_on_from(tmp_path: Path) -> None:
+    make_trainer(tmp_path, steps=2).fit()
+    words = f"{tmp_path / BEST} has weights alone; a run goes on from last.pt"
+    with pytest.raises(CheckpointError, match=f"^{re.escape(words)}$"):
+        make_trainer(tmp_path).restore(load_checkpoint(tmp_path / BEST))
+    make_trainer(tmp_path, steps=2, ema_decay=None).fit()
+    with pytest.raises(CheckpointError, match=r"was trained without a moving average \(trainer\.ema_decay\)$"):
+        make_trainer(tmp_path).restore(load_checkpoint(tmp_path / LAST))
+
+
+@pytest.fixture
+def straight(tmp_path: Path) -> str:
+    (tmp_path / "straight").mkdir()
+    make_trainer(tmp_path / "straight").fit()
+    return digest_of_run(tmp_path / "straight")
+
+
+def go_on(run_dir: Path) -> str:
+    trainer = make_trainer(run_dir)
+    trainer.restore(load_checkpoint(run_dir / LAST))
+    trainer.fit()
+    return digest_of_run(run_dir)
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_run_after_the_step(tmp_path: Path, straight: str, signum: int, code: int) -> None:
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    run, seen = tmp_path / "run", Recorder()
+    run.mkdir()
+    loader = ActingLoader(lambda number: os.kill(os.getpid(), signum) if number == 4 else None)
+    with pytest.raises(Interrupted) as caught:
+        make_trainer(run, train_loader=loader, callbacks={"seen": seen}).fit()
+    assert (caught.value.code, caught.value.exit_code) == (code, code)
+    assert isinstance(caught.value, SystemExit), "uncaught, it is the exit code of the process"
+    assert str(caught.value) == f"stopped by {signal.Signals(signum).name}"
+    assert load_checkpoint(run / LAST).step == 5
+    assert seen.of("exception") == [caught.value]
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert go_on(run) == straight
+
+
+def test_a_signal_cuts_an_evaluation_short(tmp_path: Path, straight: str) -> None:
+    class Stopping(StubEvalLoader):
+        def __iter__(self) -> Iterator[Batch]:
+            for batch in super().__iter__():
+                os.kill(os.getpid(), signal.SIGTERM)
+                yield batch
+
+    run, seen = tmp_path / "run", Recorder()
+    run.mkdir()
+    with pytest.raises(Interrupted):
+        make_trainer(run, val_loader=Stopping(), callbacks={"seen": seen}).fit()
+    assert not seen.of("evaluation")
+    assert load_checkpoint(run / LAST).step == 4
+    assert go_on(run) == straight, "the evaluation is made up for"
+
+
+def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:
+    def twice(number: int) -> None:
+        if number == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            pytest.fail("the second signal must not be waited out")
+
+    with pytest.raises(Interrupted) as caught:
+        make_trainer(tmp_path, train_loader=ActingLoader(twice)).fit()
+    assert caught.value.exit_code == 130
+    assert load_checkpoint(tmp_path / LAST).step == 4, "the state before, not one of this moment"
+
+
+def test_a_second_sigterm_waits(tmp_path: Path) -> None:
+    def twice(number: int) -> None:
+        if number == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        make_trainer(tmp_path, train_loader=ActingLoader(twice)).fit()
+    assert load_checkpoint(tmp_path / LAST).step == 5
