@@ -1,0 +1,27 @@
+"""The benchmark runs what it says, on both sides. Its times are not tested: see tools/benchmark.py."""
+
+import torch
+
+from detkit.app import benchmark
+
+CPU = torch.device("cpu")
+
+
+def test_roi_align_is_timed_on_both_sides():
+    results = benchmark.benchmark_roi_align(CPU, repeats=1)
+    assert len(results) == 4
+    assert all(set(times) == {"torchvision", "detkit"} and all(len(v) == 1 for v in times.values()) for times in results.values())
+
+
+def test_training_compares_models_of_one_size():
+    ours, theirs = benchmark._detkit_model(), benchmark._torchvision_model()
+    sizes = [sum(p.numel() for p in model.parameters()) for model in (ours, theirs)]
+    assert sizes[1] - sizes[0] == 4 * 1024 + 4, "torchvision alone regresses a box for background"
+    images, targets = benchmark.made_batch(1, CPU)
+    assert ours(images, targets).total.isfinite()
+
+
+def test_ratios_are_against_the_first():
+    table = benchmark.timing_table({"peer": [0.2, 0.4, 0.3], "ours": [0.1, 0.1, 0.1]}, "title")
+    assert list(table.columns[3].cells) == ["1.00", "3.00"]
+    assert list(table.columns[1].cells) == ["300.0", "100.0"]
