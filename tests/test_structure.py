@@ -10,7 +10,15 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "detkit"
 
 #: What each room may import. Rooms on the right of the law know those on the left, never the other way.
-LEVELS = [{"config", "utils"}, {"structures"}, {"ops"}, {"losses", "matching"}, {"models", "data", "evaluation"}, {"engine"}, {"app"}]
+LEVELS = [
+    {"config", "utils"},
+    {"structures"},
+    {"ops"},
+    {"losses", "matching"},
+    {"models", "data", "evaluation"},
+    {"engine"},
+    {"app"},
+]
 LEVEL = {room: i for i, rooms in enumerate(LEVELS) for room in rooms}
 STRANGERS = [{"models", "data", "evaluation"}]  # of one level, and yet they must not know each other
 

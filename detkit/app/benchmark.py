@@ -137,7 +137,8 @@ def _detkit_model() -> nn.Module:
     load_components()
     overrides = [
         "+model=faster_rcnn_fpn", "model/backbone=mobilenetv2", "model.backbone.weights=null",
-        "model.neck.out_channels=128", "model.head.rpn.anchors.scales=[4.0]", "model.head.rpn.num_proposals=[2000,1000]",
+        "model.neck.out_channels=128", "model.head.rpn.anchors.scales=[4.0]",
+        "model.head.rpn.num_proposals=[2000,1000]",
     ]  # fmt: skip
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         cfg = compose(overrides=overrides)
@@ -148,9 +149,7 @@ def _torchvision_model() -> nn.Module:
     body = torchvision.models.mobilenet_v2(norm_layer=FrozenBatchNorm2d).features
     backbone = BackboneWithFPN(body, {"3": "0", "6": "1", "13": "2", "18": "3"}, [24, 32, 96, 1280], 128)
     anchors = AnchorGenerator(((16,), (32,), (64,), (128,), (256,)), ((0.5, 1.0, 2.0),) * 5)
-    return FasterRCNN(
-        backbone, NUM_CLASSES + 1, rpn_anchor_generator=anchors, min_size=min(SIZE), max_size=max(SIZE)
-    )
+    return FasterRCNN(backbone, NUM_CLASSES + 1, rpn_anchor_generator=anchors, min_size=min(SIZE), max_size=max(SIZE))
 
 
 def _step(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:

@@ -32,7 +32,9 @@ def run(cfg: DictConfig, _: Path) -> float:
         raise ConfigError(f"split: the configuration has no data.{options.split}; it has {', '.join(splits)}")
     dataset = build_dataset(data[options.split], f"data.{options.split}")
     check_same_classes(stored.checkpoint.categories, dataset.categories, f"data.{options.split}")
-    loader = build(data["loader"]["val"])(dataset=dataset, transforms=build_transforms(stored.config["transform"]["val"], "transform.val"))
+    loader = build(data["loader"]["val"])(
+        dataset=dataset, transforms=build_transforms(stored.config["transform"]["val"], "transform.val")
+    )
     evaluator = build(stored.config["evaluator"])(categories=dataset.categories, truths=dataset.truths)
     result = evaluate(
         stored.detector, loader, evaluator,
@@ -40,7 +42,9 @@ def run(cfg: DictConfig, _: Path) -> float:
         val_loss=options.val_loss,
     )  # fmt: skip
     checkpoint = Path(options.checkpoint)
-    folder = Path(options.output) if options.output else checkpoint.parent / f"evaluation_{checkpoint.stem}_{options.split}"
+    folder = (
+        Path(options.output) if options.output else checkpoint.parent / f"evaluation_{checkpoint.stem}_{options.split}"
+    )
     folder.mkdir(parents=True, exist_ok=True)
     report_evaluation(folder, result, dataset)
     write_results(folder / "detections.json", evaluator.results())

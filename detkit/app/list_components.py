@@ -14,7 +14,7 @@ from detkit.app.paths import config_dir
 from detkit.config import Registry
 from detkit.config.registry import RUNTIME_ARGUMENTS, did_you_mean, parameters, runtime_arguments
 
-#: Groups that fill a section of their own; the others are mounted in slots, as in ``loss@model.head.roi.cls_loss=Focal``.
+#: Groups that fill a section of their own; others are mounted in slots, as in ``loss@model.head.roi.cls_loss=Focal``.
 _SECTIONS = ("optim", "schedule", "trainer", "evaluator")
 
 

@@ -61,10 +61,15 @@ def _open(path: str, categories: Categories) -> ImageFiles | VideoFrames:
     return VideoFrames(path, categories) if is_video else ImageFiles(path, categories)
 
 
-def _detect(stored: Stored, dataset: DetectionDataset, options: PredictOptions) -> Iterator[tuple[Detections, ImageMeta]]:
+def _detect(
+    stored: Stored, dataset: DetectionDataset, options: PredictOptions
+) -> Iterator[tuple[Detections, ImageMeta]]:
     """Detections of each image, in px of the network input, with what leads back to the file."""
     loader = EvalLoader(
-        dataset=dataset, transforms=build_transforms(stored.config["transform"]["val"], "transform.val"), batch_size=options.batch_size, num_workers=0
+        dataset=dataset,
+        transforms=build_transforms(stored.config["transform"]["val"], "transform.val"),
+        batch_size=options.batch_size,
+        num_workers=0,
     )
     precision = options.precision or stored.config["trainer"]["precision"]
     for batch in loader:

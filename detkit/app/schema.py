@@ -52,7 +52,7 @@ class TransformSection:
 
 @dataclass
 class ResumeSection:
-    """Going on with a run that was stopped: its folder, or ``auto`` for the newest unfinished one of this experiment."""
+    """Going on with a run that was stopped: its folder, or ``auto`` for the newest unfinished one like this."""
 
     path: str | None = None
 

@@ -18,7 +18,7 @@ from detkit.models import Detector, build_detector
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """What a tool needs of a checkpoint: the detector on its device, and the plain configuration it was trained with."""
+    """What a tool needs of a checkpoint: the detector on its device, and the configuration it was trained with."""
 
     checkpoint: Checkpoint
     config: dict[str, Any]
@@ -67,5 +67,7 @@ def _merge(checkpoint: Checkpoint, overrides: dict[str, Any]) -> DictConfig:
         if value is not None and choices.get(name) is not None:
             config[name] = value
         elif value is not None:
-            config[name] = OmegaConf.merge(config[name], value) if name in config and OmegaConf.is_dict(value) else value
+            config[name] = (
+                OmegaConf.merge(config[name], value) if name in config and OmegaConf.is_dict(value) else value
+            )
     return config

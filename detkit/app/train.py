@@ -64,7 +64,7 @@ def run(cfg: DictConfig, folder: Path) -> float | None:
 
 
 def build_trainer(cfg: DictConfig, folder: Path, *watchers: Callback) -> tuple[Trainer, DetectionDataset | None]:
-    """Everything that ``cfg`` describes, ready to :meth:`~detkit.engine.trainer.Trainer.fit`, and the validation set."""
+    """Everything that ``cfg`` describes, ready to fit, and the validation set."""
     node: Any = OmegaConf.to_container(cfg, resolve=True)
     if node["threads"] is not None:
         torch.set_num_threads(node["threads"])
@@ -80,7 +80,10 @@ def build_trainer(cfg: DictConfig, folder: Path, *watchers: Callback) -> tuple[T
         initialize(detector, node["init_from"], train_set.categories)
     shard = {"rank": dist.rank(), "world_size": dist.world_size()}
     train_loader = build(node["data"]["loader"]["train"], key="data.loader.train")(
-        dataset=train_set, transforms=build_transforms(node["transform"]["train"], "transform.train"), seed=node["seed"], **shard
+        dataset=train_set,
+        transforms=build_transforms(node["transform"]["train"], "transform.train"),
+        seed=node["seed"],
+        **shard,
     )
     val_loader = evaluator = None
     if val_set is not None:
@@ -112,4 +115,3 @@ def build_trainer(cfg: DictConfig, folder: Path, *watchers: Callback) -> tuple[T
 
 def _num_trainable(detector: torch.nn.Module) -> int:
     return sum(p.numel() for p in detector.parameters() if p.requires_grad)
-

@@ -24,8 +24,8 @@ def build(cfg: Any, *, key: str = "", **runtime: Any) -> Any:
     to tuple parameters.
 
     Args:
-        cfg: a node with ``_target_``; ``_partial_: true`` yields a factory, for what is made many times or needs objects
-            that exist only at run time.
+        cfg: a node with ``_target_``; ``_partial_: true`` yields a factory, for what is made many times or needs
+            objects that exist only at run time.
         key: where ``cfg`` stands in the whole configuration, for messages.
         runtime: ``in_spec`` and ``num_classes``, given to every constructor at any depth whose signature names them.
 

@@ -92,7 +92,7 @@ def holds_component(value: Any) -> bool:
 
 
 def element_annotation(annotation: Any, index: int = 0) -> Any:
-    """What ``annotation`` wants as its ``index``-th element: X of ``Sequence[X]``, ``Mapping[str, X]``, ``tuple[X, ...]``."""
+    """What ``annotation`` wants as its ``index``-th element: X of ``Sequence[X]``, ``Mapping[str, X]`` and the like."""
     for option in alternatives(annotation):
         origin, args = typing.get_origin(option), typing.get_args(option)
         if not args or not isinstance(origin, type):
@@ -186,9 +186,8 @@ def _fits(cls: type, partial: bool, annotation: Any) -> bool:
             return True
         if origin is collections.abc.Callable and (partial or _is_callable(cls)):
             return True
-        if isinstance(origin, type) and not partial:
-            if getattr(origin, "_is_protocol", False) or issubclass(cls, origin):
-                return True
+        if not partial and isinstance(origin, type) and issubclass(cls, origin):
+            return True
     return False
 
 

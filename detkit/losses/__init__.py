@@ -1,6 +1,6 @@
 """Loss functions: parts that a head is given, one file for each thing they compare."""
 
-from detkit.losses.box import BoxLoss, CIoULoss, DIoULoss, GIoULoss, IoULoss, L1, SmoothL1
+from detkit.losses.box import L1, BoxLoss, CIoULoss, DIoULoss, GIoULoss, IoULoss, SmoothL1
 from detkit.losses.classification import BCE, ClassificationLoss, CrossEntropy, Focal
 
 __all__ = [

@@ -111,7 +111,7 @@ class DIoULoss(_IoULoss):
 
 @LOSSES
 class CIoULoss(_IoULoss):
-    """1 - CIoU (Zheng et al. AAAI 2020, eqs. 8-11): DIoU and a term for the aspect ratio; its factor has no gradient."""
+    """1 - CIoU (Zheng et al. AAAI 2020, eqs. 8-11): DIoU and an aspect term, whose factor has no gradient."""
 
     def measure(self, a: Tensor, b: Tensor) -> Tensor:
         iou = _iou(a, b)[0]

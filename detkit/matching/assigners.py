@@ -17,7 +17,7 @@ IGNORED = -2
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """For each of M references: ``matched`` (M,) int64 is the index of its object in the Target, NEGATIVE or IGNORED."""
+    """For M references: ``matched`` (M,) int64 is the index of its object in the Target, NEGATIVE or IGNORED."""
 
     matched: Tensor
 

@@ -103,7 +103,9 @@ class _Regions:
         extent = shapes[levels]
         self.row, self.base = extent[:, 1], first_row[levels] + image_index * extent[:, 0] * extent[:, 1]
         if image_sizes is not None:
-            cells_of_image = (torch.tensor(image_sizes, dtype=dtype, device=device)[image_index] * scale[:, None]).ceil()
+            cells_of_image = (
+                torch.tensor(image_sizes, dtype=dtype, device=device)[image_index] * scale[:, None]
+            ).ceil()
             extent = torch.minimum(extent, cells_of_image.long())
         self.height, self.width = extent.unbind(1)
         self.x, self.y = cells[:, 0], cells[:, 1]
@@ -134,7 +136,7 @@ def _pool(table: Tensor, regions: _Regions, output_size: tuple[int, int], grid: 
 
 
 def _taps(start: Tensor, length: Tensor, bins: int, samples: int, extent: Tensor) -> tuple[Tensor, Tensor]:
-    """Cells and weights (R, bins * samples, 2) along one axis; samples beyond one cell outside the map weigh nothing."""
+    """Cells and weights (R, bins * samples, 2) along one axis; samples over a cell outside weigh nothing."""
     offsets = (torch.arange(bins * samples, device=start.device, dtype=start.dtype) + 0.5) / samples
     position = start[:, None] + length[:, None] / bins * offsets
     last = extent[:, None] - 1
@@ -149,7 +151,7 @@ def _taps(start: Tensor, length: Tensor, bins: int, samples: int, extent: Tensor
 
 
 def _pool_adaptive(table: Tensor, regions: _Regions, output_size: tuple[int, int]) -> Tensor:
-    """Rows (R * h * w, C) with as many samples as a bin has cells; boxes that need the same grid are pooled together."""
+    """Rows (R * h * w, C) with a sample for each cell of a bin; boxes that need the same grid go together."""
     h, w = output_size
     # A box larger than its map is sampled at the map's own resolution: more would only be zeros, and cost memory.
     gh = torch.minimum((regions.h / h).ceil(), regions.height).long()

@@ -48,7 +48,7 @@ def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
 
 
 def pairwise_intersection(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection areas (N, M) of ``a`` (N, 4) and ``b`` (M, 4), with two temporaries rather than torchvision's six."""
+    """Intersection areas (N, M) of ``a`` (N, 4) and ``b`` (M, 4), by two temporaries, not torchvision's six."""
     w = torch.minimum(a[:, None, 2], b[None, :, 2])
     w -= torch.maximum(a[:, None, 0], b[None, :, 0])
     h = torch.minimum(a[:, None, 3], b[None, :, 3])

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Categories:
-    """K classes: label k inside detkit is ``names[k]``, and ``ids[k]`` in the data set's own numbering (gaps are fine)."""
+    """K classes: label k inside detkit is ``names[k]``, and ``ids[k]`` in the data set's numbering (gaps are fine)."""
 
     names: tuple[str, ...]
     ids: tuple[int, ...]

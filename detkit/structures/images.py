@@ -29,7 +29,7 @@ class ImageMeta:
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """``pixels`` (B, 3, H, W) RGB, uint8 or float32 in 0..255, padded at the right and the bottom only; one meta each."""
+    """``pixels`` (B, 3, H, W) RGB, uint8 or float32 in 0..255, padded at the right and bottom only; one meta each."""
 
     pixels: Tensor
     meta: tuple[ImageMeta, ...]

@@ -28,9 +28,7 @@ class Losses:
 
     def prefixed(self, prefix: str) -> Losses:
         """The same with ``prefix`` before every name."""
-        return Losses(
-            {prefix + k: v for k, v in self.terms.items()}, {prefix + k: v for k, v in self.stats.items()}
-        )
+        return Losses({prefix + k: v for k, v in self.terms.items()}, {prefix + k: v for k, v in self.stats.items()})
 
     @staticmethod
     def merge(*parts: Losses) -> Losses:

@@ -10,7 +10,10 @@ CPU = torch.device("cpu")
 def test_roi_align_is_timed_on_both_sides():
     results = benchmark.benchmark_roi_align(CPU, repeats=1)
     assert len(results) == 4
-    assert all(set(times) == {"torchvision", "detkit"} and all(len(v) == 1 for v in times.values()) for times in results.values())
+    assert all(
+        set(times) == {"torchvision", "detkit"} and all(len(v) == 1 for v in times.values())
+        for times in results.values()
+    )
 
 
 def test_training_compares_models_of_one_size():

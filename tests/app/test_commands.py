@@ -50,7 +50,14 @@ def settings(where):
 @pytest.fixture(scope="module")
 def trained(settings, where):
     """The output and the folder of a run of six steps."""
-    output = run("train", *settings, "trainer.steps=6", "trainer.eval_every=3", "trainer.save_every=2", "hydra.run.dir=" + str(where / "one"))
+    output = run(
+        "train",
+        *settings,
+        "trainer.steps=6",
+        "trainer.eval_every=3",
+        "trainer.save_every=2",
+        "hydra.run.dir=" + str(where / "one"),
+    )
     return output, where / "one"
 
 
@@ -58,7 +65,16 @@ def test_training_leaves_a_table_a_picture_and_the_folder(trained):
     output, folder = trained
     assert "AP50" in output
     assert str(folder) in output.replace("\n", "")
-    for name in ("best.pt", "last.pt", "config.yaml", "manifest.json", "evaluation.json", "detections.png", "metrics.csv", "log.txt"):
+    for name in (
+        "best.pt",
+        "last.pt",
+        "config.yaml",
+        "manifest.json",
+        "evaluation.json",
+        "detections.png",
+        "metrics.csv",
+        "log.txt",
+    ):
         assert (folder / name).is_file(), name
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["versions"]["torch"] == torch.__version__
@@ -79,7 +95,14 @@ def test_evaluate_gives_the_numbers_of_training(trained):
 
 def test_evaluate_takes_overrides_on_top_of_the_stored_configuration(trained, tmp_path):
     _, folder = trained
-    run("evaluate", f"checkpoint={folder / 'best.pt'}", "split=train", f"output={tmp_path / 'out'}", "data.loader.val.batch_size=1", "model.head.roi.max_detections=3")
+    run(
+        "evaluate",
+        f"checkpoint={folder / 'best.pt'}",
+        "split=train",
+        f"output={tmp_path / 'out'}",
+        "data.loader.val.batch_size=1",
+        "model.head.roi.max_detections=3",
+    )
     found = json.loads((tmp_path / "out" / "detections.json").read_text())
     per_image = np.bincount([row["image_id"] for row in found])
     assert per_image.max() <= 3
@@ -89,7 +112,13 @@ def test_evaluate_takes_overrides_on_top_of_the_stored_configuration(trained, tm
 def test_predict_on_a_folder_and_a_video(trained, where, tmp_path):
     _, folder = trained
     images = next((where / "shapes").glob("*/images"))
-    output = run("predict", f"checkpoint={folder / 'best.pt'}", f"input={images}", f"output={tmp_path / 'out'}", "score_threshold=0.0")
+    output = run(
+        "predict",
+        f"checkpoint={folder / 'best.pt'}",
+        f"input={images}",
+        f"output={tmp_path / 'out'}",
+        "score_threshold=0.0",
+    )
     assert "in 16 images" in output
     rows = json.loads((tmp_path / "out" / "detections.json").read_text())
     assert {row["category_id"] for row in rows} <= set(range(1, 7))
@@ -105,7 +134,13 @@ def test_predict_on_a_folder_and_a_video(trained, where, tmp_path):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_and_resumed_ends_in_the_same_bits(settings, where, workers):
     """SIGKILL in the middle; the continuation ends like a run that was never killed, mid-epoch and with workers."""
-    common = [*settings, "trainer.steps=9", "trainer.eval_every=5", "trainer.save_every=1", f"data.loader.train.num_workers={workers}"]
+    common = [
+        *settings,
+        "trainer.steps=9",
+        "trainer.eval_every=5",
+        "trainer.save_every=1",
+        f"data.loader.train.num_workers={workers}",
+    ]
     straight, killed = where / f"straight{workers}", where / f"killed{workers}"
     run("train", *common, f"hydra.run.dir={straight}")
     process = start("train", *common, f"hydra.run.dir={killed}")
@@ -145,7 +180,9 @@ def test_auto_resume_finds_the_unfinished_run(settings, where):
 
 def test_resume_refuses_another_configuration(trained, settings):
     _, folder = trained
-    output = run("train", *settings, "trainer.steps=6", "trainer.eval_every=3", "optim.lr=0.5", f"resume={folder}", code=2)
+    output = run(
+        "train", *settings, "trainer.steps=6", "trainer.eval_every=3", "optim.lr=0.5", f"resume={folder}", code=2
+    )
     assert "was run with another configuration" in output
     assert "optim.lr: was 0.001, is 0.5" in output
 
@@ -159,7 +196,14 @@ def test_mistakes_are_told_without_a_traceback_and_leave_nothing(settings, tmp_p
 
 
 def test_missing_data_is_named(tmp_path):
-    output = run("train", "experiment=faster_rcnn/bccd_mobilenetv2_fpn", f"data.root={tmp_path / 'nowhere'}", "model.backbone.weights=null", f"hydra.run.dir={tmp_path / 'run'}", code=2)
+    output = run(
+        "train",
+        "experiment=faster_rcnn/bccd_mobilenetv2_fpn",
+        f"data.root={tmp_path / 'nowhere'}",
+        "model.backbone.weights=null",
+        f"hydra.run.dir={tmp_path / 'run'}",
+        code=2,
+    )
     assert str(tmp_path / "nowhere" / "train.json") in output.replace("\n", "")
     output = run("train", "experiment=faster_rcnn/bccd_mobilenetv2_fpn", f"hydra.run.dir={tmp_path / 'run'}", code=2)
     assert "data.root: needs a value" in output

@@ -75,7 +75,9 @@ def test_grouped_batches_come_in_mixed_order():
     batches = first(TrainSampler(num_images=400, batch_size=4, is_upright=upright), GROUPING_WINDOW)
     kinds = [bool(upright[batch[0][1]]) for batch in batches]
     assert sum(a != b for a, b in itertools.pairwise(kinds)) > 10
-    again = first(TrainSampler(num_images=400, batch_size=4, is_upright=upright, start=GROUPING_WINDOW), GROUPING_WINDOW)
+    again = first(
+        TrainSampler(num_images=400, batch_size=4, is_upright=upright, start=GROUPING_WINDOW), GROUPING_WINDOW
+    )
     assert [bool(upright[batch[0][1]]) for batch in again] != kinds
 
 

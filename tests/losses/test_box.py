@@ -40,7 +40,11 @@ def test_hand_computed_values():
 
 @pytest.mark.parametrize(
     ("ours", "theirs"),
-    [(GIoULoss, ops.generalized_box_iou_loss), (DIoULoss, ops.distance_box_iou_loss), (CIoULoss, ops.complete_box_iou_loss)],
+    [
+        (GIoULoss, ops.generalized_box_iou_loss),
+        (DIoULoss, ops.distance_box_iou_loss),
+        (CIoULoss, ops.complete_box_iou_loss),
+    ],
 )
 def test_values_and_gradients_equal_torchvision(ours, theirs):
     a, b = pairs()

@@ -45,7 +45,9 @@ def test_crowd_ignores_what_it_covers_but_not_positives():
     boxes = [[0, 0, 10, 10], [45, 45, 58, 70]]  # the crowd covers 0.8 of the last reference
     matched = MaxIoUAssigner(positive=0.5, negative=0.5)(REFERENCES, target(boxes, ignore=[1])).matched
     assert matched.tolist() == [0, 0, NEGATIVE, NEGATIVE, IGNORED]
-    matched = MaxIoUAssigner(positive=0.5, negative=0.5)(REFERENCES, target([[0, 0, 100, 100], [0, 0, 10, 10]], ignore=[0])).matched
+    matched = MaxIoUAssigner(positive=0.5, negative=0.5)(
+        REFERENCES, target([[0, 0, 100, 100], [0, 0, 10, 10]], ignore=[0])
+    ).matched
     assert matched.tolist() == [1, 1, IGNORED, IGNORED, IGNORED], "matched indexes the whole target, crowds counted"
 
 
@@ -68,5 +70,5 @@ def test_equals_torchvision(high, low, best):
 
 
 def test_thresholds_in_the_wrong_order():
-    with pytest.raises(ValueError, match="need 0 <= negative <= positive <= 1, not negative 0.8 and positive 0.5"):
+    with pytest.raises(ValueError, match=r"need 0 <= negative <= positive <= 1, not negative 0\.8 and positive 0\.5"):
         MaxIoUAssigner(positive=0.5, negative=0.8)

@@ -43,7 +43,9 @@ def test_anchor_areas_and_ratios_are_exact_without_rounding():
 def test_anchors_in_the_padding_are_marked():
     grid = AnchorGrid(in_spec=FeatureSpec((8,), (8.0,)), ratios=(1.0, 2.0))
     (mask,) = grid.inside([(2, 3)], (8, 17), CPU)
-    assert mask.tolist() == [True] * 6 + [False] * 6  # the second row starts at y = 8; columns at 0, 8 and 16 are inside
+    assert (
+        mask.tolist() == [True] * 6 + [False] * 6
+    )  # the second row starts at y = 8; columns at 0, 8 and 16 are inside
 
 
 def test_anchors_refuse_nonsense():
@@ -64,7 +66,9 @@ def test_decode_inverts_encode(a, b):
     boxes, references = (cxcywh_to_xyxy(torch.tensor([x], dtype=torch.float64)) for x in (a, b))
     coder = DeltaCoder(weights=(10.0, 10.0, 5.0, 5.0))
     if max(a[2] / b[2], a[3] / b[3]) < 62:
-        torch.testing.assert_close(coder.decode(coder.encode(boxes, references), references), boxes, rtol=1e-6, atol=1e-5)
+        torch.testing.assert_close(
+            coder.decode(coder.encode(boxes, references), references), boxes, rtol=1e-6, atol=1e-5
+        )
 
 
 def test_coder_equals_torchvision():

@@ -71,7 +71,9 @@ def test_missing_weights_say_what_to_do(monkeypatch, tmp_path):
 
 
 def test_files_that_are_no_weights(tmp_path):
-    with pytest.raises(ValueError, match=r"weights: no file 'nowhere\.pth'; allowed: 'imagenet', the path of a state dict"):
+    with pytest.raises(
+        ValueError, match=r"weights: no file 'nowhere\.pth'; allowed: 'imagenet', the path of a state dict"
+    ):
         MobileNetV2(weights="nowhere.pth")
     broken = tmp_path / "broken.pth"
     broken.write_bytes(b"not a checkpoint")
@@ -100,7 +102,9 @@ def test_frozen_stages_neither_learn_nor_count(frozen):
     assert moved == set(names[frozen:])
 
 
-@pytest.mark.parametrize(("norm", "kind"), [("gn", nn.GroupNorm), ("bn", nn.BatchNorm2d), ("sync_bn", nn.SyncBatchNorm)])
+@pytest.mark.parametrize(
+    ("norm", "kind"), [("gn", nn.GroupNorm), ("bn", nn.BatchNorm2d), ("sync_bn", nn.SyncBatchNorm)]
+)
 def test_norm_is_a_choice(norm, kind):
     backbone = ResNet(depth=18, weights=None, norm=norm, frozen_stages=0, width=24)
     assert sum(isinstance(m, kind) for m in backbone.modules()) == 20
@@ -125,7 +129,7 @@ def test_timm_takes_a_file_of_its_classifier(tmp_path):
 
 
 def test_timm_errors(tmp_path):
-    with pytest.raises(ValueError, match="timm has no model 'resnet5000'; near: .*resnet"):
+    with pytest.raises(ValueError, match=r"timm has no model 'resnet5000'; near: .*resnet"):
         Timm(name="resnet5000", pretrained=False)
     with pytest.raises(ValueError, match=r"checkpoint: no file 'nowhere\.pth'"):
         Timm(name="resnet18", checkpoint="nowhere.pth")

@@ -47,7 +47,9 @@ def batch(sizes=((64, 96), (64, 96)), seed=0, empty=()):
 @pytest.fixture(params=HEAD_PRESETS, scope="module")
 def detector(request):
     torch.manual_seed(0)
-    return build_model("faster_rcnn_fpn", CATEGORIES, ["model/backbone=resnet18", f"model/head={request.param}", *SMALL])
+    return build_model(
+        "faster_rcnn_fpn", CATEGORIES, ["model/backbone=resnet18", f"model/head={request.param}", *SMALL]
+    )
 
 
 def test_every_backbone_has_a_case_here():
@@ -59,9 +61,9 @@ def test_every_backbone_has_a_case_here():
 def test_backbone_maps_are_what_out_spec_says(name):
     backbone = build({"_target_": name, **BACKBONE_OPTIONS[name]})
     maps = backbone(torch.randn(2, 3, 64, 96))
-    assert [m.shape for m in maps] == [
-        (2, c, 64 / s, 96 / s) for c, s in zip(*backbone.out_spec, strict=True)
-    ], "map by map, fine to coarse"
+    assert [m.shape for m in maps] == [(2, c, 64 / s, 96 / s) for c, s in zip(*backbone.out_spec, strict=True)], (
+        "map by map, fine to coarse"
+    )
     sum(m.sum() for m in maps).backward()
     without = [n for n, p in backbone.named_parameters() if p.requires_grad and p.grad is None]
     assert not without, "every trainable parameter takes part"
@@ -82,7 +84,9 @@ class Stub(Backbone):
 def test_neck_maps_are_what_out_spec_says(name, options):
     neck = build({"_target_": name, **options}, in_spec=Stub.out_spec)
     maps = neck(torch.randn(2, 3, 128, 192), Stub())
-    assert [m.shape for m in maps] == [(2, c, math.ceil(128 / s), math.ceil(192 / s)) for c, s in zip(*neck.out_spec, strict=True)]
+    assert [m.shape for m in maps] == [
+        (2, c, math.ceil(128 / s), math.ceil(192 / s)) for c, s in zip(*neck.out_spec, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("neck", NECK_PRESETS)

@@ -85,7 +85,9 @@ def test_losses_and_gradients_equal_torchvision(pair, batch):
         "rpn_cls": "loss_objectness", "rpn_box": "loss_rpn_box_reg", "roi_cls": "loss_classifier", "roi_box": "loss_box_reg",
     }  # fmt: skip
     for name, other in names.items():
-        torch.testing.assert_close(losses.terms[name], expected[other], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            losses.terms[name], expected[other], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
     theirs.zero_grad()
     ours.zero_grad()
     sum(expected.values()).backward()

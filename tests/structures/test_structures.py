@@ -28,7 +28,10 @@ def test_iou_is_symmetric_and_bounded(a, b):
 
 def test_iou_equals_torchvision_and_empty_boxes_are_no_nan():
     g = torch.Generator().manual_seed(0)
-    a, b = as_boxes((torch.rand(20, 4, generator=g) * 50).tolist()), as_boxes((torch.rand(30, 4, generator=g) * 50).tolist())
+    a, b = (
+        as_boxes((torch.rand(20, 4, generator=g) * 50).tolist()),
+        as_boxes((torch.rand(30, 4, generator=g) * 50).tolist()),
+    )
     torch.testing.assert_close(boxes.pairwise_iou(a, b), box_iou(a, b))
     assert boxes.pairwise_iou(torch.zeros(1, 4), torch.zeros(1, 4)).item() == 0
 

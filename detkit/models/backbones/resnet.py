@@ -81,7 +81,7 @@ class ResNet(Backbone):
         weights: "imagenet" (torchvision's IMAGENET1K_V1), the path of a state dict, or null for random weights.
         norm: normalisation layers; ``frozen_bn`` needs pretrained weights to make sense.
         norm_eps: their epsilon; 0 for torchvision's published Faster R-CNN checkpoint.
-        frozen_stages: leading stages that do not train: 1 is the stem, 2 the stem and the first residual stage, up to 5.
+        frozen_stages: leading stages that do not train: 1 is the stem, 2 the stem and the first residual stage.
         levels: which of C2..C5 to return.
         width: channels of the first stage; 64 is the paper's, less makes a narrow network without pretrained weights.
     """

@@ -20,7 +20,7 @@ from detkit.utils.seed import generator
 
 
 class RawProposals(NamedTuple):
-    """What the network itself says: ``logits`` (B, N_l, O) and ``deltas`` (B, N_l, 4) for the N_l anchors of each level."""
+    """What the network says: ``logits`` (B, N_l, O) and ``deltas`` (B, N_l, 4) for the N_l anchors of each level."""
 
     logits: list[Tensor]
     deltas: list[Tensor]
@@ -28,7 +28,7 @@ class RawProposals(NamedTuple):
 
 
 class SampledAnchors(NamedTuple):
-    """Anchors of one image that enter the loss: ``index`` (S,), positives first, and ``matched`` (P,), their objects."""
+    """Anchors of one image in the loss: ``index`` (S,), positives first, and ``matched`` (P,), their objects."""
 
     index: Tensor
     matched: Tensor
@@ -118,7 +118,9 @@ class RPN(ProposalHead):
         cells, inside, anchor = self._neighbourhoods(features, samples)
         rows = F.embedding(cells, feature_table(features)) * inside[:, :, None]
         x = F.linear(rows.flatten(1), self.conv.weight.permute(0, 2, 3, 1).flatten(1), self.conv.bias).relu()
-        logits = F.linear(x, self.cls_logits.weight.flatten(1), self.cls_logits.bias).unflatten(1, (-1, self.num_outputs))
+        logits = F.linear(x, self.cls_logits.weight.flatten(1), self.cls_logits.bias).unflatten(
+            1, (-1, self.num_outputs)
+        )
         deltas = F.linear(x, self.bbox_pred.weight.flatten(1), self.bbox_pred.bias).unflatten(1, (-1, 4))
         pick = torch.arange(len(anchor), device=anchor.device)
         return logits[pick, anchor], deltas[pick, anchor]
@@ -148,10 +150,8 @@ class RPN(ProposalHead):
         return torch.where(inside, rows, 0), inside, anchor
 
     @torch.no_grad()
-    def assign(
-        self, shapes: Sequence[tuple[int, int]], images: Images, targets: Sequence[Target]
-    ) -> list[Assignment]:
-        """Which anchor answers for which object, for each image; maps of ``shapes``. The loss uses this very function."""
+    def assign(self, shapes: Sequence[tuple[int, int]], images: Images, targets: Sequence[Target]) -> list[Assignment]:
+        """Which anchor answers for which object, on maps of ``shapes``. The loss uses this very function."""
         device = images.pixels.device
         anchors = torch.cat(self.anchors(shapes, device))
         assignments = []
@@ -174,7 +174,12 @@ class RPN(ProposalHead):
 
     @full_precision
     def _loss_from_sampled(
-        self, logits: Tensor, deltas: Tensor, anchors: Tensor, samples: Sequence[SampledAnchors], targets: Sequence[Target]
+        self,
+        logits: Tensor,
+        deltas: Tensor,
+        anchors: Tensor,
+        samples: Sequence[SampledAnchors],
+        targets: Sequence[Target],
     ) -> Losses:
         is_positive = torch.cat([torch.arange(len(s.index), device=logits.device) < len(s.matched) for s in samples])
         labels = torch.where(is_positive, 0, 1)  # one class, "object"; 1 is background
@@ -212,9 +217,7 @@ class RPN(ProposalHead):
         return proposals
 
 
-def regression_loss(
-    loss: BoxLoss, coder: DeltaCoder, deltas: Tensor, references: Tensor, boxes: Tensor
-) -> Tensor:
+def regression_loss(loss: BoxLoss, coder: DeltaCoder, deltas: Tensor, references: Tensor, boxes: Tensor) -> Tensor:
     """Sum of ``loss`` over N boxes, in the space that it compares: offsets, or decoded boxes in px."""
     if loss.space == "delta":
         return loss(deltas, coder.encode(boxes, references)).sum()

@@ -75,7 +75,7 @@ class ConvNorm(nn.Module):
 
 
 def fold_frozen_norms(module: nn.Module) -> None:
-    """Join each convolution and the frozen norm after it, in every ``nn.Sequential`` below ``module``, to a ConvNorm."""
+    """Join each convolution and the frozen norm after it to a ConvNorm, in every ``nn.Sequential`` below ``module``."""
     for child in module.modules():
         if not isinstance(child, nn.Sequential):
             continue
