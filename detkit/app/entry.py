@@ -11,7 +11,7 @@ from typing import Any
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from detkit.app.components import load_components
 from detkit.app.paths import config_dir
@@ -31,18 +31,19 @@ def run_tool(task: Callable[[DictConfig, Path], Any], config_name: str) -> None:
         load_components()
     except ConfigError as error:
         _fail(error, EXIT_USAGE)
+    OmegaConf.register_new_resolver("or_custom", lambda name: name or "custom", replace=True)
     sys.argv[1:] = normalize_overrides(sys.argv[1:])
 
     def job(cfg: DictConfig) -> Any:
-        folder = Path(HydraConfig.get().runtime.output_dir)
+        runtime = HydraConfig.get().runtime
+        folder = Path(runtime.output_dir)
+        is_new = folder != Path(runtime.cwd) and not any(folder.iterdir())
         try:
             return task(cfg, folder)
-        except ConfigError as error:
-            _remove_unused(folder)
-            _fail(error, EXIT_USAGE)
         except (ValueError, FileNotFoundError) as error:
-            _remove_unused(folder)
-            _fail(error, 1)
+            if is_new:
+                _remove_unused(folder)
+            _fail(error, EXIT_USAGE if isinstance(error, ConfigError) else 1)
 
     job.__module__ = "__main__"
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)()
@@ -60,7 +61,7 @@ def _normalize(argument: str) -> str:
     key, equals, value = argument.partition("=")
     if not equals or key.startswith(("-", "+", "~")) or "@" in key or "/" in key:
         return argument
-    if key.partition(".")[0] == "hydra" or _is_group(key):
+    if key.partition(".")[0] == "hydra" or (_is_group(key) and value != "null"):
         return argument
     if key == "resume":
         key = "resume.path"
@@ -82,7 +83,7 @@ def _fail(error: Exception, code: int) -> None:
 
 
 def _remove_unused(folder: Path) -> None:
-    """A run that never began leaves nothing behind but what its user has put there."""
+    """A run that never began leaves no folder behind: at most its log is in it."""
     if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"log.txt"}:
         (folder / "log.txt").unlink(missing_ok=True)
         folder.rmdir()

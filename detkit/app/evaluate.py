@@ -35,6 +35,8 @@ def run(cfg: DictConfig, _: Path) -> float:
     loader = build(data["loader"]["val"])(
         dataset=dataset, transforms=build_transforms(stored.config["transform"]["val"], "transform.val")
     )
+    if stored.config["evaluator"] is None:
+        raise ConfigError("evaluator: the run had none; choose one with evaluator=CocoEvaluator")
     evaluator = build(stored.config["evaluator"])(categories=dataset.categories, truths=dataset.truths)
     result = evaluate(
         stored.detector, loader, evaluator,

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from detkit.app.setup import without_pretrained_weights
 from detkit.config import ConfigError
 from detkit.engine.checkpoint import load_checkpoint
+from detkit.models import build_detector
+from detkit.models.backbones.weights import read_state
 from detkit.models.converters import from_torchvision, load_converted
 from detkit.structures import Categories
 from detkit.utils.log import logger
@@ -16,12 +22,13 @@ from detkit.utils.log import logger
 _TORCHVISION = "torchvision:"
 
 
-def initialize(detector: nn.Module, source: str, categories: Categories) -> None:
+def initialize(detector: nn.Module, source: str, categories: Categories, model: Mapping[str, Any]) -> None:
     """Load the weights of ``source`` into ``detector``.
 
     Args:
         source: path of a checkpoint of detkit's, or ``torchvision:`` and the path of a state dict of its
             ``fasterrcnn_resnet50_fpn``. Layers for other classes than ``categories`` keep their random weights.
+        model: the configuration that ``detector`` was built from.
 
     Raises:
         ConfigError: there is no such file, or it does not fit the model.
@@ -30,15 +37,13 @@ def initialize(detector: nn.Module, source: str, categories: Categories) -> None
         if source.startswith(_TORCHVISION):
             _from_torchvision(detector, Path(source.removeprefix(_TORCHVISION)), categories)
         else:
-            _from_checkpoint(detector, Path(source), categories)
+            _from_checkpoint(detector, Path(source), categories, model)
     except (ValueError, OSError) as error:
         raise ConfigError(f"init_from: {error}") from error
 
 
 def _from_torchvision(detector: nn.Module, path: Path, categories: Categories) -> None:
-    if not path.is_file():
-        raise ValueError(f"no file {path}")
-    state, with_classes = from_torchvision(torch.load(path, map_location="cpu", weights_only=True), categories)
+    state, with_classes = from_torchvision(read_state(path), categories)
     missing = load_converted(detector, state)
     if missing:
         logger.warning("%s: %d tensors keep their random values: %s", path, len(missing), ", ".join(missing))
@@ -46,12 +51,24 @@ def _from_torchvision(detector: nn.Module, path: Path, categories: Categories) -
         logger.warning("%s is of other classes: the last layers start anew", path)
 
 
-def _from_checkpoint(detector: nn.Module, path: Path, categories: Categories) -> None:
+def _from_checkpoint(detector: nn.Module, path: Path, categories: Categories, model: Mapping[str, Any]) -> None:
     checkpoint = load_checkpoint(path)
-    state, own = dict(checkpoint.weights), detector.state_dict()
+    state = dict(checkpoint.weights)
     if difference := checkpoint.categories.difference(categories):
-        other = [k for k, v in state.items() if k in own and own[k].shape != v.shape]
-        logger.warning("%s is of other classes (%s): starting anew with %s", path, difference, ", ".join(other))
-        state = {k: v for k, v in state.items() if k not in other}
-    load_converted(detector, state)
-    logger.info("weights of %s, step %d", path, checkpoint.step)
+        layers = class_layers(model, categories)
+        logger.warning("%s is of other classes (%s): starting anew with %s", path, difference, ", ".join(layers))
+        state = {k: v for k, v in state.items() if k not in layers}
+    missing = load_converted(detector, state)
+    logger.info("weights of %s, step %d; %d tensors keep their random values", path, checkpoint.step, len(missing))
+
+
+def class_layers(model: Mapping[str, Any], categories: Categories) -> list[str]:
+    """The tensors of ``model`` whose shape depends on the number of classes."""
+    node = copy.deepcopy(dict(model))
+    without_pretrained_weights(node)
+    shapes = []
+    with torch.device("meta"):  # shapes alone, no memory
+        for num in (len(categories), len(categories) + 1):
+            made = Categories(tuple(map(str, range(num))), tuple(range(num)))
+            shapes.append({k: v.shape for k, v in build_detector(node, made).state_dict().items()})
+    return [name for name, shape in shapes[0].items() if shape != shapes[1][name]]

@@ -17,11 +17,10 @@ from detkit.app.entry import run_tool
 from detkit.app.schema import PredictOptions
 from detkit.app.setup import build_transforms
 from detkit.app.stored import Stored, load_stored
-from detkit.config import ConfigError
-from detkit.data import EvalLoader
+from detkit.config import ConfigError, build
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.datasets.unlabelled import VIDEO_SUFFIXES, ImageFiles, VideoFrames
-from detkit.engine.evaluation import autocast, to_device
+from detkit.engine.evaluation import autocast, check_precision, to_device
 from detkit.evaluation.results import restore
 from detkit.structures import Categories, Detections, ImageMeta
 from detkit.structures.draw import draw_boxes
@@ -65,13 +64,11 @@ def _detect(
     stored: Stored, dataset: DetectionDataset, options: PredictOptions
 ) -> Iterator[tuple[Detections, ImageMeta]]:
     """Detections of each image, in px of the network input, with what leads back to the file."""
-    loader = EvalLoader(
-        dataset=dataset,
-        transforms=build_transforms(stored.config["transform"]["val"], "transform.val"),
-        batch_size=options.batch_size,
-        num_workers=0,
-    )
+    node = stored.config["data"]["loader"]["val"] | {"batch_size": options.batch_size, "num_workers": 0}
+    transforms = build_transforms(stored.config["transform"]["val"], "transform.val")
+    loader = build(node, key="data.loader.val")(dataset=dataset, transforms=transforms)
     precision = options.precision or stored.config["trainer"]["precision"]
+    check_precision(precision, stored.device)
     for batch in loader:
         batch = to_device(batch, stored.device, channels_last=False)
         with torch.no_grad(), autocast(stored.device, precision):

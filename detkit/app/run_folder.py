@@ -12,11 +12,16 @@ from typing import Any
 
 from detkit.app.paths import config_dir
 from detkit.config import ConfigError
-from detkit.engine.checkpoint import LAST, PREVIOUS, current_versions, load_latest
+from detkit.engine.checkpoint import LAST, PREVIOUS, CheckpointError, current_versions, load_latest
 from detkit.utils.files import atomic_write
+from detkit.utils.log import logger
 
 #: What may differ between a run and its continuation without changing what is computed.
-_FREE = ("resume", "device", "run_root", "callbacks", "trainer.save_every", "trainer.log_every")
+_FREE = (
+    *("resume", "device", "run_root", "callbacks", "trainer.save_every", "trainer.log_every"),
+    *(f"data.loader.{s}.{key}" for s in ("train", "val") for key in ("num_workers", "timeout", "pin_memory")),
+    *(f"data{s}.root" for s in ("", ".train", ".val")),
+)
 
 
 def find_run(path: str, experiment_folder: Path, config: Mapping[str, Any]) -> Path:
@@ -32,7 +37,11 @@ def find_run(path: str, experiment_folder: Path, config: Mapping[str, Any]) -> P
     if path == "auto":
         candidates = sorted(_checkpoints_below(experiment_folder), key=lambda p: p.stat().st_mtime, reverse=True)
         for folder in dict.fromkeys(p.parent for p in candidates):
-            checkpoint = load_latest(folder)
+            try:
+                checkpoint = load_latest(folder)
+            except CheckpointError as error:
+                logger.warning("passed over: %s", error)
+                continue
             if not changed_keys(checkpoint.config, config) and checkpoint.step < config["trainer"]["steps"]:
                 return folder
         raise ConfigError(f"resume=auto: no unfinished run with this configuration in {experiment_folder}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.transforms import Transform
@@ -68,7 +68,7 @@ class TrainSchema:
     schedule: Schedule
     trainer: Callable[..., Any]
     evaluator: Callable[..., Any] | None
-    callbacks: Mapping[str, Callback | None] = field(default_factory=dict)
+    callbacks: Mapping[str, Callback | None] | None = field(default_factory=dict)
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
@@ -83,10 +83,10 @@ class EvaluateOptions:
     """``tools/evaluate.py``: its own keys; everything else overrides the checkpoint's configuration."""
 
     checkpoint: str
-    split: str = "val"
+    split: Literal["train", "val"] = "val"
     output: str | None = None
     device: str = "auto"
-    precision: str | None = None
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
     val_loss: bool = False
 
 
@@ -98,6 +98,6 @@ class PredictOptions:
     input: str
     output: str | None = None
     device: str = "auto"
-    precision: str | None = None
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
     score_threshold: float = 0.3
     batch_size: int = 4

@@ -43,6 +43,14 @@ def build_transforms(steps: Mapping[str, Any], key: str) -> list[Transform]:
     return [build(step, key=f"{key}.{name}") for name, step in steps.items() if step is not None]
 
 
+def without_pretrained_weights(model: dict[str, Any]) -> None:
+    """Let the backbone of a ``model`` section start at random: a checkpoint is about to bring its weights."""
+    backbone = model.get("backbone", {})
+    for argument, value in (("weights", None), ("pretrained", False), ("checkpoint", None)):
+        if argument in backbone:
+            backbone[argument] = value
+
+
 def check_same_classes(train: Categories, other: Categories, what: str) -> None:
     """Refuse a data set of other classes than the ones trained on.
 

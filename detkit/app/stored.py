@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from detkit.app.schema import TrainSchema
-from detkit.app.setup import choose_device
+from detkit.app.setup import choose_device, without_pretrained_weights
 from detkit.config import ConfigError, validate
 from detkit.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
 from detkit.models import Detector, build_detector
@@ -37,21 +37,21 @@ def load_stored(cfg: DictConfig, options: type) -> tuple[Any, Stored]:
         ConfigError: a key that neither has, no checkpoint, or one of a model that this configuration does not build.
     """
     names = {field.name for field in dataclasses.fields(options)}
-    own = {k: v for k, v in cfg.items() if k in names}
+    given = dict(cfg.items_ex(resolve=False))
+    own = {k: v for k, v in given.items() if k in names}
     try:
         validate(own, options)
     except ConfigError as error:
         known = {f.name for f in dataclasses.fields(TrainSchema)}
-        unknown = [k for k in cfg if k not in names | known]
+        unknown = [k for k in given if k not in names | known]
         raise ConfigError([*error.errors, *(f"{k}: no such key" for k in unknown)]) from None
     chosen = options(**own)
     checkpoint = load_checkpoint(chosen.checkpoint)
-    config = _merge(checkpoint, {k: v for k, v in cfg.items() if k not in names})
+    config = _merge(checkpoint, {k: v for k, v in given.items() if k not in names})
     validate(config, TrainSchema)
     node: Any = OmegaConf.to_container(config, resolve=True)
     model = node["model"]
-    if "backbone" in model and "weights" in model["backbone"]:
-        model["backbone"]["weights"] = None  # the checkpoint brings them
+    without_pretrained_weights(model)
     detector = build_detector(model, checkpoint.categories)
     load_weights(detector, checkpoint.weights, checkpoint.source)
     device = choose_device(chosen.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,13 @@ from detkit.app.init_from import initialize
 from detkit.app.report import KeepBest, report_training
 from detkit.app.run_folder import find_run, write_manifest
 from detkit.app.schema import TrainSchema
-from detkit.app.setup import build_dataset, build_transforms, check_same_classes, choose_device
+from detkit.app.setup import (
+    build_dataset,
+    build_transforms,
+    check_same_classes,
+    choose_device,
+    without_pretrained_weights,
+)
 from detkit.config import build, validate
 from detkit.data.datasets.base import DetectionDataset
 from detkit.engine.callbacks import Callback
@@ -49,7 +56,7 @@ def run(cfg: DictConfig, folder: Path) -> float | None:
     set_up_logging(folder)
     try:
         best = KeepBest()
-        trainer, val_set = build_trainer(cfg, folder, best)
+        trainer, val_set = build_trainer(cfg, folder, best, resumed=resumed)
         if resumed:
             trainer.restore(load_latest(folder))
         else:
@@ -63,11 +70,18 @@ def run(cfg: DictConfig, folder: Path) -> float | None:
     return result.best
 
 
-def build_trainer(cfg: DictConfig, folder: Path, *watchers: Callback) -> tuple[Trainer, DetectionDataset | None]:
-    """Everything that ``cfg`` describes, ready to fit, and the validation set."""
+def build_trainer(
+    cfg: DictConfig, folder: Path, *watchers: Callback, resumed: bool = False
+) -> tuple[Trainer, DetectionDataset | None]:
+    """Everything that ``cfg`` describes, ready to fit, and the validation set.
+
+    A run that is ``resumed`` takes its weights from the checkpoint: none are fetched.
+    """
     node: Any = OmegaConf.to_container(cfg, resolve=True)
     if node["threads"] is not None:
         torch.set_num_threads(node["threads"])
+    if node["deterministic"]:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else CUDA's matrix products refuse
     torch.use_deterministic_algorithms(node["deterministic"])
     seed_everything(node["seed"])
     device = choose_device(node["device"])
@@ -75,9 +89,11 @@ def build_trainer(cfg: DictConfig, folder: Path, *watchers: Callback) -> tuple[T
     val_set = None if node["data"]["val"] is None else build_dataset(node["data"]["val"], "data.val")
     if val_set is not None:
         check_same_classes(train_set.categories, val_set.categories, "data.val")
+    if resumed:
+        without_pretrained_weights(node["model"])
     detector = build_detector(node["model"], train_set.categories)
-    if node["init_from"] is not None:
-        initialize(detector, node["init_from"], train_set.categories)
+    if node["init_from"] is not None and not resumed:
+        initialize(detector, node["init_from"], train_set.categories, node["model"])
     shard = {"rank": dist.rank(), "world_size": dist.world_size()}
     train_loader = build(node["data"]["loader"]["train"], key="data.loader.train")(
         dataset=train_set,
@@ -95,7 +111,7 @@ def build_trainer(cfg: DictConfig, folder: Path, *watchers: Callback) -> tuple[T
     batch_size = node["data"]["loader"]["train"]["batch_size"] * node["trainer"]["accumulate"]
     optimizer = build(node["optim"], key="optim")(detector, batch_size)
     logger.info("%d trainable parameters on %s", _num_trainable(detector), device)
-    callbacks = {name: build(callback) for name, callback in node["callbacks"].items() if callback is not None}
+    callbacks = {name: build(callback) for name, callback in (node["callbacks"] or {}).items() if callback is not None}
     callbacks |= {type(watcher).__name__: watcher for watcher in watchers}
     trainer = build(node["trainer"], key="trainer")(
         detector=detector,

@@ -6,8 +6,9 @@ import functools
 import logging
 import signal
 import traceback
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -162,7 +163,7 @@ class EvalLoader:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        return (batch for batch, _ in self._workers.load(self._batches))
+        return (batch for batch, _ in self._workers.load(self._batches, keep=True))
 
 
 class _Item(NamedTuple):
@@ -318,11 +319,23 @@ class _Workers:
         self.num_workers = num_workers
         self.timeout = timeout
         self.pin_memory = pin_memory
-        self._fixed: tuple[Any, DataLoader] | None = None
+        self._kept: list[DataLoader] = []
+        # At the interpreter's end living workers would be killed, and their folders stay behind in /tmp.
+        weakref.finalize(self, self._kept.clear)
 
-    def load(self, batches: Iterable[list[tuple[int, int]]]) -> Iterator[tuple[Batch, tuple[tuple[str, str], ...]]]:
-        """The batches and the (file, reason) of the images replaced in each."""
-        iterator = iter(self._loader(batches))
+    def load(
+        self, batches: Iterable[list[tuple[int, int]]], keep: bool = False
+    ) -> Iterator[tuple[Batch, tuple[tuple[str, str], ...]]]:
+        """The batches and the (file, reason) of the images replaced in each.
+
+        Args:
+            batches: (epoch, index) of each image.
+            keep: the same ``batches`` will be asked for again: let the workers live.
+        """
+        loader = self._kept[0] if self._kept else self._loader(batches, keep)
+        if keep:
+            self._kept[:] = [loader]
+        iterator = iter(loader)
         try:
             while True:
                 parcel = next(iterator, None)
@@ -336,7 +349,7 @@ class _Workers:
                 raise
             # The workers end with the last reference to them, and the frames of this process hold one; the traceback
             # of the worker itself, where there is one, stands in the message.
-            self._fixed = None
+            self._kept.clear()
             error = error.with_traceback(None)
             if not isinstance(error, RuntimeError):
                 raise error
@@ -344,28 +357,23 @@ class _Workers:
             at_work = f"; images being loaded: {', '.join(files)}" if files else ""
             raise RuntimeError(f"loading a batch failed: {str(error).strip()}{at_work}") from error
         finally:
-            del iterator
+            del loader, iterator
 
-    def _loader(self, batches: Iterable[list[tuple[int, int]]]) -> DataLoader:
-        """A loader over ``batches``; for the same list of batches the same one, with its workers alive."""
-        if self._fixed is not None and self._fixed[0] is batches:
-            return self._fixed[1]
+    def _loader(self, batches: Iterable[list[tuple[int, int]]], keep: bool) -> DataLoader:
         if self.num_workers:
             self.source.busy_with = torch.full((self.num_workers,), -1).share_memory_()
-        loader = DataLoader(
+        return DataLoader(
             self.source,
             batch_sampler=batches,
             collate_fn=self.collate,
             num_workers=self.num_workers,
             timeout=self.timeout if self.num_workers else 0,
             worker_init_fn=_init_worker,
-            persistent_workers=self.num_workers > 0 and isinstance(batches, list),
+            persistent_workers=self.num_workers > 0 and keep,
             pin_memory=self.pin_memory and torch.cuda.is_available(),
             # Without a generator of its own it would draw from the global one, and resuming would not be bit-exact.
             generator=torch.Generator(),
         )
-        self._fixed = (batches, loader) if isinstance(batches, list) else None
-        return loader
 
 
 def _unpack(parcel: _Parcel) -> Batch:

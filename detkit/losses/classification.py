@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,12 @@ from detkit.config import LOSSES
 
 
 class ClassificationLoss(ABC):
-    """What a head needs to know of its classification loss."""
+    """What a head needs to know of its classification loss.
+
+    ``normalizer``: what the head divides the sum by, all samples or the positives among them.
+    """
+
+    normalizer: Literal["samples", "positives"] = "samples"
 
     @abstractmethod
     def num_outputs(self, num_classes: int) -> int:
@@ -100,12 +106,16 @@ class BCE(ClassificationLoss):
 class Focal(ClassificationLoss):
     """Focal loss (Lin et al. ICCV 2017, eq. 5): ``-alpha_t (1 - p_t)^gamma log(p_t)``, summed over K sigmoids.
 
+    The sum over samples is divided by the number of positives (section 4.1).
+
     Args:
         weight: factor on the loss.
         alpha: weight of positives; 1 - alpha that of negatives.
         gamma: how strongly easy samples are discounted; 0 is alpha-balanced BCE.
         prior_prob: as in :class:`BCE`; the paper's 0.01 by default.
     """
+
+    normalizer = "positives"
 
     def __init__(
         self, *, weight: float = 1.0, alpha: float = 0.25, gamma: float = 2.0, prior_prob: float | None = 0.01

@@ -236,3 +236,13 @@ def test_help_and_composed_configuration():
     assert "score_threshold" in run("predict", "--help")
     assert "loss@SLOT=NAME" in run("list_components")
     assert "out_channels" in run("list_components", "FPN")
+
+
+def test_a_failed_tool_leaves_the_current_folder_alone(tmp_path, monkeypatch):
+    (tmp_path / "log.txt").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    assert "there is no such file" in run("evaluate", "checkpoint=nowhere.pt", code=1)
+    assert (tmp_path / "log.txt").read_text() == "mine"
+    output = run("evaluate", code=2)
+    assert "checkpoint: needs a value" in output
+    assert "Traceback" not in output

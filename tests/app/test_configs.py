@@ -170,3 +170,30 @@ def test_no_shapes_stand_in_yaml():
         text = OmegaConf.to_yaml(OmegaConf.load(path))
         assert "in_channels" not in text, path
         assert "num_classes" not in text, path
+
+
+def test_the_readmes_commands_validate():
+    """Every ``tools/train.py`` line of the README composes and passes the checker."""
+    readme = (config_dir().parent / "README.md").read_text()
+    lines = [
+        line.partition("#")[0].split("tools/train.py")[1] for line in readme.splitlines() if "tools/train.py" in line
+    ]
+    checked = 0
+    for line in lines:
+        arguments = [
+            a.rstrip("`.:,")
+            for a in line.split()
+            if "=" in a and "..." not in a and not a.startswith(("resume", "lrr"))
+        ]
+        if not arguments or not arguments[0].startswith("experiment=") or "modell=x" in arguments:
+            continue
+        validate(composed(*arguments, *([] if "data.root" in line else ["data.root=somewhere"])), TrainSchema)
+        checked += 1
+    assert checked >= 5
+
+
+def test_no_evaluation_and_no_callbacks_are_a_choice():
+    cfg = composed("experiment=quickstart", "evaluator=null", "callbacks=null")
+    validate(cfg, TrainSchema)
+    assert cfg.evaluator is None
+    assert cfg.callbacks is None

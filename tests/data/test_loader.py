@@ -304,7 +304,7 @@ class Broken(Transform):
             if self.how == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.how == "hang":
-                time.sleep(60)
+                time.sleep(3)
             if self.how == "nan":
                 boxes = np.full((1, 4), np.nan, np.float32)
             if self.how == "flat":

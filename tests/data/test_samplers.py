@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detkit.data.samplers import GROUPING_WINDOW, TrainSampler, evaluation_indices
@@ -17,6 +17,7 @@ def first(sampler: TrainSampler, number: int) -> list[list[tuple[int, int]]]:
     return list(itertools.islice(sampler, number))
 
 
+@settings(deadline=None, max_examples=50)
 @given(n=sizes, batch_size=batch_sizes, seed=st.integers(0, 2**62), num_epochs=st.integers(1, 4))
 def test_each_epoch_has_every_image_once_in_an_order_of_its_own(n, batch_size, seed, num_epochs):
     sampler = TrainSampler(num_images=n, batch_size=batch_size, seed=seed)
@@ -39,6 +40,7 @@ def test_epochs_and_seeds_differ_and_repeat():
     assert line(0)[:50] != sorted(line(0)[:50])
 
 
+@settings(deadline=None, max_examples=50)
 @given(n=sizes, batch_size=batch_sizes, start=st.integers(0, 200), grouped=st.booleans())
 def test_it_can_begin_anywhere(n, batch_size, start, grouped):
     options = {"num_images": n, "batch_size": batch_size, "is_upright": np.arange(n) % 3 == 0 if grouped else None}
@@ -46,6 +48,7 @@ def test_it_can_begin_anywhere(n, batch_size, start, grouped):
     assert first(TrainSampler(**options, start=start), 3) == whole[start:]
 
 
+@settings(deadline=None, max_examples=50)
 @given(n=sizes, share=st.integers(1, 4), world_size=st.integers(1, 5), grouped=st.booleans())
 def test_the_slices_of_all_processes_are_the_batch_of_one(n, share, world_size, grouped):
     options = {
@@ -60,6 +63,7 @@ def test_the_slices_of_all_processes_are_the_batch_of_one(n, share, world_size, 
     assert all(len(batch) == share for process in processes for batch in process)
 
 
+@settings(deadline=None, max_examples=50)
 @given(n=st.integers(1, 300), batch_size=st.integers(1, 6), share=st.floats(0, 1))
 def test_grouping_only_changes_the_order_within_a_window(n, batch_size, share):
     upright = np.random.default_rng(0).random(n) < share
@@ -70,17 +74,19 @@ def test_grouping_only_changes_the_order_within_a_window(n, batch_size, share):
     assert mixed <= 1
 
 
-def test_grouped_batches_come_in_mixed_order():
-    upright = np.arange(400) % 2 == 0
-    batches = first(TrainSampler(num_images=400, batch_size=4, is_upright=upright), GROUPING_WINDOW)
-    kinds = [bool(upright[batch[0][1]]) for batch in batches]
-    assert sum(a != b for a, b in itertools.pairwise(kinds)) > 10
-    again = first(
-        TrainSampler(num_images=400, batch_size=4, is_upright=upright, start=GROUPING_WINDOW), GROUPING_WINDOW
-    )
-    assert [bool(upright[batch[0][1]]) for batch in again] != kinds
+def test_grouped_batches_come_in_an_order_of_each_window():
+    upright = np.arange(4 * GROUPING_WINDOW) % 2 == 0  # an epoch is a window, so each has as many upright batches
+
+    def kinds(start: int) -> list[bool]:
+        sampler = TrainSampler(num_images=len(upright), batch_size=4, is_upright=upright, start=start)
+        return [bool(upright[batch[0][1]]) for batch in first(sampler, GROUPING_WINDOW)]
+
+    assert sum(kinds(0)) == sum(kinds(GROUPING_WINDOW)) == GROUPING_WINDOW / 2
+    assert sum(a != b for a, b in itertools.pairwise(kinds(0))) > 10
+    assert kinds(0) != kinds(GROUPING_WINDOW)
 
 
+@settings(deadline=None, max_examples=50)
 @given(n=st.integers(0, 60), world_size=st.integers(1, 8))
 def test_evaluation_sees_every_image_exactly_once(n, world_size):
     shards = [list(evaluation_indices(n, rank, world_size)) for rank in range(world_size)]

@@ -64,7 +64,12 @@ def test_it_is_an_ordinary_coco_data_set(tmp_path):
     assert coco.truths[3].boxes.tolist() == data.truths[3].boxes.tolist()
     json_files = sorted(p.name for p in data.folder.glob("*.json"))
     assert json_files == ["shapes.json", "train.json", "val.json"]
-    assert json.loads((data.folder / "shapes.json").read_text()) == {**SMALL, "max_objects": 6, "seed": 0, "version": 1}
+    assert json.loads((data.folder / "shapes.json").read_text()) == {
+        **SMALL,
+        "max_objects": 6,
+        "seed": 0,
+        "version": shapes.VERSION,
+    }
     assert oct(data.folder.stat().st_mode & 0o777) == "0o755"
 
 
@@ -107,16 +112,15 @@ def test_figures_overlap():
 
 
 def test_a_box_fits_its_figure_to_the_pixel():
-    """A circle alone fills pi / 4 of its box, and the box ends where the colour ends."""
+    """A whole circle, however stretched, fills about pi / 4 of its box."""
     found = 0
-    for i in range(400):
+    for i in range(200):
         scene = draw_scene(np.random.default_rng([3, i]), 160, 1)
-        if scene.labels.tolist() == [0] and scene.boxes[0, 2] > 40:
-            x, y, w, h = scene.boxes[0]
-            whole = x > 0 and y > 0 and x + w < scene.image.shape[1] and y + h < scene.image.shape[0]
-            if whole and abs(w - h) < 3:
-                assert scene.areas[0] / (w * h) == pytest.approx(np.pi / 4, abs=0.03)
-                found += 1
+        x, y, w, h = scene.boxes[0]
+        whole = x > 0 and y > 0 and x + w < scene.image.shape[1] and y + h < scene.image.shape[0]
+        if scene.labels.tolist() == [0] and w > 40 and whole:
+            assert scene.areas[0] / (w * h) == pytest.approx(np.pi / 4, abs=0.04)
+            found += 1
     assert found > 3
 
 
@@ -131,11 +135,13 @@ def test_no_figure_is_placed_where_it_would_hide_another():
 def test_figures_do_not_leave_the_picture():
     rng = np.random.default_rng(0)
     empty = np.full((40, 40), -1, dtype=np.int16)
-    for _ in range(100):
-        place = _place(rng, np.ones((20, 20), np.float32), empty, drawn=[])
+    mask = np.zeros((20, 20), np.float32)
+    mask[:8, :8] = 1
+    for _ in range(200):
+        place = _place(rng, mask, empty, drawn=[])
         assert place is not None
-        inside = np.prod([min(p + 20, 40) - max(p, 0) for p in place])
-        assert inside >= MIN_VISIBLE * 400
+        inside = np.prod([min(p + 8, 40) - max(p, 0) for p in place])
+        assert inside >= MIN_VISIBLE * 64
 
 
 def test_an_interrupted_making_leaves_nothing(tmp_path, monkeypatch):

@@ -80,6 +80,7 @@ def test_boxes_lead_back_to_the_original_image(h, w, size, key):
     assert abs(after.affine.scale_x) == pytest.approx(new_w / w, rel=1e-12)
 
 
+@settings(deadline=None, max_examples=50)
 @given(h=st.integers(1, 30), w=st.integers(1, 30))
 def test_flipping_twice_is_the_identity(h, w):
     flip = HorizontalFlip(p=1.0)

@@ -18,6 +18,9 @@ SIZE_RANGE = (0.08, 0.75)
 #: So much of each figure stays visible, whatever lies over it and however far it reaches over the border.
 MIN_VISIBLE = 0.6
 
+#: Figures are turned by at most this angle: a square stays a square, for a detector that has minutes to learn it.
+MAX_TURN = np.pi / 9
+
 #: Placements tried for a figure before it is left out of a crowded scene.
 NUM_TRIALS = 10
 
@@ -70,8 +73,8 @@ def _background(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
 
 
 def _mask(rng: np.random.Generator, label: int, size: float) -> np.ndarray:
-    """Float32 (m, m) in 0..1: the turned and slightly stretched figure, ``size`` px across."""
-    angle = rng.uniform(0, 2 * np.pi)
+    """Float32 (m, m) in 0..1: the slightly turned and stretched figure, ``size`` px across."""
+    angle = rng.uniform(-MAX_TURN, MAX_TURN)
     stretch = np.exp(rng.uniform(-0.2, 0.2))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     outlines = [(outline * [stretch, 1 / stretch]) @ turn.T for outline in FIGURES[label][1]()]

@@ -23,7 +23,7 @@ from detkit.data.decode import read_image
 logger = logging.getLogger(__name__)
 
 #: Part of the parameters' hash: to be raised when the drawing changes, so that no old pictures are taken for new ones.
-VERSION = 1
+VERSION = 2
 
 MARKER = "shapes.json"
 SPLITS = ("train", "val")

@@ -118,7 +118,10 @@ class ResNet(Backbone):
             setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
         _initialize(self)
         load_backbone_weights(self, weights, imagenet)
-        freeze(self, [["conv1", "bn1"], ["layer1"], ["layer2"], ["layer3"], ["layer4"]][:frozen_stages])
+        for unread in range(levels[-1], 5):  # after loading, which wants all of them; layer i makes C(i + 1)
+            delattr(self, f"layer{unread}")
+        names = [f"layer{i}" for i in range(1, levels[-1])]
+        freeze(self, [["conv1", "bn1"], *([name] for name in names)][:frozen_stages])
         self.out_spec = FeatureSpec(
             channels=tuple(channels[i - 2] * block.expansion for i in levels),
             strides=tuple(float(2**i) for i in levels),
@@ -126,15 +129,13 @@ class ResNet(Backbone):
 
     @property
     def stages(self) -> list[nn.Module]:
-        """The four residual stages."""
-        return [self.layer1, self.layer2, self.layer3, self.layer4]
+        """The residual stages up to the coarsest level that is read."""
+        return [getattr(self, f"layer{i}") for i in range(1, self.levels[-1])]
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         x = self.maxpool(self.relu(conv_norm(pixels, self.conv1, self.bn1)))
         maps = []
-        for level, stage in zip((2, 3, 4, 5), self.stages, strict=True):
-            if level > self.levels[-1]:
-                break
+        for level, stage in enumerate(self.stages, start=2):
             x = stage(x)
             if level in self.levels:
                 maps.append(x)

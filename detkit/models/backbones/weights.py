@@ -22,7 +22,7 @@ def load_backbone_weights(module: nn.Module, source: str | None, imagenet: Weigh
     """
     if source is None:
         return
-    state = _imagenet_state(imagenet) if source == "imagenet" else _read_state(Path(source))
+    state = _imagenet_state(imagenet) if source == "imagenet" else read_state(Path(source))
     own = module.state_dict()
     state = {k: v for k, v in state.items() if not k.startswith(("fc.", "classifier."))}
     if not any(k.endswith("num_batches_tracked") for k in own):  # frozen norms do not count batches
@@ -48,7 +48,12 @@ def _imagenet_state(weights: WeightsEnum) -> Mapping[str, Tensor]:
         ) from error
 
 
-def _read_state(path: Path) -> Mapping[str, Tensor]:
+def read_state(path: Path) -> Mapping[str, Tensor]:
+    """A state dict from a file that is not trusted.
+
+    Raises:
+        ValueError: there is no such file, or it is something else; the message names it.
+    """
     if not path.is_file():
         raise ValueError(f"weights: no file {str(path)!r}; allowed: 'imagenet', the path of a state dict, or null")
     try:

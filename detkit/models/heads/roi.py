@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from detkit.config import ROI_HEADS
 from detkit.losses import BoxLoss, ClassificationLoss
 from detkit.matching import Assignment, BalancedSampler, DeltaCoder, MaxIoUAssigner, select_detections
-from detkit.models.heads.rpn import regression_loss
+from detkit.models.heads.rpn import mean_count, regression_loss
 from detkit.models.interfaces import RegionHead
 from detkit.ops import multi_level_roi_align
 from detkit.structures import Detections, FeatureSpec, Images, Losses, Target
@@ -120,7 +120,7 @@ class RoIHead(RegionHead):
         x = pooled.flatten(1)
         for fc in self.fcs:
             x = F.relu(fc(x))
-        return RawRegions(self.cls_score(x), self.bbox_pred(x).view(len(boxes), -1, 4))
+        return RawRegions(self.cls_score(x), self.bbox_pred(x).unflatten(1, (-1, 4)))
 
     def levels(self, boxes: Tensor) -> Tensor:
         """The level (R,) from which each box is pooled: k = floor(k0 + log2(sqrt(w h) / 224)) (Lin et al., eq. 1)."""
@@ -163,10 +163,11 @@ class RoIHead(RegionHead):
         regions, boxes = torch.cat([s.regions for s in sampled]), torch.cat([s.boxes for s in sampled])
         positive = (labels < self.num_classes).nonzero().squeeze(1)
         box_index = labels[positive] if raw.deltas.shape[1] > 1 else 0
-        norm = max(len(labels), 1)  # all sampled regions, so that each positive weighs the same in every image
-        cls_loss = self.cls_loss(raw.logits, labels).sum() / norm
+        norm = mean_count(len(labels), raw.logits)  # all regions, so that a positive weighs the same in every image
+        cls_norm = mean_count(len(positive), raw.logits) if self.cls_loss.normalizer == "positives" else norm
+        cls_loss = self.cls_loss(raw.logits, labels).sum() / cls_norm
         deltas = raw.deltas[positive, box_index]
-        box_loss = raw.deltas.sum() * 0 + regression_loss(self.box_loss, self.coder, deltas, regions[positive], boxes)
+        box_loss = regression_loss(self.box_loss, self.coder, deltas, regions[positive], boxes)
         with torch.no_grad():
             found = self.cls_loss.scores(raw.logits[positive]).argmax(1) == labels[positive]
         stats = {

@@ -15,6 +15,7 @@ from detkit.matching import AnchorGrid, Assignment, BalancedSampler, DeltaCoder,
 from detkit.models.interfaces import ProposalHead
 from detkit.ops.sampling import feature_table
 from detkit.structures import FeatureSpec, Images, Losses, Target
+from detkit.utils.dist import mean_over_processes
 from detkit.utils.precision import full_precision
 from detkit.utils.seed import generator
 
@@ -157,7 +158,8 @@ class RPN(ProposalHead):
         assignments = []
         for size, target in zip(images.sizes, targets, strict=True):
             inside = torch.cat(self.anchors.inside(shapes, size, device))
-            assignments.append(self.assigner(anchors, target).without(~inside))
+            # anchors in the padding become empty boxes first, so that none of them is the best of an object
+            assignments.append(self.assigner(anchors * inside[:, None], target).without(~inside))
         return assignments
 
     @torch.no_grad()
@@ -185,10 +187,11 @@ class RPN(ProposalHead):
         labels = torch.where(is_positive, 0, 1)  # one class, "object"; 1 is background
         references = torch.cat([anchors[s.index[: len(s.matched)]] for s in samples])
         boxes = torch.cat([target.boxes[s.matched] for s, target in zip(samples, targets, strict=True)])
-        norm = max(len(labels), 1)
+        norm = mean_count(len(labels), logits)
+        cls_norm = mean_count(len(boxes), logits) if self.cls_loss.normalizer == "positives" else norm
         box_loss = regression_loss(self.box_loss, self.coder, deltas[is_positive], references, boxes)
         return Losses(
-            {"rpn_cls": self.cls_loss(logits, labels).sum() / norm, "rpn_box": box_loss / norm},
+            {"rpn_cls": self.cls_loss(logits, labels).sum() / cls_norm, "rpn_box": box_loss / norm},
             {"rpn_num_pos": anchors.new_tensor(len(boxes) / len(targets))},
         )
 
@@ -222,6 +225,11 @@ def regression_loss(loss: BoxLoss, coder: DeltaCoder, deltas: Tensor, references
     if loss.space == "delta":
         return loss(deltas, coder.encode(boxes, references)).sum()
     return loss(coder.decode(deltas, references), boxes).sum()
+
+
+def mean_count(count: int, like: Tensor) -> Tensor:
+    """What a sum of losses is divided by: ``count`` averaged over processes, at least 1."""
+    return mean_over_processes(like.new_tensor(float(count))).clamp(min=1)
 
 
 def _per_anchor(x: Tensor, num_outputs: int) -> Tensor:
