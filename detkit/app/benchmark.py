@@ -59,7 +59,7 @@ def benchmark_training(device: torch.device, batch: int, repeats: int) -> dict[s
     dicts = [{"boxes": t.boxes, "labels": t.labels + 1} for t in targets]
     return time_alternately(
         {
-            "torchvision": _step(theirs, lambda: sum(theirs(pixels, dicts).values())),
+            "torchvision": _step(theirs, lambda: torch.stack(list(theirs(pixels, dicts).values())).sum()),
             "detkit": _step(ours, lambda: ours(images, targets).total),
         },
         repeats,

@@ -97,8 +97,8 @@ class Pictures:
         """Draw what was ``found`` (px of the network input) on image ``index``."""
         assert meta.affine is not None
         shown = found.select(found.scores > self.score_threshold)
-        boxes, names = meta.affine.undo(shown.boxes), self.dataset.categories.names
-        picture = draw_boxes(self.dataset.read(index), boxes, shown.labels, names, shown.scores)
+        boxes, names = meta.affine.undo(shown.boxes).numpy(), self.dataset.categories.names
+        picture = draw_boxes(self.dataset.read(index), boxes, shown.labels.numpy(), names, shown.scores.numpy())
         picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
         if isinstance(self.dataset, VideoFrames):
             self._append(picture, self.dataset.fps)

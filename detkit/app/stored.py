@@ -37,7 +37,7 @@ def load_stored(cfg: DictConfig, options: type) -> tuple[Any, Stored]:
         ConfigError: a key that neither has, no checkpoint, or one of a model that this configuration does not build.
     """
     names = {field.name for field in dataclasses.fields(options)}
-    given = dict(cfg.items_ex(resolve=False))
+    given = {str(k): v for k, v in cfg.items_ex(resolve=False)}
     own = {k: v for k, v in given.items() if k in names}
     try:
         validate(own, options)

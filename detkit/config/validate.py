@@ -51,10 +51,10 @@ def plain(cfg: Any) -> Any:
         return cfg
     try:
         return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
-    except InterpolationToMissingValueError as error:
-        wanted = sorted(OmegaConf.missing_keys(cfg)) or [str(error.full_key)]
-        raise ConfigError(f"{key}: needs a value" for key in wanted) from error
     except OmegaConfBaseException as error:
+        if isinstance(error, InterpolationToMissingValueError):
+            wanted = sorted(OmegaConf.missing_keys(cfg)) or [str(error.full_key)]
+            raise ConfigError(f"{key}: needs a value" for key in wanted) from error
         raise ConfigError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}") from error
 
 
@@ -68,10 +68,10 @@ def convert(value: Any, annotation: Any) -> Any:
         return value
     try:
         adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
-    except PydanticUserError:  # dataclasses and models bring a config of their own
-        adapter = TypeAdapter(annotation)
     except PydanticSchemaGenerationError:
         return value
+    except PydanticUserError:  # dataclasses and models bring a config of their own
+        adapter = TypeAdapter(annotation)
     try:
         # Strict JSON is the one mode that takes a list for a tuple and 1 for 1.0, but not "1" for 1.
         return adapter.validate_json(json.dumps(value), strict=True)

@@ -38,7 +38,7 @@ class TrainLoader:
     Args:
         dataset: what to read (run time).
         transforms: what happens to each image, in this order (run time).
-        batch_size: images in a step, over all processes together.
+        batch_size: images in a batch, over all processes together.
         num_workers: processes that load; 0 loads in the training process itself.
         size_divisor: padding makes height and width of a batch multiples of this.
         square: pad to a square.
@@ -76,10 +76,14 @@ class TrainLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        chosen = [i for i, truth in enumerate(dataset.truths) if keep_empty or _num_wanted(truth)]
+        chosen = range(len(dataset))
+        if not keep_empty:
+            chosen = [i for i, truth in enumerate(dataset.truths) if _num_wanted(truth)]
         if not chosen:
             raise ValueError(f"{dataset.report.source}: no image has a box to find; keep_empty=true would keep them")
-        sizes = [dataset.truths[i].size for i in chosen]
+        is_upright = None
+        if group_by_aspect:
+            is_upright = np.array([h > w for h, w in (dataset.truths[i].size for i in chosen)])
         self._sampler = functools.partial(
             TrainSampler,
             num_images=len(chosen),
@@ -87,7 +91,7 @@ class TrainLoader:
             seed=seed,
             rank=rank,
             world_size=world_size,
-            is_upright=np.array([h > w for h, w in sizes]) if group_by_aspect else None,
+            is_upright=is_upright,
         )
         self._sampler()  # refuses what is out of range now, not in the first step
         self.batch_size = batch_size // world_size  # of this process

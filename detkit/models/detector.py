@@ -14,6 +14,9 @@ from detkit.structures import Detections, Images, Losses, Target
 class ComposedDetector(Detector):
     """Normalise, run the neck over the backbone, and hand the features to the head."""
 
+    _mean: Tensor
+    _std: Tensor
+
     def __init__(self, *, backbone: Backbone, neck: Neck, head: Head) -> None:
         super().__init__()
         self.backbone = backbone

@@ -31,6 +31,11 @@ class MobileNetV2(Backbone):
     """
 
     pixel_stats = IMAGENET_STATS
+    stage1: nn.Module
+    stage2: nn.Module
+    stage3: nn.Module
+    stage4: nn.Module
+    stage5: nn.Module
 
     def __init__(
         self,
@@ -42,7 +47,7 @@ class MobileNetV2(Backbone):
     ) -> None:
         super().__init__()
         network = mobilenet_v2(norm_layer=lambda channels: make_norm(norm, channels))
-        network.classifier = nn.Identity()
+        network.classifier = nn.Sequential()
         load_backbone_weights(network, weights, MobileNet_V2_Weights.IMAGENET1K_V1)
         layers = list(network.features.children())
         if not last_conv:

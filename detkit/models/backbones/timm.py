@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -43,7 +44,7 @@ class Timm(Backbone):
             _check_weights(timm, name, Path(checkpoint))
         indices = levels if levels is not None else _levels_from_stride_4(timm, name)
         try:
-            self.body = timm.create_model(
+            self.body: Any = timm.create_model(
                 name, features_only=True, out_indices=indices, pretrained=pretrained or checkpoint is not None,
                 pretrained_cfg_overlay={"file": checkpoint} if checkpoint else None,
             )  # fmt: skip
@@ -52,7 +53,7 @@ class Timm(Backbone):
             raise ValueError(f"timm model {name!r} cannot be made: {reason}") from error
         if frozen_norm:
             # timm's own function: its norm layers carry the activation too
-            self.body = timm.layers.freeze_batch_norm_2d(self.body)
+            self.body = timm.layers.norm_act.freeze_batch_norm_2d(self.body)
         info = self.body.feature_info
         self.out_spec = FeatureSpec(tuple(info.channels()), tuple(float(r) for r in info.reduction()))
         config = self.body.pretrained_cfg if hasattr(self.body, "pretrained_cfg") else {}
@@ -66,7 +67,7 @@ class Timm(Backbone):
 def _import_timm():
     try:
         import timm
-        import timm.layers
+        import timm.layers.norm_act
     except ImportError as error:
         raise ValueError("backbone Timm needs the package timm: pip install 'detkit[timm]'") from error
     return timm

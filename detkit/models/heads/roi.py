@@ -99,6 +99,7 @@ class RoIHead(RegionHead):
 
     def _initialize(self) -> None:
         for fc in self.fcs:
+            assert isinstance(fc, nn.Linear)
             nn.init.kaiming_uniform_(fc.weight, a=1)
             nn.init.zeros_(fc.bias)
         nn.init.normal_(self.cls_score.weight, std=0.01)

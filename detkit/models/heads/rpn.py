@@ -80,8 +80,10 @@ class RPN(ProposalHead):
         self.cls_logits = nn.Conv2d(channels, anchors.num_per_cell * self.num_outputs, 1)
         self.bbox_pred = nn.Conv2d(channels, anchors.num_per_cell * 4, 1)
         for layer in (self.conv, self.cls_logits, self.bbox_pred):
+            assert layer.bias is not None
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
+        assert self.cls_logits.bias is not None
         with torch.no_grad():
             self.cls_logits.bias.copy_(cls_loss.initial_bias(1).repeat(anchors.num_per_cell))
 

@@ -52,12 +52,14 @@ def with_frozen_norms(module: nn.Module) -> nn.Module:
     return module
 
 
-def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
+def conv_norm(x: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor:
     """``norm(conv(x))``; a frozen norm is folded into the convolution, which saves two passes over its output."""
     if not isinstance(norm, FrozenBatchNorm2d):
         return norm(conv(x))
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    bias = norm.bias - norm.running_mean * scale
+    assert isinstance(conv, nn.Conv2d)
+    gain, shift, mean, variance = (norm.get_buffer(n) for n in ("weight", "bias", "running_mean", "running_var"))
+    scale = gain * torch.rsqrt(variance + norm.eps)
+    bias = shift - mean * scale
     weight = conv.weight * scale[:, None, None, None]
     return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 

@@ -46,6 +46,7 @@ class FPN(Neck):
                 self.extra_convs.append(nn.Conv2d(c, out_channels, 3, stride=2, padding=1))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
+                assert module.bias is not None
                 nn.init.kaiming_uniform_(module.weight, a=1)
                 nn.init.zeros_(module.bias)
         coarse = tuple(in_spec.strides[-1] * 2 ** (i + 1) for i in range(num_extra))
