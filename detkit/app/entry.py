@@ -52,7 +52,7 @@ def run_tool(task: Callable[[DictConfig, Path], Any], config_name: str) -> None:
 def normalize_overrides(arguments: Sequence[str]) -> list[str]:
     """The command line with value overrides as ``++key=value``; groups, flags and Hydra's own keys as they are.
 
-    ``resume=X`` is short for ``resume.path=X``.
+    ``resume=X`` is short for ``resume.path=X``; ``group=null`` leaves the group out.
     """
     return [_normalize(argument) for argument in arguments]
 
@@ -61,8 +61,10 @@ def _normalize(argument: str) -> str:
     key, equals, value = argument.partition("=")
     if not equals or key.startswith(("-", "+", "~")) or "@" in key or "/" in key:
         return argument
-    if key.partition(".")[0] == "hydra" or (_is_group(key) and value != "null"):
+    if key.partition(".")[0] == "hydra":
         return argument
+    if _is_group(key):
+        return f"~{key}" if value == "null" else argument  # Hydra takes no null for a group
     if key == "resume":
         key = "resume.path"
     return f"++{key}={value}"

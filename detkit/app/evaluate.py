@@ -35,7 +35,7 @@ def run(cfg: DictConfig, _: Path) -> float:
     loader = build(data["loader"]["val"])(
         dataset=dataset, transforms=build_transforms(stored.config["transform"]["val"], "transform.val")
     )
-    if stored.config["evaluator"] is None:
+    if stored.config.get("evaluator") is None:
         raise ConfigError("evaluator: the run had none; choose one with evaluator=CocoEvaluator")
     evaluator = build(stored.config["evaluator"])(categories=dataset.categories, truths=dataset.truths)
     result = evaluate(

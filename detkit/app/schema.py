@@ -67,8 +67,8 @@ class TrainSchema:
     optim: OptimizerRecipe
     schedule: Schedule
     trainer: Callable[..., Any]
-    evaluator: Callable[..., Any] | None
-    callbacks: Mapping[str, Callback | None] | None = field(default_factory=dict)
+    evaluator: Callable[..., Any] | None = None
+    callbacks: Mapping[str, Callback | None] = field(default_factory=dict)
     seed: int = 0
     device: str = "auto"
     threads: int | None = None

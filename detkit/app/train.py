@@ -106,12 +106,12 @@ def build_trainer(
         val_loader = build(node["data"]["loader"]["val"], key="data.loader.val")(
             dataset=val_set, transforms=build_transforms(node["transform"]["val"], "transform.val"), **shard
         )
-        if node["evaluator"] is not None:
+        if node.get("evaluator") is not None:
             evaluator = build(node["evaluator"], key="evaluator")(categories=val_set.categories, truths=val_set.truths)
     batch_size = node["data"]["loader"]["train"]["batch_size"] * node["trainer"]["accumulate"]
     optimizer = build(node["optim"], key="optim")(detector, batch_size)
     logger.info("%d trainable parameters on %s", _num_trainable(detector), device)
-    callbacks = {name: build(callback) for name, callback in (node["callbacks"] or {}).items() if callback is not None}
+    callbacks = {name: build(callback) for name, callback in node.get("callbacks", {}).items() if callback is not None}
     callbacks |= {type(watcher).__name__: watcher for watcher in watchers}
     trainer = build(node["trainer"], key="trainer")(
         detector=detector,

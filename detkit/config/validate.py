@@ -53,8 +53,8 @@ def plain(cfg: Any) -> Any:
         return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
         if isinstance(error, InterpolationToMissingValueError):
-            wanted = sorted(OmegaConf.missing_keys(cfg)) or [str(error.full_key)]
-            raise ConfigError(f"{key}: needs a value" for key in wanted) from error
+            wanted = str(error).partition("Missing mandatory value: ")[2].split()
+            raise ConfigError(f"{wanted[0] if wanted else error.full_key}: needs a value") from error
         raise ConfigError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}") from error
 
 

@@ -129,3 +129,13 @@ def test_bad_annotations_name_the_culprit(root, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         run(monkeypatch, tmp_path, "data=coco", f"data.root={root}")
     assert "annotation 17 of 1.png: category 3, box [1, 2, nan, 4]" in capsys.readouterr().err
+
+
+def test_help_names_the_data_sets_and_keys(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch, tmp_path, "--help")
+    assert caught.value.code in (0, None)
+    shown = capsys.readouterr().out
+    assert "data: bccd, coco, coco2017, shapes" in shown
+    assert "check_images: true" in shown
+    assert not (tmp_path / "runs").exists()
