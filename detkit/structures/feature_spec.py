@@ -14,10 +14,6 @@ class FeatureSpec(NamedTuple):
     channels: tuple[int, ...]
     strides: tuple[float, ...]
 
-    @property
-    def num_levels(self) -> int:
-        return len(self.strides)
-
 
 class PixelStats(NamedTuple):
     """Mean and standard deviation of R, G and B in 0..255 that the backbone's weights were trained with."""

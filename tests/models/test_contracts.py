@@ -189,3 +189,18 @@ def test_zeros_around_the_features_change_nothing(detector):
     loss, padded_loss = head.loss(features, images, targets), head.loss(padded_features, padded, targets)
     for name, term in loss.terms.items():
         torch.testing.assert_close(term, padded_loss.terms[name], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_focal_is_divided_by_the_positives():
+    """RetinaNet, section 4.1: the same sum, over P positives rather than S samples."""
+    overrides = ["model/backbone=resnet18", "loss@model.head.roi.cls_loss=Focal", *SMALL]
+    detector = build_model("faster_rcnn_fpn", CATEGORIES, overrides).eval()
+    images, targets = batch()
+    by_positives = detector(images, targets)
+    detector.head.roi.cls_loss.normalizer = "samples"
+    by_samples = detector(images, targets)
+    positives = by_positives.stats["roi_num_pos"] * len(images)
+    samples = positives * by_positives.terms["roi_cls"] / by_samples.terms["roi_cls"]
+    assert samples > positives > 0
+    assert samples.item() == pytest.approx(round(samples.item()), abs=1e-2), "a whole number of regions"
