@@ -3,8 +3,9 @@
 from detkit.matching.anchors import AnchorGrid
 from detkit.matching.assigners import IGNORED, NEGATIVE, Assignment, MaxIoUAssigner
 from detkit.matching.coders import DeltaCoder
+from detkit.matching.ranges import SizeRange, assign_anchors, check_ranges
 from detkit.matching.samplers import BalancedSampler
-from detkit.matching.select import select_detections, select_proposals
+from detkit.matching.select import select_candidates, select_detections, select_proposals, top_candidates
 
 __all__ = [
     "IGNORED",
@@ -14,6 +15,11 @@ __all__ = [
     "BalancedSampler",
     "DeltaCoder",
     "MaxIoUAssigner",
+    "SizeRange",
+    "assign_anchors",
+    "check_ranges",
+    "select_candidates",
     "select_detections",
     "select_proposals",
+    "top_candidates",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
@@ -31,12 +32,52 @@ def select_detections(
         min_size: px; smaller boxes go.
     """
     candidate, label = (scores > score_threshold).nonzero().unbind(1)
-    picked_scores = scores[candidate, label]
-    picked_boxes = clip(boxes[candidate, label if boxes.shape[1] > 1 else 0], size)
-    large = is_larger(picked_boxes, min_size)
-    picked_boxes, picked_scores, label = picked_boxes[large], picked_scores[large], label[large]
-    keep = batched_nms(picked_boxes, picked_scores, label, iou_threshold)[:max_detections]
-    return Detections(picked_boxes[keep], picked_scores[keep], label[keep])
+    return select_candidates(
+        boxes[candidate, label if boxes.shape[1] > 1 else 0], scores[candidate, label], label, size,
+        iou_threshold=iou_threshold, max_detections=max_detections, min_size=min_size,
+    )  # fmt: skip
+
+
+def select_candidates(
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    size: tuple[int, int],
+    *,
+    iou_threshold: float | None,
+    max_detections: int,
+    min_size: float = 0.0,
+) -> Detections:
+    """:func:`select_detections` for candidates that have one class each.
+
+    Args:
+        boxes: (P, 4) px.
+        scores: (P,) in [0, 1].
+        labels: (P,) int64 in [0, K).
+        iou_threshold: None goes without NMS, for heads whose candidates are peaks already.
+    """
+    boxes = clip(boxes, size)
+    large = is_larger(boxes, min_size)
+    boxes, scores, labels = boxes[large], scores[large], labels[large]
+    if iou_threshold is None:
+        keep = scores.argsort(descending=True, stable=True)[:max_detections]
+    else:
+        keep = batched_nms(boxes, scores, labels, iou_threshold)[:max_detections]
+    return Detections(boxes[keep], scores[keep], labels[keep])
+
+
+def top_candidates(scores: Tensor, *, score_threshold: float, num: int) -> tuple[Tensor, Tensor]:
+    """The best ``num`` of all (candidate, class) pairs that score more than ``score_threshold``, best first.
+
+    Args:
+        scores: (P, K).
+
+    Returns:
+        candidate (Q,) in [0, P) and label (Q,) in [0, K).
+    """
+    best, index = scores.flatten().topk(min(num, scores.numel()))
+    index = index[best > score_threshold]
+    return torch.div(index, scores.shape[1], rounding_mode="floor"), index % scores.shape[1]
 
 
 def select_proposals(
