@@ -34,8 +34,8 @@ def load_file(module: nn.Module, source: str | None) -> None:
 def _load(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     own = module.state_dict()
     state = {k: v for k, v in state.items() if not k.startswith(("fc.", "classifier."))}
-    if not any(k.endswith("num_batches_tracked") for k in own):  # frozen norms do not count batches
-        state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    counters = {k: v for k, v in own.items() if k.endswith("num_batches_tracked")}  # frozen norms do not count batches
+    state = counters | {k: v for k, v in state.items() if k in counters or not k.endswith("num_batches_tracked")}
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     wrong = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
     if missing or unexpected or wrong:
