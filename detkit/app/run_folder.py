@@ -66,7 +66,7 @@ def find_run(path: str, experiment_folder: Path, config: Mapping[str, Any]) -> P
 
 def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Key, value before and value now wherever two configurations differ in what is computed."""
-    flat_before, flat_now = dict(_leaves(before)), dict(_leaves(now))
+    flat_before, flat_now = dict(leaves(before)), dict(leaves(now))
     keys = sorted(flat_before.keys() | flat_now.keys())
     return [
         (k, flat_before.get(k), flat_now.get(k))
@@ -82,7 +82,7 @@ def is_free(key: str, free: tuple[str, ...] = _FREE) -> bool:
 
 def config_hash(config: Mapping[str, Any]) -> str:
     """Ten digits for what ``config`` (plain values, interpolations as they stand) computes."""
-    said = sorted((key, value) for key, value in _leaves(config) if not is_free(key))
+    said = sorted((key, value) for key, value in leaves(config) if not is_free(key))
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:10]
 
 
@@ -147,9 +147,10 @@ def _checkpoints_below(folder: Path) -> Iterator[Path]:
         yield from folder.glob(f"*/{name}")
 
 
-def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value in nested mappings, by its full key."""
     if isinstance(node, Mapping):
         for name, value in node.items():
-            yield from _leaves(value, f"{key}.{name}" if key else str(name))
+            yield from leaves(value, f"{key}.{name}" if key else str(name))
     else:
         yield key, node
