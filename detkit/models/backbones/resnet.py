@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from detkit.config import BACKBONES
 from detkit.models.backbones.weights import load_backbone_weights
 from detkit.models.interfaces import Backbone
-from detkit.models.layers import NormName, conv_norm, freeze, make_norm
+from detkit.models.layers import ConvName, NormName, OffsetConv, conv_norm, freeze, make_conv, make_norm
 from detkit.structures import FeatureSpec
 from detkit.structures.feature_spec import IMAGENET_STATS
 
@@ -24,11 +24,13 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, in_channels: int, channels: int, stride: int, norm: NormName, norm_eps: float) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, norm: NormName, norm_eps: float, conv: ConvName
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
         self.bn1 = make_norm(norm, channels, norm_eps)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv2 = make_conv(conv, channels, channels, 3)
         self.bn2 = make_norm(norm, channels, norm_eps)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _projection(in_channels, channels, stride, norm, norm_eps)
@@ -44,12 +46,14 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, in_channels: int, channels: int, stride: int, norm: NormName, norm_eps: float) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, norm: NormName, norm_eps: float, conv: ConvName
+    ) -> None:
         super().__init__()
         out_channels = channels * self.expansion
         self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
         self.bn1 = make_norm(norm, channels, norm_eps)
-        self.conv2 = nn.Conv2d(channels, channels, 3, stride, padding=1, bias=False)
+        self.conv2 = make_conv(conv, channels, channels, 3, stride)
         self.bn2 = make_norm(norm, channels, norm_eps)
         self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
         self.bn3 = make_norm(norm, out_channels, norm_eps)
@@ -83,6 +87,8 @@ class ResNet(Backbone):
         norm_eps: their epsilon; 0 for torchvision's published Faster R-CNN checkpoint.
         frozen_stages: leading stages that do not train: 1 is the stem, 2 the stem and the first residual stage.
         levels: which of C2..C5 to return.
+        stage_conv: the convolutions of C2 to C5: ``deform`` (Dai et al., ICCV 2017) or ``modulated_deform`` (Zhu et
+            al., CVPR 2019) makes the 3x3 convolution of each bottleneck deformable, or the second one of a basic block.
         width: channels of the first stage; 64 is the paper's, less makes a narrow network without pretrained weights.
     """
 
@@ -97,6 +103,7 @@ class ResNet(Backbone):
         norm_eps: float = 1e-5,
         frozen_stages: Literal[0, 1, 2, 3, 4, 5] = 2,
         levels: tuple[Literal[2, 3, 4, 5], ...] = (2, 3, 4, 5),
+        stage_conv: tuple[ConvName, ConvName, ConvName, ConvName] = ("conv", "conv", "conv", "conv"),
         width: int = 64,
     ) -> None:
         super().__init__()
@@ -113,7 +120,7 @@ class ResNet(Backbone):
         for i, (planes, count) in enumerate(zip(channels, counts, strict=True)):
             blocks = []
             for j in range(count):
-                blocks.append(block(in_channels, planes, 2 if i > 0 and j == 0 else 1, norm, norm_eps))
+                blocks.append(block(in_channels, planes, 2 if i > 0 and j == 0 else 1, norm, norm_eps, stage_conv[i]))
                 in_channels = planes * block.expansion
             setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
         _initialize(self)
@@ -153,5 +160,5 @@ def _projection(in_channels: int, out_channels: int, stride: int, norm: NormName
 
 def _initialize(model: nn.Module) -> None:
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and not isinstance(module, OffsetConv):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

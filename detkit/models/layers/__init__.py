@@ -1,5 +1,6 @@
 """Building blocks that several models share."""
 
+from detkit.models.layers.conv import ConvName, DeformConv, OffsetConv, make_conv
 from detkit.models.layers.norm import (
     ConvNorm,
     NormName,
@@ -9,13 +10,19 @@ from detkit.models.layers.norm import (
     make_norm,
     with_frozen_norms,
 )
+from detkit.models.layers.roi_pool import DeformRoIPool
 
 __all__ = [
+    "ConvName",
     "ConvNorm",
+    "DeformConv",
+    "DeformRoIPool",
     "NormName",
+    "OffsetConv",
     "conv_norm",
     "fold_frozen_norms",
     "freeze",
+    "make_conv",
     "make_norm",
     "with_frozen_norms",
 ]
