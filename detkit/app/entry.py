@@ -18,7 +18,6 @@ from detkit.app.failure import fail, told_plainly
 from detkit.app.paths import config_dir
 from detkit.utils.lock import LOCK
 
-
 Task = Callable[[DictConfig, Path], Any]
 
 

@@ -24,8 +24,8 @@ from detkit.app.setup import (
     choose_device,
     without_pretrained_weights,
 )
-from detkit.app.sweep.plan import Job
 from detkit.app.sweep.batches import register_sweeps
+from detkit.app.sweep.plan import Job
 from detkit.app.sweep.process import run_to_the_end, stop_with_the_sweep
 from detkit.config import ConfigError, build, validate
 from detkit.data.datasets.base import DetectionDataset
@@ -107,9 +107,7 @@ def _refuse_lists(cfg: DictConfig) -> None:
         raise ConfigError(f"sweep={sweep} is a list of jobs: add -m to run them")
 
 
-def build_trainer(
-    cfg: DictConfig, folder: Path, resumed: bool = False
-) -> tuple[Trainer, DetectionDataset | None]:
+def build_trainer(cfg: DictConfig, folder: Path, resumed: bool = False) -> tuple[Trainer, DetectionDataset | None]:
     """Everything that ``cfg`` describes, ready to fit, and the validation set.
 
     A run that is ``resumed`` takes its weights from the checkpoint: none are fetched.

@@ -35,9 +35,7 @@ class Job:
     steps: int | None
 
 
-def plan_jobs(
-    batch: Iterable[Sequence[str]], master: DictConfig, loader: ConfigLoader, sweep_dir: Path
-) -> list[Job]:
+def plan_jobs(batch: Iterable[Sequence[str]], master: DictConfig, loader: ConfigLoader, sweep_dir: Path) -> list[Job]:
     """The job of each command line in ``batch``; two that would compute the same have the same ``key`` and folder.
 
     Args:
@@ -86,7 +84,9 @@ def compose_job(master: DictConfig, loader: ConfigLoader, overrides: Sequence[st
     return cfg
 
 
-def sweep_name(experiment: str | None, sweep: str | None, overrides: Sequence[str], params: Mapping[str, str] | None) -> str:
+def sweep_name(
+    experiment: str | None, sweep: str | None, overrides: Sequence[str], params: Mapping[str, str] | None
+) -> str:
     """The name of a sweep's folder: the same command finds the same folder again.
 
     What does not change any result (where runs are written, the device, ...) and the order on the command line do not
