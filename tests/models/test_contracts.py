@@ -40,7 +40,7 @@ SMALL_MODEL = {
     "yolov1_paper": ["model.backbone.width=4", "model.head.grid_size=[1,2]", "model.head.hidden=16"],
 }
 #: necks of one level, which heads of one map can read
-ONE_MAP = ["image_pyramid_sum", "single_level", "upsample", "upsample_dcn", "upsample_lateral"]
+ONE_MAP = ["image_pyramid_sum", "single_level", "single_level_16", "upsample", "upsample_dcn", "upsample_lateral"]
 
 
 def batch(sizes=((64, 96), (64, 96)), seed=0, empty=()):

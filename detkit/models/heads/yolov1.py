@@ -94,7 +94,10 @@ class YOLOv1Head(DenseHead):
         channels, num_outputs = in_spec.channels[0], num_boxes * 5 + num_classes
         self.tower = ConvTower(channels, channels, num_convs if hidden is None else 0)
         if hidden is None or grid_size is None:
-            self.predict_cells: nn.Module = nn.Conv2d(self.tower.out_channels, num_outputs, 1)
+            conv = nn.Conv2d(self.tower.out_channels, num_outputs, 1)
+            nn.init.normal_(conv.weight, std=0.01)  # squared errors: start from small answers
+            nn.init.zeros_(conv.bias)  # pyright: ignore[reportArgumentType]
+            self.predict_cells: nn.Module = conv
         else:
             cells = grid_size[0] * grid_size[1]
             self.predict_cells = nn.Sequential(
