@@ -13,6 +13,7 @@ from detkit.config.kinds import (
     HEADS,
     LOADERS,
     LOSSES,
+    MERGES,
     NECKS,
     OPTIMIZERS,
     PROPOSAL_HEADS,
@@ -21,6 +22,7 @@ from detkit.config.kinds import (
     SCHEDULES,
     TRAINERS,
     TRANSFORMS,
+    TTA,
 )
 from detkit.config.registry import ConfigError, Registry, load_plugins
 from detkit.config.validate import validate
@@ -37,6 +39,7 @@ __all__ = [
     "HEADS",
     "LOADERS",
     "LOSSES",
+    "MERGES",
     "NECKS",
     "OPTIMIZERS",
     "PROPOSAL_HEADS",
@@ -45,6 +48,7 @@ __all__ = [
     "SCHEDULES",
     "TRAINERS",
     "TRANSFORMS",
+    "TTA",
     "ConfigError",
     "Registry",
     "build",

@@ -3,17 +3,22 @@
 from detkit.matching.anchors import AnchorGrid
 from detkit.matching.assigners import IGNORED, NEGATIVE, Assignment, MaxIoUAssigner
 from detkit.matching.coders import DeltaCoder
+from detkit.matching.fusion import NMS, WBF, Merge, SoftNMS
 from detkit.matching.samplers import BalancedSampler
 from detkit.matching.select import select_detections, select_proposals
 
 __all__ = [
     "IGNORED",
     "NEGATIVE",
+    "NMS",
+    "WBF",
     "AnchorGrid",
     "Assignment",
     "BalancedSampler",
     "DeltaCoder",
     "MaxIoUAssigner",
+    "Merge",
+    "SoftNMS",
     "select_detections",
     "select_proposals",
 ]
