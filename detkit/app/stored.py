@@ -28,7 +28,7 @@ class Stored:
     detector: Detector
     device: torch.device
 
-    def augmented(self, tta: Mapping[str, Any] | None) -> Detector:
+    def augmented(self, tta: Any) -> Detector:
         """The detector, looking at several views of each image where there is a ``tta`` section.
 
         Raises:
@@ -37,10 +37,9 @@ class Stored:
         if tta is None:
             return self.detector
         divisor = self.config["data"]["loader"]["val"].get("size_divisor", 32)
+        views = build(tta, key="tta")
         try:
-            detector = build(tta, key="tta")(detector=self.detector, size_divisor=divisor)
-        except ConfigError:
-            raise
+            detector = views(detector=self.detector, size_divisor=divisor)
         except ValueError as error:
             raise ConfigError(f"tta: {error}") from error
         logger.info("test-time augmentation: %s", detector.extra_repr())

@@ -92,8 +92,8 @@ class MultiView(Detector):
         """The views in words."""
         scales = ", ".join(f"{s:g}" for s in dict.fromkeys(view.scale for view in self.views))
         flips = ", each mirrored too" if any(view.flip for view in self.views) else ""
-        many = "s" * (len(self.views) > 1)
-        return f"{len(self.views)} view{many} of each image (scales {scales}{flips}), merged by {type(self.merge).__name__}"
+        views = f"{len(self.views)} view{'s' * (len(self.views) > 1)} of each image (scales {scales}{flips})"
+        return f"{views}, merged by {type(self.merge).__name__}"
 
     def _look(self, images: Images, view: View) -> list[Detections]:
         """What the detector finds in one view of each image, in px of ``images``."""
@@ -185,7 +185,7 @@ def _checked_sizes(
     if ranges is None:
         return [None] * len(scales)
     if len(ranges) != len(scales):
-        raise ValueError(f"valid_ranges must have one [from, to] for each of the {len(scales)} scales, not {len(ranges)}")
+        raise ValueError(f"valid_ranges must have a [from, to] for each of the {len(scales)} scales, not {len(ranges)}")
     sizes = [(least, math.inf if most is None else most) for least, most in ranges]
     if not all(0 <= least < most for least, most in sizes):
         raise ValueError(f"valid_ranges must be [from, to] with 0 <= from < to, not {[list(r) for r in ranges]}")
