@@ -107,6 +107,8 @@ def test_a_box_joins_the_fused_box_that_it_overlaps_most():
     third = (1, 0, 11, 10)  # IoU 9/11 with the left one, 5/15 with the right one
     found = WBF(iou_threshold=0.3)([detections((*left, 0.9, 0), (*right, 0.8, 0)), detections((*third, 0.7, 0))])
     assert found.boxes[:, 0].tolist() == pytest.approx([0.7 / 1.6, 6.0])
+    mirrored = WBF(iou_threshold=0.3)([detections((*right, 0.9, 0), (*left, 0.8, 0)), detections((*third, 0.7, 0))])
+    assert sorted(mirrored.boxes[:, 0].tolist()) == pytest.approx([0.7 / 1.5, 6.0]), "not the first that it overlaps"
     moving = [detections((*left, 0.9, 0), (*third, 0.8, 0), (1.6, 0, 11.6, 10, 0.7, 0))]
     # The last has an IoU of 8.4/11.6 = 0.724 with the first, and of 8.87/11.13 = 0.797 with the mean of the first two.
     assert len(WBF(iou_threshold=0.79)(moving)) == 1

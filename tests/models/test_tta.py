@@ -1,5 +1,7 @@
 """Several views of each image: the way there and back, what the merge is given, and every model preset."""
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -105,10 +107,14 @@ def test_views_are_mirrored_within_each_image_and_know_the_way_back():
     assert red.tolist() == [120 - 1.5 * 20, 6, 120 - 1.5 * 2, 60]
 
 
-def test_sizes_that_do_not_divide_come_back_within_a_pixel():
+def test_sizes_that_do_not_divide_come_back_too():
+    """Height and width are rounded each by itself: 3 x 100 px at 1.5 are 4 x 150."""
+    images, (box,) = draw(((3, 100), [(RED, 20, 0, 80, 3)]))
+    assert see(images, 1.5, flip=False, size_divisor=32).sizes == [(4, 150)]
+    found = MultiView(detector=ColorDetector(), scales=(1.5,), flip=True, merge=WBF())(images)[0]
+    torch.testing.assert_close(found.boxes, box)
     images, (box,) = draw(((37, 53), [(RED, 5, 7, 31, 29)]))
-    tta = MultiView(detector=ColorDetector(), scales=(0.7, 1.3), flip=True)
-    found = tta(images)[0]
+    found = MultiView(detector=ColorDetector(), scales=(0.7, 1.3), flip=True)(images)[0]
     assert (found.boxes - box).abs().max() < 1
 
 
@@ -131,15 +137,17 @@ def test_a_square_batch_stays_square():
 
 
 def test_resizing_is_the_loaders():
-    """Bilinear between pixel centres; below half the size every pixel counts."""
-    pixels = torch.zeros(1, 3, 4, 32)
-    pixels[0, :, :, ::4] = 240.0
-    images = Images(pixels, (ImageMeta(0, "0.png", (4, 32), (4, 32)),))
-    small = see(images, 0.25, flip=False, size_divisor=1).pixels
-    assert small.shape == (1, 3, 1, 8)
-    assert (small - 60).abs().max() < 30, "no stripe is lost and none is all there is"
-    ramp = Images(torch.arange(8.0).expand(1, 3, 8, 8), (ImageMeta(0, "0.png", (8, 8), (8, 8)),))
-    assert see(ramp, 2.0, flip=False, size_divisor=1).pixels[0, 0, 0, 1:5].tolist() == [0.25, 0.75, 1.25, 1.75]
+    """Bilinear between pixel centres; below half the size, where that would skip pixels, every pixel counts."""
+    pixels = torch.rand(1, 3, 40, 60, generator=torch.Generator().manual_seed(0)) * 255
+    images = Images(pixels, (ImageMeta(0, "0.png", (40, 60), (40, 60)),))
+    for scale in (0.75, 1.5):
+        ours = see(images, scale, flip=False, size_divisor=1).pixels[0].permute(1, 2, 0).numpy()
+        theirs = cv2.resize(pixels[0].permute(1, 2, 0).numpy(), ours.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+        np.testing.assert_allclose(ours, theirs, atol=1e-2)
+    stripes = torch.zeros(1, 3, 4, 32)
+    stripes[..., ::4] = 240.0  # bilinear at a quarter would read columns 1 and 2 of each four, and see none
+    small = see(Images(stripes, (ImageMeta(0, "0.png", (4, 32), (4, 32)),)), 0.25, flip=False, size_divisor=1).pixels
+    assert (small - 60).abs().max() < 30
 
 
 def test_float_pixels_and_lower_precision_give_the_same():
