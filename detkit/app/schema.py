@@ -88,6 +88,7 @@ class EvaluateOptions:
     device: str = "auto"
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     val_loss: bool = False
+    tta: Callable[..., Any] | None = None
 
 
 @dataclass
@@ -101,3 +102,4 @@ class PredictOptions:
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     score_threshold: float = 0.3
     batch_size: int = 4
+    tta: Callable[..., Any] | None = None

@@ -3,6 +3,7 @@
 from detkit.matching.anchors import AnchorGrid
 from detkit.matching.assigners import IGNORED, NEGATIVE, Assignment, MaxIoUAssigner
 from detkit.matching.coders import DeltaCoder
+from detkit.matching.fusion import NMS, WBF, Merge, SoftNMS
 from detkit.matching.ranges import SizeRange, assign_anchors, check_ranges
 from detkit.matching.samplers import BalancedSampler
 from detkit.matching.select import select_candidates, select_detections, select_proposals, top_candidates
@@ -10,12 +11,16 @@ from detkit.matching.select import select_candidates, select_detections, select_
 __all__ = [
     "IGNORED",
     "NEGATIVE",
+    "NMS",
+    "WBF",
     "AnchorGrid",
     "Assignment",
     "BalancedSampler",
     "DeltaCoder",
     "MaxIoUAssigner",
+    "Merge",
     "SizeRange",
+    "SoftNMS",
     "assign_anchors",
     "check_ranges",
     "select_candidates",

@@ -11,7 +11,7 @@ from detkit.config import BACKBONES, NECKS, ConfigError, build
 from detkit.models.interfaces import Backbone
 from detkit.structures import Categories, FeatureSpec, ImageMeta, Images, Losses, Target
 from detkit.structures.feature_spec import IMAGENET_STATS
-from tests.models.builders import build_model
+from tests.models.builders import SMALL, build_awake, build_model, small
 
 CATEGORIES = Categories(("a", "b", "c"), (1, 4, 9))
 NECK_PRESETS = sorted(p.stem for p in (config_dir() / "model" / "neck").glob("*.yaml"))
@@ -27,17 +27,6 @@ NECK_OPTIONS = {
     "ImagePyramid": [{"scales": [2.0, 1.0, 0.75, 0.5]}, {"stride": None, "out_channels": 8}, {"merge": "sum"}],
     "SingleLevel": [{}, {"stride": 8}, {"out_channels": 7}],
     "Upsample": [{}, {"channels": [8], "mode": "bilinear"}, {"lateral": True}, {"conv": "modulated_deform"}],
-}
-SMALL = [
-    *("model.backbone.weights=null", "model.backbone.norm=bn", "model.backbone.frozen_stages=0"),
-    "model.backbone.width=16",
-]
-SMALL_RCNN = ["model/backbone=resnet18", *SMALL, "model.head.roi.hidden=[64]"]
-SMALL_MODEL = {
-    "faster_rcnn_fpn": SMALL_RCNN,
-    "faster_rcnn_fpn_torchvision": [*SMALL_RCNN, "model.backbone.norm_eps=1e-5"],  # its 0 is for published statistics
-    # 64 x 96 px are 1 x 2 cells of stride 64
-    "yolov1_paper": ["model.backbone.width=4", "model.head.grid_size=[1,2]", "model.head.hidden=16"],
 }
 #: necks of one level, which heads of one map can read
 ONE_MAP = ["image_pyramid_sum", "single_level", "single_level_16", "upsample", "upsample_dcn", "upsample_lateral"]
@@ -60,15 +49,7 @@ def batch(sizes=((64, 96), (64, 96)), seed=0, empty=()):
 
 @pytest.fixture(params=MODEL_PRESETS, scope="module")
 def detector(request):
-    """Each model, its head moved away from its start, where many say nothing yet and all biases are zero."""
-    torch.manual_seed(0)
-    overrides = SMALL_MODEL.get(request.param, ["model/backbone=resnet18", *SMALL])
-    detector = build_model(request.param, CATEGORIES, overrides)
-    for parameter in detector.head.parameters():
-        parameter.data += torch.rand_like(parameter) / 2 if parameter.ndim == 1 else torch.randn_like(parameter) / 50
-    if hasattr(detector.head, "score_threshold"):
-        detector.head.score_threshold = 0.0
-    return detector
+    return build_awake(request.param, CATEGORIES)
 
 
 def test_every_backbone_has_a_case_here():
@@ -114,8 +95,7 @@ def test_neck_maps_are_what_out_spec_says(name, options):
     + [(m, n) for m in ("centernet", "yolov1") for n in ONE_MAP],
 )
 def test_every_neck_takes_every_head(model, neck):
-    overrides = SMALL_MODEL.get(model, ["model/backbone=resnet18", *SMALL])
-    detector = build_model(model, CATEGORIES, [f"model/neck={neck}", *overrides])
+    detector = build_model(model, CATEGORIES, [f"model/neck={neck}", *small(model)])
     images, targets = batch()
     assert detector(images, targets).total.isfinite()
     assert len(detector(images)) == 2
