@@ -6,6 +6,7 @@ bell; most of the analytic field contributes next to nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -52,4 +53,4 @@ def effective_fields(network: Callable[[Tensor], Sequence[Tensor]], inputs: Iter
 def effective_size(gradient: Tensor) -> float:
     """The side in px of a square with the area in which ``gradient`` (H, W) exceeds 4.55 % of its peak."""
     peak = gradient.max()
-    return float((gradient > THRESHOLD * peak).sum().sqrt()) if peak > 0 else 0.0
+    return math.sqrt(int((gradient > THRESHOLD * peak).sum())) if peak > 0 else 0.0

@@ -51,6 +51,8 @@ def test_every_level_has_its_own_and_weights_get_no_gradient():
     def network(x):
         return [conv(x), F.avg_pool2d(conv(x), 2), torch.ones(1, 1, 3, 3)]
 
-    one, two, constant = effective_fields(network, [torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))])
+    one, two, constant = effective_fields(
+        network, [torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))]
+    )
     assert [(g > 0).sum() for g in (one, two, constant)] == [25, 81, 0]
     assert conv.weight.grad is None
