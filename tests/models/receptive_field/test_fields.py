@@ -54,10 +54,10 @@ def test_detkits_resnets_have_the_stride_in_the_3x3():
 
 def test_valid_padding_moves_the_start():
     (level,), _ = receptive_fields(
-        lambda x: [F.conv2d(F.conv2d(x, torch.ones(1, 3, 5, 3)), torch.ones(1, 1, 2, 4), stride=(1, 2))], PIXELS
+        lambda x: [F.conv2d(F.conv2d(x, torch.ones(1, 3, 5, 3)), torch.ones(1, 1, 2, 6), stride=(1, 2))], PIXELS
     )
-    assert level.size == (6, 6)
-    assert level.start == (3.0, 3.0), "the first cell reads pixels 0 to 5"
+    assert level.size == (6, 8)
+    assert level.start == (3.0, 4.0), "the first cell reads rows 0 to 5 and columns 0 to 7"
     assert level.stride == (1.0, 2.0)
 
 
