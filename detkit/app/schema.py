@@ -78,6 +78,17 @@ class TrainSchema:
     run_root: str = "runs"
 
 
+@dataclass(kw_only=True)
+class InspectModelSchema(TrainSchema):
+    """``tools/inspect_model.py``: every key of training, without data if need be, and its own."""
+
+    data: DataSection | None = None
+    split: Literal["train", "val"] = "train"
+    input_size: tuple[int, int] | None = None
+    num_inputs: int = 4
+    classes: int = 80
+
+
 @dataclass
 class EvaluateOptions:
     """``tools/evaluate.py``: its own keys; everything else overrides the checkpoint's configuration."""
