@@ -44,6 +44,9 @@ class Linear(Head):
         super().__init__()
         self.linear = torch.nn.Linear(4, 5)
 
+    def assign(self, shapes, images, targets):
+        raise AssertionError
+
     def loss(self, features, images, targets):
         raise AssertionError
 

@@ -45,7 +45,7 @@ _POINTWISE = {
 def rule_of(func: Any) -> Rule | None:
     """The rule for an operation of PyTorch; None if there is none."""
     namespace, name = func._schema.name.split("::")
-    if namespace == "torchvision" and name == "deform_conv2d":
+    if (namespace, name) in (("detkit", "deform_conv"), ("torchvision", "deform_conv2d")):
         return deformable
     if namespace != "aten":
         return None
@@ -126,11 +126,12 @@ def deformable(call: Call) -> Value:
     """The regular grid; through the offsets, which are made from the image too, anything."""
     a = call.arguments
     kernel = a["weight"].shape[2:]
-    reach = [
-        Window(kernel[i], a[f"stride_{s}"], a[f"pad_{s}"], a[f"dilation_{s}"])
-        for i, s in enumerate(("h", "w"))
-    ]  # fmt: skip
-    return _windowed(call, "input", (reach[0], reach[1]))
+    if "x" in a:  # detkit's own
+        stride, padding, dilation = a["stride"], a["padding"], a["dilation"]
+    else:
+        stride, padding, dilation = ([a[f"{name}_{side}"] for side in "hw"] for name in ("stride", "pad", "dilation"))
+    reach = [Window(*given) for given in zip(kernel, stride, padding, dilation, strict=True)]
+    return _windowed(call, "x" if "x" in a else "input", (reach[0], reach[1]))
 
 
 def pool(call: Call) -> Value:

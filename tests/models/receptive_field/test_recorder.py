@@ -7,6 +7,7 @@ import torchvision
 from torch import nn
 
 from detkit.models.receptive_field import receptive_fields
+from detkit.ops import deform_conv
 
 PIXELS = torch.zeros(1, 3, 32, 48)
 WEIGHT = torch.ones(3, 3, 3, 3)
@@ -43,9 +44,10 @@ def cbam(x):
         (lambda x: conv(x) * conv(x).softmax(3), 3, ("_softmax",)),
         (lambda x: x + (x.flatten(2).transpose(1, 2) @ x.flatten(2)).mean((1, 2))[:, None, None, None], 1, ("bmm",)),
         (lambda x: torchvision.ops.deform_conv2d(x, torch.cat([conv(x)] * 6, 1), WEIGHT, padding=1), 3, ("torchvision::deform_conv2d",)),
+        (lambda x: deform_conv(x, torch.cat([conv(x)] * 6, 1), WEIGHT, padding=(1, 1)), 3, ("detkit::deform_conv",)),
         (lambda x: conv(x) + F.linear(x.flatten(2), torch.ones(32 * 48, 32 * 48)).view(x.shape), 3, ("mm",)),
     ],
-    ids=["SE", "CBAM", "mean", "softmax", "attention", "deformable", "linear over places"],
+    ids=["SE", "CBAM", "mean", "softmax", "attention", "deformable", "detkit's deformable", "linear over places"],
 )  # fmt: skip
 def test_what_sees_the_whole_image_is_named_and_the_rest_is_still_told(function, rest, through):
     level, _ = field(function)
