@@ -4,7 +4,14 @@ from detkit.matching.anchors import AnchorGrid
 from detkit.matching.assigners import IGNORED, NEGATIVE, Assignment, MaxIoUAssigner
 from detkit.matching.coders import DeltaCoder
 from detkit.matching.samplers import BalancedSampler
-from detkit.matching.select import select_detections, select_proposals
+from detkit.matching.select import (
+    select_candidates,
+    select_detections,
+    select_proposals,
+    top_candidates,
+    top_proposals,
+)
+from detkit.matching.trace import Fate, Selection, Trace, tracing
 
 __all__ = [
     "IGNORED",
@@ -13,7 +20,14 @@ __all__ = [
     "Assignment",
     "BalancedSampler",
     "DeltaCoder",
+    "Fate",
     "MaxIoUAssigner",
+    "Selection",
+    "Trace",
+    "select_candidates",
     "select_detections",
     "select_proposals",
+    "top_candidates",
+    "top_proposals",
+    "tracing",
 ]

@@ -1,10 +1,18 @@
-"""From scored candidates to detections: thresholds, non-maximum suppression, top-k."""
+"""From scored candidates to detections: thresholds, non-maximum suppression, top-k.
+
+Every head's candidates are removed here and nowhere else, so that :mod:`detkit.matching.trace` can tell what became of
+each.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
+from detkit.matching.trace import NO_CLASS, Fate, Selection, active_trace, selection_of_nms
 from detkit.structures import Detections
 from detkit.structures.boxes import clip, is_larger
 
@@ -30,13 +38,83 @@ def select_detections(
         max_detections: at most so many, the best.
         min_size: px; smaller boxes go.
     """
-    candidate, label = (scores > score_threshold).nonzero().unbind(1)
-    picked_scores = scores[candidate, label]
-    picked_boxes = clip(boxes[candidate, label if boxes.shape[1] > 1 else 0], size)
-    large = is_larger(picked_boxes, min_size)
-    picked_boxes, picked_scores, label = picked_boxes[large], picked_scores[large], label[large]
-    keep = batched_nms(picked_boxes, picked_scores, label, iou_threshold)[:max_detections]
-    return Detections(picked_boxes[keep], picked_scores[keep], label[keep])
+    high = scores > score_threshold
+    if trace := active_trace():
+        candidate, label = (~high).nonzero().unbind(1)
+        low = clip(boxes[candidate, label if boxes.shape[1] > 1 else 0], size)
+        trace.selections.append(Selection.removed(low, scores[candidate, label], label, Fate.LOW_SCORE))
+    candidate, label = high.nonzero().unbind(1)
+    return select_candidates(
+        boxes[candidate, label if boxes.shape[1] > 1 else 0], scores[candidate, label], label, size,
+        iou_threshold=iou_threshold, max_detections=max_detections, min_size=min_size,
+    )  # fmt: skip
+
+
+def select_candidates(
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    size: tuple[int, int],
+    *,
+    iou_threshold: float | None,
+    max_detections: int,
+    min_size: float = 0.0,
+) -> Detections:
+    """:func:`select_detections` for candidates that have one class each.
+
+    Args:
+        boxes: (P, 4) px.
+        scores: (P,) in [0, 1].
+        labels: (P,) int64 in [0, K).
+        iou_threshold: None goes without NMS, for heads whose candidates are peaks already.
+    """
+    boxes, keep = _select(
+        boxes, scores, labels, labels, size, iou_threshold=iou_threshold, limit=max_detections, min_size=min_size
+    )
+    return Detections(boxes[keep], scores[keep], labels[keep])
+
+
+def top_candidates(
+    scores: Tensor,
+    boxes_of: Callable[[Tensor], Tensor],
+    size: tuple[int, int],
+    *,
+    score_threshold: float,
+    num: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best ``num`` of all (candidate, class) pairs that score more than ``score_threshold``, best first.
+
+    Args:
+        scores: (P, K).
+        boxes_of: the boxes (Q, 4) px of candidates (Q,): only those few are decoded.
+        size: (h, w) of the image.
+
+    Returns:
+        the boxes (Q, 4), scores (Q,) and labels (Q,) of the pairs.
+    """
+    flat, num_classes = scores.flatten(), scores.shape[1]
+    best, index = flat.topk(min(num, flat.numel()))
+    index = index[best > score_threshold]
+    if trace := active_trace():
+        rest = _others(index, flat.numel())
+        selection = Selection.removed(
+            clip(boxes_of(rest // num_classes), size), flat[rest], rest % num_classes, Fate.CUT
+        )
+        selection.fates[selection.scores <= score_threshold] = Fate.LOW_SCORE
+        trace.selections.append(selection)
+    return boxes_of(index // num_classes), flat[index], index % num_classes
+
+
+def top_proposals(
+    scores: Tensor, boxes_of: Callable[[Tensor], Tensor], size: tuple[int, int], *, num: int
+) -> tuple[Tensor, Tensor]:
+    """:func:`top_candidates` for proposals, which have no class and need no least score: ``scores`` (P,)."""
+    index = scores.topk(min(num, len(scores))).indices
+    if trace := active_trace():
+        rest = _others(index, len(scores))
+        no_class = torch.full_like(rest, NO_CLASS)
+        trace.selections.append(Selection.removed(clip(boxes_of(rest), size), scores[rest], no_class, Fate.CUT))
+    return boxes_of(index), scores[index]
 
 
 def select_proposals(
@@ -59,8 +137,45 @@ def select_proposals(
     Returns:
         boxes (R, 4) clipped to ``size`` and their scores (R,).
     """
+    no_class = torch.full_like(levels, NO_CLASS)
+    boxes, keep = _select(
+        boxes, scores, levels, no_class, size, iou_threshold=iou_threshold, limit=max_proposals, min_size=min_size
+    )
+    return boxes[keep], scores[keep]
+
+
+def _select(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    labels: Tensor,
+    size: tuple[int, int],
+    *,
+    iou_threshold: float | None,
+    limit: int,
+    min_size: float,
+) -> tuple[Tensor, Tensor]:
+    """``boxes`` clipped to the image, and which of them are kept, best first: large enough, and the best by NMS."""
     boxes = clip(boxes, size)
     large = is_larger(boxes, min_size)
-    boxes, scores, levels = boxes[large], scores[large], levels[large]
-    keep = batched_nms(boxes, scores, levels, iou_threshold)[:max_proposals]
-    return boxes[keep], scores[keep]
+    index = large.nonzero().squeeze(1)
+    if iou_threshold is None:
+        order = scores[index].argsort(descending=True, stable=True)
+    else:
+        order = batched_nms(boxes[index], scores[index], groups[index], iou_threshold)
+    survivors = index[order]
+    if trace := active_trace():
+        trace.selections.append(
+            selection_of_nms(
+                boxes, scores, groups, labels,
+                large=large, survivors=survivors, limit=limit, iou_threshold=iou_threshold,
+            )
+        )  # fmt: skip
+    return boxes, survivors[:limit]
+
+
+def _others(index: Tensor, count: int) -> Tensor:
+    """The numbers below ``count`` that are not in ``index``."""
+    mask = torch.ones(count, dtype=torch.bool, device=index.device)
+    mask[index] = False
+    return mask.nonzero().squeeze(1)

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from detkit.config import PROPOSAL_HEADS
 from detkit.losses import BoxLoss, ClassificationLoss
-from detkit.matching import AnchorGrid, Assignment, BalancedSampler, DeltaCoder, MaxIoUAssigner, select_proposals
+from detkit.matching import (
+    AnchorGrid,
+    Assignment,
+    BalancedSampler,
+    DeltaCoder,
+    MaxIoUAssigner,
+    select_proposals,
+    top_proposals,
+)
 from detkit.models.interfaces import ProposalHead
 from detkit.ops.sampling import feature_table
 from detkit.structures import FeatureSpec, Images, Losses, Target
@@ -208,18 +216,26 @@ class RPN(ProposalHead):
             for level, (logits, deltas, anchor, mask) in enumerate(
                 zip(raw.logits, raw.deltas, anchors, masks, strict=True)
             ):
-                score = self.cls_loss.scores(logits[i]).squeeze(-1).masked_fill(~mask, -1.0)
-                top, index = score.topk(min(num_before, len(score)))
-                index = index[top >= 0]
-                boxes.append(self.coder.decode(deltas[i, index], anchor[index]))
-                scores.append(score[index])
-                levels.append(torch.full_like(index, level))
+                box, score = self._best(logits[i], deltas[i], anchor, mask, size, num_before)
+                boxes.append(box)
+                scores.append(score)
+                levels.append(torch.full_like(score, level, dtype=torch.int64))
             kept, _ = select_proposals(
                 torch.cat(boxes), torch.cat(scores), torch.cat(levels), size,
                 iou_threshold=self.nms_iou, max_proposals=num_after, min_size=self.min_size,
             )  # fmt: skip
             proposals.append(kept)
         return proposals
+
+    def _best(
+        self, logits: Tensor, deltas: Tensor, anchors: Tensor, inside: Tensor, size: tuple[int, int], num: int
+    ) -> tuple[Tensor, Tensor]:
+        """Boxes and scores of the best ``num`` anchors of one level that are ``inside`` the image."""
+        index = inside.nonzero().squeeze(1)
+        scores = self.cls_loss.scores(logits[index]).squeeze(-1)
+        return top_proposals(
+            scores, lambda best: self.coder.decode(deltas[index[best]], anchors[index[best]]), size, num=num
+        )
 
 
 def regression_loss(loss: BoxLoss, coder: DeltaCoder, deltas: Tensor, references: Tensor, boxes: Tensor) -> Tensor:
