@@ -4,6 +4,7 @@ from detkit.config.build import build
 from detkit.config.kinds import (
     ANCHORS,
     ASSIGNERS,
+    ATTENTIONS,
     BACKBONES,
     CALLBACKS,
     CODERS,
@@ -28,6 +29,7 @@ from detkit.config.validate import validate
 __all__ = [
     "ANCHORS",
     "ASSIGNERS",
+    "ATTENTIONS",
     "BACKBONES",
     "CALLBACKS",
     "CODERS",

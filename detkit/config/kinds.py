@@ -13,6 +13,7 @@ HEADS = Registry("head", "model/head")
 PROPOSAL_HEADS = Registry("proposal head", "model/head/rpn")
 ROI_HEADS = Registry("RoI head", "model/head/roi")
 
+ATTENTIONS = Registry("attention", "attention")
 ANCHORS = Registry("anchors", "anchors")
 ASSIGNERS = Registry("assigner", "assigner")
 CODERS = Registry("box coder", "coder")

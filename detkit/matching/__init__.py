@@ -3,12 +3,14 @@
 from detkit.matching.anchors import AnchorGrid
 from detkit.matching.assigners import IGNORED, NEGATIVE, Assignment, MaxIoUAssigner
 from detkit.matching.coders import DeltaCoder
+from detkit.matching.ranges import SizeRange, assign_anchors, check_ranges
 from detkit.matching.samplers import BalancedSampler
 from detkit.matching.select import (
     select_candidates,
     select_detections,
     select_proposals,
     top_candidates,
+    top_peaks,
     top_proposals,
 )
 from detkit.matching.trace import Fate, Selection, Trace, tracing
@@ -23,11 +25,15 @@ __all__ = [
     "Fate",
     "MaxIoUAssigner",
     "Selection",
+    "SizeRange",
     "Trace",
+    "assign_anchors",
+    "check_ranges",
     "select_candidates",
     "select_detections",
     "select_proposals",
     "top_candidates",
+    "top_peaks",
     "top_proposals",
     "tracing",
 ]

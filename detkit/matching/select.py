@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from detkit.matching.trace import NO_CLASS, Fate, Selection, active_trace, selection_of_nms
+from detkit.matching.trace import MOST_TRACED, NO_CLASS, Fate, Selection, active_trace, best_of, selection_of_nms
 from detkit.structures import Detections
 from detkit.structures.boxes import clip, is_larger
 
@@ -40,7 +41,8 @@ def select_detections(
     """
     high = scores > score_threshold
     if trace := active_trace():
-        candidate, label = (~high).nonzero().unbind(1)
+        pairs = best_of(scores.flatten(), ~high.flatten(), MOST_TRACED)
+        candidate, label = pairs // scores.shape[1], pairs % scores.shape[1]
         low = clip(boxes[candidate, label if boxes.shape[1] > 1 else 0], size)
         trace.selections.append(Selection.removed(low, scores[candidate, label], label, Fate.LOW_SCORE))
     candidate, label = high.nonzero().unbind(1)
@@ -96,13 +98,42 @@ def top_candidates(
     best, index = flat.topk(min(num, flat.numel()))
     index = index[best > score_threshold]
     if trace := active_trace():
-        rest = _others(index, flat.numel())
-        selection = Selection.removed(
-            clip(boxes_of(rest // num_classes), size), flat[rest], rest % num_classes, Fate.CUT
-        )
+        rest = best_of(flat, _without(index, flat.numel()), MOST_TRACED)
+        rest_boxes = clip(boxes_of(rest // num_classes), size)
+        selection = Selection.removed(rest_boxes, flat[rest], rest % num_classes, Fate.CUT)
         selection.fates[selection.scores <= score_threshold] = Fate.LOW_SCORE
         trace.selections.append(selection)
     return boxes_of(index // num_classes), flat[index], index % num_classes
+
+
+def top_peaks(
+    scores: Tensor,
+    boxes_of: Callable[[Tensor], Tensor],
+    size: tuple[int, int],
+    *,
+    score_threshold: float,
+    num: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`top_candidates` among the peaks of heatmaps: cells of which no neighbour scores more.
+
+    Args:
+        scores: (K, H, W); the candidates are the H * W cells, row by row.
+    """
+    highest, where = F.max_pool2d(scores[None], 3, stride=1, padding=1, return_indices=True)
+    is_peak = highest[0] == scores
+    if trace := active_trace():
+        slope = best_of(scores.flatten(), ~is_peak.flatten() & (scores.flatten() > score_threshold), MOST_TRACED)
+        num_cells = scores[0].numel()
+        cells = torch.cat([slope % num_cells, where.flatten()[slope]])
+        labels = (slope // num_cells).repeat(2)
+        selection = Selection.removed(
+            clip(boxes_of(cells), size), scores.flatten(1)[labels, cells], labels, Fate.SUPPRESSED
+        )
+        selection.fates[len(slope) :] = Fate.KEPT  # the higher neighbours, here only as those that removed the others
+        selection.suppressors[: len(slope)] = torch.arange(len(slope), len(cells), device=cells.device)
+        trace.selections.append(selection)
+    peaks = (scores * is_peak).flatten(1).T
+    return top_candidates(peaks, boxes_of, size, score_threshold=score_threshold, num=num)
 
 
 def top_proposals(
@@ -111,7 +142,7 @@ def top_proposals(
     """:func:`top_candidates` for proposals, which have no class and need no least score: ``scores`` (P,)."""
     index = scores.topk(min(num, len(scores))).indices
     if trace := active_trace():
-        rest = _others(index, len(scores))
+        rest = best_of(scores, _without(index, len(scores)), MOST_TRACED)
         no_class = torch.full_like(rest, NO_CLASS)
         trace.selections.append(Selection.removed(clip(boxes_of(rest), size), scores[rest], no_class, Fate.CUT))
     return boxes_of(index), scores[index]
@@ -174,8 +205,8 @@ def _select(
     return boxes, survivors[:limit]
 
 
-def _others(index: Tensor, count: int) -> Tensor:
-    """The numbers below ``count`` that are not in ``index``."""
+def _without(index: Tensor, count: int) -> Tensor:
+    """Mask (``count``,), False at ``index``."""
     mask = torch.ones(count, dtype=torch.bool, device=index.device)
     mask[index] = False
-    return mask.nonzero().squeeze(1)
+    return mask

@@ -16,6 +16,10 @@ from detkit.structures.boxes import pairwise_iou
 #: Label of a candidate of a stage that knows no classes: a proposal.
 NO_CLASS = -1
 
+#: Of the candidates that one selection leaves behind so many are recorded, the best. 1000 proposals of 80 classes are
+#: fewer; a dense head has millions, nearly all of which score nothing.
+MOST_TRACED = 100_000
+
 
 class Fate(IntEnum):
     """What became of a candidate; the greater, the further it came."""
@@ -79,6 +83,12 @@ def tracing() -> Iterator[Trace]:
         yield trace
     finally:
         _ACTIVE.reset(token)
+
+
+def best_of(scores: Tensor, mask: Tensor, num: int) -> Tensor:
+    """The ``num`` best of ``scores`` (N,) where ``mask`` (N,) holds, as ascending indices."""
+    index = mask.nonzero().squeeze(1)
+    return index if len(index) <= num else index[scores[index].topk(num).indices.sort().values]
 
 
 def selection_of_nms(

@@ -9,6 +9,7 @@ from detkit.matching import (
     select_detections,
     select_proposals,
     top_candidates,
+    top_peaks,
     top_proposals,
     tracing,
 )
@@ -83,6 +84,42 @@ def test_top_candidates_and_what_they_leave_behind():
     assert selection.labels.tolist() == [1, 0, 0, 1]
     assert selection.fates.tolist() == [Fate.CUT, Fate.CUT, Fate.LOW_SCORE, Fate.CUT]
     assert torch.equal(selection.boxes, BOXES[[0, 1, 2, 2]])
+
+
+def test_peaks_and_the_cells_on_their_slopes():
+    heat = torch.zeros(2, 3, 5)
+    heat[0, 1, 1], heat[0, 1, 2], heat[0, 1, 4], heat[1, 0, 0] = 0.9, 0.6, 0.3, 0.8
+    cells = torch.arange(15.0)[:, None] * torch.ones(4) + torch.tensor([0.0, 0, 5, 5])
+
+    def select(num=9):
+        return top_peaks(heat, lambda i: cells[i], SIZE, score_threshold=0.1, num=num)
+
+    boxes, scores, labels = select()
+    assert scores.tolist() == pytest.approx([0.9, 0.8, 0.3]), "0.6 stands beside 0.9; the maps do not meet"
+    assert labels.tolist() == [0, 1, 0]
+    assert torch.equal(boxes, cells[[6, 0, 9]])
+    with tracing() as trace:
+        watched = select(num=2)
+    assert torch.equal(watched[0], boxes[:2])
+    slope, rest = trace.selections
+    assert slope.fates.tolist() == [Fate.SUPPRESSED, Fate.KEPT]
+    assert slope.scores.tolist() == pytest.approx([0.6, 0.9])
+    assert torch.equal(slope.boxes, cells[[7, 6]])
+    assert slope.suppressors.tolist() == [1, -1]
+    assert rest.scores[rest.fates == Fate.CUT].tolist() == pytest.approx([0.3])
+    assert len(rest.boxes) == 28
+
+
+def test_only_the_best_of_what_is_left_behind_is_recorded(monkeypatch):
+    monkeypatch.setattr("detkit.matching.select.MOST_TRACED", 3)
+    scores = torch.tensor([[0.01], [0.03], [0.9], [0.02], [0.04]])
+    with tracing() as trace:
+        top_candidates(scores, lambda i: BOXES[i], SIZE, score_threshold=0.05, num=3)
+        select_detections(
+            BOXES[:, None], scores, SIZE, score_threshold=0.05, iou_threshold=0.5, max_detections=2, min_size=1.0
+        )
+    for selection in trace.selections[:2]:
+        assert selection.scores.tolist() == pytest.approx([0.03, 0.02, 0.04])
 
 
 def test_top_proposals():

@@ -6,6 +6,7 @@ the first 1x1.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torchvision
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from detkit.config import BACKBONES
 from detkit.models.backbones.weights import load_backbone_weights
 from detkit.models.interfaces import Backbone
-from detkit.models.layers import NormName, conv_norm, freeze, make_norm
+from detkit.models.layers import Attention, NormName, conv_norm, freeze, make_norm
 from detkit.structures import FeatureSpec
 from detkit.structures.feature_spec import IMAGENET_STATS
 
@@ -31,11 +32,12 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = make_norm(norm, channels, norm_eps)
         self.relu = nn.ReLU(inplace=True)
+        self.attention: nn.Module = nn.Identity()
         self.downsample = _projection(in_channels, channels, stride, norm, norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(conv_norm(x, self.conv1, self.bn1))
-        out = conv_norm(out, self.conv2, self.bn2)
+        out = self.attention(conv_norm(out, self.conv2, self.bn2))
         return self.relu(out + (x if self.downsample is None else conv_norm(x, *self.downsample)))
 
 
@@ -54,12 +56,13 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
         self.bn3 = make_norm(norm, out_channels, norm_eps)
         self.relu = nn.ReLU(inplace=True)
+        self.attention: nn.Module = nn.Identity()
         self.downsample = _projection(in_channels, out_channels, stride, norm, norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(conv_norm(x, self.conv1, self.bn1))
         out = self.relu(conv_norm(out, self.conv2, self.bn2))
-        out = conv_norm(out, self.conv3, self.bn3)
+        out = self.attention(conv_norm(out, self.conv3, self.bn3))
         return self.relu(out + (x if self.downsample is None else conv_norm(x, *self.downsample)))
 
 
@@ -84,6 +87,8 @@ class ResNet(Backbone):
         frozen_stages: leading stages that do not train: 1 is the stem, 2 the stem and the first residual stage.
         levels: which of C2..C5 to return.
         width: channels of the first stage; 64 is the paper's, less makes a narrow network without pretrained weights.
+        attention: rescales the residual of every block that trains (``attention@model.backbone.attention=SE``). It
+            starts as the identity by default; with ``identity: false`` pretrained weights are hurt.
     """
 
     pixel_stats = IMAGENET_STATS
@@ -98,6 +103,7 @@ class ResNet(Backbone):
         frozen_stages: Literal[0, 1, 2, 3, 4, 5] = 2,
         levels: tuple[Literal[2, 3, 4, 5], ...] = (2, 3, 4, 5),
         width: int = 64,
+        attention: Callable[..., Attention] | None = None,
     ) -> None:
         super().__init__()
         if not levels or list(levels) != sorted(set(levels)):
@@ -121,6 +127,8 @@ class ResNet(Backbone):
         for unread in range(levels[-1], 5):  # after loading, which wants all of them; layer i makes C(i + 1)
             delattr(self, f"layer{unread}")
         names = [f"layer{i}" for i in range(1, levels[-1])]
+        if attention is not None:
+            _add_attention([getattr(self, name) for name in names[max(frozen_stages - 1, 0) :]], attention)
         freeze(self, [["conv1", "bn1"], *([name] for name in names)][:frozen_stages])
         self.out_spec = FeatureSpec(
             channels=tuple(channels[i - 2] * block.expansion for i in levels),
@@ -149,6 +157,15 @@ def _projection(in_channels: int, out_channels: int, stride: int, norm: NormName
     return nn.Sequential(
         nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), make_norm(norm, out_channels, eps)
     )
+
+
+def _add_attention(stages: Sequence[nn.Module], attention: Callable[..., Attention]) -> None:
+    """Put attention on the residual of every block; after loading, since published weights know of none."""
+    for stage in stages:
+        for block in stage.children():
+            last = block.conv3 if isinstance(block, Bottleneck) else block.conv2
+            assert isinstance(last, nn.Conv2d)
+            block.attention = attention(channels=last.out_channels)
 
 
 def _initialize(model: nn.Module) -> None:

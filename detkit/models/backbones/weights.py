@@ -22,7 +22,16 @@ def load_backbone_weights(module: nn.Module, source: str | None, imagenet: Weigh
     """
     if source is None:
         return
-    state = _imagenet_state(imagenet) if source == "imagenet" else read_state(Path(source))
+    _load(module, _imagenet_state(imagenet) if source == "imagenet" else read_state(Path(source)), source)
+
+
+def load_file(module: nn.Module, source: str | None) -> None:
+    """:func:`load_backbone_weights` for a network without published weights: the path of a state dict, or None."""
+    if source is not None:
+        _load(module, read_state(Path(source), "the path of a state dict, or null"), source)
+
+
+def _load(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     own = module.state_dict()
     state = {k: v for k, v in state.items() if not k.startswith(("fc.", "classifier."))}
     if not any(k.endswith("num_batches_tracked") for k in own):  # frozen norms do not count batches
@@ -48,14 +57,14 @@ def _imagenet_state(weights: WeightsEnum) -> Mapping[str, Tensor]:
         ) from error
 
 
-def read_state(path: Path) -> Mapping[str, Tensor]:
+def read_state(path: Path, allowed: str = "'imagenet', the path of a state dict, or null") -> Mapping[str, Tensor]:
     """A state dict from a file that is not trusted.
 
     Raises:
         ValueError: there is no such file, or it is something else; the message names it.
     """
     if not path.is_file():
-        raise ValueError(f"weights: no file {str(path)!r}; allowed: 'imagenet', the path of a state dict, or null")
+        raise ValueError(f"weights: no file {str(path)!r}; allowed: {allowed}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds; each means that this file is not usable

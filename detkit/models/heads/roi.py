@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from detkit.config import ROI_HEADS
 from detkit.losses import BoxLoss, ClassificationLoss
 from detkit.matching import Assignment, BalancedSampler, DeltaCoder, MaxIoUAssigner, select_detections
-from detkit.models.heads.rpn import mean_count, regression_loss
+from detkit.models.heads.common import mean_count, regression_loss
 from detkit.models.interfaces import RegionHead
 from detkit.ops import multi_level_roi_align
 from detkit.structures import Detections, FeatureSpec, Images, Losses, Target
