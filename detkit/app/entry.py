@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,39 +10,42 @@ from typing import Any
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from detkit.app.components import load_components
+from detkit.app.failure import fail, told_plainly
 from detkit.app.paths import config_dir
-from detkit.config import ConfigError
+from detkit.utils.lock import LOCK
 
-#: A mistake in what the user gave, as against a failure on the way.
-EXIT_USAGE = 2
+Task = Callable[[DictConfig, Path], Any]
 
 
-def run_tool(task: Callable[[DictConfig, Path], Any], config_name: str) -> None:
+def run_tool(task: Task, config_name: str, sweep_task: Task | None = None) -> None:
     """Compose ``configs/<config_name>.yaml`` with the command line and run ``task(cfg, run folder)``.
+
+    Under ``-m`` it is ``sweep_task``, whose errors go to Hydra's sweeper, since one job must not end the others.
 
     Plain value overrides ``a.b=c`` are taken as ``++a.b=c``: Hydra's own check stops at the first unknown key, without
     the nearest name; :func:`detkit.config.validate` then tells them all.
     """
-    try:
+    with told_plainly():
         load_components()
-    except ConfigError as error:
-        _fail(error, EXIT_USAGE)
     OmegaConf.register_new_resolver("or_custom", lambda name: name or "custom", replace=True)
     sys.argv[1:] = normalize_overrides(sys.argv[1:])
 
     def job(cfg: DictConfig) -> Any:
         runtime = HydraConfig.get().runtime
         folder = Path(runtime.output_dir)
+        if sweep_task is not None and HydraConfig.get().mode is RunMode.MULTIRUN:
+            return sweep_task(cfg, folder)
         is_new = folder != Path(runtime.cwd) and not any(folder.iterdir())
         try:
             return task(cfg, folder)
         except (ValueError, FileNotFoundError) as error:
             if is_new:
                 _remove_unused(folder)
-            _fail(error, EXIT_USAGE if isinstance(error, ConfigError) else 1)
+            fail(error)
 
     job.__module__ = "__main__"
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)()
@@ -75,17 +77,9 @@ def _is_group(key: str) -> bool:
     return isinstance(in_store, dict) or (config_dir() / key).is_dir()
 
 
-def _fail(error: Exception, code: int) -> None:
-    if os.environ.get("DETKIT_TRACEBACK"):
-        raise error
-    print(f"error: {error}", file=sys.stderr)
-    if code != EXIT_USAGE:
-        print("(DETKIT_TRACEBACK=1 shows where)", file=sys.stderr)
-    sys.exit(code)
-
-
 def _remove_unused(folder: Path) -> None:
     """A run that never began leaves no folder behind: at most its log is in it."""
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"log.txt"}:
-        (folder / "log.txt").unlink(missing_ok=True)
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"log.txt", LOCK}:
+        for name in ("log.txt", LOCK):
+            (folder / name).unlink(missing_ok=True)
         folder.rmdir()

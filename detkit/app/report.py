@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import rich
@@ -10,41 +9,53 @@ import rich
 from detkit.data.datasets.base import DetectionDataset
 from detkit.engine.callbacks import Callback
 from detkit.engine.evaluation import EvaluationResult
-from detkit.engine.records import EvaluationRecord
+from detkit.engine.records import EvaluationRecord, FitResult
+from detkit.evaluation import CocoEvaluator, Evaluator
 from detkit.evaluation.report import save_pictures
 from detkit.evaluation.results import Results, restore
 
 #: Detections below this score are left out of pictures; the tables count them all.
 DRAWN_SCORE = 0.5
 
+#: Files of the best evaluation: its numbers, and what they were made from.
+EVALUATION, DETECTIONS = "evaluation.json", "detections.npz"
+
 
 class KeepBest(Callback):
-    """Remembers the best evaluation of this run, to be reported at its end."""
+    """Keeps the best evaluation of a run: to be shown at its end, and in its folder, where a kill cannot reach it.
 
-    def __init__(self) -> None:
+    Args:
+        folder: of the run.
+        evaluator: scored the evaluations; its detections go to ``detections.npz``, which the comparison of runs reads.
+    """
+
+    def __init__(self, folder: Path, evaluator: Evaluator | None) -> None:
         self.record: EvaluationRecord | None = None
+        self._folder, self._evaluator = folder, evaluator
 
     def on_evaluation_end(self, record: EvaluationRecord) -> None:
-        if record.best or self.record is None:
-            self.record = record
+        if not record.best and (self._folder / EVALUATION).exists():
+            return
+        self.record = record
+        if record.result.evaluation is not None:
+            record.result.evaluation.save(self._folder / EVALUATION)
+        if isinstance(self._evaluator, CocoEvaluator):
+            self._evaluator.scored_set().save(self._folder / DETECTIONS)
 
 
-def report_training(
-    folder: Path, best: EvaluationRecord | None, metrics: Mapping[str, float], dataset: DetectionDataset | None
-) -> None:
-    """Show the best evaluation of a run and where its files are."""
-    if best is not None and dataset is not None:
+def report_training(folder: Path, best: EvaluationRecord | None, result: FitResult, dataset: DetectionDataset) -> None:
+    """Show the best evaluation of a run."""
+    if best is not None:
         report_evaluation(folder, best.result, dataset)
-    elif metrics:  # resumed after its last evaluation
-        rich.print("evaluated before: " + ", ".join(f"{name} {value:.4f}" for name, value in list(metrics.items())[:3]))
-    rich.print(f"run folder: [bold]{folder}[/bold]")
+    elif result.best is not None:  # resumed after its best evaluation
+        rich.print(f"the best value, {result.best:.4f}, was reached before, at step {result.best_step}")
 
 
 def report_evaluation(folder: Path, result: EvaluationResult, dataset: DetectionDataset) -> None:
     """Print the tables; write ``evaluation.json`` and ``detections.png`` (ground truth left, detections right)."""
     if result.evaluation is not None:
         rich.print(result.evaluation.table(), result.evaluation.per_class_table())
-        result.evaluation.save(folder / "evaluation.json")
+        result.evaluation.save(folder / EVALUATION)
     if result.losses:
         rich.print("losses: " + ", ".join(f"{name} {value:.4f}" for name, value in result.losses.items()))
     if result.examples:

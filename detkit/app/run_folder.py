@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import subprocess
@@ -13,15 +14,21 @@ from typing import Any
 from detkit.app.paths import config_dir
 from detkit.config import ConfigError
 from detkit.engine.checkpoint import LAST, PREVIOUS, CheckpointError, current_versions, load_latest
+from detkit.engine.records import FitResult
 from detkit.utils.files import atomic_write
 from detkit.utils.log import logger
 
-#: What may differ between a run and its continuation without changing what is computed.
+#: Written when a run has come to its end: what it ended with.
+RESULT = "result.json"
+
+#: What does not change anything that is computed.
 _FREE = (
     *("resume", "device", "run_root", "callbacks", "trainer.save_every", "trainer.log_every"),
     *(f"data.loader.{s}.{key}" for s in ("train", "val") for key in ("num_workers", "timeout", "pin_memory")),
-    *(f"data{s}.root" for s in ("", ".train", ".val")),
 )
+
+#: Where the data lie: a run may go on from a copy of them elsewhere, but two runs on other data are two runs.
+_PLACES = tuple(f"data{s}.root" for s in ("", ".train", ".val"))
 
 
 def find_run(path: str, experiment_folder: Path, config: Mapping[str, Any]) -> Path:
@@ -48,7 +55,7 @@ def find_run(path: str, experiment_folder: Path, config: Mapping[str, Any]) -> P
     folder = Path(path)
     if not folder.is_dir():
         raise ConfigError(f"resume: no folder {path}")
-    if not any((folder / name).is_file() for name in (LAST, PREVIOUS)):
+    if not can_go_on(folder):
         raise ConfigError(f"resume: {path} has neither {LAST} nor {PREVIOUS}; it is not a run that can go on")
     changed = changed_keys(load_latest(folder).config, config)
     if changed:
@@ -59,13 +66,57 @@ def find_run(path: str, experiment_folder: Path, config: Mapping[str, Any]) -> P
 
 def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Key, value before and value now wherever two configurations differ in what is computed."""
-    flat_before, flat_now = dict(_leaves(before)), dict(_leaves(now))
+    flat_before, flat_now = dict(leaves(before)), dict(leaves(now))
     keys = sorted(flat_before.keys() | flat_now.keys())
     return [
         (k, flat_before.get(k), flat_now.get(k))
         for k in keys
-        if flat_before.get(k) != flat_now.get(k) and not any(k == f or k.startswith(f + ".") for f in _FREE)
+        if flat_before.get(k) != flat_now.get(k) and not is_free(k, (*_FREE, *_PLACES))
     ]
+
+
+def is_free(key: str, free: tuple[str, ...] = _FREE) -> bool:
+    """Whether ``key`` says nothing about what is computed."""
+    return any(key == name or key.startswith(name + ".") for name in free)
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Ten digits for what ``config`` (plain values, interpolations as they stand) computes."""
+    said = sorted((key, value) for key, value in leaves(config) if not is_free(key))
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def can_go_on(folder: Path) -> bool:
+    """Whether ``folder`` holds the state of a run, so that ``resume`` can go on with it."""
+    return any((folder / name).is_file() for name in (LAST, PREVIOUS))
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """What the run in ``folder`` ended with; None where it has not come to its end.
+
+    Raises:
+        ConfigError: the file is not what a run writes.
+    """
+    path = folder / RESULT
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}: not JSON: {error}") from error
+
+
+def write_result(folder: Path, result: FitResult, monitor: str, costs: Mapping[str, Any]) -> None:
+    """Write ``result.json``: the run has come to its end, with what and at what costs."""
+    content = {
+        "steps": result.step,
+        "stopped_early": result.stopped_early,
+        "monitor": monitor,
+        "best": result.best,
+        "best_step": result.best_step,
+        **costs,
+    }
+    atomic_write(folder / RESULT, json.dumps(content, indent=2) + "\n")
 
 
 def write_manifest(folder: Path, seed: int) -> None:
@@ -96,9 +147,10 @@ def _checkpoints_below(folder: Path) -> Iterator[Path]:
         yield from folder.glob(f"*/{name}")
 
 
-def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value in nested mappings, by its full key."""
     if isinstance(node, Mapping):
         for name, value in node.items():
-            yield from _leaves(value, f"{key}.{name}" if key else str(name))
+            yield from leaves(value, f"{key}.{name}" if key else str(name))
     else:
         yield key, node

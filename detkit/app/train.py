@@ -6,13 +6,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+import rich
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from detkit.app.costs import costs
 from detkit.app.entry import run_tool
 from detkit.app.init_from import initialize
 from detkit.app.report import KeepBest, report_training
-from detkit.app.run_folder import find_run, write_manifest
+from detkit.app.run_folder import RESULT, find_run, write_manifest, write_result
 from detkit.app.schema import TrainSchema
 from detkit.app.setup import (
     build_dataset,
@@ -21,30 +24,47 @@ from detkit.app.setup import (
     choose_device,
     without_pretrained_weights,
 )
-from detkit.config import build, validate
+from detkit.app.sweep.batches import register_sweeps
+from detkit.app.sweep.plan import Job
+from detkit.app.sweep.process import run_to_the_end, stop_with_the_sweep
+from detkit.config import ConfigError, build, validate
 from detkit.data.datasets.base import DetectionDataset
-from detkit.engine.callbacks import Callback
 from detkit.engine.checkpoint import load_latest
 from detkit.engine.trainer import Trainer
 from detkit.models import build_detector
 from detkit.utils import dist
 from detkit.utils.files import atomic_write
+from detkit.utils.lock import claim
 from detkit.utils.log import close_logging, logger, set_up_logging
 from detkit.utils.seed import seed_everything
 
 
 def main() -> None:
     """The command line."""
-    run_tool(run, "train")
+    stop_with_the_sweep()
+    register_sweeps()
+    run_tool(run, "train", run_sweep_job)
+
+
+def run_sweep_job(cfg: DictConfig, folder: Path) -> float | None:
+    """Under ``-m`` and a launcher that is not detkit's: run ``cfg`` in a process of its own.
+
+    Returns:
+        The best value of the monitored metric, which a search needs.
+    """
+    validate(cfg, TrainSchema)
+    job = Job(folder.name, tuple(HydraConfig.get().overrides.task), folder.name, folder, steps=None)
+    return run_to_the_end(job)
 
 
 def run(cfg: DictConfig, folder: Path) -> float | None:
     """Check ``cfg``, find the run folder, train, report.
 
     Returns:
-        The best value of the monitored metric, which a hyperparameter search needs.
+        The best value of the monitored metric.
     """
     validate(cfg, TrainSchema)
+    _refuse_lists(cfg)
     resumed = cfg.resume.path is not None
     if resumed:
         stored = OmegaConf.to_container(cfg, resolve=False)
@@ -53,26 +73,41 @@ def run(cfg: DictConfig, folder: Path) -> float | None:
             folder.rmdir()  # Hydra has made a new one
         folder = run_dir
     folder.mkdir(parents=True, exist_ok=True)
-    set_up_logging(folder)
-    try:
-        best = KeepBest()
-        trainer, val_set = build_trainer(cfg, folder, best, resumed=resumed)
-        if resumed:
-            trainer.restore(load_latest(folder))
-        else:
-            atomic_write(folder / "config.yaml", OmegaConf.to_yaml(cfg))
-            write_manifest(folder, cfg.seed)
-        result = trainer.fit()
-        if dist.is_main():
-            report_training(folder, best.record, trainer.metrics, val_set)
-    finally:
-        close_logging()
+    with claim(folder):
+        set_up_logging(folder)
+        try:
+            return _train(cfg, folder, resumed)
+        finally:
+            close_logging()
+
+
+def _train(cfg: DictConfig, folder: Path, resumed: bool) -> float | None:
+    trainer, val_set = build_trainer(cfg, folder, resumed=resumed)
+    best = KeepBest(folder, trainer.evaluator)
+    if dist.is_main():
+        trainer.callbacks["KeepBest"] = best
+        (folder / RESULT).unlink(missing_ok=True)
+    if resumed:
+        trainer.restore(load_latest(folder))
+    else:
+        atomic_write(folder / "config.yaml", OmegaConf.to_yaml(cfg))
+        write_manifest(folder, cfg.seed)
+    result = trainer.fit()
+    if dist.is_main():
+        if val_set is not None:
+            report_training(folder, best.record, result, val_set)
+        write_result(folder, result, trainer.monitor, costs(trainer))
+        rich.print(f"run folder: [bold]{folder}[/bold]")
     return result.best
 
 
-def build_trainer(
-    cfg: DictConfig, folder: Path, *watchers: Callback, resumed: bool = False
-) -> tuple[Trainer, DetectionDataset | None]:
+def _refuse_lists(cfg: DictConfig) -> None:
+    sweep = HydraConfig.initialized() and HydraConfig.get().runtime.choices.get("sweep")
+    if sweep:
+        raise ConfigError(f"sweep={sweep} is a list of jobs: add -m to run them")
+
+
+def build_trainer(cfg: DictConfig, folder: Path, resumed: bool = False) -> tuple[Trainer, DetectionDataset | None]:
     """Everything that ``cfg`` describes, ready to fit, and the validation set.
 
     A run that is ``resumed`` takes its weights from the checkpoint: none are fetched.
@@ -112,7 +147,6 @@ def build_trainer(
     optimizer = build(node["optim"], key="optim")(detector, batch_size)
     logger.info("%d trainable parameters on %s", _num_trainable(detector), device)
     callbacks = {name: build(callback) for name, callback in node.get("callbacks", {}).items() if callback is not None}
-    callbacks |= {type(watcher).__name__: watcher for watcher in watchers}
     trainer = build(node["trainer"], key="trainer")(
         detector=detector,
         optimizer=optimizer,
@@ -131,3 +165,7 @@ def build_trainer(
 
 def _num_trainable(detector: torch.nn.Module) -> int:
     return sum(p.numel() for p in detector.parameters() if p.requires_grad)
+
+
+if __name__ == "__main__":
+    main()

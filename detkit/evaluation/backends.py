@@ -35,6 +35,14 @@ REFERENCE: BackendName = "pycocotools"
 
 def run_pycocotools(truth: TruthColumns, found: DetectionColumns, max_detections: Limits) -> Curves:
     """The reference."""
+    evaluation = pycocotools_evaluation(truth, found, max_detections)
+    with _quiet():
+        evaluation.accumulate()
+    return _curves(evaluation.eval)
+
+
+def pycocotools_evaluation(truth: TruthColumns, found: DetectionColumns, max_detections: Limits) -> Any:
+    """pycocotools' COCOeval after its matching: ``evalImgs`` has what was matched with what."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -48,8 +56,7 @@ def run_pycocotools(truth: TruthColumns, found: DetectionColumns, max_detections
         evaluation = COCOeval(dataset(_truth_rows(truth)), dataset(_detection_rows(found)), "bbox")
         evaluation.params.maxDets = list(max_detections)
         evaluation.evaluate()
-        evaluation.accumulate()
-    return _curves(evaluation.eval)
+    return evaluation
 
 
 def run_faster_coco_eval(truth: TruthColumns, found: DetectionColumns, max_detections: Limits) -> Curves:

@@ -10,6 +10,7 @@ import numpy as np
 from detkit.config import EVALUATORS
 from detkit.evaluation.backends import BACKENDS, BackendName, choose_backend
 from detkit.evaluation.columns import DetectionColumns, detection_columns, truth_columns
+from detkit.evaluation.columns_file import ScoredSet
 from detkit.evaluation.evaluator import ClassResult, Evaluation, Evaluator, EvaluatorState
 from detkit.evaluation.results import Results, restore
 from detkit.evaluation.summary import Curves, coco_metrics, mean, summarize
@@ -95,6 +96,16 @@ class CocoEvaluator(Evaluator):
     def results(self) -> Results:
         """The detections so far in the data set's own terms, by ascending image id whatever the order they came in."""
         return Results.join(self._found[image_id] for image_id in sorted(self._found))
+
+    def scored_set(self) -> ScoredSet:
+        """Ground truth and detections so far as columns, to be kept in a file and scored again."""
+        names = dict(zip(self.categories.ids, self.categories.names, strict=True))
+        return ScoredSet(
+            truth=self._truth,
+            found=detection_columns(self.results(), self._truth),
+            names=tuple(names[i] for i in self._truth.category_ids.tolist()),
+            max_detections=self.max_detections,
+        )
 
     def state(self) -> EvaluatorState:
         return EvaluatorState(np.array(sorted(self._found), np.int64), self.results())

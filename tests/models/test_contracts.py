@@ -27,7 +27,7 @@ NECK_OPTIONS = {
     "FPN": [{}, {"num_extra": 0}, {"num_extra": 2, "extra": "conv_p5"}, {"num_extra": 2, "extra": "conv_c5"}],
     "ImagePyramid": [{"scales": [2.0, 1.0, 0.75, 0.5]}, {"stride": None, "out_channels": 8}, {"merge": "sum"}],
     "SingleLevel": [{}, {"stride": 8}, {"out_channels": 7}],
-    "Upsample": [{}, {"channels": [8], "mode": "bilinear"}, {"lateral": True}],
+    "Upsample": [{}, {"channels": [8], "mode": "bilinear"}, {"lateral": True}, {"conv": "modulated_deform"}],
 }
 SMALL = [
     *("model.backbone.weights=null", "model.backbone.norm=bn", "model.backbone.frozen_stages=0"),
@@ -41,7 +41,7 @@ SMALL_MODEL = {
     "yolov1_paper": ["model.backbone.width=4", "model.head.grid_size=[1,2]", "model.head.hidden=16"],
 }
 #: necks of one level, which heads of one map can read
-ONE_MAP = ["image_pyramid_sum", "single_level", "upsample", "upsample_lateral"]
+ONE_MAP = ["image_pyramid_sum", "single_level", "upsample", "upsample_dcn", "upsample_lateral"]
 
 
 def batch(sizes=((64, 96), (64, 96)), seed=0, empty=()):

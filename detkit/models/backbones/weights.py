@@ -14,7 +14,8 @@ from torchvision.models import WeightsEnum
 def load_backbone_weights(module: nn.Module, source: str | None, imagenet: WeightsEnum) -> None:
     """Load ``source`` into ``module``: "imagenet", the path of a state dict, or None for random weights.
 
-    A classifier that the file carries and the backbone lacks (``fc``, ``classifier``) is left out; anything else that
+    A classifier that the file carries and the backbone lacks (``fc``, ``classifier``) is left out, and modules that say
+    they are ``added`` to the published network keep their initial values where the file lacks them; anything else that
     does not fit is an error.
 
     Raises:
@@ -34,16 +35,17 @@ def load_file(module: nn.Module, source: str | None) -> None:
 def _load(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     own = module.state_dict()
     state = {k: v for k, v in state.items() if not k.startswith(("fc.", "classifier."))}
-    if not any(k.endswith("num_batches_tracked") for k in own):  # frozen norms do not count batches
-        state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    counters = {k: v for k, v in own.items() if k.endswith("num_batches_tracked")}  # frozen norms do not count batches
+    state = counters | {k: v for k, v in state.items() if k in counters or not k.endswith("num_batches_tracked")}
+    added = {f"{n}.{k}" for n, m in module.named_modules() if getattr(m, "added", False) for k in m.state_dict()}
+    missing, unexpected = sorted(own.keys() - state.keys() - added), sorted(state.keys() - own.keys())
     wrong = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
     if missing or unexpected or wrong:
         raise ValueError(
             f"weights {source!r} do not fit {type(module).__name__}: {_count('missing', missing)}, "
             f"{_count('unexpected', unexpected)}, {_count('of another shape', wrong)}"
         )
-    module.load_state_dict(state)
+    module.load_state_dict(state, strict=False)  # checked above
 
 
 def _imagenet_state(weights: WeightsEnum) -> Mapping[str, Tensor]:

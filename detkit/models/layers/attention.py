@@ -18,6 +18,9 @@ class Attention(nn.Module):
 
     runtime_arguments = ("channels",)
 
+    #: weight files of networks without it leave it as it starts
+    added = True
+
 
 @ATTENTIONS
 class SE(Attention):

@@ -26,7 +26,8 @@ class ImagePyramid(Neck):
 
     Args:
         scales: factors on the image's sides, largest first: the finest level comes first.
-        stride: of the backbone's map that is taken, in px of the scaled image; null for the coarsest.
+        stride: of the backbone's map that is taken, in px of the scaled image; null for the coarsest. Coarser maps are
+            computed in vain: a ResNet leaves them out by ``model.backbone.levels=[2,3]``.
         out_channels: project to so many channels, by a 1x1 and a 3x3 convolution that all levels share.
         merge: "levels" gives one map a scale; "sum" adds them up at the finest stride, for heads that read one map.
     """
@@ -36,7 +37,7 @@ class ImagePyramid(Neck):
         *,
         in_spec: FeatureSpec,
         scales: tuple[float, ...] = (2.0, 1.0, 0.5, 0.25),
-        stride: int | None = 16,
+        stride: int | None = None,
         out_channels: int = 256,
         merge: Literal["levels", "sum"] = "levels",
     ) -> None:

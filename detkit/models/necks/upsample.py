@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from detkit.config import NECKS
 from detkit.models.interfaces import Neck
-from detkit.models.layers import NormName, make_norm
+from detkit.models.layers import ConvName, NormName, make_conv, make_norm
 from detkit.structures import FeatureSpec
 
 
@@ -29,6 +29,7 @@ class Upsample(Neck):
         mode: "transposed" convolutions, or "bilinear" interpolation and a 1x1 convolution.
         lateral: add the backbone's own map where it has one of the same stride, through a 1x1 convolution. The paper's
             ResNets have none of this; small objects and short schedules gain by it.
+        conv: the 3x3 convolutions: plain, or ``deform`` and ``modulated_deform`` as in the published ResNets (DCNv2).
         norm: normalisation layers; not ``frozen_bn``, since they start at random.
     """
 
@@ -39,6 +40,7 @@ class Upsample(Neck):
         channels: tuple[int, ...] = (256, 128, 64),
         mode: Literal["transposed", "bilinear"] = "transposed",
         lateral: bool = False,
+        conv: ConvName = "conv",
         norm: Literal["bn", "gn", "sync_bn"] = "bn",
     ) -> None:
         super().__init__()
@@ -46,7 +48,7 @@ class Upsample(Neck):
             raise ValueError("channels must name at least one step")
         widths = (in_spec.channels[-1], *channels)
         strides = [in_spec.strides[-1] / 2 ** (i + 1) for i in range(len(channels))]
-        self.steps = nn.ModuleList(_Doubling(a, b, mode, norm) for a, b in pairwise(widths))
+        self.steps = nn.ModuleList(_Doubling(a, b, mode, conv, norm) for a, b in pairwise(widths))
         #: for each step the backbone's level that joins it, or None
         self.levels = [in_spec.strides.index(s) if lateral and s in in_spec.strides else None for s in strides]
         self.laterals = nn.ModuleList(
@@ -68,10 +70,10 @@ class Upsample(Neck):
 class _Doubling(nn.Module):
     """Half the stride."""
 
-    def __init__(self, in_channels: int, channels: int, mode: str, norm: NormName) -> None:
+    def __init__(self, in_channels: int, channels: int, mode: str, conv: ConvName, norm: NormName) -> None:
         super().__init__()
         self.mode = mode
-        self.conv = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+        self.conv = make_conv(conv, in_channels, channels, 3)
         self.conv_norm = make_norm(norm, channels)
         if mode == "transposed":
             self.up: nn.Module = nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=1, bias=False)

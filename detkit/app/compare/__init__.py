@@ -1,0 +1,1 @@
+"""Comparison of runs: one table with honest intervals, figures, and a page that opens without a server."""

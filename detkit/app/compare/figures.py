@@ -1,0 +1,113 @@
+"""The figures of a comparison, as PNG files."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from detkit.app.compare.runs import Run, System
+from detkit.app.compare.table import Row
+from detkit.evaluation.bootstrap import CONFIDENCE
+
+#: Okabe and Ito's colours, which the colour-blind can tell apart.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+
+
+def draw_bars(path: Path, rows: Sequence[Row], metric: str) -> None:
+    """A bar for each system: the mean over its runs, which are dots; below, the differences with their intervals."""
+    from matplotlib.figure import Figure
+
+    compared = [row for row in rows if row.difference is not None]
+    figure = Figure(figsize=(9, 1.2 + 0.5 * (len(rows) + len(compared))), layout="constrained")
+    ratios = [len(rows), max(1, len(compared))]
+    axes = figure.subplots(2 if compared else 1, 1, squeeze=False, height_ratios=ratios[: 2 if compared else 1])
+    top = axes[0, 0]
+    for i, row in enumerate(rows):
+        values = row.system.values(metric)
+        top.barh(i, row.means[metric], color=_color(i), alpha=0.35, height=0.7)
+        top.plot(values, np.full(len(values), i), "o", color=_color(i), markersize=5)
+    _name_rows(top, [row.system.name for row in rows])
+    top.set_xlabel(f"{metric}: mean over the runs (bar) and each run (dot)")
+    top.set_xlim(left=0)
+    if compared:
+        _draw_differences(axes[1, 0], rows, compared, metric)
+    figure.savefig(path, dpi=110)
+
+
+def _draw_differences(axis, rows: Sequence[Row], compared: Sequence[Row], metric: str) -> None:
+    places = {row.system.name: i for i, row in enumerate(rows)}
+    for i, row in enumerate(compared):
+        d = row.difference
+        assert d is not None
+        axis.plot([d.low, d.high], [i, i], color=_color(places[row.system.name]), linewidth=2)
+        axis.plot(d.value, i, "o", color=_color(places[row.system.name]), markersize=7,
+                  markerfacecolor=_color(places[row.system.name]) if d.is_shown else "white")  # fmt: skip
+    axis.axvline(0, color="black", linewidth=1)
+    baseline = next(row.system.name for row in rows if row.difference is None)
+    _name_rows(axis, [row.system.name for row in compared])
+    axis.set_xlabel(
+        textwrap.fill(
+            f"{metric} minus that of {baseline}, {CONFIDENCE:.0%} interval (hollow: no difference shown)", width=90
+        )
+    )
+
+
+def draw_curves(path: Path, systems: Sequence[System], metric: str) -> None:
+    """Training loss and validation metric by step: each run thin, the mean of a system's runs thick."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for i, system in enumerate(systems):
+        _draw_lines(left, [_smooth(*_series(run, "train", "loss")) for run in system.runs], _color(i), system.name)
+        _draw_lines(right, [_series(run, "val", metric) for run in system.runs], _color(i), system.name)
+    left.set(xlabel="step", ylabel="training loss (smoothed)", yscale="log")
+    right.set(xlabel="step", ylabel=f"validation {metric}")
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        if not axis.lines:
+            axis.text(0.5, 0.5, "no metrics.csv in the run folders", ha="center", transform=axis.transAxes)
+    handles, labels = left.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, [textwrap.fill(x, 60) for x in labels], loc="outside lower center", ncols=2, fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def _draw_lines(axis, series: Sequence[tuple[np.ndarray, np.ndarray]], color: str, name: str) -> None:
+    lines = [(steps, values) for steps, values in series if len(steps)]
+    marker = "o" if lines and max(len(steps) for steps, _ in lines) < 3 else None
+    for steps, values in lines:
+        axis.plot(steps, values, color=color, linewidth=0.8, alpha=0.4, marker=marker)
+    if not lines:
+        return
+    common = lines[0][0]
+    for steps, _ in lines[1:]:
+        common = np.intersect1d(common, steps)
+    mean = np.mean([values[np.isin(steps, common)] for steps, values in lines], axis=0)
+    axis.plot(common, mean, color=color, linewidth=2.2, label=name, marker=marker)
+
+
+def _series(run: Run, split: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    return run.table.get((split, name), (np.zeros(0, int), np.zeros(0)))
+
+
+def _smooth(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means over windows of a fortieth of the run: single steps jump."""
+    window = max(1, len(values) // 40)
+    if window == 1:
+        return steps, values
+    usable = len(values) // window * window
+    return steps[:usable].reshape(-1, window)[:, -1], values[:usable].reshape(-1, window).mean(axis=1)
+
+
+def _name_rows(axis, names: Sequence[str]) -> None:
+    axis.set_yticks(range(len(names)), [textwrap.fill(name, 40) for name in names], fontsize=9)
+    axis.invert_yaxis()
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _color(i: int) -> str:
+    return _COLORS[i % len(_COLORS)]

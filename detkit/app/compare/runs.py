@@ -1,0 +1,187 @@
+"""What the folders of finished runs hold."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from detkit.app.report import DETECTIONS, EVALUATION
+from detkit.app.run_folder import changed_keys, config_hash, leaves, read_result
+from detkit.app.sweep.folder import JOBS, read_jobs
+from detkit.config import ConfigError
+from detkit.evaluation import ScoredSet
+from detkit.evaluation.columns import TruthColumns
+from detkit.utils.log import logger
+
+#: Differing keys that a system is named by; the page shows all of them.
+_MOST_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run; ``label`` as its sweep calls it, or None."""
+
+    folder: Path
+    label: str | None
+    config: Mapping[str, Any]
+    result: Mapping[str, Any]
+
+    @property
+    def seed(self) -> int:
+        return self.config["seed"]
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """COCO's numbers of the best evaluation; nan for one that is not defined."""
+        path = self.folder / EVALUATION
+        if not path.is_file():
+            raise ConfigError(f"{self.folder}: has no {EVALUATION}; only runs with an evaluator can be compared")
+        stored = json.loads(path.read_text(encoding="utf-8"))["metrics"]
+        return {name: float("nan") if value == -1 else value for name, value in stored.items()}
+
+    @cached_property
+    def scored(self) -> ScoredSet:
+        """The detections of the best evaluation, and what there was to find."""
+        path = self.folder / DETECTIONS
+        if not path.is_file():
+            raise ConfigError(f"{self.folder}: has no {DETECTIONS}; only runs with COCO's evaluator can be compared")
+        return ScoredSet.load(path)
+
+    @cached_property
+    def table(self) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
+        """The numbers of ``metrics.csv``: steps (N,) and values (N,) by split and name; empty without the file."""
+        path = self.folder / "metrics.csv"
+        rows: dict[tuple[str, str], list[tuple[int, float]]] = {}
+        if path.is_file():
+            with path.open(encoding="utf-8", newline="") as file:
+                for row in csv.DictReader(file):
+                    rows.setdefault((row["split"], row["name"]), []).append((int(row["step"]), float(row["value"])))
+        return {key: (np.array([s for s, _ in v]), np.array([x for _, x in v])) for key, v in rows.items()}
+
+    @property
+    def images_per_second(self) -> float | None:
+        """The median over the logged steps of training but the first, which warms up; None where none is logged."""
+        _, values = self.table.get(("train", "time/images_per_second"), (np.zeros(0), np.zeros(0)))
+        return statistics.median(values[1:]) if len(values) > 1 else None
+
+
+@dataclass(frozen=True)
+class System:
+    """Runs that differ by their seed alone, under one name. ``differences``: what sets it apart, key by key."""
+
+    name: str
+    runs: tuple[Run, ...]
+    differences: Mapping[str, Any]
+
+    def values(self, metric: str) -> np.ndarray:
+        """(S,) of its runs.
+
+        Raises:
+            ConfigError: there is no such metric.
+        """
+        for run in self.runs:
+            if metric not in run.metrics:
+                raise ConfigError(f"no metric {metric!r} in {run.folder}; there are {', '.join(run.metrics)}")
+        return np.array([run.metrics[metric] for run in self.runs])
+
+
+def read_systems(paths: Sequence[Path]) -> tuple[list[System], list[str]]:
+    """The finished runs in ``paths`` (run folders or sweep folders), grouped; and the names of those left out.
+
+    Raises:
+        ConfigError: a path is neither, nothing is finished, or the runs were evaluated on different data.
+    """
+    folders: dict[Path, str | None] = {}
+    for path in paths:
+        if (path / JOBS).is_file():
+            folders |= read_jobs(path)
+        elif (path / "config.yaml").is_file():
+            folders[path] = None
+        else:
+            raise ConfigError(f"{path}: neither the folder of a run nor that of a sweep")
+    runs, missing = [], []
+    for folder, label in folders.items():
+        result = read_result(folder)
+        if result is None:
+            missing.append(f"{label or folder} has not come to its end")
+            continue
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        runs.append(Run(folder, label, config, result))
+    if not runs:
+        raise ConfigError(["none of the runs has come to its end", *missing])
+    _check_same_data(runs)
+    return _group(runs, by_label=len(paths) == 1), missing
+
+
+def _check_same_data(runs: Sequence[Run]) -> None:
+    first = runs[0]
+    for run in runs[1:]:
+        if not _same(run.scored.truth, first.scored.truth) or run.scored.names != first.scored.names:
+            raise ConfigError(f"{run.folder} was evaluated on other images or annotations than {first.folder}")
+
+
+def _same(one: TruthColumns, other: TruthColumns) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def _group(runs: Sequence[Run], by_label: bool) -> list[System]:
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(config_hash({**run.config, "seed": None}), []).append(run)
+    for group in groups.values():
+        group.sort(key=lambda run: run.seed)
+        seeds = [run.seed for run in group]
+        if len(set(seeds)) < len(seeds):
+            logger.warning("two runs of the same configuration and seed: %s", ", ".join(str(r.folder) for r in group))
+    configs = [group[0].config for group in groups.values()]
+    keys = _differing_keys(configs)
+    systems = []
+    for group, config in zip(groups.values(), configs, strict=True):
+        values = dict(leaves(config))
+        differences = {key: values.get(key) for key in keys}
+        name = _label(group[0]) if by_label and group[0].label else _name(differences, group[0])
+        systems.append(System(name, tuple(group), differences))
+    return _distinct(systems)
+
+
+def _label(run: Run) -> str:
+    """The sweep's label without the seed."""
+    words = [word for word in (run.label or "").split(" ") if not word.startswith("seed=")]
+    return " ".join(words) or "all runs"
+
+
+def _differing_keys(configs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What sets ``configs`` apart; of a component that is another class its name alone."""
+    first, *others = configs
+    found = {key: None for other in others for key, _, _ in changed_keys(first, other) if key != "seed"}
+    classes = [key.removesuffix("._target_") for key in found if key.endswith("._target_")]
+    inside = {key for key in found for name in classes if key.startswith(name + ".") and key != f"{name}._target_"}
+    return [key for key in found if key not in inside]
+
+
+def _name(differences: Mapping[str, Any], run: Run) -> str:
+    words = [f"{key.removesuffix('._target_')}={value}" for key, value in differences.items()]
+    if not words:
+        return run.folder.name if run.folder.name else str(run.folder)
+    more = f" and {len(words) - _MOST_NAMED} more" if len(words) > _MOST_NAMED else ""
+    return " ".join(words[:_MOST_NAMED]) + more
+
+
+def _distinct(systems: Sequence[System]) -> list[System]:
+    """The same, the folder added to names that occur twice."""
+    names = [system.name for system in systems]
+    return [
+        system
+        if names.count(system.name) == 1
+        else System(f"{system.name} ({system.runs[0].folder.name})", system.runs, system.differences)
+        for system in systems
+    ]

@@ -1,0 +1,160 @@
+"""The table of a comparison: one row for each system."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from rich.markup import escape
+from rich.table import Column, Table
+
+from detkit.app.compare.runs import System
+from detkit.evaluation.bootstrap import CONFIDENCE, Difference, image_weights, paired_difference
+from detkit.evaluation.matches import accumulate, match
+from detkit.utils.progress import track
+
+NOT_SHOWN = "no difference shown"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the table tells of a system.
+
+    ``means`` and ``deviations``: of each metric over the runs, the standard deviation nan for a single one.
+    ``difference``: to the baseline in the compared metric; None for the baseline itself. ``costs``: parameters, flops,
+    images/s of training, and bytes of memory; means over the runs, None where it was not measured.
+    """
+
+    system: System
+    means: Mapping[str, float]
+    deviations: Mapping[str, float]
+    difference: Difference | None
+    costs: Mapping[str, float | None]
+
+
+def make_rows(
+    systems: Sequence[System], baseline: System, metric: str, shown: Sequence[str], num_samples: int, seed: int
+) -> list[Row]:
+    """Score every run on the same samples of the images, and compare with ``baseline``."""
+    num_images = len(systems[0].runs[0].scored.truth.image_ids)
+    weights = image_weights(num_images, num_samples, seed)
+    all_runs = [(system, run) for system in systems for run in system.runs]
+    values: dict[str, list[np.ndarray]] = {system.name: [] for system in systems}
+    for system, run in track(all_runs, len(all_runs), "resampling images"):
+        matches = match(run.scored)
+        values[system.name].append(accumulate(matches, matches.metric(metric), weights))
+    resampled = {name: np.stack(rows) for name, rows in values.items()}
+    rows = []
+    for system in systems:
+        numbers = {name: system.values(name) for name in shown}
+        difference = None
+        if system is not baseline:
+            difference = paired_difference(resampled[baseline.name], resampled[system.name], num_images)
+        rows.append(
+            Row(
+                system=system,
+                means={name: float(v.mean()) for name, v in numbers.items()},
+                deviations={name: float(v.std(ddof=1)) if len(v) > 1 else float("nan") for name, v in numbers.items()},
+                difference=difference,
+                costs=_costs(system),
+            )
+        )
+    return rows
+
+
+def _costs(system: System) -> dict[str, float | None]:
+    measured = {
+        "parameters": [run.result.get("parameters") for run in system.runs],
+        "flops": [run.result.get("flops") for run in system.runs],
+        "images_per_second": [run.images_per_second for run in system.runs],
+        "memory": [run.result.get("memory") for run in system.runs],
+    }
+    return {
+        name: None if any(v is None for v in values) else float(np.mean([v for v in values if v is not None]))
+        for name, values in measured.items()
+    }
+
+
+def headings(metric: str, shown: Sequence[str]) -> list[str]:
+    return [
+        *("system", "seeds"),
+        *shown,
+        f"{metric} difference",
+        f"{CONFIDENCE:.0%} interval",
+        *("parameters", "GFLOPs", "images/s", "memory"),
+    ]
+
+
+def cells(row: Row, shown: Sequence[str]) -> list[str]:
+    """One row in words, under :func:`headings`."""
+    numbers = [_mean(row.means[name], row.deviations[name]) for name in shown]
+    c = row.costs
+    return [
+        row.system.name,
+        ", ".join(str(run.seed) for run in row.system.runs),
+        *numbers,
+        *_difference(row.difference),
+        _number(c["parameters"], 1e6, " M", 2),
+        _number(c["flops"], 1e9, "", 2),
+        _number(c["images_per_second"], 1, "", 1),
+        _number(c["memory"], 2**20, " MiB", 0),
+    ]
+
+
+def as_markdown(rows: Sequence[Row], metric: str, shown: Sequence[str]) -> str:
+    lines = [headings(metric, shown), *(cells(row, shown) for row in rows)]
+    text = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+    rule = "| --- |" + " ---: |" * (len(lines[0]) - 1)
+    return "\n".join([text[0], rule, *text[1:]]) + "\n"
+
+
+def as_csv(rows: Sequence[Row], metric: str, shown: Sequence[str]) -> str:
+    """All digits, one column for each number."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    both = [f"{name}_{what}" for name in shown for what in ("mean", "std")]
+    interval = [f"{metric}_difference", "low", "high", "difference_shown", "seeds_vary"]
+    writer.writerow(["system", "seeds", *both, *interval, "parameters", "flops", "images_per_second", "memory_bytes"])
+    for row in rows:
+        numbers = [x for name in shown for x in (row.means[name], row.deviations[name])]
+        d = row.difference
+        told = ["", "", "", "", ""] if d is None else [d.value, d.low, d.high, d.is_shown, d.seeds_vary]
+        seeds = " ".join(str(run.seed) for run in row.system.runs)
+        writer.writerow([row.system.name, seeds, *numbers, *told, *row.costs.values()])
+    return out.getvalue()
+
+
+def as_rich(rows: Sequence[Row], metric: str, shown: Sequence[str]) -> list[Table]:
+    """The table in three, for a terminal is narrow: scores, differences, costs."""
+    names = headings(metric, shown)
+    told = [cells(row, shown) for row in rows]
+    ends = [0, 2 + len(shown), 4 + len(shown), len(names)]
+    tables = []
+    for start, end in itertools.pairwise(ends):
+        columns = [0, *range(max(start, 1), end)]
+        table = Table(*(Column(names[i], justify="right" if i else "left", overflow="fold") for i in columns))
+        for row in told:
+            table.add_row(*(escape(row[i]) for i in columns))
+        tables.append(table)
+    return tables
+
+
+def _mean(value: float, deviation: float) -> str:
+    if np.isnan(value):
+        return "-"
+    return f"{value:.3f}" if np.isnan(deviation) else f"{value:.3f} ± {deviation:.3f}"
+
+
+def _difference(difference: Difference | None) -> tuple[str, str]:
+    if difference is None:
+        return "baseline", ""
+    interval = f"[{difference.low:+.3f}, {difference.high:+.3f}]"
+    return f"{difference.value:+.3f}", interval if difference.is_shown else f"{interval} {NOT_SHOWN}"
+
+
+def _number(value: float | None, unit: float, name: str, digits: int) -> str:
+    return "-" if value is None else f"{value / unit:.{digits}f}{name}"

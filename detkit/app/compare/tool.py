@@ -1,0 +1,105 @@
+"""``tools/compare.py``: which of these runs is better, and is the difference more than chance?"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import rich
+
+from detkit.app.compare.figures import draw_bars, draw_curves
+from detkit.app.compare.page import make_page
+from detkit.app.compare.runs import System, read_systems
+from detkit.app.compare.table import Row, as_csv, as_markdown, as_rich, make_rows
+from detkit.app.failure import told_plainly
+from detkit.app.sweep.folder import JOBS
+from detkit.config import ConfigError
+from detkit.config.registry import did_you_mean
+from detkit.evaluation.bootstrap import CONFIDENCE
+from detkit.utils.files import atomic_write
+from detkit.utils.log import set_up_logging
+
+_SHOWN = ("AP", "AP50", "AP75")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Compare finished runs: one table over seeds, figures, a page.")
+    parser.add_argument("paths", nargs="+", type=Path, help="run folders, or the folder of a sweep")
+    parser.add_argument("--baseline", help="name of the system that the others are compared with; default: the first")
+    parser.add_argument("--metric", default="AP", help="one of COCO's numbers: AP, AP50, APs, AR100, ...; default: AP")
+    parser.add_argument("--samples", type=int, default=1000, help="resamplings of the images; default: 1000")
+    parser.add_argument("--seed", type=int, default=0, help="of the resampling")
+    parser.add_argument("--output", type=Path, help="default: comparison/ in the sweep's folder, or here")
+    options = parser.parse_args(arguments)
+    if options.samples < 100:
+        parser.error(f"--samples must be 100 or more, not {options.samples}: fewer say nothing about an interval")
+    set_up_logging()
+    with told_plainly():
+        compare(options.paths, options.output, options.baseline, options.metric, options.samples, options.seed)
+
+
+def compare(
+    paths: Sequence[Path], output: Path | None, baseline: str | None, metric: str, num_samples: int, seed: int
+) -> list[Row]:
+    """Write table, figures and page into ``output``, and show the table.
+
+    Raises:
+        ConfigError: the runs cannot be compared, or a name is unknown.
+    """
+    systems, missing = read_systems(paths)
+    chosen = _find(systems, baseline)
+    shown = list(dict.fromkeys([metric, *_SHOWN]))
+    rows = make_rows(systems, chosen, metric, shown, num_samples, seed)
+    is_sweep = len(paths) == 1 and (paths[0] / JOBS).is_file()
+    output = output or (paths[0] / "comparison" if is_sweep else Path("comparison"))
+    output.mkdir(parents=True, exist_ok=True)
+    notes = [*_notes(rows, metric, num_samples), *(f"Left out: {line}." for line in missing)]
+    bars, curves = output / "differences.png", output / "learning_curves.png"
+    draw_bars(bars, rows, metric)
+    draw_curves(curves, systems, metric)
+    atomic_write(output / "table.md", as_markdown(rows, metric, shown))
+    atomic_write(output / "table.csv", as_csv(rows, metric, shown))
+    title = f"{len(systems)} systems, {sum(len(s.runs) for s in systems)} runs"
+    atomic_write(output / "index.html", make_page(title, rows, metric, shown, notes, [bars, curves]))
+    console = rich.get_console()
+    console.print(*as_rich(rows, metric, shown))
+    for note in notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"table, figures and page: [bold]{output / 'index.html'}[/bold]", soft_wrap=True)
+    return rows
+
+
+def _find(systems: Sequence[System], name: str | None) -> System:
+    if name is None:
+        return systems[0]
+    names = [system.name for system in systems]
+    if name not in names:
+        raise ConfigError(f"--baseline: no system {name!r}{did_you_mean(name, names)}")
+    return systems[names.index(name)]
+
+
+def _notes(rows: Sequence[Row], metric: str, num_samples: int) -> list[str]:
+    """How the numbers came about, in the reader's words."""
+    num_images = len(rows[0].system.runs[0].scored.truth.image_ids)
+    notes = [
+        "Scores: mean ± standard deviation over the seeds, each run at its best evaluation.",
+        f"Intervals: {CONFIDENCE:.0%}, each for itself, from {num_samples} resamplings of the {num_images} validation "
+        f"images, the same for all runs. An interval that spans zero shows no difference in {metric}; it does not show "
+        "that there is none.",
+    ]
+    differences = [row.difference for row in rows if row.difference is not None]
+    if any(d.seeds_vary for d in differences):
+        notes.append("They hold the noise of training too: the variance over the seeds of both systems enters.")
+    if not all(d.seeds_vary for d in differences):
+        notes.append(
+            "Where a system has one seed only, the noise of training is not in them: they are about these very "
+            "weights, and another seed may give another answer."
+        )
+    notes.append(
+        "Parameters: all, frozen ones too. GFLOPs: detection in the first validation image, a multiplication and an "
+        "addition counting as two; convolutions, matrix products and attention only. images/s: training, the median of "
+        "the logged steps. Memory: the peak, of the GPU or, on the CPU, of the whole process."
+    )
+    return notes

@@ -1,0 +1,114 @@
+"""What a sweep is going to run: every job composed and checked before the first one starts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from detkit.app.entry import normalize_overrides
+from detkit.app.run_folder import config_hash, is_free
+from detkit.app.schema import TrainSchema
+from detkit.config import ConfigError, validate
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run of a sweep.
+
+    ``label``: what distinguishes it from the others, as on the command line. ``overrides``: its whole command line.
+    ``key``: the hash of its configuration, which names its ``folder``. ``steps``: its length, for the time to go.
+    """
+
+    label: str
+    overrides: tuple[str, ...]
+    key: str
+    folder: Path
+    steps: int | None
+
+
+def plan_jobs(batch: Iterable[Sequence[str]], master: DictConfig, loader: ConfigLoader, sweep_dir: Path) -> list[Job]:
+    """The job of each command line in ``batch``; two that would compute the same have the same ``key`` and folder.
+
+    Args:
+        master: the configuration of the whole sweep, as Hydra has composed it.
+        loader: composes the configuration of one job.
+
+    Raises:
+        ConfigError: one or more configurations cannot be run; each line names the job and the key.
+    """
+    given = _fixed(master.hydra.overrides.task)
+    jobs: list[Job] = []
+    errors: list[str] = []
+    for number, overrides in enumerate(batch):
+        label = " ".join(o.lstrip("+") for o in overrides if o not in given) or "the only job"
+        where = f"job {number} ({label})"
+        try:
+            cfg = compose_job(master, loader, overrides)
+            validate(cfg, TrainSchema)
+        except ConfigError as error:
+            errors += [f"{where}: {line}" for line in error.errors]
+            continue
+        except HydraException as error:
+            errors.append(f"{where}: {str(error).partition(chr(10))[0]}")
+            continue
+        key = config_hash(_plain(cfg))
+        steps = OmegaConf.select(cfg, "trainer.steps")
+        jobs.append(Job(label, tuple(overrides), key, sweep_dir / key, steps if isinstance(steps, int) else None))
+    if errors:
+        raise ConfigError(errors)
+    return jobs
+
+
+def without_twins(jobs: Sequence[Job]) -> list[Job]:
+    """The first of those that would compute the same."""
+    first: dict[str, Job] = {}
+    for job in jobs:
+        first.setdefault(job.key, job)
+    return list(first.values())
+
+
+def compose_job(master: DictConfig, loader: ConfigLoader, overrides: Sequence[str]) -> DictConfig:
+    """The configuration of one job, without Hydra's own part."""
+    cfg = loader.load_sweep_config(master, list(overrides))
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
+
+
+def sweep_name(
+    experiment: str | None, sweep: str | None, overrides: Sequence[str], params: Mapping[str, str] | None
+) -> str:
+    """The name of a sweep's folder: the same command finds the same folder again.
+
+    What does not change any result (where runs are written, the device, ...) and the order on the command line do not
+    enter.
+    """
+    said = [*normalize_overrides(overrides), *normalize_overrides(f"{k}={v}" for k, v in (params or {}).items())]
+    said = sorted({o for o in said if not is_free(o.lstrip("+~").partition("=")[0]) and not o.startswith("sweep=")})
+    digest = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:8]
+    return "_".join([part.replace("/", "-") for part in (experiment or "custom", sweep) if part] + [digest])
+
+
+def job_hash(root: DictConfig) -> str:
+    """The hash that names the folder of the job whose composed configuration, Hydra's part included, is ``root``."""
+    cfg = OmegaConf.masked_copy(root, [key for key in root if key != "hydra"])
+    return config_hash(_plain(cfg))
+
+
+def _fixed(overrides: Sequence[str]) -> set[str]:
+    """Those of ``overrides`` that are the same for all jobs, written as Hydra's sweepers write them."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return {f"{o.get_key_element()}={o.get_value_element_as_str()}" for o in parsed if not o.is_sweep_override()}
+
+
+def _plain(cfg: DictConfig) -> Any:
+    return OmegaConf.to_container(cfg, resolve=False)

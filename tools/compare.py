@@ -1,0 +1,6 @@
+"""See `python tools/compare.py --help`."""
+
+from detkit.app.compare.tool import main
+
+if __name__ == "__main__":
+    main()
