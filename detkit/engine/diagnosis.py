@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,9 @@ from detkit.structures import Batch
 
 #: A healthy update changes a weight by a thousandth of its size, Adam's first ones by a few hundredths.
 LARGE_UPDATE = 0.1
+
+#: Where the last loss before the failure is so many times the least, the run did not fail all of a sudden.
+GROWTH = 10.0
 
 #: No layer of a network that works has such a weight; a flipped bit in the exponent of a float gives one.
 LARGE_WEIGHT = 1e6
@@ -73,6 +76,7 @@ def diagnose(
     optimizer: torch.optim.Optimizer | None,
     batch: Batch,
     *,
+    losses: Sequence[float] = (),
     num_classes: int,
     device: torch.device,
     precision: Precision,
@@ -82,6 +86,7 @@ def diagnose(
 
     Args:
         optimizer: None where it is not at hand any more.
+        losses: of the steps before.
         scale: of the gradient scaler.
     """
     findings = culprits(detector, [batch], num_classes)
@@ -97,7 +102,7 @@ def diagnose(
                 "trainer.precision=bf16 or fp32"
             )
     if not findings and optimizer is not None:
-        findings += _learning_rate(optimizer)
+        findings += _learning_rate(optimizer, losses)
     if not findings:
         findings += _large_weights(detector)
     return findings + _layers(seen), seen
@@ -130,14 +135,18 @@ def _direction(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor | N
     return mean / (square.sqrt() + group["eps"])
 
 
-def _learning_rate(optimizer: torch.optim.Optimizer) -> list[str]:
+def _learning_rate(optimizer: torch.optim.Optimizer, losses: Sequence[float]) -> list[str]:
+    rates = ", ".join(f"{rate:g}" for rate in sorted({group["lr"] for group in optimizer.param_groups}))
     ratio = update_ratio(optimizer)
+    if losses and losses[-1] > GROWTH * min(losses):
+        return [
+            f"the learning rate {rates} is too high: the loss grew from {min(losses):.3g} to {losses[-1]:.3g} first"
+        ]
     if ratio is None or ratio < LARGE_UPDATE:
         return []
-    rates = sorted({group["lr"] for group in optimizer.param_groups})
     return [
-        f"the learning rate {', '.join(f'{rate:g}' for rate in rates)} is too high: the last update changed half of "
-        f"the weights by {ratio:.2g} times their own size or more (healthy is below {LARGE_UPDATE:g})"
+        f"the learning rate {rates} is too high: the last update changed half of the weights by {ratio:.2g} times "
+        f"their own size or more (healthy is below {LARGE_UPDATE:g})"
     ]
 
 

@@ -20,7 +20,7 @@ import detkit
 from detkit.engine.checkpoint import CheckpointError, current_versions
 from detkit.engine.diagnosis import Rerun, diagnose, run_again
 from detkit.engine.evaluation import Precision
-from detkit.engine.finite import BadStepError, ExplodingLossError, InvalidBatchError, bad_inputs
+from detkit.engine.finite import BadStepError, ExplodingLossError, InvalidBatchError, bad_inputs, is_invalid
 from detkit.structures import Batch, Categories, ImageMeta, Images, Losses, Target
 from detkit.structures.affine import Affine
 from detkit.utils import dist
@@ -30,8 +30,8 @@ from detkit.utils.log import logger
 #: Grows when the meaning of what is stored changes.
 FORMAT = 1
 
-#: Steps whose losses are remembered, and how many of them it takes to tell what is usual.
-WINDOW, LEAST = 50, 5
+#: Steps whose losses are remembered, to tell what is usual.
+WINDOW = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +127,8 @@ class StepWatch:
     Args:
         detector: on ``device``, without wrappers.
         run_dir: where bundles go.
-        max_loss_ratio: how many times the median of the last 50 losses a loss may be; None for any.
+        max_loss_ratio: how many times the usual a loss may be: the median of the last 50, or the first one since the
+            start or the resume, where that is less. None for any.
     """
 
     def __init__(
@@ -149,6 +150,7 @@ class StepWatch:
         self._categories, self._config, self._run_dir = categories, config, run_dir
         self._max_loss_ratio = max_loss_ratio
         self._history: deque[tuple[int, float, float, float]] = deque(maxlen=WINDOW)
+        self._first_loss = 0.0
         self._random = torch.get_rng_state()
         self._lr: Mapping[str, float] = {}
         self._step = 0
@@ -165,33 +167,42 @@ class StepWatch:
             ExplodingLossError: the loss is more than ``max_loss_ratio`` times what is usual.
         """
         losses = [row[1] for row in self._history]
-        if self._max_loss_ratio is not None and len(losses) >= LEAST and loss > self._max_loss_ratio * min(losses):
-            usual = statistics.median(losses)
-            if loss > self._max_loss_ratio * usual:
+        limit = self._max_loss_ratio
+        if limit is not None and losses and loss > limit * min(losses):
+            usual = min(statistics.median(losses), self._first_loss)
+            if loss > limit * usual:
                 raise ExplodingLossError(
-                    f"step {self._step}: the loss explodes: {loss:.4g} is more than {self._max_loss_ratio:g} times "
-                    f"{usual:.4g}, the median of the {len(losses)} steps before (trainer.max_loss_ratio)",
+                    f"step {self._step}: the loss explodes: {loss:.4g} is more than {limit:g} times the usual "
+                    f"{usual:.4g} (trainer.max_loss_ratio)",
                     step=self._step,
                     batches=batches,
                 )
+        if not self._history:
+            self._first_loss = loss
         self._history.append((self._step, loss, grad_norm, max(self._lr.values())))
 
     @contextmanager
     def guard(self, batch: Batch) -> Iterator[None]:
-        """Name what in ``batch``, as it was loaded, made the detector fail inside the block.
+        """Let the detector have ``batch``, as it was loaded, inside the block.
 
         Raises:
-            InvalidBatchError: something did; an error without such a cause stays what it is.
+            InvalidBatchError: there is something in it that no detector can be trained on, and the detector failed, or
+                would have learnt from it without a word. An error without such a cause stays what it is.
         """
+        if is_invalid(batch, len(self._categories)):
+            raise self._invalid(batch, "a batch cannot be trained on")
         try:
             yield
         except (IndexError, RuntimeError, ValueError) as error:
-            lines = list(bad_inputs(batch, len(self._categories)))
-            if not lines:
+            if not list(bad_inputs(batch, len(self._categories))):
                 raise
             what = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            message = "\n  ".join([f"step {self._step}: the detector failed on a bad batch ({what})", *lines])
-            raise InvalidBatchError(message, step=self._step, batches=[batch]) from error
+            raise self._invalid(batch, f"the detector failed on a bad batch ({what})") from error
+
+    def _invalid(self, batch: Batch, what: str) -> InvalidBatchError:
+        lines = bad_inputs(batch, len(self._categories))
+        message = "\n  ".join([f"step {self._step}: {what}", *lines])
+        return InvalidBatchError(message, step=self._step, batches=[batch])
 
     def report(self, error: BadStepError, parts: Sequence[tuple[Batch, Losses]], scale: float | None) -> None:
         """Find out what is behind ``error``, write the bundle, and tell where it is.
@@ -241,6 +252,7 @@ class StepWatch:
                 self._detector,
                 self._optimizer,
                 batch,
+                losses=[row[1] for row in self._history],
                 num_classes=len(self._categories),
                 device=self._device,
                 precision=self._precision,

@@ -38,7 +38,7 @@ class ExplodingLossError(BadStepError):
 
 
 class InvalidBatchError(BadStepError):
-    """The detector failed on a batch that it should not have been given."""
+    """A batch holds what no detector can be trained on."""
 
 
 def loss_error(step: int, parts: Sequence[tuple[Batch, Losses]], detector: nn.Module) -> NonFiniteError:
@@ -88,6 +88,17 @@ def bad_inputs(batch: Batch, num_classes: int | None = None) -> Iterator[str]:
         for i, (box, label) in enumerate(zip(target.boxes.tolist(), target.labels.tolist(), strict=True)):
             if problem := _problem(box, label, meta.size, num_classes):
                 yield f"box {i} of {name} {problem}"
+
+
+def is_invalid(batch: Batch, num_classes: int) -> bool:
+    """Whether a box of ``batch`` has no area or an unknown label: some losses would take either without a word.
+
+    Cheap, for every step; what is not finite shows in the loss.
+    """
+    boxes = torch.cat([target.boxes for target in batch.targets])
+    labels = torch.cat([target.labels for target in batch.targets])
+    flat = ((boxes[:, 2:] <= boxes[:, :2]).any(dim=1) & boxes.isfinite().all(dim=1)).any()
+    return bool(flat) or bool(((labels < 0) | (labels >= num_classes)).any())
 
 
 def _problem(box: Sequence[float], label: int, size: tuple[int, int], num_classes: int | None) -> str:

@@ -72,8 +72,8 @@ class Trainer:
         val_loss: compute the losses too when evaluating, by a second pass over the images.
         monitor: the metric of which the best evaluation gives ``best.pt``: a score (higher is better) or "val_loss" or
             one of its terms, "val_loss/NAME" (lower is better).
-        max_loss_ratio: a loss of more than so many times the median of the last 50 steps (of 5 at least) has exploded
-            and ends the run, as one that is not finite does; null lets it be.
+        max_loss_ratio: a loss of more than so many times the usual (the median of the last 50, or the run's first where
+            that is less) has exploded and ends the run, as one that is not finite does; null lets it be.
         patience: stop after this many evaluations without a better one.
         optimizer: of the parameters of ``detector``. A group's ``base_lr``, or else ``lr``, is its rate at factor 1.
         val_loader: validation images; None for a run without evaluations.
