@@ -103,6 +103,19 @@ class EvaluateOptions:
 
 
 @dataclass
+class ExplainOptions:
+    """``tools/explain.py``: its own keys; everything else overrides the checkpoint's configuration."""
+
+    checkpoint: str
+    split: Literal["train", "val"] = "val"
+    output: str | None = None
+    device: str = "auto"
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    score_threshold: float | None = None
+    num_pictures: int = 6
+
+
+@dataclass
 class PredictOptions:
     """``tools/predict.py``: its own keys; everything else overrides the checkpoint's configuration."""
 

@@ -11,9 +11,17 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from detkit.app.schema import TrainSchema
-from detkit.app.setup import choose_device, without_pretrained_weights
+from detkit.app.setup import (
+    build_dataset,
+    build_transforms,
+    check_same_classes,
+    choose_device,
+    without_pretrained_weights,
+)
 from detkit.config import ConfigError, build, validate
 from detkit.config.validate import plain
+from detkit.data.datasets.base import DetectionDataset
+from detkit.data.loader import EvalLoader
 from detkit.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
 from detkit.models import Detector, build_detector
 from detkit.utils.log import logger
@@ -78,6 +86,22 @@ def load_stored(cfg: DictConfig, options: type) -> tuple[Any, Stored]:
     load_weights(detector, checkpoint.weights, checkpoint.source)
     device = choose_device(chosen.device)
     return chosen, Stored(checkpoint, node, detector.to(device).eval(), device)
+
+
+def open_split(stored: Stored, split: str) -> tuple[DetectionDataset, EvalLoader]:
+    """The data set ``split`` of the configuration, and its images as they are evaluated.
+
+    Raises:
+        ConfigError: there is no such split, or it has other classes than the detector.
+    """
+    data = stored.config["data"]
+    if data.get(split) is None:
+        splits = [name for name in ("train", "val") if data.get(name) is not None]
+        raise ConfigError(f"split: the configuration has no data.{split}; it has {', '.join(splits)}")
+    dataset = build_dataset(data[split], f"data.{split}")
+    check_same_classes(stored.checkpoint.categories, dataset.categories, f"data.{split}")
+    transforms = build_transforms(stored.config["transform"]["val"], "transform.val")
+    return dataset, build(data["loader"]["val"], key="data.loader.val")(dataset=dataset, transforms=transforms)
 
 
 def _merge(checkpoint: Checkpoint, overrides: dict[str, Any]) -> DictConfig:

@@ -6,7 +6,15 @@ from detkit.matching.coders import DeltaCoder
 from detkit.matching.fusion import NMS, WBF, Merge, SoftNMS
 from detkit.matching.ranges import SizeRange, assign_anchors, check_ranges
 from detkit.matching.samplers import BalancedSampler
-from detkit.matching.select import select_candidates, select_detections, select_proposals, top_candidates
+from detkit.matching.select import (
+    select_candidates,
+    select_detections,
+    select_proposals,
+    top_candidates,
+    top_peaks,
+    top_proposals,
+)
+from detkit.matching.trace import Fate, Selection, Trace, tracing
 
 __all__ = [
     "IGNORED",
@@ -17,14 +25,20 @@ __all__ = [
     "Assignment",
     "BalancedSampler",
     "DeltaCoder",
+    "Fate",
     "MaxIoUAssigner",
     "Merge",
+    "Selection",
     "SizeRange",
     "SoftNMS",
+    "Trace",
     "assign_anchors",
     "check_ranges",
     "select_candidates",
     "select_detections",
     "select_proposals",
     "top_candidates",
+    "top_peaks",
+    "top_proposals",
+    "tracing",
 ]

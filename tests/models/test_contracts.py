@@ -8,6 +8,7 @@ import torch
 
 from detkit.app.paths import config_dir
 from detkit.config import BACKBONES, NECKS, ConfigError, build
+from detkit.matching import Fate, tracing
 from detkit.models.interfaces import Backbone
 from detkit.structures import Categories, FeatureSpec, ImageMeta, Images, Losses, Target
 from detkit.structures.feature_spec import IMAGENET_STATS
@@ -218,3 +219,21 @@ def test_focal_is_divided_by_the_positives():
     samples = positives * by_positives.terms["roi_cls"] / by_samples.terms["roi_cls"]
     assert samples > positives > 0
     assert samples.item() == pytest.approx(round(samples.item()), abs=1e-2), "a whole number of regions"
+
+
+@torch.no_grad()
+def test_every_candidate_goes_through_selection(detector):
+    """The why-missed report follows candidates through matching.select alone."""
+    images, _ = batch(sizes=((64, 96),))
+    detector.eval()
+    plain = detector(images)[0]
+    with tracing() as trace:
+        watched = detector(images)[0]
+    detector.train()
+    assert torch.equal(plain.boxes, watched.boxes)
+    last = trace.selections[-1]
+    kept = last.fates == Fate.KEPT
+    assert len(watched) == int(kept.sum()) > 0
+    assert torch.equal(last.scores[kept].sort(descending=True).values, watched.scores)
+    assert (last.labels >= 0).all()
+    assert len(trace.selections) > 1, "what was not even considered is there as well"

@@ -14,17 +14,17 @@ Crowds, which the paper does not treat: cells inside one, where they are no peak
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkit.config import HEADS
 from detkit.losses import HeatmapLoss
 from detkit.losses.classification import sigmoid_bias
-from detkit.matching import NEGATIVE, Assignment, select_candidates, top_candidates
+from detkit.matching import NEGATIVE, Assignment, select_candidates, top_peaks
 from detkit.matching.assigners import IGNORED
 from detkit.matching.gaussian import RadiusRule, draw_gaussians, gaussian_radius
 from detkit.models.heads.common import mean_count
@@ -155,20 +155,23 @@ class CenterNetHead(DenseHead):
     def decode(self, raw: RawCentres, images: Images) -> list[Detections]:
         shape, stride = (raw.heat.shape[2], raw.heat.shape[3]), self.strides[0]
         scores = raw.heat.sigmoid() * cells_inside(shape, stride, images)[:, None]
-        peaks = scores * (F.max_pool2d(scores, 3, stride=1, padding=1) == scores)
         detections = []
         for i, size in enumerate(images.sizes):
-            by_cell = peaks[i].flatten(1).T
-            cell, label = top_candidates(by_cell, score_threshold=self.score_threshold, num=self.max_detections)
-            centre = cell_corners(cell, shape) + raw.offsets[i].flatten(1)[:, cell].T
-            half = raw.sizes[i].flatten(1)[:, cell].T / 2
-            boxes = torch.cat([centre - half, centre + half], dim=1) * stride
+            boxes_of = functools.partial(self._boxes_of, raw.offsets[i].flatten(1).T, raw.sizes[i].flatten(1).T, shape)
+            boxes, best, labels = top_peaks(
+                scores[i], boxes_of, size, score_threshold=self.score_threshold, num=self.max_detections
+            )
             found = select_candidates(
-                boxes, by_cell[cell, label], label, size,
+                boxes, best, labels, size,
                 iou_threshold=self.nms_iou, max_detections=self.max_detections, min_size=self.min_size,
             )  # fmt: skip
             detections.append(found)
         return detections
+
+    def _boxes_of(self, offsets: Tensor, sizes: Tensor, shape: tuple[int, int], cell: Tensor) -> Tensor:
+        """Boxes (Q, 4) px whose centres lie in ``cell`` (Q,), by the ``offsets`` and ``sizes`` (H * W, 2) of all."""
+        centre, half = cell_corners(cell, shape) + offsets[cell], sizes[cell] / 2
+        return torch.cat([centre - half, centre + half], dim=1) * self.strides[0]
 
 
 def _mean_l1(predicted: Tensor, true: Tensor) -> Tensor:

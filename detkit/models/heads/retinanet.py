@@ -8,6 +8,7 @@ later work.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -141,13 +142,23 @@ class RetinaHead(DenseHead):
             masks = self.anchors.inside(raw.shapes, size, images.pixels.device)
             for logits, deltas, anchors, mask in zip(raw.logits, raw.deltas, levels, masks, strict=True):
                 score = self.cls_loss.scores(logits[i]).masked_fill(~mask[:, None], 0.0)
-                index, label = top_candidates(score, score_threshold=self.score_threshold, num=self.num_before_nms)
-                boxes.append(self.coder.decode(deltas[i, index], anchors[index]))
-                scores.append(score[index, label])
-                labels.append(label)
+                found = top_candidates(
+                    score,
+                    functools.partial(_decode_some, self.coder, deltas[i], anchors),
+                    size,
+                    score_threshold=self.score_threshold,
+                    num=self.num_before_nms,
+                )
+                for column, values in zip((boxes, scores, labels), found, strict=True):
+                    column.append(values)
             found = select_candidates(
                 torch.cat(boxes), torch.cat(scores), torch.cat(labels), size,
                 iou_threshold=self.nms_iou, max_detections=self.max_detections, min_size=self.min_size,
             )  # fmt: skip
             detections.append(found)
         return detections
+
+
+def _decode_some(coder: DeltaCoder, deltas: Tensor, anchors: Tensor, index: Tensor) -> Tensor:
+    """Boxes (Q, 4) px of the anchors ``index`` (Q,)."""
+    return coder.decode(deltas[index], anchors[index])

@@ -21,6 +21,7 @@ from detkit.matching import (
     assign_anchors,
     check_ranges,
     select_proposals,
+    top_proposals,
 )
 from detkit.models.heads.common import mean_count, per_anchor, regression_loss
 from detkit.models.interfaces import ProposalHead
@@ -215,15 +216,23 @@ class RPN(ProposalHead):
             for level, (logits, deltas, anchor, mask) in enumerate(
                 zip(raw.logits, raw.deltas, anchors, masks, strict=True)
             ):
-                score = self.cls_loss.scores(logits[i]).squeeze(-1).masked_fill(~mask, -1.0)
-                top, index = score.topk(min(num_before, len(score)))
-                index = index[top >= 0]
-                boxes.append(self.coder.decode(deltas[i, index], anchor[index]))
-                scores.append(score[index])
-                levels.append(torch.full_like(index, level))
+                box, score = self._best(logits[i], deltas[i], anchor, mask, size, num_before)
+                boxes.append(box)
+                scores.append(score)
+                levels.append(torch.full_like(score, level, dtype=torch.int64))
             kept, _ = select_proposals(
                 torch.cat(boxes), torch.cat(scores), torch.cat(levels), size,
                 iou_threshold=self.nms_iou, max_proposals=num_after, min_size=self.min_size,
             )  # fmt: skip
             proposals.append(kept)
         return proposals
+
+    def _best(
+        self, logits: Tensor, deltas: Tensor, anchors: Tensor, inside: Tensor, size: tuple[int, int], num: int
+    ) -> tuple[Tensor, Tensor]:
+        """Boxes and scores of the best ``num`` anchors of one level that are ``inside`` the image."""
+        index = inside.nonzero().squeeze(1)
+        scores = self.cls_loss.scores(logits[index]).squeeze(-1)
+        return top_proposals(
+            scores, lambda best: self.coder.decode(deltas[index[best]], anchors[index[best]]), size, num=num
+        )
