@@ -4,7 +4,7 @@ from detkit.matching.anchors import AnchorGrid
 from detkit.matching.assigners import IGNORED, NEGATIVE, Assignment, MaxIoUAssigner
 from detkit.matching.coders import DeltaCoder
 from detkit.matching.fusion import NMS, WBF, Merge, SoftNMS
-from detkit.matching.ranges import SizeRange, assign_anchors, check_ranges
+from detkit.matching.ranges import SizeRange, assign_anchors, check_ranges, of_level
 from detkit.matching.samplers import BalancedSampler
 from detkit.matching.select import (
     select_candidates,
@@ -34,6 +34,7 @@ __all__ = [
     "Trace",
     "assign_anchors",
     "check_ranges",
+    "of_level",
     "select_candidates",
     "select_detections",
     "select_proposals",

@@ -35,7 +35,9 @@ def build_awake(name: str, categories: Categories) -> Detector:
     torch.manual_seed(0)
     detector = build_model(name, categories, small(name))
     for parameter in detector.head.parameters():
-        parameter.data += torch.rand_like(parameter) + 0.5 if parameter.ndim == 1 else torch.randn_like(parameter) / 50
+        parameter.data += (
+            0.3 + torch.rand_like(parameter) / 2 if parameter.ndim == 1 else torch.randn_like(parameter) / 150
+        )
     for module in detector.modules():
         if hasattr(module, "score_threshold"):
             module.score_threshold = 0.0

@@ -9,6 +9,7 @@ import torch
 from detkit.app.paths import config_dir
 from detkit.config import BACKBONES, NECKS, ConfigError, build
 from detkit.matching import Fate, tracing
+from detkit.models.heads.dense import DenseHead
 from detkit.models.interfaces import Backbone
 from detkit.structures import Categories, FeatureSpec, ImageMeta, Images, Losses, Target
 from detkit.structures.feature_spec import IMAGENET_STATS
@@ -185,17 +186,21 @@ def test_batch_order_changes_nothing(detector):
         torch.testing.assert_close(term, loss_swapped.terms[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("padding", [0.0, 1.0])
 @torch.no_grad()
-def test_zeros_around_the_features_change_nothing(detector):
-    """The head sees what is in the image, not how much padding its batch happened to need."""
+def test_what_is_in_the_padding_changes_nothing(detector, padding):
+    """The head sees what is in the image, not how much padding its batch happened to need, nor what a network makes
+    of it. (The stages of Faster R-CNN read one cell of it beyond the border: only zeros there are nothing to them.)"""
     images, targets = batch(sizes=((64, 64),))
     head = detector.head
     if getattr(head, "grid_size", None) is not None:
         pytest.skip("fully connected layers take maps of one size")
+    if padding and not isinstance(head, DenseHead):
+        pytest.skip("a dense head's promise")
     shapes = [f.shape for f in detector.neck(detector.normalize(images), detector.backbone)]
     g = torch.Generator().manual_seed(1)
     features = [torch.randn(s, generator=g) for s in shapes]
-    padded_features = [torch.nn.functional.pad(f, (0, f.shape[3], 0, f.shape[2])) for f in features]
+    padded_features = [torch.nn.functional.pad(f, (0, f.shape[3], 0, f.shape[2]), value=padding) for f in features]
     padded = dataclasses.replace(images, pixels=torch.nn.functional.pad(images.pixels, (0, 64, 0, 64)))
     one, two = head.predict(features, images)[0], head.predict(padded_features, padded)[0]
     assert len(one) > 0
