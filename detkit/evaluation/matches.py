@@ -144,9 +144,7 @@ def _up_to(part: ClassMatches, limit: int) -> ClassMatches:
     kept = part.ranks < limit
     if kept.all():
         return part
-    return ClassMatches(
-        part.images[kept], part.ranks[kept], part.hit[:, kept], part.counted[:, kept], part.num_objects
-    )
+    return ClassMatches(part.images[kept], part.ranks[kept], part.hit[:, kept], part.counted[:, kept], part.num_objects)
 
 
 def _class_matches(rows: list[dict | None]) -> ClassMatches:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as torch_dist
@@ -35,6 +37,46 @@ def local_rank() -> int:
 def is_main() -> bool:
     """Whether this process is the one that writes files and talks to the user."""
     return rank() == 0
+
+
+class LostProcessError(ValueError):
+    """Another process of the run is gone, or has not answered in time."""
+
+
+def is_loss_of_a_process(error: BaseException) -> bool:
+    """Whether ``error`` is how torch tells that an exchange with other processes failed."""
+    if not isinstance(error, RuntimeError) or not is_initialized():
+        return False
+    words = ("gloo", "connection closed", "connection reset", "timed out", "timeout", "nccl", "collective")
+    return isinstance(error, torch_dist.DistError) or any(word in str(error).lower() for word in words)
+
+
+def from_main(function: Callable[[], T]) -> T:
+    """Call ``function`` in the main process alone; every process gets what it returned, or raises what it raised."""
+    if world_size() == 1:
+        return function()
+    told: list[Any] = [None, None]
+    if is_main():
+        try:
+            told = [function(), None]
+        except Exception as error:
+            told = [None, error]
+    torch_dist.broadcast_object_list(told, src=0)
+    if told[1] is not None:
+        raise told[1]
+    return told[0]
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """The main process goes through the block before the others: what it leaves on the disk, they find."""
+    if not is_main():
+        barrier()
+    try:
+        yield
+    finally:
+        if is_main():
+            barrier()
 
 
 def barrier() -> None:

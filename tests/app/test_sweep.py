@@ -74,17 +74,28 @@ def test_twins_run_once() -> None:
 
 
 def test_the_hash_follows_what_is_computed() -> None:
-    config = {"seed": 0, "optim": {"lr": 0.1}, "device": "cpu", "data": {"root": "a", "loader": {"train": {"num_workers": 1}}}}
+    config = {
+        "seed": 0,
+        "optim": {"lr": 0.1},
+        "device": "cpu",
+        "data": {"root": "a", "loader": {"train": {"num_workers": 1}}},
+    }
     free = {**config, "device": "cuda", "data": {"root": "a", "loader": {"train": {"num_workers": 4}}}}
     assert config_hash(free) == config_hash(config)
-    for other in ({**config, "seed": 1}, {**config, "optim": {"lr": 0.2}}, {**config, "data": {**config["data"], "root": "b"}}):
+    for other in (
+        {**config, "seed": 1},
+        {**config, "optim": {"lr": 0.2}},
+        {**config, "data": {**config["data"], "root": "b"}},
+    ):
         assert config_hash(other) != config_hash(config)
 
 
 def test_the_same_command_finds_the_same_folder() -> None:
     name = sweep_name("a/b", "neck", ["seed=0,1", "trainer.steps=3", "sweep=neck"], {"model/neck": "fpn,single_level"})
     assert name.startswith("a-b_neck_")
-    same = sweep_name("a/b", "neck", ["++trainer.steps=3", "device=cpu", "run_root=x", "seed=0,1"], {"model/neck": "fpn,single_level"})
+    same = sweep_name(
+        "a/b", "neck", ["++trainer.steps=3", "device=cpu", "run_root=x", "seed=0,1"], {"model/neck": "fpn,single_level"}
+    )
     assert same == name
     assert sweep_name("a/b", "neck", ["seed=0,1", "trainer.steps=4"], {"model/neck": "fpn,single_level"}) != name
     assert sweep_name("a/b", "neck", ["seed=0,1", "trainer.steps=3"], {"model/neck": "fpn"}) != name

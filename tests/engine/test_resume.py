@@ -64,13 +64,15 @@ def test_other_versions_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert f"versions differ, so the bits may too: torch 1.0.0 before, {torch.__version__} now" in caplog.text
 
 
-def test_other_rates_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_rates_are_taken_with_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     make_trainer(tmp_path, steps=2).fit()
     caplog.clear()
     make_trainer(tmp_path, steps=4).restore(load_checkpoint(tmp_path / LAST))
-    assert "going on with its" not in caplog.text
-    make_trainer(tmp_path, steps=4, optim=SGD(lr=0.5)).restore(load_checkpoint(tmp_path / LAST))
-    assert "going on with its (lr, weight_decay) [(0.05, 0.0001), (0.05, 0.0)], not with [(0.5" in caplog.text
+    assert "going on with (lr" not in caplog.text
+    trainer = make_trainer(tmp_path, steps=4, optim=SGD(lr=0.5))
+    trainer.restore(load_checkpoint(tmp_path / LAST))
+    assert "going on with (lr, weight_decay) [(0.5, 0.0001), (0.5, 0.0)] instead of [(0.05" in caplog.text
+    assert trainer.updater.set_learning_rates(1.0) == {"lr": 0.5}, "what was asked for is what is done"
 
 
 def _changed(checkpoint: Checkpoint, **changes: Any) -> Checkpoint:

@@ -35,9 +35,7 @@ class Job:
     steps: int | None
 
 
-def plan_jobs(
-    batch: Iterable[Sequence[str]], master: DictConfig, loader: ConfigLoader, sweep_dir: Path
-) -> list[Job]:
+def plan_jobs(batch: Iterable[Sequence[str]], master: DictConfig, loader: ConfigLoader, sweep_dir: Path) -> list[Job]:
     """The job of each command line in ``batch``; two that would compute the same have the same ``key`` and folder.
 
     Args:
@@ -86,13 +84,15 @@ def compose_job(master: DictConfig, loader: ConfigLoader, overrides: Sequence[st
     return cfg
 
 
-def sweep_name(experiment: str | None, sweep: str | None, overrides: Sequence[str], params: Mapping[str, str] | None) -> str:
+def sweep_name(
+    experiment: str | None, sweep: str | None, overrides: Sequence[str], params: Mapping[str, str] | None
+) -> str:
     """The name of a sweep's folder: the same command finds the same folder again.
 
     What does not change any result (where runs are written, the device, ...) and the order on the command line do not
     enter.
     """
-    said = [*normalize_overrides(overrides), *normalize_overrides(f"{k}={v}" for k, v in (params or {}).items())]
+    said = [*normalize_overrides(overrides), *normalize_overrides([f"{k}={v}" for k, v in (params or {}).items()])]
     said = sorted({o for o in said if not is_free(o.lstrip("+~").partition("=")[0]) and not o.startswith("sweep=")})
     digest = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:8]
     return "_".join([part.replace("/", "-") for part in (experiment or "custom", sweep) if part] + [digest])
@@ -100,7 +100,7 @@ def sweep_name(experiment: str | None, sweep: str | None, overrides: Sequence[st
 
 def job_hash(root: DictConfig) -> str:
     """The hash that names the folder of the job whose composed configuration, Hydra's part included, is ``root``."""
-    cfg = OmegaConf.masked_copy(root, [key for key in root if key != "hydra"])
+    cfg = OmegaConf.masked_copy(root, [str(key) for key in root if key != "hydra"])
     return config_hash(_plain(cfg))
 
 
