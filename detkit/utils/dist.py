@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -97,6 +97,15 @@ def mean_over_processes(value: Tensor) -> Tensor:
     total = value.clone() if value.is_floating_point() else value.float()
     torch_dist.all_reduce(total)
     return total / world_size()
+
+
+def mean_of_numbers(numbers: Mapping[str, float], device: torch.device | str = "cpu") -> dict[str, float]:
+    """The mean of each number over the processes, which must all have the same names; alone, the numbers themselves."""
+    if world_size() == 1 or not numbers:
+        return dict(numbers)
+    dtype = torch.float64 if torch.device(device).type == "cpu" else torch.float32
+    mean = mean_over_processes(torch.tensor(list(numbers.values()), dtype=dtype, device=device))
+    return dict(zip(numbers, mean.tolist(), strict=True))
 
 
 def any_process(flag: bool, device: torch.device | str = "cpu") -> bool:
