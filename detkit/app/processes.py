@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as torch_dist
 from torch import nn
+from torch.distributed.rendezvous import rendezvous
 
 from detkit.config import ConfigError
 from detkit.utils import dist
@@ -40,7 +41,11 @@ def process_group(device: str, timeout: float) -> Iterator[None]:
             raise ConfigError(f"--nproc-per-node: process {local + 1} of this machine has no GPU; there are {count}")
         torch.cuda.set_device(local)
     wait = datetime.timedelta(seconds=timeout)
-    torch_dist.init_process_group("nccl" if on_gpu else "gloo", timeout=wait)
+    store, rank, world_size = next(rendezvous("env://", timeout=wait))
+    # torchrun keeps its store over a restart, with the addresses of the dead in it (torch 2.14, gloo: it hangs).
+    store = torch_dist.PrefixStore(f"attempt {_attempt()}", store)
+    backend = "nccl" if on_gpu else "gloo"
+    torch_dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=wait)
     try:
         yield
     except RuntimeError as error:
@@ -75,4 +80,8 @@ def launcher_mark() -> str | None:
 
 def is_restart() -> bool:
     """Whether torchrun has started these processes anew after a failure."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    return _attempt() != "0"
+
+
+def _attempt() -> str:
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")

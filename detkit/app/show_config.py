@@ -70,7 +70,10 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[
 
 
 def show_differences(one: Path, other: Path) -> None:
-    """Print in what two runs differ, interpolations taken for what they lead to: first what changes the result, then what does not, then their surroundings."""
+    """Print in what two runs differ: first what changes the result, then what does not, then their surroundings.
+
+    Interpolations count by what they lead to.
+    """
     found = differences(*(plain(OmegaConf.create(read_config(path))) for path in (one, other)))
     console = rich.get_console()
     for free, title in ((False, "what is computed"), (True, "what changes no result")):

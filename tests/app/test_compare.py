@@ -48,7 +48,11 @@ def make_run(folder: Path, seed: int, neck: str, lost: float, data: Any = MADE, 
 @pytest.fixture
 def runs(tmp_path: Path) -> list[Path]:
     kinds = {"FPN": 0.0, "Worse": 0.6, "Same": 0.01}
-    return [make_run(tmp_path / f"{neck}{seed}", seed, neck, lost + 0.01 * seed) for neck, lost in kinds.items() for seed in (0, 1, 2)]
+    return [
+        make_run(tmp_path / f"{neck}{seed}", seed, neck, lost + 0.01 * seed)
+        for neck, lost in kinds.items()
+        for seed in (0, 1, 2)
+    ]
 
 
 def table(folder: Path) -> dict[str, dict[str, str]]:
@@ -113,7 +117,9 @@ def test_one_seed_each_is_said(runs: list[Path], tmp_path: Path, capsys: pytest.
     assert "±" not in (tmp_path / "out" / "table.md").read_text()
 
 
-def test_a_sweep_names_its_systems_and_what_is_missing_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_names_its_systems_and_what_is_missing_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     sweep = tmp_path / "sweep"
     make_run(sweep / "a", 0, "FPN", 0.0)
     make_run(sweep / "b", 0, "Single", 0.3)
@@ -127,7 +133,13 @@ def test_a_sweep_names_its_systems_and_what_is_missing_is_told(tmp_path: Path, c
 
 
 def test_what_cannot_be_compared_is_refused(runs: list[Path], tmp_path: Path) -> None:
-    other = make_run(tmp_path / "other", 0, "FPN", 0.0, synthetic_set(num_images=40, num_categories=2, detections_per_image=3, size=200, seed=1))
+    other = make_run(
+        tmp_path / "other",
+        0,
+        "FPN",
+        0.0,
+        synthetic_set(num_images=40, num_categories=2, detections_per_image=3, size=200, seed=1),
+    )
     with pytest.raises(ConfigError, match=r"other was evaluated on other images or annotations than .*FPN0"):
         tool.compare([runs[0], other], tmp_path / "out", None, "AP", 100, 0)
     with pytest.raises(ConfigError, match="nowhere: neither the folder of a run nor that of a sweep"):

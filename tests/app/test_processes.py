@@ -54,7 +54,9 @@ def run(tmp_path: Path, name: str, *launcher: str) -> str:
 
 def losses(folder: Path) -> list[float]:
     with (folder / "metrics.csv").open() as file:
-        return [float(row["value"]) for row in csv.DictReader(file) if row["split"] == "train" and row["name"] == "loss"]
+        return [
+            float(row["value"]) for row in csv.DictReader(file) if row["split"] == "train" and row["name"] == "loss"
+        ]
 
 
 def test_a_dead_process_is_told_and_the_restart_ends_like_one_process(tmp_path: Path) -> None:

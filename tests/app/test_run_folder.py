@@ -14,7 +14,13 @@ from detkit.data import ShapesDataset
 from detkit.engine import load_checkpoint
 from tests.engine.stubs import make_trainer
 
-CONFIG: dict[str, Any] = {"seed": 0, "optim": {"lr": 0.1}, "trainer": {"steps": 2}, "device": "cpu", "data": {"root": "a"}}
+CONFIG: dict[str, Any] = {
+    "seed": 0,
+    "optim": {"lr": 0.1},
+    "trainer": {"steps": 2},
+    "device": "cpu",
+    "data": {"root": "a"},
+}
 
 
 @pytest.fixture

@@ -36,7 +36,12 @@ def test_only_what_differs_is_told(tmp_path: Path, capsys: pytest.CaptureFixture
     other = make_run(tmp_path / "b", seed=1, device="cuda", neck=SINGLE, versions={"torch": "2.13"})
     output = told(capsys, one, other)
     assert "what is computed" in output
-    assert output.index("what is computed") < output.index("seed") < output.index("what changes no result") < output.index("device")
+    assert (
+        output.index("what is computed")
+        < output.index("seed")
+        < output.index("what changes no result")
+        < output.index("device")
+    )
     assert "model.neck._target_" in output
     assert "model.neck.out_channels" in output
     assert "extra" not in output, "an argument of one class alone"

@@ -56,7 +56,14 @@ def test_a_list_needs_the_flag(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_twelve_jobs_killed_twice_end_in_the_table_of_a_sweep_never_killed(tmp_path: Path) -> None:
-    common = ["-m", *SMALL, f"data.root={tmp_path / 'data'}", "trainer.steps=6", "trainer.save_every=1", "trainer.eval_every=3"]
+    common = [
+        "-m",
+        *SMALL,
+        f"data.root={tmp_path / 'data'}",
+        "trainer.steps=6",
+        "trainer.save_every=1",
+        "trainer.eval_every=3",
+    ]
     lists = ["model/neck=fpn,single_level", "optim.lr=1e-3,3e-3", "seed=0,1,2", "hydra.launcher.slots=2"]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     run("train", *common, *lists, f"hydra.sweep.dir={straight}")
@@ -79,7 +86,9 @@ def test_twelve_jobs_killed_twice_end_in_the_table_of_a_sweep_never_killed(tmp_p
         run("compare", str(folder), "--samples", "100")
         with (folder / "comparison" / "table.csv").open() as file:
             rows = list(csv.DictReader(file))
-        tables.append([{k: v for k, v in row.items() if k not in ("images_per_second", "memory_bytes")} for row in rows])
+        tables.append(
+            [{k: v for k, v in row.items() if k not in ("images_per_second", "memory_bytes")} for row in rows]
+        )
     assert tables[0] == tables[1]
     assert len(tables[0]) == 4
     assert any(float(row["AP_mean"]) > 0 for row in tables[0])
