@@ -79,6 +79,13 @@ class TrainSchema:
 
 
 @dataclass
+class AuditSchema(TrainSchema):
+    """``tools/audit.py``: a training's keys, and which of its images to look at, as that split is loaded."""
+
+    split: Literal["train", "val"] = "train"
+
+
+@dataclass
 class EvaluateOptions:
     """``tools/evaluate.py``: its own keys; everything else overrides the checkpoint's configuration."""
 
