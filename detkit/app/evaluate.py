@@ -30,14 +30,13 @@ def run(cfg: DictConfig, _: Path) -> float:
         raise ConfigError("evaluator: the run had none; choose one with evaluator=CocoEvaluator")
     evaluator = build(stored.config["evaluator"])(categories=dataset.categories, truths=dataset.truths)
     result = evaluate(
-        stored.detector, loader, evaluator,
+        stored.augmented(options.tta), loader, evaluator,
         device=stored.device, precision=options.precision or stored.config["trainer"]["precision"],
         val_loss=options.val_loss,
     )  # fmt: skip
     checkpoint = Path(options.checkpoint)
-    folder = (
-        Path(options.output) if options.output else checkpoint.parent / f"evaluation_{checkpoint.stem}_{options.split}"
-    )
+    name = f"evaluation_{checkpoint.stem}_{options.split}" + "_tta" * (options.tta is not None)
+    folder = Path(options.output) if options.output else checkpoint.parent / name
     folder.mkdir(parents=True, exist_ok=True)
     report_evaluation(folder, result, dataset)
     write_results(folder / "detections.json", evaluator.results())

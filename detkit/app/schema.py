@@ -78,6 +78,17 @@ class TrainSchema:
     run_root: str = "runs"
 
 
+@dataclass(kw_only=True)
+class InspectModelSchema(TrainSchema):
+    """``tools/inspect_model.py``: every key of training, without data if need be, and its own."""
+
+    data: DataSection | None = None
+    split: Literal["train", "val"] = "train"
+    input_size: tuple[int, int] | None = None
+    num_inputs: int = 4
+    classes: int = 80
+
+
 @dataclass
 class AuditSchema(TrainSchema):
     """``tools/audit.py``: a training's keys, and which of its images to look at, as that split is loaded."""
@@ -95,6 +106,7 @@ class EvaluateOptions:
     device: str = "auto"
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     val_loss: bool = False
+    tta: Callable[..., Any] | None = None
 
 
 @dataclass
@@ -121,3 +133,4 @@ class PredictOptions:
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     score_threshold: float = 0.3
     batch_size: int = 4
+    tta: Callable[..., Any] | None = None

@@ -24,8 +24,8 @@ from detkit.app.setup import (
     choose_device,
     without_pretrained_weights,
 )
-from detkit.app.sweep.batches import register_sweeps
 from detkit.app.sweep.plan import Job
+from detkit.app.sweep.plugins import register_sweeps
 from detkit.app.sweep.process import run_to_the_end, stop_with_the_sweep
 from detkit.config import ConfigError, build, validate
 from detkit.data.datasets.base import DetectionDataset

@@ -14,6 +14,7 @@ from detkit.config.kinds import (
     HEADS,
     LOADERS,
     LOSSES,
+    MERGES,
     NECKS,
     OPTIMIZERS,
     PROPOSAL_HEADS,
@@ -22,6 +23,7 @@ from detkit.config.kinds import (
     SCHEDULES,
     TRAINERS,
     TRANSFORMS,
+    TTA,
 )
 from detkit.config.registry import ConfigError, Registry, load_plugins
 from detkit.config.validate import validate
@@ -39,6 +41,7 @@ __all__ = [
     "HEADS",
     "LOADERS",
     "LOSSES",
+    "MERGES",
     "NECKS",
     "OPTIMIZERS",
     "PROPOSAL_HEADS",
@@ -47,6 +50,7 @@ __all__ = [
     "SCHEDULES",
     "TRAINERS",
     "TRANSFORMS",
+    "TTA",
     "ConfigError",
     "Registry",
     "build",

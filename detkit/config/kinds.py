@@ -20,6 +20,9 @@ CODERS = Registry("box coder", "coder")
 SAMPLERS = Registry("sampler", "sampler")
 LOSSES = Registry("loss", "loss")
 
+TTA = Registry("test-time augmentation", "tta")
+MERGES = Registry("merge of views", "tta/merge")
+
 DATASETS = Registry("data set", "dataset")
 TRANSFORMS = Registry("transform", "transform/step")
 LOADERS = Registry("loader", "loader")

@@ -39,7 +39,8 @@ class TrainLoader:
 
     Args:
         dataset: what to read (run time).
-        transforms: what happens to each image, in this order (run time).
+        transforms: what happens to each image, in this order; mixing ones find their partners among the images of the
+            data set, which the steps before the first of them prepare (run time).
         batch_size: images in a batch, over all processes together.
         num_workers: processes that load; 0 loads in the training process itself.
         size_divisor: padding makes height and width of a batch multiples of this.
@@ -127,7 +128,8 @@ class EvalLoader:
 
     Args:
         dataset: what to read (run time).
-        transforms: what happens to each image, in this order; each must have an inverse (run time).
+        transforms: what happens to each image, in this order; each must have an inverse, and none serve training only
+            (run time).
         batch_size: images in a batch of one process.
         num_workers: processes that load; they stay for the next evaluation. 0 loads in this process.
         size_divisor: padding makes height and width of a batch multiples of this.
@@ -138,7 +140,7 @@ class EvalLoader:
         world_size: number of processes (run time).
 
     Raises:
-        ValueError: a number is out of range.
+        ValueError: a number is out of range, or a transform serves training only.
     """
 
     runtime_arguments = ("dataset", "transforms", "rank", "world_size")
@@ -161,8 +163,8 @@ class EvalLoader:
             raise ValueError(f"batch_size {batch_size} must be positive and rank {rank} in [0, {world_size})")
         if refused := [type(t).__name__ for t in transforms if t.training_only]:
             raise ValueError(
-                f"{', '.join(refused)} cannot stand in transform.val, but in transform.train alone: "
-                "evaluation must see every image whole and by itself"
+                f"{', '.join(refused)} cannot stand in transform.val as it is: "
+                "evaluation must see every image whole, by itself and at one size"
             )
         places = [Place(0, i, 0) for i in evaluation_indices(len(dataset), rank, world_size)]
         self._batches = [places[start : start + batch_size] for start in range(0, len(places), batch_size)]

@@ -14,7 +14,7 @@ from torch import Tensor
 from detkit.matching.anchors import AnchorGrid
 from detkit.matching.assigners import Assignment, MaxIoUAssigner
 from detkit.structures import Images, Target
-from detkit.structures.boxes import area
+from detkit.structures.boxes import area, clip
 
 #: Least and largest size (px); None leaves the range open above.
 SizeRange = tuple[float, float | None]
@@ -41,6 +41,14 @@ def in_range(boxes: Tensor, ranges: Sequence[SizeRange]) -> Tensor:
     low = boxes.new_tensor([low for low, _ in ranges])
     high = boxes.new_tensor([float("inf") if high is None else high for _, high in ranges])
     return (size >= low) & (size <= high)
+
+
+def of_level(boxes: Tensor, size: tuple[int, int], ranges: Sequence[SizeRange] | None, level: int) -> Tensor | None:
+    """(P,) bool: whether ``level`` answers for boxes (P, 4) px of that size, once they are clipped at the image.
+
+    What lies outside its range a level has never learnt; SNIP drops it at test as well. None where there are no ranges.
+    """
+    return None if ranges is None else in_range(clip(boxes, size), [ranges[level]])[:, 0]
 
 
 @torch.no_grad()

@@ -61,6 +61,7 @@ def select_candidates(
     iou_threshold: float | None,
     max_detections: int,
     min_size: float = 0.0,
+    valid: Tensor | None = None,
 ) -> Detections:
     """:func:`select_detections` for candidates that have one class each.
 
@@ -69,10 +70,12 @@ def select_candidates(
         scores: (P,) in [0, 1].
         labels: (P,) int64 in [0, K).
         iou_threshold: None goes without NMS, for heads whose candidates are peaks already.
+        valid: (P,) bool, False for candidates of a size that their level does not answer for; None for none.
     """
     boxes, keep = _select(
-        boxes, scores, labels, labels, size, iou_threshold=iou_threshold, limit=max_detections, min_size=min_size
-    )
+        boxes, scores, labels, labels, size,
+        iou_threshold=iou_threshold, limit=max_detections, min_size=min_size, valid=valid,
+    )  # fmt: skip
     return Detections(boxes[keep], scores[keep], labels[keep])
 
 
@@ -157,6 +160,7 @@ def select_proposals(
     iou_threshold: float,
     max_proposals: int,
     min_size: float = 0.0,
+    valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The proposals of one image, best first: NMS within each pyramid level, then the best of all levels.
 
@@ -164,14 +168,16 @@ def select_proposals(
         boxes: (P, 4) px.
         scores: (P,).
         levels: (P,) int64, the level that each box comes from.
+        valid: as in :func:`select_candidates`.
 
     Returns:
         boxes (R, 4) clipped to ``size`` and their scores (R,).
     """
     no_class = torch.full_like(levels, NO_CLASS)
     boxes, keep = _select(
-        boxes, scores, levels, no_class, size, iou_threshold=iou_threshold, limit=max_proposals, min_size=min_size
-    )
+        boxes, scores, levels, no_class, size,
+        iou_threshold=iou_threshold, limit=max_proposals, min_size=min_size, valid=valid,
+    )  # fmt: skip
     return boxes[keep], scores[keep]
 
 
@@ -185,10 +191,12 @@ def _select(
     iou_threshold: float | None,
     limit: int,
     min_size: float,
+    valid: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """``boxes`` clipped to the image, and which of them are kept, best first: large enough, and the best by NMS."""
+    """``boxes`` clipped to the image, and which of them are kept, best first: of a right size, and the best by NMS."""
     boxes = clip(boxes, size)
     large = is_larger(boxes, min_size)
+    large = large if valid is None else large & valid
     index = large.nonzero().squeeze(1)
     if iou_threshold is None:
         order = scores[index].argsort(descending=True, stable=True)

@@ -26,7 +26,7 @@ class Fate(IntEnum):
 
     LOW_SCORE = 0  # not above the head's score threshold
     CUT = 1  # not among the best that enter NMS
-    TOO_SMALL = 2
+    TOO_SMALL = 2  # or of a size that its level does not answer for
     SUPPRESSED = 3  # by a better one that it overlaps
     OVER_LIMIT = 4  # survived NMS, but too many were better
     KEPT = 5

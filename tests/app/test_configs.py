@@ -2,17 +2,22 @@
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
+from torch import nn
 
 from detkit.app import train
 from detkit.app.components import load_components
 from detkit.app.entry import normalize_overrides
 from detkit.app.paths import config_dir
-from detkit.app.schema import TrainSchema
+from detkit.app.schema import EvaluateOptions, PredictOptions, TrainSchema
+from detkit.app.stored import Stored
+from detkit.app.sweep.plugins import register_sweeps
 from detkit.config import ConfigError, Registry, build, validate
 from detkit.data import ShapesDataset
 
 load_components()
+register_sweeps()
 EXPERIMENTS = sorted(
     str(p.relative_to(config_dir() / "experiment").with_suffix(""))
     for p in (config_dir() / "experiment").rglob("*.yaml")
@@ -82,6 +87,45 @@ def test_every_experiment_runs_two_steps(experiment, coco_layout, tmp_path):
 @pytest.mark.parametrize(("group", "name"), [(g, n) for g in SECTIONS for n in presets(g)])
 def test_every_preset_validates(group, name):
     validate(composed(f"{group}={name}", "data.root=somewhere", "optim.lr=0.1", "trainer.steps=1"), TrainSchema)
+
+
+@pytest.mark.parametrize("tool", [EvaluateOptions, PredictOptions])
+@pytest.mark.parametrize("name", presets("tta"))
+def test_every_tta_preset_validates_and_builds(tool, name):
+    overrides = normalize_overrides(["checkpoint=x.pt", f"tta={name}", "tta/merge=WBF"])
+    if tool is PredictOptions:
+        overrides.append("input=y.png")
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        cfg = compose("predict" if tool is PredictOptions else "evaluate", overrides=overrides)
+    validate(cfg, tool)
+    detector = build(cfg.tta)(detector=nn.Identity())
+    assert len(detector.views) > 1
+    assert type(detector.merge).__name__ == "WBF"
+
+
+@pytest.mark.parametrize("group", ["tta", "tta/merge", "data", "evaluator"])
+def test_evaluate_tells_a_misspelt_choice(group):
+    with initialize_config_dir(str(config_dir()), version_base="1.3"), pytest.raises(MissingConfigException) as caught:
+        compose("evaluate", overrides=[f"{group}=nonsense"])
+    assert f"Could not find '{group}/nonsense'" in str(caught.value)
+
+
+def test_a_trained_detector_on_several_views():
+    """Padding is the loader's; what does not fit together is told with its key."""
+    config = {"data": {"loader": {"val": {"size_divisor": 16}}}}
+    stored = Stored(None, config, nn.Identity(), None)
+    tta = {"_target_": "MultiView", "_partial_": True, "scales": [1, 2]}
+    assert stored.augmented(None) is stored.detector
+    augmented = stored.augmented(tta)
+    assert augmented.detector is stored.detector
+    assert augmented.size_divisor == 16
+    assert not augmented.training
+    with pytest.raises(
+        ConfigError, match=r"^tta: valid_ranges must have a \[from, to\] for each of the 2 scales, not 1$"
+    ):
+        stored.augmented({**tta, "valid_ranges": [[0, 9]]})
+    with pytest.raises(ConfigError, match=r"^tta.merge: WBF: iou_threshold must be in \[0, 1\], not 2.0$"):
+        stored.augmented({**tta, "merge": {"_target_": "WBF", "iou_threshold": 2}})
 
 
 @pytest.mark.parametrize(

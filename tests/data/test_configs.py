@@ -45,6 +45,12 @@ def write(kind: str, root: Path) -> None:
         for split in ("train", "val"):
             (root / "annotations" / f"instances_{split}2017.json").write_bytes((root / "train.json").read_bytes())
             (root / f"{split}2017").symlink_to(root / "images")
+    elif kind == "voc0712":
+        coco_set(root)
+        (root / "annotations").mkdir()
+        for name in ("voc0712_trainval", "voc2007_test"):
+            (root / "annotations" / f"{name}.json").write_bytes((root / "train.json").read_bytes())
+        (root / "VOCdevkit").symlink_to(root / "images")
     elif kind == "voc":
         write_voc(root, {"a": thing("cat", 2, 2, 9, 9), "b": thing("dog", 5, 5, 50, 40)}, "train")
         write_voc(root, {"c": thing("cat", 2, 2, 9, 9)}, "val")

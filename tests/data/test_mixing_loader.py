@@ -221,11 +221,13 @@ def test_a_step_after_mixing_is_the_first_image_s_fault(data):
         take(train(data, (Mosaic(size=64), Tilt()), batch_size=1), 1)
 
 
-@pytest.mark.parametrize("step", [Mosaic(size=64), MixUp(), RandomWindow()])
+@pytest.mark.parametrize(
+    "step", [Mosaic(size=64), MixUp(), RandomWindow(), ResizeFit(size=(32, 64)), ResizeShortestEdge(short=(32, 64))]
+)
 def test_validation_refuses_them_at_once(data, step):
     message = (
-        f"{type(step).__name__} cannot stand in transform.val, but in transform.train alone: "
-        "evaluation must see every image whole and by itself"
+        f"{type(step).__name__} cannot stand in transform.val as it is: "
+        "evaluation must see every image whole, by itself and at one size"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         evaluate(data, (ResizeShortestEdge(short=(32,)), step))

@@ -9,10 +9,11 @@ import torch
 from detkit.app.paths import config_dir
 from detkit.config import BACKBONES, NECKS, ConfigError, build
 from detkit.matching import Fate, tracing
+from detkit.models.heads.dense import DenseHead
 from detkit.models.interfaces import Backbone
 from detkit.structures import Categories, FeatureSpec, ImageMeta, Images, Losses, Target
 from detkit.structures.feature_spec import IMAGENET_STATS
-from tests.models.builders import build_model
+from tests.models.builders import SMALL, build_awake, build_model, small
 
 CATEGORIES = Categories(("a", "b", "c"), (1, 4, 9))
 NECK_PRESETS = sorted(p.stem for p in (config_dir() / "model" / "neck").glob("*.yaml"))
@@ -29,19 +30,8 @@ NECK_OPTIONS = {
     "SingleLevel": [{}, {"stride": 8}, {"out_channels": 7}],
     "Upsample": [{}, {"channels": [8], "mode": "bilinear"}, {"lateral": True}, {"conv": "modulated_deform"}],
 }
-SMALL = [
-    *("model.backbone.weights=null", "model.backbone.norm=bn", "model.backbone.frozen_stages=0"),
-    "model.backbone.width=16",
-]
-SMALL_RCNN = ["model/backbone=resnet18", *SMALL, "model.head.roi.hidden=[64]"]
-SMALL_MODEL = {
-    "faster_rcnn_fpn": SMALL_RCNN,
-    "faster_rcnn_fpn_torchvision": [*SMALL_RCNN, "model.backbone.norm_eps=1e-5"],  # its 0 is for published statistics
-    # 64 x 96 px are 1 x 2 cells of stride 64
-    "yolov1_paper": ["model.backbone.width=4", "model.head.grid_size=[1,2]", "model.head.hidden=16"],
-}
 #: necks of one level, which heads of one map can read
-ONE_MAP = ["image_pyramid_sum", "single_level", "upsample", "upsample_dcn", "upsample_lateral"]
+ONE_MAP = ["image_pyramid_sum", "single_level", "single_level_16", "upsample", "upsample_dcn", "upsample_lateral"]
 
 
 def batch(sizes=((64, 96), (64, 96)), seed=0, empty=()):
@@ -61,15 +51,7 @@ def batch(sizes=((64, 96), (64, 96)), seed=0, empty=()):
 
 @pytest.fixture(params=MODEL_PRESETS, scope="module")
 def detector(request):
-    """Each model, its head moved away from its start, where many say nothing yet and all biases are zero."""
-    torch.manual_seed(0)
-    overrides = SMALL_MODEL.get(request.param, ["model/backbone=resnet18", *SMALL])
-    detector = build_model(request.param, CATEGORIES, overrides)
-    for parameter in detector.head.parameters():
-        parameter.data += torch.rand_like(parameter) / 2 if parameter.ndim == 1 else torch.randn_like(parameter) / 50
-    if hasattr(detector.head, "score_threshold"):
-        detector.head.score_threshold = 0.0
-    return detector
+    return build_awake(request.param, CATEGORIES)
 
 
 def test_every_backbone_has_a_case_here():
@@ -115,8 +97,7 @@ def test_neck_maps_are_what_out_spec_says(name, options):
     + [(m, n) for m in ("centernet", "yolov1") for n in ONE_MAP],
 )
 def test_every_neck_takes_every_head(model, neck):
-    overrides = SMALL_MODEL.get(model, ["model/backbone=resnet18", *SMALL])
-    detector = build_model(model, CATEGORIES, [f"model/neck={neck}", *overrides])
+    detector = build_model(model, CATEGORIES, [f"model/neck={neck}", *small(model)])
     images, targets = batch()
     assert detector(images, targets).total.isfinite()
     assert len(detector(images)) == 2
@@ -205,17 +186,21 @@ def test_batch_order_changes_nothing(detector):
         torch.testing.assert_close(term, loss_swapped.terms[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("padding", [0.0, 1.0])
 @torch.no_grad()
-def test_zeros_around_the_features_change_nothing(detector):
-    """The head sees what is in the image, not how much padding its batch happened to need."""
+def test_what_is_in_the_padding_changes_nothing(detector, padding):
+    """The head sees what is in the image, not how much padding its batch happened to need, nor what a network makes
+    of it. (The stages of Faster R-CNN read one cell of it beyond the border: only zeros there are nothing to them.)"""
     images, targets = batch(sizes=((64, 64),))
     head = detector.head
     if getattr(head, "grid_size", None) is not None:
         pytest.skip("fully connected layers take maps of one size")
+    if padding and not isinstance(head, DenseHead):
+        pytest.skip("a dense head's promise")
     shapes = [f.shape for f in detector.neck(detector.normalize(images), detector.backbone)]
     g = torch.Generator().manual_seed(1)
     features = [torch.randn(s, generator=g) for s in shapes]
-    padded_features = [torch.nn.functional.pad(f, (0, f.shape[3], 0, f.shape[2])) for f in features]
+    padded_features = [torch.nn.functional.pad(f, (0, f.shape[3], 0, f.shape[2]), value=padding) for f in features]
     padded = dataclasses.replace(images, pixels=torch.nn.functional.pad(images.pixels, (0, 64, 0, 64)))
     one, two = head.predict(features, images)[0], head.predict(padded_features, padded)[0]
     assert len(one) > 0

@@ -16,8 +16,8 @@ from detkit.utils.seed import generator
 class Transform(ABC):
     """Changes a sample without touching the one that it was given.
 
-    ``training_only``: it hides objects or brings in others, so evaluation refuses it. ``per_batch``: it draws once for
-    all images of a batch.
+    ``training_only``: evaluation refuses it, since it hides objects, brings in others or changes sizes by chance.
+    ``per_batch``: it draws once for all images of a batch.
     """
 
     training_only: bool = False

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from detkit.data.sample import Sample
-from detkit.data.transforms.resize import resize
+from detkit.data.transforms.resize import resize_image
 from detkit.structures import Affine
 
 #: Grey where no image lies, the field's value: near ImageNet's mean (124, 116, 104), and so near 0 in the detector once
@@ -31,11 +31,11 @@ def paint(canvas: np.ndarray, sample: Sample, h: int, w: int, top: int, left: in
     """
     rows = slice(max(top, 0), min(top + h, canvas.shape[0]))
     columns = slice(max(left, 0), min(left + w, canvas.shape[1]))
-    scaled = resize(sample, h, w)
     if rows.start < rows.stop and columns.start < columns.stop:
-        seen = scaled.image[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
-        canvas[rows, columns] = seen
-    return scaled.moved(canvas, Affine(shift_x=float(left), shift_y=float(top)))
+        image = resize_image(sample.image, h, w)
+        canvas[rows, columns] = image[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+    old_h, old_w = sample.size
+    return sample.moved(canvas, Affine(w / old_w, h / old_h, float(left), float(top)))
 
 
 def clip(sample: Sample, min_visibility: float, min_size: float) -> Sample:

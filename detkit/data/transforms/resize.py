@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cv2
+import numpy as np
 import torch
 
 from detkit.config import TRANSFORMS
@@ -17,7 +18,7 @@ class ResizeShortestEdge(Transform):
     """Scale the shorter side to ``short`` px, or less where the longer one would exceed ``long``; the aspect is kept.
 
     The rule of Faster R-CNN's published recipes (800, 1333). Of several ``short`` one is drawn for each image, or with
-    ``per_batch`` for each batch.
+    ``per_batch`` for each batch; that serves training only.
     """
 
     def __init__(self, *, short: tuple[int, ...] = (800,), long: int = 1333, per_batch: bool = False) -> None:
@@ -26,6 +27,7 @@ class ResizeShortestEdge(Transform):
         self.short = short
         self.long = long
         self.per_batch = per_batch
+        self.training_only = len(short) > 1
 
     def __call__(self, sample: Sample, key: int) -> Sample:
         h, w = sample.size
@@ -37,8 +39,9 @@ class ResizeShortestEdge(Transform):
 class ResizeFit(Transform):
     """Scale the longer side to exactly ``size`` px; the aspect is kept.
 
-    Of several sizes one is drawn for each image, or with ``per_batch`` for each batch: YOLO's multi-scale training. The
-    loader pads what is missing to a square at the right and the bottom, if it is told ``square: true``.
+    Of several sizes one is drawn for each image, or with ``per_batch`` for each batch (YOLO's multi-scale training);
+    that serves training only. The loader pads what is missing to a square at the right and the bottom, if it is told
+    ``square: true``.
     """
 
     def __init__(self, *, size: int | tuple[int, ...] = 640, per_batch: bool = False) -> None:
@@ -46,6 +49,7 @@ class ResizeFit(Transform):
         if not self.sizes or min(self.sizes) < 1:
             raise ValueError(f"size must be positive, not {size if isinstance(size, int) else list(size)}")
         self.per_batch = per_batch
+        self.training_only = len(self.sizes) > 1
 
     def __call__(self, sample: Sample, key: int) -> Sample:
         return fit(sample, _one_of(self.sizes, key))
@@ -80,10 +84,17 @@ def resize(sample: Sample, h: int, w: int) -> Sample:
     old_h, old_w = sample.size
     if (h, w) == (old_h, old_w):
         return sample
+    return sample.moved(resize_image(sample.image, h, w), Affine(scale_x=w / old_w, scale_y=h / old_h))
+
+
+def resize_image(image: np.ndarray, h: int, w: int) -> np.ndarray:
+    """``image`` (H, W, 3) at ``h`` x ``w`` px."""
+    old_h, old_w = image.shape[:2]
+    if (h, w) == (old_h, old_w):
+        return image
     # Bilinear reads two pixels a side: below half the size it would skip some. Averaging over areas costs 8 times more.
     method = cv2.INTER_AREA if max(old_h / h, old_w / w) > 2 else cv2.INTER_LINEAR
-    image = cv2.resize(sample.image, (w, h), interpolation=method)
-    return sample.moved(image, Affine(scale_x=w / old_w, scale_y=h / old_h))
+    return cv2.resize(image, (w, h), interpolation=method)
 
 
 def scaled(side: int, scale: float) -> int:

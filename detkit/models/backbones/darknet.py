@@ -7,14 +7,11 @@ from torch import Tensor, nn
 from detkit.config import BACKBONES
 from detkit.models.backbones.weights import load_file
 from detkit.models.interfaces import Backbone
-from detkit.models.layers import NormName, make_norm
+from detkit.models.layers import LEAK, NormName, make_norm
 from detkit.structures import FeatureSpec, PixelStats
 
-#: Slope of the leaky ReLU (equation 2).
-LEAK = 0.1
-
-#: Stage by stage (kernel, channels as a multiple of 64, stride) of each convolution; a stage ends before a halving by
-#: pooling, the last two but for the stride of a convolution. Figure 3, in rows.
+#: Figure 3: (kernel, channels in units of the first layer's, stride) of each convolution. Stages 1 to 4 begin with a
+#: 2x2 max pooling; stages 0 and 5 halve the map by the stride of their first convolution.
 _STAGES = (
     ((7, 1, 2),),
     ((3, 3, 1),),

@@ -139,6 +139,8 @@ class ResNet(Backbone):
                 in_channels = planes * block.expansion
             setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
         _initialize(self)
+        if attention is not None and frozen_stages == 5:
+            raise ValueError("attention is put into blocks that train, and frozen_stages=5 leaves none")
         if attention is not None:
             _add_attention([getattr(self, f"layer{i}") for i in range(max(frozen_stages, 1), 5)], attention)
         load_backbone_weights(self, weights, imagenet)

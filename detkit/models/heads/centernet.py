@@ -48,6 +48,8 @@ class CenterNetHead(DenseHead):
 
     Args:
         heat_loss: compares the heatmap.
+        init_std: deviation of the random weights of the offset and size outputs, 0.001 in the published code; null for
+            PyTorch's own start, from which they learn sooner. The heatmap always has that.
         channels: of the 3x3 convolution before each output; 64 for the paper's ResNets, 256 for DLA.
         radius: how the Gaussians' radius follows from a box: "official" as in the published code, or "iou", the
             algebraically right solution; see ``gaussian_radius``.
@@ -64,11 +66,12 @@ class CenterNetHead(DenseHead):
         num_classes: int,
         heat_loss: HeatmapLoss,
         channels: int = 64,
+        init_std: float | None = 0.001,
         radius: RadiusRule = "official",
         min_overlap: float = 0.7,
         offset_weight: float = 1.0,
         size_weight: float = 0.1,
-        score_threshold: float = 0.01,
+        score_threshold: float = 0.0,
         max_detections: int = 100,
         min_size: float = 1e-2,
         nms_iou: float | None = None,
@@ -84,16 +87,16 @@ class CenterNetHead(DenseHead):
         self.min_overlap, self.offset_weight, self.size_weight = min_overlap, offset_weight, size_weight
         self.score_threshold, self.max_detections = score_threshold, max_detections
         self.min_size, self.nms_iou = min_size, nms_iou
-        self.heat = _branch(in_spec.channels[0], channels, num_classes)
-        self.offsets = _branch(in_spec.channels[0], channels, 2)
-        self.sizes = _branch(in_spec.channels[0], channels, 2)
+        self.heat = _branch(in_spec.channels[0], channels, num_classes, None)
+        self.offsets = _branch(in_spec.channels[0], channels, 2, init_std)
+        self.sizes = _branch(in_spec.channels[0], channels, 2, init_std)
         bias = self.heat[-1].bias
         assert isinstance(bias, Tensor)
         with torch.no_grad():
             bias.copy_(sigmoid_bias(heat_loss.prior_prob, num_classes))
 
     def forward(self, features: Sequence[Tensor], masks: CellMasks = None) -> RawCentres:
-        x = features[0]  # one convolution looks at neighbours, and beside the image these are zero already
+        x = features[0]
         return RawCentres(self.heat(x), self.offsets(x), self.sizes(x))
 
     @torch.no_grad()
@@ -179,13 +182,14 @@ def _mean_l1(predicted: Tensor, true: Tensor) -> Tensor:
     return (predicted - true).abs().mean(1).sum()
 
 
-def _branch(in_channels: int, channels: int, num_outputs: int) -> nn.Sequential:
+def _branch(in_channels: int, channels: int, num_outputs: int, std: float | None) -> nn.Sequential:
     branch = nn.Sequential(
         nn.Conv2d(in_channels, channels, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(channels, num_outputs, 1)
     )
     for layer in (branch[0], branch[2]):
         assert isinstance(layer, nn.Conv2d)
         assert layer.bias is not None
-        nn.init.normal_(layer.weight, std=0.001)
+        if std is not None:
+            nn.init.normal_(layer.weight, std=std)
         nn.init.zeros_(layer.bias)
     return branch

@@ -32,8 +32,8 @@ class DenseHead(Head):
 
         Args:
             features: L maps (B, C, H_l, W_l).
-            masks: layers that look at neighbours must find zeros where these are False, so that an image's outputs do
-                not depend on how much padding its batch needs.
+            masks: ``features`` are zero where these are False, and what later layers with neighbours read must be too,
+                so that an image's outputs do not depend on how much padding its batch needs.
         """
 
     @abstractmethod
@@ -45,10 +45,16 @@ class DenseHead(Head):
         """The detections in raw outputs, px of the network input."""
 
     def loss(self, features: Sequence[Tensor], images: Images, targets: Sequence[Target]) -> Losses:
-        return full_precision(self.loss_from_raw)(self(features, self.masks(features, images)), images, targets)
+        return full_precision(self.loss_from_raw)(self._raw(features, images), images, targets)
 
     def predict(self, features: Sequence[Tensor], images: Images) -> list[Detections]:
-        return full_precision(self.decode)(self(features, self.masks(features, images)), images)
+        return full_precision(self.decode)(self._raw(features, images), images)
+
+    def _raw(self, features: Sequence[Tensor], images: Images) -> Any:
+        masks = self.masks(features, images)
+        if masks is not None:  # a network's own maps are not zero in the padding: norms and biases reach there
+            features = [feature * mask for feature, mask in zip(features, masks, strict=True)]
+        return self(features, masks)
 
     def masks(self, features: Sequence[Tensor], images: Images) -> CellMasks:
         """Where each level has cells of the image, see :data:`CellMasks`."""

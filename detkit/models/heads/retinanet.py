@@ -25,6 +25,7 @@ from detkit.matching import (
     SizeRange,
     assign_anchors,
     check_ranges,
+    of_level,
     select_candidates,
     top_candidates,
 )
@@ -138,9 +139,11 @@ class RetinaHead(DenseHead):
         levels = self.anchors(raw.shapes, images.pixels.device)
         detections = []
         for i, size in enumerate(images.sizes):
-            boxes, scores, labels = [], [], []
+            boxes, scores, labels, valid = [], [], [], []
             masks = self.anchors.inside(raw.shapes, size, images.pixels.device)
-            for logits, deltas, anchors, mask in zip(raw.logits, raw.deltas, levels, masks, strict=True):
+            for level, (logits, deltas, anchors, mask) in enumerate(
+                zip(raw.logits, raw.deltas, levels, masks, strict=True)
+            ):
                 score = self.cls_loss.scores(logits[i]).masked_fill(~mask[:, None], 0.0)
                 found = top_candidates(
                     score,
@@ -149,11 +152,13 @@ class RetinaHead(DenseHead):
                     score_threshold=self.score_threshold,
                     num=self.num_before_nms,
                 )
+                valid.append(of_level(found[0], size, self.valid_ranges, level))
                 for column, values in zip((boxes, scores, labels), found, strict=True):
                     column.append(values)
             found = select_candidates(
                 torch.cat(boxes), torch.cat(scores), torch.cat(labels), size,
                 iou_threshold=self.nms_iou, max_detections=self.max_detections, min_size=self.min_size,
+                valid=None if self.valid_ranges is None else torch.cat(valid),
             )  # fmt: skip
             detections.append(found)
         return detections

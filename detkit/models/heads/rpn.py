@@ -20,6 +20,7 @@ from detkit.matching import (
     SizeRange,
     assign_anchors,
     check_ranges,
+    of_level,
     select_proposals,
     top_proposals,
 )
@@ -211,18 +212,20 @@ class RPN(ProposalHead):
         num_before, num_after = (counts[0 if training else 1] for counts in (self.num_before_nms, self.num_proposals))
         proposals = []
         for i, size in enumerate(images.sizes):
-            boxes, scores, levels = [], [], []
+            boxes, scores, levels, valid = [], [], [], []
             masks = self.anchors.inside(raw.shapes, size, images.pixels.device)
             for level, (logits, deltas, anchor, mask) in enumerate(
                 zip(raw.logits, raw.deltas, anchors, masks, strict=True)
             ):
                 box, score = self._best(logits[i], deltas[i], anchor, mask, size, num_before)
                 boxes.append(box)
+                valid.append(of_level(box, size, self.valid_ranges, level))
                 scores.append(score)
                 levels.append(torch.full_like(score, level, dtype=torch.int64))
             kept, _ = select_proposals(
                 torch.cat(boxes), torch.cat(scores), torch.cat(levels), size,
                 iou_threshold=self.nms_iou, max_proposals=num_after, min_size=self.min_size,
+                valid=None if self.valid_ranges is None else torch.cat(valid),
             )  # fmt: skip
             proposals.append(kept)
         return proposals

@@ -15,9 +15,9 @@ with C the IoU of the predicted box and the object (a constant for the gradient)
 1: the score of class c is p(c) C.
 
 Departures: the loss is a mean over images. A predicted root may be negative; the box has its square. Where no predictor
-meets the object, the one with the nearest coordinates is responsible, as in the authors' darknet. The paper says
-nothing of two centres in one cell: here the larger object has it, and the number of objects that find no cell is logged
-as "num_collided". Cells in the padding and in crowds take no part.
+meets the object, the one whose x, y and roots are nearest is responsible. The paper says nothing of two centres in one
+cell: here the larger object has it, and the number of objects that find no cell is logged as "num_collided". Cells in
+the padding and in crowds take no part.
 """
 
 from __future__ import annotations
@@ -30,21 +30,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkit.config import HEADS
-from detkit.matching import NEGATIVE, Assignment, select_detections
+from detkit.matching import NEGATIVE, Assignment, select_candidates, top_candidates
 from detkit.matching.assigners import IGNORED
 from detkit.models.heads.common import mean_count
 from detkit.models.heads.dense import CellMasks, DenseHead, cells_inside
 from detkit.models.heads.grid import cell_corners, cells_in_boxes, centre_cells, last_of_cell
-from detkit.models.layers import ConvTower
+from detkit.models.layers import LEAK, ConvTower
 from detkit.structures import Detections, FeatureSpec, Images, Losses, Target
 from detkit.structures.boxes import area, cxcywh_to_xyxy, paired_iou, xyxy_to_cxcywh
 
-#: Slope of the leaky ReLU, equation 2.
-LEAK = 0.1
-
 
 class RawGrid(NamedTuple):
-    """``boxes`` (N, S_h, S_w, B, 5): x, y in the cell, roots of w and h, confidence; ``classes`` (N, S_h, S_w, K)."""
+    """For N images ``boxes`` (N, S_h, S_w, B, 5), the paper's B a cell: x, y in it, roots of w and h, confidence; and
+    ``classes`` (N, S_h, S_w, K)."""
 
     boxes: Tensor
     classes: Tensor
@@ -59,8 +57,9 @@ class YOLOv1Head(DenseHead):
         hidden: width of the paper's fully connected layer, 4096; null predicts by convolution, for maps of any size.
         grid_size: (S_h, S_w) that the fully connected layers are made for; needed with ``hidden``.
         dropout: after the first fully connected layer, section 2.2.
-        num_convs: 3x3 convolutions before the predictions of the convolutional form.
+        num_convs: 3x3 convolutions before the predictions of the convolutional form; null for 1, with ``hidden`` none.
         lambda_coord, lambda_noobj: factors of equation 3.
+        num_before_nms: the best (box, class) pairs that enter NMS.
         score_threshold, nms_iou, max_detections, min_size: which detections come out; ``min_size`` in px.
     """
 
@@ -73,10 +72,11 @@ class YOLOv1Head(DenseHead):
         hidden: int | None = None,
         grid_size: tuple[int, int] | None = None,
         dropout: float = 0.5,
-        num_convs: int = 1,
+        num_convs: int | None = None,
         lambda_coord: float = 5.0,
         lambda_noobj: float = 0.5,
-        score_threshold: float = 0.01,
+        num_before_nms: int = 1000,
+        score_threshold: float = 0.001,
         nms_iou: float = 0.5,
         max_detections: int = 100,
         min_size: float = 1e-2,
@@ -86,15 +86,21 @@ class YOLOv1Head(DenseHead):
             raise ValueError(f"YOLOv1 reads one map, not {len(in_spec.strides)}: choose model/neck=single_level")
         if (hidden is None) != (grid_size is None):
             raise ValueError("hidden and grid_size go together: fully connected layers are made for one grid")
+        if hidden is not None and num_convs is not None:
+            raise ValueError("num_convs is for the convolutional form, hidden for the fully connected one: not both")
+        num_convs = 1 if num_convs is None and hidden is None else num_convs or 0
         self.strides, self.num_classes, self.num_boxes = in_spec.strides, num_classes, num_boxes
         self.grid_size = grid_size
         self.lambda_coord, self.lambda_noobj = lambda_coord, lambda_noobj
-        self.score_threshold, self.nms_iou = score_threshold, nms_iou
+        self.num_before_nms, self.score_threshold, self.nms_iou = num_before_nms, score_threshold, nms_iou
         self.max_detections, self.min_size = max_detections, min_size
         channels, num_outputs = in_spec.channels[0], num_boxes * 5 + num_classes
-        self.tower = ConvTower(channels, channels, num_convs if hidden is None else 0)
+        self.tower = ConvTower(channels, channels, num_convs)
         if hidden is None or grid_size is None:
-            self.predict_cells: nn.Module = nn.Conv2d(self.tower.out_channels, num_outputs, 1)
+            conv = nn.Conv2d(self.tower.out_channels, num_outputs, 1)
+            nn.init.normal_(conv.weight, std=0.01)  # squared errors: start from small answers
+            nn.init.zeros_(conv.bias)  # pyright: ignore[reportArgumentType]
+            self.predict_cells: nn.Module = conv
         else:
             cells = grid_size[0] * grid_size[1]
             self.predict_cells = nn.Sequential(
@@ -200,10 +206,13 @@ class YOLOv1Head(DenseHead):
             class_scores = raw.classes[i].flatten(0, 1).clamp(0, 1)  # (S_h * S_w, K)
             scores = predictors[..., 4, None].clamp(0, 1) * class_scores[:, None]  # equation 1
             scores = scores * inside[i][:, None, None]
-            found = select_detections(
-                boxes.flatten(0, 1)[:, None], scores.flatten(0, 1), size,
-                score_threshold=self.score_threshold, iou_threshold=self.nms_iou,
-                max_detections=self.max_detections, min_size=self.min_size,
+            candidates = top_candidates(
+                scores.flatten(0, 1), boxes.flatten(0, 1).__getitem__, size,
+                score_threshold=self.score_threshold, num=self.num_before_nms,
+            )  # fmt: skip
+            found = select_candidates(
+                *candidates, size,
+                iou_threshold=self.nms_iou, max_detections=self.max_detections, min_size=self.min_size,
             )  # fmt: skip
             detections.append(found)
         return detections

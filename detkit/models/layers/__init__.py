@@ -12,10 +12,11 @@ from detkit.models.layers.norm import (
     with_frozen_norms,
 )
 from detkit.models.layers.roi_pool import DeformRoIPool
-from detkit.models.layers.tower import ConvTower
+from detkit.models.layers.tower import LEAK, ConvTower
 
 __all__ = [
     "CBAM",
+    "LEAK",
     "SE",
     "Attention",
     "ConvName",

@@ -3,6 +3,9 @@
 Both can start as the identity: their gates are then ``2 sigmoid(z)`` with the last layer at zero, so that a pretrained
 network computes what it computed before, and learns where to turn channels and places up or down. ``identity: false``
 is the papers' ``sigmoid(z)``, which halves a fresh network's signal at each gate.
+
+Both look at the whole map, padding included, as everywhere in the field: what an image gives depends a little on how
+much padding its batch needs.
 """
 
 from __future__ import annotations

@@ -6,6 +6,9 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+#: Slope of YOLOv1's leaky ReLU (Redmon et al., CVPR 2016, equation 2).
+LEAK = 0.1
+
 
 class ConvTower(nn.Module):
     """``num_convs`` times a 3x3 convolution and a ReLU (RetinaNet, Lin et al. ICCV 2017, section 4).

@@ -65,9 +65,15 @@ class ImagePyramid(Neck):
         if self.merge == "levels":
             return levels
         finest = levels[0]
-        for level in levels[1:]:
-            finest = finest + F.interpolate(level, size=finest.shape[2:], mode="bilinear", align_corners=False)
+        for level, scale in zip(levels[1:], self.scales[1:], strict=True):
+            finest = finest + _cut_or_extended(scaled(level, self.scales[0] / scale), finest.shape[2], finest.shape[3])
         return [finest]
+
+
+def _cut_or_extended(x: Tensor, h: int, w: int) -> Tensor:
+    """``x`` with ``h`` rows and ``w`` columns: coarse maps end where their last whole cell does."""
+    x = x[:, :, :h, :w]
+    return F.pad(x, (0, w - x.shape[3], 0, h - x.shape[2]), mode="replicate")
 
 
 def scaled(pixels: Tensor, scale: float) -> Tensor:

@@ -2,7 +2,8 @@
 
 Zhou, Wang, Kraehenbuehl, "Objects as points" (arXiv 1904.07850), section 5 and appendix, after Xiao, Wu, Wei, "Simple
 baselines for human pose estimation" (ECCV 2018): per step a 3x3 convolution (deformable in the published ResNets), then
-a transposed 4x4 convolution of stride 2 that starts as bilinear interpolation, each with norm and ReLU.
+a transposed 4x4 convolution of stride 2 that starts as bilinear interpolation, each with norm and ReLU. (The published
+code fills the first output channel so and leaves the others random; here each channel starts as its own interpolation.)
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class Upsample(Neck):
         for step, lateral, level in zip(self.steps, self.laterals, self.levels, strict=True):
             x = step(x)
             if level is not None:
-                x = x + lateral(maps[level])
+                joined = lateral(maps[level])  # of an odd size it is one row or column short of the doubled map
+                x = x[:, :, : joined.shape[2], : joined.shape[3]] + joined
         return [x]
 
 
