@@ -96,6 +96,13 @@ class InspectModelSchema(TrainSchema):
 
 
 @dataclass
+class AuditSchema(TrainSchema):
+    """``tools/audit.py``: a training's keys, and which of its images to look at, as that split is loaded."""
+
+    split: Literal["train", "val"] = "train"
+
+
+@dataclass
 class EvaluateOptions:
     """``tools/evaluate.py``: its own keys; everything else overrides the checkpoint's configuration."""
 
