@@ -4,11 +4,11 @@
 #pragma once
 
 #include <atomic>
-#include <barrier>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <pthread.h>
 #include <thread>
 #include <tuple>
 #include <utility>
@@ -29,12 +29,19 @@ struct Dim {
 };
 
 namespace host {
+struct Barrier {  // std::barrier spins before it sleeps, which a few hundred threads on two cores cannot afford
+    pthread_barrier_t barrier;
+    explicit Barrier(unsigned count) { pthread_barrier_init(&barrier, nullptr, count); }
+    ~Barrier() { pthread_barrier_destroy(&barrier); }
+    void arrive_and_wait() { pthread_barrier_wait(&barrier); }
+};
+
 inline thread_local Dim thread, block;
 inline Dim threads, blocks;
-inline std::unique_ptr<std::barrier<>> block_barrier;
-inline std::vector<std::unique_ptr<std::barrier<>>> warp_barriers;
-inline float exchanged[64][32];           // one value a lane
-inline unsigned fragments[64][32][6];     // mma operands of each lane
+inline std::unique_ptr<Barrier> block_barrier;
+inline std::vector<std::unique_ptr<Barrier>> warp_barriers;
+inline float exchanged[64][32];        // one value a lane
+inline unsigned fragments[64][32][6];  // mma operands of each lane
 
 inline unsigned number() { return thread.x + threads.x * (thread.y + threads.y * thread.z); }
 inline unsigned warp() { return number() / 32; }
@@ -50,9 +57,9 @@ template <class... A>
 void launch(void (*kernel)(A...), const unsigned* size, void** arguments) {
     blocks = {size[0], size[1], size[2]}, threads = {size[3], size[4], size[5]};
     unsigned count = threads.x * threads.y * threads.z;
-    block_barrier = std::make_unique<std::barrier<>>(count);
+    block_barrier = std::make_unique<Barrier>(count);
     warp_barriers.clear();
-    for (unsigned w = 0; w < count; w += 32) warp_barriers.push_back(std::make_unique<std::barrier<>>(std::min(32u, count - w)));
+    for (unsigned w = 0; w < count; w += 32) warp_barriers.push_back(std::make_unique<Barrier>(std::min(32u, count - w)));
     std::vector<std::thread> running;
     for (unsigned t = 0; t < count; t++)
         running.emplace_back([=] {

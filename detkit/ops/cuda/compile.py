@@ -63,7 +63,7 @@ def binary(source: str, macros: Macros, arch: str) -> bytes:
         ImportError: cuda.core is not installed.
         RuntimeError: NVRTC is missing, or refuses; with its log.
     """
-    texts = [(path.name, path.read_text()) for path in (FOLDER / "device.cuh", FOLDER / "gpu.cuh", FOLDER / source)]
+    texts = [(path.name, path.read_text()) for path in (*sorted(FOLDER.glob("*.cuh")), FOLDER / source)]
     key = hashlib.sha256(repr((texts, macros, arch, _versions())).encode()).hexdigest()
     path = cache_folder() / f"{source.removesuffix('.cu')}-{arch}-{key[:32]}.cubin"
     code = _read(path)

@@ -9,6 +9,9 @@
 //   deform_backward_weight  weight'[tap, c, n] = sum over places of sample[m, tap, c] * grad[m, n], in slices of places that
 //                           the caller adds up, so that no addition is atomic
 //
+// PACKED says that maps are channels-last and all runs of channels are multiples of 8, aligned to 16 bytes: then all is read
+// 16 bytes at a time; without it, any strides and any numbers of channels are served one by one.
+//
 // Channels are walked in segments, the largest that lie in one group of the weights and one group of the offsets.
 #include "tiles.cuh"
 
@@ -17,16 +20,15 @@ struct Conv {
     int places, h, w, out_h, out_w;                // places: B * out_h * out_w
     int channels, out_channels, groups, offset_groups, segment;
     int kernel_h, kernel_w, step_h, step_w, pad_h, pad_w, dilation_h, dilation_w;
-    int packed;  // maps, and segments of channels, can be read 8 numbers at once
 };
 
 #define CONV_PARAMETERS                                                                                                  \
     int64 stride_b, int64 stride_c, int64 stride_h, int64 stride_w, int places, int h, int w, int out_h, int out_w,      \
         int channels, int out_channels, int groups, int offset_groups, int segment, int kernel_h, int kernel_w,          \
-        int step_h, int step_w, int pad_h, int pad_w, int dilation_h, int dilation_w, int packed
+        int step_h, int step_w, int pad_h, int pad_w, int dilation_h, int dilation_w
 #define CONV                                                                                                             \
     {stride_b, stride_c, stride_h, stride_w, places, h, w, out_h, out_w, channels, out_channels, groups, offset_groups, \
-     segment, kernel_h, kernel_w, step_h, step_w, pad_h, pad_w, dilation_h, dilation_w, packed}
+     segment, kernel_h, kernel_w, step_h, step_w, pad_h, pad_w, dilation_h, dilation_w}
 
 struct Spot {  // where one tap of one place reads
     int64 corner[4], cell[4];       // in the map, in elements; among all cells of all images
@@ -67,7 +69,7 @@ __device__ inline void sample8(float* out, const T* x, const Conv& s, const Spot
     for (int k = 0; k < 4; k++) {
         if (spot.weight[k] == 0.f) continue;
         float value[8], weight = spot.weight[k] * spot.mask;
-        fetch8(value, x + spot.corner[k] + channel * s.stride_c, s.stride_c, count, s.packed);
+        fetch8(value, x + spot.corner[k] + channel * s.stride_c, s.stride_c, count);
 #pragma unroll
         for (int i = 0; i < 8; i++) out[i] += weight * value[i];
     }
@@ -75,8 +77,7 @@ __device__ inline void sample8(float* out, const T* x, const Conv& s, const Spot
 
 // `weight` (out_channels, taps, channels / groups); `out` (places, out_channels). Grid: places / 64, groups * tiles of BN.
 extern "C" __global__ void __launch_bounds__(256) deform_forward(
-    const T* x, const float* offset, const float* mask, const T* weight, const T* bias, T* out, int packed_weight,
-    CONV_PARAMETERS) {
+    const T* x, const float* offset, const float* mask, const T* weight, const T* bias, T* out, CONV_PARAMETERS) {
     Conv s = CONV;
     alignas(16) __shared__ Cell a[BM][ROW];
     alignas(16) __shared__ Cell b[BN][ROW];
@@ -96,7 +97,7 @@ extern "C" __global__ void __launch_bounds__(256) deform_forward(
                 for (int n = place; n < BN; n += BM) {
                     int row = group * out_per_group + n0 + n;
                     int count = n0 + n < out_per_group ? end - c - run : 0;
-                    copy8(&b[n][run], weight + ((int64)row * taps + tap) * per_group + c + run, count, packed_weight);
+                    copy8(&b[n][run], weight + ((int64)row * taps + tap) * per_group + c + run, count);
                 }
                 __syncthreads();
                 multiply(sums, a, b);
@@ -115,7 +116,7 @@ extern "C" __global__ void __launch_bounds__(256) deform_forward(
 // zero; `offset_grad` and `mask_grad` like offset and mask. Grid: places / 64, taps * offset groups.
 extern "C" __global__ void __launch_bounds__(256) deform_backward_data(
     const T* grad, const T* x, const float* offset, const float* mask, const T* weight, Sum* sums_x, float* offset_grad,
-    float* mask_grad, const float* unit_of, int packed_weight, int packed_sums, CONV_PARAMETERS) {
+    float* mask_grad, const float* unit_of, CONV_PARAMETERS) {
     Conv s = CONV;
     alignas(16) __shared__ Cell a[BM][ROW];
     alignas(16) __shared__ Cell b[BN][ROW];
@@ -134,10 +135,10 @@ extern "C" __global__ void __launch_bounds__(256) deform_backward_data(
             for (int n = 0; n < out_per_group; n += BK) {
                 int count = out_per_group - n - run;
                 copy8(&a[place][run], grad + (int64)m * s.out_channels + group * out_per_group + n + run,
-                      m < s.places ? count : 0, packed_weight);
+                      m < s.places ? count : 0);
                 for (int row = place; row < BN; row += BM)
                     copy8(&b[row][run], weight + ((int64)tap * s.channels + c + row) * out_per_group + n + run,
-                          c + row < end ? count : 0, packed_weight);
+                          c + row < end ? count : 0);
                 __syncthreads();
                 multiply(sums, a, b);
                 __syncthreads();
@@ -150,7 +151,7 @@ extern "C" __global__ void __launch_bounds__(256) deform_backward_data(
                 for (int k = 0; k < 4; k++) {
                     if (spot.weight[k] == 0.f && spot.dy[k] == 0.f && spot.dx[k] == 0.f) continue;
                     float value[8], part[8], dot = 0.f, share = spot.weight[k] * spot.mask;
-                    fetch8(value, x + spot.corner[k] + channel * s.stride_c, s.stride_c, count, s.packed);
+                    fetch8(value, x + spot.corner[k] + channel * s.stride_c, s.stride_c, count);
 #pragma unroll
                     for (int i = 0; i < 8; i++) {
                         float up = i < count ? received[place][i0 + i] : 0.f;
@@ -161,7 +162,7 @@ extern "C" __global__ void __launch_bounds__(256) deform_backward_data(
                     if (share == 0.f) continue;
                     Sum* to = sums_x + spot.cell[k] * s.channels + channel;
                     if (count == 8)
-                        add_all<8>(to, part, unit, packed_sums);
+                        add_all<8>(to, part, unit, PACKED);
                     else
                         for (int i = 0; i < count; i++) add_to(to + i, part[i], unit);
                 }
@@ -186,7 +187,7 @@ extern "C" __global__ void __launch_bounds__(256) deform_backward_data(
 // `parts` (slices, taps, channels, out_channels / groups). Grid: tiles of 64 channels in all segments, taps * tiles of BN,
 // slices of `slice` places.
 extern "C" __global__ void __launch_bounds__(256) deform_backward_weight(
-    const T* grad, const T* x, const float* offset, const float* mask, float* parts, int packed_grad, int slice,
+    const T* grad, const T* x, const float* offset, const float* mask, float* parts, int slice,
     CONV_PARAMETERS) {
     Conv s = CONV;
     alignas(16) __shared__ Cell a[BM][ROW];
@@ -209,7 +210,7 @@ extern "C" __global__ void __launch_bounds__(256) deform_backward_weight(
         for (int n = run; n < BN; n += 64) {
             Cell up[8];
             int count = m < last ? out_per_group - n0 - n : 0;
-            copy8(up, grad + (int64)m * s.out_channels + group * out_per_group + n0 + n, count, packed_grad);
+            copy8(up, grad + (int64)m * s.out_channels + group * out_per_group + n0 + n, count);
 #pragma unroll
             for (int i = 0; i < 8; i++) b[n + i][place] = up[i];
         }

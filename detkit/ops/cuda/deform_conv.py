@@ -24,17 +24,19 @@ _THREADS = (256, 1, 1)
 _BLOCKS = 512
 
 
-def forward(x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, sizes: Sizes) -> Tensor:
+def forward(
+    x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, sizes: Sizes
+) -> Tensor:
     out = empty_maps(x, sizes.batch, sizes.out_channels, *sizes.output)
     kernel = weight.to(x.dtype).permute(0, 2, 3, 1).contiguous()  # free where the weights are channels-last
     columns = sizes.out_channels // sizes.groups
     tile = _tile(columns, x.dtype)
     arguments = [
         x, *_moves(offset, mask), kernel, None if bias is None else bias.to(x.dtype).contiguous(), out,
-        _packed(kernel, sizes.channels // sizes.groups, _segment(sizes)), *_sizes(x, sizes),
+        *_sizes(x, sizes),
     ]  # fmt: skip
     grid = (_blocks(sizes), sizes.groups * -(-columns // tile), 1)
-    _launch("deform_forward", grid, arguments, x.dtype, tile, fixed=False)
+    _launch("deform_forward", grid, arguments, x, tile, packed=_packed(x, kernel, sizes=sizes))
     return out
 
 
@@ -60,13 +62,10 @@ def _backward_data(
     dtype = torch.float32 if unit is None else torch.int64
     sums = torch.zeros(x.numel(), dtype=dtype, device=x.device)
     of_offset, of_mask = torch.empty_like(offset), None if mask is None else torch.empty_like(mask)
-    packed_sums = np.int32(sizes.channels % 4 == 0 and _segment(sizes) % 8 == 0)
-    arguments = [
-        grad, x, offset, mask, kernel, sums, of_offset, of_mask, unit, _packed(kernel, columns), packed_sums,
-        *_sizes(x, sizes),
-    ]  # fmt: skip
+    arguments = [grad, x, offset, mask, kernel, sums, of_offset, of_mask, unit, *_sizes(x, sizes)]
     grid = (_blocks(sizes), sizes.num_taps * sizes.offset_groups, 1)
-    _launch("deform_backward_data", grid, arguments, x.dtype, 64, fixed=unit is not None)
+    packed = _packed(x, grad, kernel, sums, sizes=sizes)
+    _launch("deform_backward_data", grid, arguments, x, 64, packed=packed, fixed=unit is not None)
     return as_maps(settled(sums, inverse, x.dtype), *x.shape), of_offset, of_mask
 
 
@@ -80,14 +79,14 @@ def _backward_weight(grad: Tensor, x: Tensor, moves: list[Tensor | None], sizes:
     each = -(-places // slices)
     shape = (slices, *sizes.kernel, sizes.groups, sizes.channels // sizes.groups, columns)
     parts = torch.zeros(shape, dtype=torch.float32, device=x.device)
-    arguments = [grad, x, *moves, parts, _packed(grad, columns), np.int32(each), *_sizes(x, sizes)]
+    arguments = [grad, x, *moves, parts, np.int32(each), *_sizes(x, sizes)]
     grid = (*tiles, slices) if places else (0, 0, 0)
-    _launch("deform_backward_weight", grid, arguments, x.dtype, tile, fixed=False)
+    _launch("deform_backward_weight", grid, arguments, x, tile, packed=_packed(x, grad, sizes=sizes))
     return parts.sum(0).permute(2, 4, 3, 0, 1).flatten(0, 1)
 
 
 def _unit(grad: Tensor, mask: Tensor | None, weight: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
-    """For fixed-point sums of the map's gradient: no sample receives more than this, and each gives at most all of it."""
+    """For fixed-point sums of the map's gradient: what a sample receives at most, times the number of samples."""
     if grad.numel() == 0:
         return fixed_point(grad.new_zeros(()))
     received = weight.float().abs().unflatten(0, (sizes.groups, -1)).sum(1).amax() * grad.abs().amax().float()
@@ -98,10 +97,19 @@ def _unit(grad: Tensor, mask: Tensor | None, weight: Tensor, sizes: Sizes) -> tu
 
 
 def _launch(
-    name: str, grid: tuple[int, int, int], arguments: list, dtype: torch.dtype, tile: int, *, fixed: bool
+    name: str,
+    grid: tuple[int, int, int],
+    arguments: list[Tensor | np.generic | None],
+    x: Tensor,
+    tile: int,
+    *,
+    packed: bool,
+    fixed: bool = False,
 ) -> None:
-    tensor = int(dtype != torch.float32)
-    launch(_SOURCE, name, grid, _THREADS, arguments, TYPE=TYPES[dtype], TENSOR=tensor, BN=tile, FIXED=int(fixed))
+    launch(
+        _SOURCE, name, grid, _THREADS, arguments, TYPE=TYPES[x.dtype], TENSOR=int(x.dtype != torch.float32), BN=tile,
+        PACKED=int(packed), FIXED=int(fixed),
+    )  # fmt: skip
 
 
 def _tile(columns: int, dtype: torch.dtype) -> int:
@@ -118,9 +126,11 @@ def _blocks(sizes: Sizes) -> int:
     return -(-sizes.batch * sizes.output[0] * sizes.output[1] // _ROWS)
 
 
-def _packed(x: Tensor, *lengths: int) -> np.int32:
-    """Whether runs of ``lengths`` numbers, one after another in ``x``, can be read eight at a time."""
-    return np.int32(x.data_ptr() % 16 == 0 and all(length % 8 == 0 for length in lengths))
+def _packed(x: Tensor, *others: Tensor, sizes: Sizes) -> bool:
+    """Whether all can be read 16 bytes at a time: see deform_conv.cu."""
+    lengths = (_segment(sizes), sizes.out_channels // sizes.groups, *(x.stride(i) for i in (0, 2, 3)))
+    aligned = all(t.data_ptr() % 16 == 0 for t in (x, *others))
+    return aligned and x.stride(1) == 1 and all(length % 8 == 0 for length in lengths)
 
 
 def _moves(offset: Tensor, mask: Tensor | None) -> list[Tensor | None]:
@@ -129,10 +139,9 @@ def _moves(offset: Tensor, mask: Tensor | None) -> list[Tensor | None]:
 
 def _sizes(x: Tensor, sizes: Sizes) -> list[np.generic]:
     """The kernels' CONV_PARAMETERS."""
-    packed = x.stride(1) == 1 and all(x.stride(i) % 8 == 0 for i in (0, 2, 3)) and bool(_packed(x, _segment(sizes)))
     counts = (
         sizes.batch * sizes.output[0] * sizes.output[1], sizes.height, sizes.width, *sizes.output, sizes.channels,
         sizes.out_channels, sizes.groups, sizes.offset_groups, _segment(sizes), *sizes.kernel, *sizes.stride,
-        *sizes.padding, *sizes.dilation, int(packed),
+        *sizes.padding, *sizes.dilation,
     )  # fmt: skip
     return [*(np.int64(s) for s in x.stride()), *(np.int32(n) for n in counts)]

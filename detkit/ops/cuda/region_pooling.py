@@ -55,9 +55,7 @@ def backward(
         largest = grad.abs().amax() if grad.numel() else grad.new_zeros(())
         unit, inverse = fixed_point(largest.float() * (len(boxes) * grad.shape[2] * grad.shape[3]))
     dtype = torch.float32 if unit is None else torch.int64
-    sums = [
-        as_maps(torch.zeros(b * h * w * c, dtype=dtype, device=grad.device), b, c, h, w) for b, c, h, w in shapes
-    ]
+    sums = [as_maps(torch.zeros(b * h * w * c, dtype=dtype, device=grad.device), b, c, h, w) for b, c, h, w in shapes]
     offset_grad = None if offsets is None else torch.empty_like(offsets, dtype=torch.float32).contiguous()
     maps = None if offsets is None else _level_table(features, pooling)
     vec = _vector(features, channels // groups, sets, element=grad)

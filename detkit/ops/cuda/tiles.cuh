@@ -86,18 +86,19 @@ __device__ inline void for_each(const float* sums, F visit) {
 #endif
 }
 
-// The first `count` of 8 neighbouring numbers at p, and zeros after them.
-__device__ inline void fetch8(float* out, const T* p, int64 step, int count, bool packed) {
-    if (packed && count >= 8) {
-        load<8>(out, p, step, true);
-    } else {
+// The first `count` of 8 neighbouring numbers at p, and zeros after them. PACKED: all runs are whole and aligned.
+__device__ inline void fetch8(float* out, const T* p, int64 step, int count) {
+#if PACKED
+    if (count > 0) return load<8>(out, p, step, true);
+    count = 0;
+#endif
 #pragma unroll
-        for (int i = 0; i < 8; i++) out[i] = i < count ? to_float(p[i * step]) : 0.f;
-    }
+    for (int i = 0; i < 8; i++) out[i] = i < count ? to_float(p[i * step]) : 0.f;
 }
 
-__device__ inline void copy8(Cell* to, const T* p, int count, bool packed) {
-    if (packed && count >= 8) {
+__device__ inline void copy8(Cell* to, const T* p, int count) {
+#if PACKED
+    if (count > 0) {
         constexpr int WIDE = 16 / sizeof(T);
 #pragma unroll
         for (int i = 0; i < 8; i += WIDE) {
@@ -105,8 +106,10 @@ __device__ inline void copy8(Cell* to, const T* p, int count, bool packed) {
 #pragma unroll
             for (int j = 0; j < WIDE; j++) to[i + j] = cell_of(pack.at[j]);
         }
-    } else {
-#pragma unroll
-        for (int i = 0; i < 8; i++) to[i] = i < count ? cell_of(p[i]) : cell_of(0.f);
+        return;
     }
+    count = 0;
+#endif
+#pragma unroll
+    for (int i = 0; i < 8; i++) to[i] = i < count ? cell_of(p[i]) : cell_of(0.f);
 }
