@@ -10,9 +10,9 @@ settings.load_profile("detkit")
 
 
 def pytest_collection_modifyitems(items):
-    """What needs a GPU is skipped, with this reason, where there is none."""
+    """Tests marked ``cuda`` run where there is a GPU."""
     if torch.cuda.is_available():
         return
     for item in items:
-        if "cuda" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+        if item.get_closest_marker("cuda"):
+            item.add_marker(pytest.mark.skip(reason="there is no GPU here"))

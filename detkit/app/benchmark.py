@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 
 import rich
@@ -19,9 +18,10 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FrozenBatchNorm2d
 
-from detkit.app import benchmark_evaluation
+from detkit.app import benchmark_evaluation, benchmark_ops
 from detkit.app.components import load_components
 from detkit.app.paths import config_dir
+from detkit.app.timing import time_alternately
 from detkit.models import build_detector
 from detkit.ops import roi_align
 from detkit.structures import Categories, ImageMeta, Images, Target
@@ -41,13 +41,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=10, help="rounds, in each of which every contestant runs once")
     parser.add_argument("--batch", type=int, default=4, help="images in a training step")
+    parser.add_argument("--batches", type=int, nargs="+", help="ops: images at once; 2 16 on a GPU, 1 on a CPU")
+    parser.add_argument("--shrink", type=int, help="ops: divide the sides of images; 1 on a GPU, 4 on a CPU")
     options = parser.parse_args(arguments)
+    device = torch.device(options.device)
     if options.what == "training":
-        times = benchmark_training(torch.device(options.device), options.batch, options.repeats)
+        times = benchmark_training(device, options.batch, options.repeats)
         rich.print(timing_table(times, f"training step, {options.batch} images of {SIZE[1]} x {SIZE[0]} px, float32"))
     else:
-        for title, times in benchmark_roi_align(torch.device(options.device), options.repeats).items():
+        for title, times in benchmark_roi_align(device, options.repeats).items():
             rich.print(timing_table(times, title))
+        on_gpu = device.type == "cuda"
+        batches, shrink = options.batches or ([2, 16] if on_gpu else [1]), options.shrink or (1 if on_gpu else 4)
+        for table in benchmark_ops.benchmark_ops(device, options.repeats, batches, shrink):
+            rich.print(table)
     return None
 
 
@@ -90,21 +97,6 @@ def benchmark_roi_align(device: torch.device, repeats: int) -> dict[str, dict[st
             results[f"RoIAlign forward, {name}"] = time_alternately(contestants(x), repeats, device)
         results[f"RoIAlign forward and backward, {name}"] = time_alternately(both, repeats, device)
     return results
-
-
-def time_alternately(
-    contestants: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
-) -> dict[str, list[float]]:
-    """Run each once per round, so that a busy moment of the machine meets them all; the first round is not counted."""
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(repeats + 1):
-        for name, run in contestants.items():
-            _wait(device)
-            start = time.perf_counter()
-            run()
-            _wait(device)
-            times[name].append(time.perf_counter() - start)
-    return {name: values[1:] for name, values in times.items()}
 
 
 def timing_table(times: Mapping[str, Sequence[float]], title: str) -> Table:
@@ -170,8 +162,3 @@ def _with_backward(forward: Callable[[], Tensor], x: Tensor) -> Callable[[], Non
         out.backward(torch.ones_like(out))
 
     return run
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

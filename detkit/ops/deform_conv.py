@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from detkit.ops.cuda import deform_conv as kernels
+from detkit.ops.cuda.compile import usable
 from detkit.ops.sampling import (
     Taps,
     as_maps,
@@ -64,12 +66,12 @@ def deform_conv(
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    geometry = _Geometry.of(x.shape, weight.shape, offset.shape, stride, padding, dilation)
-    geometry.check(offset, mask)
+    sizes = Sizes.of(x.shape, weight.shape, offset.shape, stride, padding, dilation)
+    sizes.check(offset, mask)
     return torch.ops.detkit.deform_conv(x, offset, mask, weight, bias, list(stride), list(padding), list(dilation))
 
 
-class _Geometry(NamedTuple):
+class Sizes(NamedTuple):
     """All sizes: B, C, H, W; C', groups, G; the kernel's and the output's (height, width); how the kernel moves."""
 
     batch: int
@@ -93,7 +95,7 @@ class _Geometry(NamedTuple):
         stride: Sequence[int],
         padding: Sequence[int],
         dilation: Sequence[int],
-    ) -> _Geometry:
+    ) -> Sizes:
         if len(x) != 4 or len(weight) != 4 or len(offset) != 4:
             raise ValueError(f"x, weight and offset have 4 axes, not {len(x)}, {len(weight)} and {len(offset)}")
         kernel = (weight[2], weight[3])
@@ -103,11 +105,15 @@ class _Geometry(NamedTuple):
         )
         groups = x[1] // weight[1] if weight[1] and x[1] % weight[1] == 0 else 0
         offset_groups = offset[1] // (2 * kernel[0] * kernel[1])
-        return _Geometry(*x, weight[0], groups, offset_groups, kernel, output, stride, padding, dilation)  # pyright: ignore
+        return Sizes(*x, weight[0], groups, offset_groups, kernel, output, stride, padding, dilation)  # pyright: ignore
 
     @property
     def num_taps(self) -> int:
         return self.kernel[0] * self.kernel[1]
+
+    @property
+    def num_cells(self) -> int:
+        return self.batch * self.height * self.width
 
     def check(self, offset: Tensor, mask: Tensor | None) -> None:
         if self.groups == 0 or self.out_channels % self.groups:
@@ -167,11 +173,11 @@ class _Geometry(NamedTuple):
         return split.permute(1, 2, 0, 3).reshape(-1, self.channels // self.offset_groups)
 
 
-def _places(size: int, kernel: int, axis: int, geometry: _Geometry, like: Tensor) -> Tensor:
+def _places(size: int, kernel: int, axis: int, sizes: Sizes, like: Tensor) -> Tensor:
     """Where the unmoved taps (size, kernel) fall along one axis."""
-    place = torch.arange(size, device=like.device, dtype=like.dtype)[:, None] * geometry.stride[axis]
-    tap = torch.arange(kernel, device=like.device, dtype=like.dtype) * geometry.dilation[axis]
-    return place - geometry.padding[axis] + tap
+    place = torch.arange(size, device=like.device, dtype=like.dtype)[:, None] * sizes.stride[axis]
+    tap = torch.arange(kernel, device=like.device, dtype=like.dtype) * sizes.dilation[axis]
+    return place - sizes.padding[axis] + tap
 
 
 def _tap_weights(y: Taps, x: Taps, mask: Tensor | None) -> Tensor:
@@ -180,11 +186,11 @@ def _tap_weights(y: Taps, x: Taps, mask: Tensor | None) -> Tensor:
     return (weights if mask is None else weights * mask[..., None]).view(-1, 4)
 
 
-def _mask_rows(mask: Tensor | None, geometry: _Geometry) -> Tensor | None:
+def _mask_rows(mask: Tensor | None, sizes: Sizes) -> Tensor | None:
     """(b, H', W', k, G) from the op's (b, G k, H', W')."""
     if mask is None:
         return None
-    return widened(mask).unflatten(1, (geometry.offset_groups, geometry.num_taps)).permute(0, 3, 4, 2, 1)
+    return widened(mask).unflatten(1, (sizes.offset_groups, sizes.num_taps)).permute(0, 3, 4, 2, 1)
 
 
 @torch.library.custom_op(
@@ -196,25 +202,27 @@ def _mask_rows(mask: Tensor | None, geometry: _Geometry) -> Tensor | None:
 def _forward(
     x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, *moves: Sequence[int]
 ) -> Tensor:
-    geometry = _Geometry.of(x.shape, weight.shape, offset.shape, *moves)
+    sizes = Sizes.of(x.shape, weight.shape, offset.shape, *moves)
+    if sizes.num_cells > 0 and usable(x, offset, mask, weight, bias):
+        return kernels.forward(x, offset, mask, weight, bias, sizes)
     out = []
-    matrix = widened(geometry.matrix(weight))
-    for images in geometry.chunks():
-        y_taps, x_taps = geometry.taps(widened(offset[images]))
-        part = _mask_rows(None if mask is None else mask[images], geometry)
-        table = feature_table([x[images]]).view(-1, geometry.channels // geometry.offset_groups)
-        rows = weighted_rows(table, geometry.addresses(y_taps, x_taps), _tap_weights(y_taps, x_taps, part))
-        product = torch.bmm(geometry.columns(rows), matrix).transpose(0, 1).flatten(1)
+    matrix = widened(sizes.matrix(weight))
+    for images in sizes.chunks():
+        y_taps, x_taps = sizes.taps(widened(offset[images]))
+        part = _mask_rows(None if mask is None else mask[images], sizes)
+        table = feature_table([x[images]]).view(-1, sizes.channels // sizes.offset_groups)
+        rows = weighted_rows(table, sizes.addresses(y_taps, x_taps), _tap_weights(y_taps, x_taps, part))
+        product = torch.bmm(sizes.columns(rows), matrix).transpose(0, 1).flatten(1)
         out.append(product if bias is None else product.add_(widened(bias)))
-    return as_maps(torch.cat(out).to(x.dtype), geometry.batch, geometry.out_channels, *geometry.output)
+    return as_maps(torch.cat(out).to(x.dtype), sizes.batch, sizes.out_channels, *sizes.output)
 
 
 @_forward.register_fake
 def _(
     x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, *moves: Sequence[int]
 ) -> Tensor:
-    geometry = _Geometry.of(x.shape, weight.shape, offset.shape, *moves)
-    return empty_maps(x, geometry.batch, geometry.out_channels, *geometry.output)
+    sizes = Sizes.of(x.shape, weight.shape, offset.shape, *moves)
+    return empty_maps(x, sizes.batch, sizes.out_channels, *sizes.output)
 
 
 @torch.library.custom_op(
@@ -227,24 +235,26 @@ def _backward(
     grad: Tensor, x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, *moves: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, offset, mask (empty without one) and weight. Rows are sampled again rather than kept."""
-    geometry = _Geometry.of(x.shape, weight.shape, offset.shape, *moves)
-    matrix = widened(geometry.matrix(weight))
+    sizes = Sizes.of(x.shape, weight.shape, offset.shape, *moves)
+    if sizes.num_cells > 0 and usable(grad, x, offset, mask, weight):
+        return kernels.backward(grad, x, offset, mask, weight, sizes)
+    matrix = widened(sizes.matrix(weight))
     of_matrix = torch.zeros_like(matrix)
     of_x, of_offset, of_mask = [], [], []
-    for images in geometry.chunks():
-        y_taps, x_taps = geometry.taps(widened(offset[images]))
-        part = _mask_rows(None if mask is None else mask[images], geometry)
-        table = feature_table([x[images]]).view(-1, geometry.channels // geometry.offset_groups)
-        indices, weights = geometry.addresses(y_taps, x_taps), _tap_weights(y_taps, x_taps, part)
-        upstream = widened(grad[images]).permute(0, 2, 3, 1).reshape(-1, geometry.groups, matrix.shape[2])
+    for images in sizes.chunks():
+        y_taps, x_taps = sizes.taps(widened(offset[images]))
+        part = _mask_rows(None if mask is None else mask[images], sizes)
+        table = feature_table([x[images]]).view(-1, sizes.channels // sizes.offset_groups)
+        indices, weights = sizes.addresses(y_taps, x_taps), _tap_weights(y_taps, x_taps, part)
+        upstream = widened(grad[images]).permute(0, 2, 3, 1).reshape(-1, sizes.groups, matrix.shape[2])
         upstream = upstream.transpose(0, 1)
-        of_matrix.baddbmm_(geometry.columns(weighted_rows(table, indices, weights)).transpose(1, 2), upstream)
-        of_rows = geometry.rows(torch.bmm(upstream, matrix.transpose(1, 2)))
+        of_matrix.baddbmm_(sizes.columns(weighted_rows(table, indices, weights)).transpose(1, 2), upstream)
+        of_rows = sizes.rows(torch.bmm(upstream, matrix.transpose(1, 2)))
         of_x.append(scattered_rows(of_rows, indices, weights, len(table)))
         by_offset, by_mask = _place_gradients(weight_gradient(of_rows, table, indices), y_taps, x_taps, part)
         of_offset.append(by_offset)
         of_mask.append(by_mask)
-    return _gathered(geometry, x, offset, mask, weight, of_x, of_offset, of_mask, of_matrix)
+    return _gathered(sizes, x, offset, mask, weight, of_x, of_offset, of_mask, of_matrix)
 
 
 def _place_gradients(of_weights: Tensor, y: Taps, x: Taps, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -261,7 +271,7 @@ def _place_gradients(of_weights: Tensor, y: Taps, x: Taps, mask: Tensor | None) 
 
 
 def _gathered(
-    geometry: _Geometry,
+    sizes: Sizes,
     x: Tensor,
     offset: Tensor,
     mask: Tensor | None,
@@ -276,7 +286,7 @@ def _gathered(
     by_x = as_maps(torch.cat(of_x).to(x.dtype), b, c, h, w)
     by_offset = torch.cat(of_offset).to(offset.dtype).contiguous()
     by_mask = offset.new_empty(0) if mask is None else torch.cat(of_mask).to(mask.dtype).contiguous()
-    kernel = of_matrix.view(geometry.groups, *geometry.kernel, c // geometry.groups, -1).permute(0, 4, 3, 1, 2)
+    kernel = of_matrix.view(sizes.groups, *sizes.kernel, c // sizes.groups, -1).permute(0, 4, 3, 1, 2)
     return by_x, by_offset, by_mask, kernel.reshape(weight.shape).to(weight.dtype).contiguous()
 
 

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from detkit.ops.cuda import region_pooling as kernels
+from detkit.ops.cuda.compile import usable
 from detkit.ops.sampling import (
     Taps,
     as_maps,
@@ -119,6 +121,8 @@ def _forward(
     *options: Any,
 ) -> Tensor:
     pooling = Pooling(*options)
+    if usable(*features, boxes, image_index, levels, offsets):
+        return kernels.forward(features, boxes, image_index, levels, offsets, pooling)
     geometry = Geometry(_unflatten(_flattened(features)), boxes, image_index, levels, offsets, pooling)
     table = geometry.table(features)
     parts = [(part.member, weighted_rows(table, *part.map(grid)[:2])) for part, grid in geometry.parts()]
@@ -164,7 +168,10 @@ def _backward(
     *options: Any,
 ) -> list[Tensor]:
     """Gradients of the maps, and last that of the offsets where there are any: ``features`` are needed only for it."""
-    geometry = Geometry(_unflatten(shapes), boxes, image_index, levels, offsets, Pooling(*options))
+    pooling = Pooling(*options)
+    if usable(grad, boxes, image_index, levels, offsets):
+        return kernels.backward(grad, features, _unflatten(shapes), boxes, image_index, levels, offsets, pooling)
+    geometry = Geometry(_unflatten(shapes), boxes, image_index, levels, offsets, pooling)
     rows = geometry.rows_of(grad.double() if grad.dtype == torch.float64 else grad.float())
     into_table = None
     into_offsets = None if offsets is None else rows.new_zeros(offsets.shape)

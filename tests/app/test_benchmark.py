@@ -2,7 +2,7 @@
 
 import torch
 
-from detkit.app import benchmark
+from detkit.app import benchmark, benchmark_ops
 
 CPU = torch.device("cpu")
 
@@ -14,6 +14,20 @@ def test_roi_align_is_timed_on_both_sides():
         set(times) == {"torchvision", "detkit"} and all(len(v) == 1 for v in times.values())
         for times in results.values()
     )
+
+
+def test_every_op_meets_its_peer_and_its_bound():
+    machine = benchmark_ops.Machine(bandwidth=1e9, rate=1e12)
+    assert machine.bound(2e9, 1e12) == 2.0
+    assert machine.bound(1e9, 3e12) == 3.0
+    made = benchmark_ops.contests(CPU, torch.float32, [1], shrink=16)
+    for contest in made:
+        ours, theirs = contest.ours(*contest.inputs), contest.theirs(*contest.inputs)
+        assert ours.shape == theirs.shape
+        if "deformable RoI" not in contest.title:
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+    rows = benchmark_ops.rows(made[0], machine, 1, CPU)
+    assert [row[1] for row in rows] == ["forward", "and backward"]
 
 
 def test_training_compares_models_of_one_size():

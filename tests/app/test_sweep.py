@@ -1,9 +1,10 @@
 """Sweeps: what is checked before they start, processes that fail, hang on or are killed, and folders found again."""
 
-from __future__ import re
+from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys

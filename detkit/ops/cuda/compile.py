@@ -1,0 +1,199 @@
+"""From ``*.cu`` beside this file to a kernel on the GPU: compiled by NVRTC, kept on disk, launched on torch's stream.
+
+NVRTC comes with torch's own wheels, ``cuda.core`` is a dependency of detkit on Linux. Where either is missing one line
+says so and the ops run in their PyTorch form. ``DETKIT_CACHE`` moves the folder of compiled kernels.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detkit.utils.files import atomic_write
+from detkit.utils.log import logger
+
+FOLDER = Path(__file__).parent
+
+#: names of the element types in device.cuh
+TYPES = {torch.float32: "Float", torch.float16: "Half", torch.bfloat16: "BFloat16"}
+
+#: mma.m16n8k16 and bfloat16 conversions begin here
+MIN_CAPABILITY = (8, 0)
+
+Macros = tuple[tuple[str, str], ...]
+
+
+def usable(*tensors: Tensor | None) -> bool:
+    """Whether the kernels can take these tensors: on one GPU, of their element types, and NVRTC is at hand."""
+    given = [t for t in tensors if t is not None]
+    return (
+        all(t.is_cuda and (t.dtype in TYPES or not t.is_floating_point()) for t in given)
+        and len({t.device for t in given}) == 1
+        and _works_on(torch.cuda.get_device_capability(given[0].device))
+    )
+
+
+@functools.cache
+def _works_on(capability: tuple[int, int]) -> bool:
+    """Compile the smallest kernel as a trial; where that fails say so, once."""
+    arch = f"sm_{capability[0]}{capability[1]}"
+    try:
+        if capability < MIN_CAPABILITY:
+            raise RuntimeError(f"compute capability {capability[0]}.{capability[1]} is below 8.0")
+        binary("sums.cu", (("FIXED", "1"), ("TYPE", "Float")), arch)
+    except Exception as error:  # a missing library, a GPU that NVRTC does not know yet: every cause has the same remedy
+        reason = " ".join(str(error).split())[:200]
+        logger.warning("no CUDA kernels for %s, sampling ops run in their PyTorch form: %s", arch, reason)
+        return False
+    return True
+
+
+def binary(source: str, macros: Macros, arch: str) -> bytes:
+    """The machine code of ``source`` for ``arch`` (sm_90, say), from the cache where it is there and whole.
+
+    Raises:
+        ImportError: cuda.core is not installed.
+        RuntimeError: NVRTC is missing, or refuses; with its log.
+    """
+    texts = [(path.name, path.read_text()) for path in (*sorted(FOLDER.glob("*.cuh")), FOLDER / source)]
+    key = hashlib.sha256(repr((texts, macros, arch, _versions())).encode()).hexdigest()
+    path = cache_folder() / f"{source.removesuffix('.cu')}-{arch}-{key[:32]}.cubin"
+    code = _read(path)
+    if code is None:
+        code = _compile(source, macros, arch)
+        _write(path, code)
+    return code
+
+
+def _compile(source: str, macros: Macros, arch: str) -> bytes:
+    from cuda.core import Program, ProgramOptions
+
+    options = ProgramOptions(
+        name=source, arch=arch, std="c++17", define_macro=list(macros), include_path=str(FOLDER)
+    )  # fmt: skip
+    return bytes(Program((FOLDER / source).read_text(), code_type="c++", options=options).compile("cubin").code)
+
+
+@functools.cache
+def _versions() -> tuple[str, ...]:
+    import cuda.core
+    from cuda.bindings import nvrtc
+
+    return (cuda.core.__version__, repr(nvrtc.nvrtcVersion()))
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: DETKIT_CACHE, or detkit/kernels in the user's cache folder."""
+    if given := os.environ.get("DETKIT_CACHE"):
+        return Path(given)
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(home) / "detkit" / "kernels"
+
+
+def _read(path: Path) -> bytes | None:
+    """The code in ``path``, after its checksum; None where there is none or it is damaged."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    checksum, code = content[:32], content[32:]
+    return code if code and hashlib.sha256(code).digest() == checksum else None
+
+
+def _write(path: Path, code: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, hashlib.sha256(code).digest() + code)
+    except OSError:  # a home that cannot be written costs a compilation in each process, and nothing else
+        logger.debug("compiled kernels are not kept: %s cannot be written", path.parent)
+
+
+@functools.cache
+def _kernel(source: str, name: str, macros: Macros, device: int) -> Any:
+    from cuda.core import Device, ObjectCode
+
+    Device(device).set_current()
+    major, minor = torch.cuda.get_device_capability(device)
+    return ObjectCode.from_cubin(binary(source, macros, f"sm_{major}{minor}")).get_kernel(name)
+
+
+def launch(
+    source: str,
+    name: str,
+    grid: Sequence[int],
+    block: Sequence[int],
+    arguments: Sequence[Tensor | np.generic | None],
+    **macros: int | str,
+) -> None:
+    """Run a kernel on the current stream of its tensors' device.
+
+    Args:
+        source: file name, such as ``region_pooling.cu``.
+        name: of the kernel in it.
+        grid: blocks along x, y, z; nothing is launched where one is 0.
+        block: threads along x, y, z.
+        arguments: tensors for pointers (None is the null pointer), numpy scalars of the parameters' very types.
+        macros: what the source wants defined.
+    """
+    if 0 in grid:
+        return
+    defined = tuple(sorted((k, str(v)) for k, v in macros.items()))
+    device = next(a.device for a in arguments if isinstance(a, Tensor))
+    run(source, name, tuple(grid), tuple(block), arguments, defined, device)
+
+
+def run(
+    source: str,
+    name: str,
+    grid: tuple[int, ...],
+    block: tuple[int, ...],
+    arguments: Sequence[Tensor | np.generic | None],
+    macros: Macros,
+    device: torch.device,
+) -> None:
+    """What :func:`launch` does in the end. Tests put the CPU here."""
+    from cuda.core import LaunchConfig
+    from cuda.core import launch as start
+
+    with torch.cuda.device(device):
+        kernel = _kernel(source, name, macros, torch.cuda.current_device())
+        values = [a.data_ptr() if isinstance(a, Tensor) else 0 if a is None else a for a in arguments]
+        start(torch.cuda.current_stream(), LaunchConfig(grid=grid, block=block), kernel, *values)
+
+
+def fixed_point(largest: Tensor) -> tuple[Tensor, Tensor]:
+    """The unit of fixed-point sums none of which exceeds ``largest`` (a scalar tensor), and its inverse, (1,) each.
+
+    Sums stay below 2^62. Where ``largest`` is not finite the inverse is NaN, and so will be all that is made with it.
+    """
+    largest = largest.float().reshape(1)
+    exponent = (62 - torch.frexp(largest.nan_to_num(0, 0, 0))[1]).clamp(-126, 126)
+    one = torch.ones_like(largest)
+    inverse = torch.where(largest.isfinite(), torch.ldexp(one, -exponent), torch.nan)
+    return torch.ldexp(one, exponent), inverse
+
+
+def settled(sums: Tensor, inverse: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Sums (float32, or int64 in fixed point; dense) as numbers of ``dtype``, in the same order in memory."""
+    if inverse is None:
+        return sums.to(dtype)
+    out = torch.empty_strided(sums.shape, sums.stride(), dtype=dtype, device=sums.device)
+    blocks = min((sums.numel() + 255) // 256, 1 << 16)
+    launch(
+        "sums.cu", "settle", (blocks, 1, 1), (256, 1, 1), [sums, out, inverse, np.int64(sums.numel())],
+        TYPE=TYPES[dtype], FIXED=1,
+    )  # fmt: skip
+    return out
+
+
+def deterministic() -> bool:
+    """Whether the user asked torch for the same bits in every run."""
+    return torch.are_deterministic_algorithms_enabled()

@@ -1,0 +1,171 @@
+// Pooling of boxes: RoIAlign over all levels of a pyramid, its position-sensitive form, and deformable RoI pooling.
+//
+// One warp makes one bin of one box; its lanes hold neighbouring channels, VEC each. So the geometry is the warp's, each of
+// the bin's taps is one coalesced read of a channels-last map (16 bytes a lane), and nothing is gathered level by level:
+// a box carries the number of its level. The backward pass is the same walk with additions in place of reads; there a
+// warp also sums over its channels what moving the bin would change. Block: 32 x 8 threads, grid: boxes x bins / 8.
+#include "device.cuh"
+
+typedef TYPE T;
+
+struct Level {  // one map; strides in elements
+    int64 data, stride_b, stride_c, stride_h, stride_w, height, width;
+    double scale;  // cells per px
+};
+
+struct Shape {  // sizes of the call
+    int channels, groups, sets, bins_h, bins_w, sampling, aligned;
+    float gamma;
+};
+
+struct Bin {  // where one bin lies, in cells of its level
+    float y, x, step_y, step_x;  // its first corner and the distance of its samples
+    float width, height;         // of the box
+    int grid_h, grid_w, cells_h, cells_w;
+    bool finite;
+};
+
+__device__ inline Bin place(const float* box, const Level& level, const int64* image_size, const Shape& s, int i, int j) {
+    Bin bin;
+    float scale = (float)level.scale, shift = s.aligned ? 0.5f : 0.f, least = s.aligned ? 0.f : 1.f;
+    bin.finite = isfinite(box[0]) && isfinite(box[1]) && isfinite(box[2]) && isfinite(box[3]);
+    float x1 = box[0] * scale - shift, y1 = box[1] * scale - shift;
+    bin.width = fmaxf(box[2] * scale - shift - x1, least);
+    bin.height = fmaxf(box[3] * scale - shift - y1, least);
+    bin.cells_h = (int)level.height, bin.cells_w = (int)level.width;
+    if (image_size) {  // a map ends where its image ends
+        bin.cells_h = min(bin.cells_h, (int)ceilf((float)image_size[0] * scale));
+        bin.cells_w = min(bin.cells_w, (int)ceilf((float)image_size[1] * scale));
+    }
+    float h = bin.height / (float)s.bins_h, w = bin.width / (float)s.bins_w;
+    // a sample for each cell, and no more than the map has
+    bin.grid_h = s.sampling > 0 ? s.sampling : (int)fminf(ceilf(h), (float)bin.cells_h);
+    bin.grid_w = s.sampling > 0 ? s.sampling : (int)fminf(ceilf(w), (float)bin.cells_w);
+    bin.step_y = h / (float)max(bin.grid_h, 1), bin.step_x = w / (float)max(bin.grid_w, 1);
+    bin.y = y1 + (float)i * h, bin.x = x1 + (float)j * w;
+    return bin;
+}
+
+// The channel that output channel c of a bin reads, as a distance from the map's first.
+__device__ inline int64 channel_of(int c, int bin, const Shape& s, const Level& level) {
+    return (s.sets > 1 ? (int64)c * s.sets + bin : (int64)c) * level.stride_c;
+}
+
+extern "C" __global__ void region_forward(
+    const Level* levels, const float* boxes, const int64* images, const int64* level_of, const float* offsets,
+    const int64* image_sizes, T* out, int channels, int groups, int sets, int bins_h, int bins_w, int sampling, int aligned,
+    float gamma) {
+    Shape s = {channels, groups, sets, bins_h, bins_w, sampling, aligned, gamma};
+    int bins = bins_h * bins_w, bin = (int)(blockIdx.y * 8 + threadIdx.y);
+    int64 r = blockIdx.x;
+    if (bin >= bins) return;
+    Level level = levels[level_of[r]];
+    int64 image = images[r];
+    Bin b = place(boxes + 4 * r, level, image_sizes ? image_sizes + 2 * image : nullptr, s, bin / bins_w, bin % bins_w);
+    const T* map = (const T*)level.data + image * level.stride_b;
+    bool packed = VEC > 1;
+    float share = b.finite && b.grid_h > 0 && b.grid_w > 0 ? 1.f / (float)(b.grid_h * b.grid_w) : 0.f;
+    int depth = channels / groups;
+    for (int c = (int)threadIdx.x * VEC; c < channels; c += 32 * VEC) {
+        float y0 = b.y, x0 = b.x;
+        if (offsets) {
+            const float* move = offsets + ((r * groups + c / depth) * 2) * bins + bin;
+            x0 += gamma * move[0] * b.width, y0 += gamma * move[bins] * b.height;
+        }
+        float sum[VEC] = {};
+        const T* first = map + channel_of(c, bin, s, level);
+        for (int iy = 0; iy < b.grid_h && share > 0.f; iy++) {
+            Tap y = border_tap(y0 + ((float)iy + 0.5f) * b.step_y, b.cells_h);
+            for (int ix = 0; ix < b.grid_w; ix++) {
+                Tap x = border_tap(x0 + ((float)ix + 0.5f) * b.step_x, b.cells_w);
+                if (y.below + y.above == 0.f || x.below + x.above == 0.f) continue;
+                const T* corner[4] = {
+                    first + y.low * level.stride_h + x.low * level.stride_w,
+                    first + y.low * level.stride_h + x.high * level.stride_w,
+                    first + y.high * level.stride_h + x.low * level.stride_w,
+                    first + y.high * level.stride_h + x.high * level.stride_w};
+                float weight[4] = {y.below * x.below, y.below * x.above, y.above * x.below, y.above * x.above};
+#pragma unroll
+                for (int k = 0; k < 4; k++) {
+                    float value[VEC];
+                    load<VEC>(value, corner[k], level.stride_c, packed);
+#pragma unroll
+                    for (int v = 0; v < VEC; v++) sum[v] += weight[k] * value[v];
+                }
+            }
+        }
+#pragma unroll
+        for (int v = 0; v < VEC; v++) sum[v] *= share;
+        store<VEC>(out + (r * bins + bin) * channels + c, sum, packed);
+    }
+}
+
+// `sums` are levels whose data are Sums, channels-last and from zero; `maps` is read for the offsets' gradient alone.
+extern "C" __global__ void region_backward(
+    const Level* sums, const Level* maps, const float* boxes, const int64* images, const int64* level_of,
+    const float* offsets, const int64* image_sizes, const T* grad, int64 grad_r, int64 grad_c, int64 grad_h, int64 grad_w,
+    float* offset_grad, const float* unit_of, int channels, int groups, int sets, int bins_h, int bins_w, int sampling,
+    int aligned, float gamma) {
+    Shape s = {channels, groups, sets, bins_h, bins_w, sampling, aligned, gamma};
+    int bins = bins_h * bins_w, bin = (int)(blockIdx.y * 8 + threadIdx.y);
+    int64 r = blockIdx.x;
+    if (bin >= bins) return;
+    float unit = unit_of ? unit_of[0] : 1.f;
+    Level into = sums[level_of[r]];
+    int64 image = images[r];
+    Bin b = place(boxes + 4 * r, into, image_sizes ? image_sizes + 2 * image : nullptr, s, bin / bins_w, bin % bins_w);
+    Sum* target = (Sum*)into.data + image * into.stride_b;
+    const T* upstream = grad + r * grad_r + (bin / bins_w) * grad_h + (bin % bins_w) * grad_w;
+    float share = b.finite && b.grid_h > 0 && b.grid_w > 0 ? 1.f / (float)(b.grid_h * b.grid_w) : 0.f;
+    int depth = channels / groups;
+    for (int g = 0; g < groups; g++) {
+        float y0 = b.y, x0 = b.x, by_y = 0.f, by_x = 0.f;
+        int64 move = ((r * groups + g) * 2) * bins + bin;
+        if (offsets) x0 += gamma * offsets[move] * b.width, y0 += gamma * offsets[move + bins] * b.height;
+        for (int d = (int)threadIdx.x * VEC; d < depth; d += 32 * VEC) {
+            int c = g * depth + d;
+            float up[VEC];
+            load<VEC>(up, upstream + c * grad_c, grad_c, false);
+#pragma unroll
+            for (int v = 0; v < VEC; v++) up[v] *= share;
+            for (int iy = 0; iy < b.grid_h && share > 0.f; iy++) {
+                Tap y = border_tap(y0 + ((float)iy + 0.5f) * b.step_y, b.cells_h);
+                for (int ix = 0; ix < b.grid_w; ix++) {
+                    Tap x = border_tap(x0 + ((float)ix + 0.5f) * b.step_x, b.cells_w);
+                    if (y.below + y.above == 0.f || x.below + x.above == 0.f) continue;
+                    int rows[4] = {y.low, y.low, y.high, y.high}, columns[4] = {x.low, x.high, x.low, x.high};
+                    float weight[4] = {y.below * x.below, y.below * x.above, y.above * x.below, y.above * x.above};
+                    float dy[4] = {y.moves_below * x.below, y.moves_below * x.above, y.moves_above * x.below,
+                                   y.moves_above * x.above};
+                    float dx[4] = {y.below * x.moves_below, y.below * x.moves_above, y.above * x.moves_below,
+                                   y.above * x.moves_above};
+#pragma unroll
+                    for (int k = 0; k < 4; k++) {
+                        float part[VEC];
+#pragma unroll
+                        for (int v = 0; v < VEC; v++) part[v] = weight[k] * up[v];
+                        int64 cell = rows[k] * into.stride_h + columns[k] * into.stride_w + channel_of(c, bin, s, into);
+                        if (weight[k] != 0.f) add_all<VEC>(target + cell, part, unit, VEC > 1);
+                        if (!offsets) continue;
+                        Level from = maps[level_of[r]];
+                        float value[VEC], dot = 0.f;
+                        load<VEC>(
+                            value,
+                            (const T*)from.data + image * from.stride_b + rows[k] * from.stride_h +
+                                columns[k] * from.stride_w + channel_of(c, bin, s, from),
+                            from.stride_c, VEC > 1);
+#pragma unroll
+                        for (int v = 0; v < VEC; v++) dot += up[v] * value[v];
+                        by_y += dy[k] * dot, by_x += dx[k] * dot;
+                    }
+                }
+            }
+        }
+        if (!offsets) continue;
+        by_y = warp_sum(by_y), by_x = warp_sum(by_x);
+        if (threadIdx.x == 0) {
+            offset_grad[move] = gamma * b.width * by_x;
+            offset_grad[move + bins] = gamma * b.height * by_y;
+        }
+    }
+}

@@ -1,0 +1,115 @@
+"""Launches region_pooling.cu: the arguments of the op ``detkit::region_pooling`` in the kernels' terms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detkit.ops.cuda.compile import TYPES, deterministic, fixed_point, launch, settled
+from detkit.ops.sampling import as_maps, empty_maps
+
+if TYPE_CHECKING:
+    from detkit.ops.region_pooling import Pooling
+
+_SOURCE = "region_pooling.cu"
+
+
+def forward(
+    features: Sequence[Tensor], boxes: Tensor, images: Tensor, levels: Tensor, offsets: Tensor | None, pooling: Pooling
+) -> Tensor:
+    sets, groups = pooling.channel_sets, 1 if offsets is None else offsets.shape[1] // 2
+    channels = features[0].shape[1] // sets
+    h, w = pooling.output_size
+    out = empty_maps(features[0], len(boxes), channels, h, w)
+    arguments = [
+        _level_table(features, pooling), *_places(boxes, images, levels, offsets, pooling), out,
+        *_sizes(channels, groups, pooling),
+    ]  # fmt: skip
+    vec = _vector(features, channels // groups, sets)
+    launch(
+        _SOURCE, "region_forward", _grid(boxes, pooling), (32, 8, 1), arguments,
+        TYPE=TYPES[out.dtype], VEC=vec, FIXED=0,
+    )  # fmt: skip
+    return out
+
+
+def backward(
+    grad: Tensor,
+    features: Sequence[Tensor],
+    shapes: Sequence[tuple[int, int, int, int]],
+    boxes: Tensor,
+    images: Tensor,
+    levels: Tensor,
+    offsets: Tensor | None,
+    pooling: Pooling,
+) -> list[Tensor]:
+    """Gradients of the maps, and last that of the offsets where there are any."""
+    sets, groups = pooling.channel_sets, 1 if offsets is None else offsets.shape[1] // 2
+    channels = shapes[0][1] // sets
+    unit, inverse = None, None
+    if deterministic():
+        largest = grad.abs().amax() if grad.numel() else grad.new_zeros(())
+        unit, inverse = fixed_point(largest.float() * (len(boxes) * grad.shape[2] * grad.shape[3]))
+    dtype = torch.float32 if unit is None else torch.int64
+    sums = [as_maps(torch.zeros(b * h * w * c, dtype=dtype, device=grad.device), b, c, h, w) for b, c, h, w in shapes]
+    offset_grad = None if offsets is None else torch.empty_like(offsets, dtype=torch.float32).contiguous()
+    maps = None if offsets is None else _level_table(features, pooling)
+    vec = _vector(features, channels // groups, sets, element=grad)
+    arguments = [
+        _level_table(sums, pooling), maps, *_places(boxes, images, levels, offsets, pooling), grad,
+        *(np.int64(s) for s in grad.stride()), offset_grad, unit, *_sizes(channels, groups, pooling),
+    ]  # fmt: skip
+    launch(
+        _SOURCE, "region_backward", _grid(boxes, pooling), (32, 8, 1), arguments,
+        TYPE=TYPES[grad.dtype], VEC=vec, FIXED=int(unit is not None),
+    )  # fmt: skip
+    grads = [_like(settled(s, inverse, grad.dtype), s) for s in sums]
+    if offsets is not None and offset_grad is not None:
+        grads.append(offset_grad.to(offsets.dtype))
+    return grads
+
+
+def _like(x: Tensor, channels_last: Tensor) -> Tensor:
+    return x if x.stride() == channels_last.stride() else empty_maps(x, *channels_last.shape).copy_(x)
+
+
+def _grid(boxes: Tensor, pooling: Pooling) -> tuple[int, int, int]:
+    bins = pooling.output_size[0] * pooling.output_size[1]
+    return (len(boxes), (bins + 7) // 8, 1)
+
+
+def _level_table(maps: Sequence[Tensor], pooling: Pooling) -> Tensor:
+    """The kernel's array of ``Level``, on the device."""
+    rows = [[m.data_ptr(), *m.stride(), m.shape[2], m.shape[3], 0] for m in maps]
+    table = np.array(rows, dtype=np.int64)
+    table[:, 7] = np.array(pooling.scales, dtype=np.float64).view(np.int64)
+    return torch.from_numpy(table).to(maps[0].device, non_blocking=True)
+
+
+def _places(
+    boxes: Tensor, images: Tensor, levels: Tensor, offsets: Tensor | None, pooling: Pooling
+) -> list[Tensor | None]:
+    sizes = None
+    if pooling.image_sizes:
+        sizes = torch.tensor(pooling.image_sizes, dtype=torch.int64).to(boxes.device, non_blocking=True)
+    moves = None if offsets is None else offsets.float().contiguous()
+    return [boxes.float().contiguous(), images.long().contiguous(), levels.long().contiguous(), moves, sizes]
+
+
+def _sizes(channels: int, groups: int, pooling: Pooling) -> list[np.generic]:
+    h, w = pooling.output_size
+    counts = (channels, groups, pooling.channel_sets, h, w, pooling.sampling_ratio, int(pooling.aligned))
+    return [*(np.int32(n) for n in counts), np.float32(pooling.gamma)]
+
+
+def _vector(maps: Sequence[Tensor], depth: int, sets: int, element: Tensor | None = None) -> int:
+    """Channels that a lane takes at once: 16 bytes of them where all maps are channels-last and aligned, else one."""
+    wide = 16 // (element if element is not None else maps[0]).element_size()
+    packed = all(
+        m.stride(1) == 1 and m.data_ptr() % 16 == 0 and all(m.stride(i) % wide == 0 for i in (0, 2, 3)) for m in maps
+    )
+    return wide if packed and sets == 1 and depth % wide == 0 else 1
