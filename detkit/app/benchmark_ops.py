@@ -164,15 +164,22 @@ def _roi_align(batch: int, device: torch.device, dtype: torch.dtype, shrink: int
     maps = _maps(batch, 256, strides, device, dtype, shrink)
     boxes, index, levels = _regions(batch, device, shrink)
     scales = [1 / s for s in strides]
-    peer = torchvision.ops.MultiScaleRoIAlign(list("abcd"), 7, 2)
-    per_image = [boxes[index == i] for i in range(batch)]
-    shape = (IMAGE[0] // shrink, IMAGE[1] // shrink)
+    rois = torch.cat([index[:, None].float(), boxes], dim=1).to(dtype)
+
+    def peer(*maps: Tensor) -> Tensor:
+        """As torchvision's MultiScaleRoIAlign does it: level by level, and scattered together."""
+        out = maps[0].new_zeros(len(rois), 256, 7, 7)
+        for level, (x, scale) in enumerate(zip(maps, scales, strict=True)):
+            pick = (levels == level).nonzero().squeeze(1)
+            out = out.index_put((pick,), torchvision.ops.roi_align(x, rois[pick], 7, scale, 2, True))
+        return out
+
     outputs = len(boxes) * 49 * 256
     costs = [_pooling_cost(maps, outputs, passes) for passes in (1, 2)]
     return Contest(
         f"multi-level RoIAlign, {batch} images, {len(boxes)} boxes x 256 x 7 x 7",
         lambda *m: ops.multi_level_roi_align(m, boxes, index, levels, output_size=(7, 7), scales=scales),
-        lambda *m: peer(dict(zip("abcd", m, strict=True)), per_image, [shape] * batch),
+        peer,
         tuple(maps), (costs[0][0], costs[1][0]), (costs[0][1], costs[1][1]),
     )  # fmt: skip
 
@@ -221,6 +228,6 @@ def _deform_conv(
     return Contest(
         f"modulated deformable convolution 3 x 3, {batch} x {channels} x {h} x {w} to {out_channels}",
         lambda x, o, k, m: ops.deform_conv(x, o, k, mask=m, padding=(1, 1)),
-        lambda x, o, k, m: torchvision.ops.deform_conv2d(x, o, k, None, 1, 1, 1, m),
+        lambda x, o, k, m: torchvision.ops.deform_conv2d(x, o, k, None, padding=(1, 1), mask=m),
         inputs, (moved + outputs, 3 * moved + 2 * outputs), (product + sampling, 3 * (product + sampling)),
     )  # fmt: skip

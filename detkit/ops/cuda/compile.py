@@ -74,7 +74,7 @@ def binary(source: str, macros: Macros, arch: str) -> bytes:
 
 
 def _compile(source: str, macros: Macros, arch: str) -> bytes:
-    from cuda.core import Program, ProgramOptions
+    from cuda.core import Program, ProgramOptions  # pyright: ignore
 
     options = ProgramOptions(
         name=source, arch=arch, std="c++17", define_macro=list(macros), include_path=str(FOLDER)
@@ -85,7 +85,7 @@ def _compile(source: str, macros: Macros, arch: str) -> bytes:
 @functools.cache
 def _versions() -> tuple[str, ...]:
     import cuda.core
-    from cuda.bindings import nvrtc
+    from cuda.bindings import nvrtc  # pyright: ignore
 
     return (cuda.core.__version__, repr(nvrtc.nvrtcVersion()))
 
@@ -118,7 +118,7 @@ def _write(path: Path, code: bytes) -> None:
 
 @functools.cache
 def _kernel(source: str, name: str, macros: Macros, device: int) -> Any:
-    from cuda.core import Device, ObjectCode
+    from cuda.core import Device, ObjectCode  # pyright: ignore
 
     Device(device).set_current()
     major, minor = torch.cuda.get_device_capability(device)
@@ -160,8 +160,8 @@ def run(
     device: torch.device,
 ) -> None:
     """What :func:`launch` does in the end. Tests put the CPU here."""
-    from cuda.core import LaunchConfig
-    from cuda.core import launch as start
+    from cuda.core import LaunchConfig  # pyright: ignore
+    from cuda.core import launch as start  # pyright: ignore
 
     with torch.cuda.device(device):
         kernel = _kernel(source, name, macros, torch.cuda.current_device())
