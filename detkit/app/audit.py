@@ -10,7 +10,7 @@ import copy
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -314,9 +314,14 @@ def _batches(node: Mapping[str, Any], split: str, dataset: DetectionDataset) -> 
     """The batches of the first epoch, with their sizes and boxes as in the training; the pixels take no memory."""
     loader = _loader(node, split, dataset)
     batches = iter(loader) if split == "val" else loader.iterate()
+    seen: set[int] = set()
     for _, batch in zip(range(len(loader) if split == "val" else loader.batches_per_epoch), batches, strict=False):
-        pixels = torch.zeros(1, dtype=torch.uint8).expand(batch.images.pixels.shape)
-        yield replace(batch, images=Images(pixels, batch.images.meta))
+        # the last batch may run into the next epoch: each image counts once
+        rows = [i for i, meta in enumerate(batch.images.meta) if meta.image_id not in seen]
+        metas = tuple(batch.images.meta[i] for i in rows)
+        seen |= {meta.image_id for meta in metas}
+        pixels = torch.zeros(1, dtype=torch.uint8).expand(len(rows), *batch.images.pixels.shape[1:])
+        yield Batch(Images(pixels, metas), tuple(batch.targets[i] for i in rows))
 
 
 def _annotation_ids(truth: GroundTruth, target: Target) -> np.ndarray:

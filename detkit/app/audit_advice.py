@@ -98,7 +98,7 @@ def _changes(
             shown = "[" + ",".join(f"{s:g}" for s in option) + "]"
             yield f"{key}.scales={shown}", planner.with_head(_head(node, key, option, planner, categories)), 1.0
     for scale in (1.5, 2.0):
-        yield f"an input {scale:g} times as large (the sizes in transform.train)", planner, scale
+        yield f"An input {scale:g} times as large (the sizes in transform.train)", planner, scale
 
 
 def _anchor_nodes(node: Any, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
