@@ -317,11 +317,13 @@ def _batches(node: Mapping[str, Any], split: str, dataset: DetectionDataset) -> 
     seen: set[int] = set()
     for _, batch in zip(range(len(loader) if split == "val" else loader.batches_per_epoch), batches, strict=False):
         # the last batch may run into the next epoch: each image counts once
-        rows = [i for i, meta in enumerate(batch.images.meta) if meta.image_id not in seen]
+        first = {meta.image_id: i for i, meta in reversed(list(enumerate(batch.images.meta)))}
+        rows = sorted(i for image_id, i in first.items() if image_id not in seen)
         metas = tuple(batch.images.meta[i] for i in rows)
-        seen |= {meta.image_id for meta in metas}
+        seen |= first.keys()
         pixels = torch.zeros(1, dtype=torch.uint8).expand(len(rows), *batch.images.pixels.shape[1:])
-        yield Batch(Images(pixels, metas), tuple(batch.targets[i] for i in rows))
+        if rows:
+            yield Batch(Images(pixels, metas), tuple(batch.targets[i] for i in rows))
 
 
 def _annotation_ids(truth: GroundTruth, target: Target) -> np.ndarray:
