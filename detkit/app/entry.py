@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +81,6 @@ def _is_group(key: str) -> bool:
 
 def _remove_unused(folder: Path) -> None:
     """A run that never began leaves no folder behind: at most its log is in it."""
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {"log.txt", LOCK}:
-        for name in ("log.txt", LOCK):
-            (folder / name).unlink(missing_ok=True)
-        folder.rmdir()
+    with suppress(OSError):  # another process of the run may do the same
+        if {path.name for path in folder.iterdir()} <= {"log.txt", LOCK}:
+            shutil.rmtree(folder)

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from detkit.app.paths import config_dir
 from detkit.config import ConfigError
-from detkit.engine.checkpoint import LAST, PREVIOUS, CheckpointError, current_versions, load_latest
+from detkit.engine.checkpoint import LAST, PREVIOUS, CheckpointError, load_latest
 from detkit.engine.records import FitResult
 from detkit.utils.files import atomic_write
 from detkit.utils.log import logger
@@ -23,7 +19,7 @@ RESULT = "result.json"
 
 #: What does not change anything that is computed.
 _FREE = (
-    *("resume", "device", "run_root", "callbacks", "trainer.save_every", "trainer.log_every"),
+    *("resume", "device", "process_timeout", "run_root", "callbacks", "trainer.save_every", "trainer.log_every"),
     *(f"data.loader.{s}.{key}" for s in ("train", "val") for key in ("num_workers", "timeout", "pin_memory")),
 )
 
@@ -31,12 +27,13 @@ _FREE = (
 _PLACES = tuple(f"data{s}.root" for s in ("", ".train", ".val"))
 
 
-def find_run(path: str, experiment_folder: Path, config: Mapping[str, Any]) -> Path:
+def find_run(path: str, experiment_folder: Path, config: Mapping[str, Any], allow: Sequence[str] = ()) -> Path:
     """The folder of the run to go on with.
 
     Args:
         path: a run folder, or "auto": the newest below ``experiment_folder`` with the same configuration that has not
             come to its end.
+        allow: keys that may differ, with all that stands below them.
 
     Raises:
         ConfigError: there is none; or it was run with another configuration, and the message names the keys.
@@ -49,7 +46,7 @@ def find_run(path: str, experiment_folder: Path, config: Mapping[str, Any]) -> P
             except CheckpointError as error:
                 logger.warning("passed over: %s", error)
                 continue
-            if not changed_keys(checkpoint.config, config) and checkpoint.step < config["trainer"]["steps"]:
+            if read_result(folder) is None and not changed_keys(checkpoint.config, config, allow):
                 return folder
         raise ConfigError(f"resume=auto: no unfinished run with this configuration in {experiment_folder}")
     folder = Path(path)
@@ -57,21 +54,26 @@ def find_run(path: str, experiment_folder: Path, config: Mapping[str, Any]) -> P
         raise ConfigError(f"resume: no folder {path}")
     if not can_go_on(folder):
         raise ConfigError(f"resume: {path} has neither {LAST} nor {PREVIOUS}; it is not a run that can go on")
-    changed = changed_keys(load_latest(folder).config, config)
-    if changed:
-        lines = [f"{key}: was {before!r}, is {now!r}" for key, before, now in changed]
-        raise ConfigError([f"resume: {path} was run with another configuration", *lines])
+    before = load_latest(folder).config
+    if changed := changed_keys(before, config, allow):
+        lines = [f"{key}: was {was!r}, is {now!r}" for key, was, now in changed]
+        advice = f"resume.allow=[{','.join(key for key, *_ in changed)}] lets it go on all the same"
+        raise ConfigError([f"resume: {path} was run with another configuration", *lines, advice])
+    for key, was, now in changed_keys(before, config):
+        logger.warning("going on with another %s: was %r, is %r", key, was, now)
     return folder
 
 
-def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Key, value before and value now wherever two configurations differ in what is computed."""
+def changed_keys(
+    before: Mapping[str, Any], now: Mapping[str, Any], allow: Sequence[str] = ()
+) -> list[tuple[str, Any, Any]]:
+    """Key, value before and value now wherever two configurations differ in what is computed, but for ``allow``."""
     flat_before, flat_now = dict(leaves(before)), dict(leaves(now))
     keys = sorted(flat_before.keys() | flat_now.keys())
     return [
         (k, flat_before.get(k), flat_now.get(k))
         for k in keys
-        if flat_before.get(k) != flat_now.get(k) and not is_free(k, (*_FREE, *_PLACES))
+        if flat_before.get(k) != flat_now.get(k) and not is_free(k, (*_FREE, *_PLACES, *allow))
     ]
 
 
@@ -117,29 +119,6 @@ def write_result(folder: Path, result: FitResult, monitor: str, costs: Mapping[s
         **costs,
     }
     atomic_write(folder / RESULT, json.dumps(content, indent=2) + "\n")
-
-
-def write_manifest(folder: Path, seed: int) -> None:
-    """Write ``manifest.json``: what the run was made with."""
-    manifest = {
-        "command": sys.argv,
-        "git": _git_revision(),
-        "versions": current_versions(),
-        "platform": platform.platform(),
-        "seed": seed,
-    }
-    atomic_write(folder / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-
-
-def _git_revision() -> str | None:
-    """The commit of this checkout, with ``-dirty`` where files differ from it; None outside one."""
-    try:
-        return subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-            cwd=config_dir(), capture_output=True, text=True, check=True, timeout=10,
-        ).stdout.strip()  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def _checkpoints_below(folder: Path) -> Iterator[Path]:

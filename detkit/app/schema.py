@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -52,9 +52,13 @@ class TransformSection:
 
 @dataclass
 class ResumeSection:
-    """Going on with a run that was stopped: its folder, or ``auto`` for the newest unfinished one like this."""
+    """Going on with a run that was stopped: its folder, or ``auto`` for the newest unfinished one like this.
+
+    ``allow``: keys that may have changed since, with all that stands below them.
+    """
 
     path: str | None = None
+    allow: Sequence[str] = ()
 
 
 @dataclass
@@ -73,6 +77,8 @@ class TrainSchema:
     device: str = "auto"
     threads: int | None = None
     deterministic: bool = False
+    sync_bn: bool = False
+    process_timeout: float = 600.0
     init_from: str | None = None
     resume: ResumeSection = field(default_factory=ResumeSection)
     run_root: str = "runs"

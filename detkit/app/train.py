@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 from detkit.app.costs import costs
 from detkit.app.entry import run_tool
 from detkit.app.init_from import initialize
+from detkit.app.manifest import find_restarted, write_manifest
+from detkit.app.processes import is_restart, launcher_mark, process_group, with_sync_bn
 from detkit.app.report import KeepBest, report_training
-from detkit.app.run_folder import RESULT, find_run, write_manifest, write_result
+from detkit.app.run_folder import RESULT, find_run, write_result
 from detkit.app.schema import TrainSchema
 from detkit.app.setup import (
     build_dataset,
@@ -64,21 +67,35 @@ def run(cfg: DictConfig, folder: Path) -> float | None:
         The best value of the monitored metric.
     """
     validate(cfg, TrainSchema)
-    _refuse_lists(cfg)
-    resumed = cfg.resume.path is not None
-    if resumed:
-        stored = OmegaConf.to_container(cfg, resolve=False)
-        run_dir = find_run(cfg.resume.path, folder.parent, stored)  # type: ignore[arg-type]
-        if folder != run_dir and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()  # Hydra has made a new one
-        folder = run_dir
-    folder.mkdir(parents=True, exist_ok=True)
-    with claim(folder):
+    _refuse_lists()
+    with process_group(cfg.device, cfg.process_timeout), ExitStack() as stack:
+        made = folder
+        folder, resumed = dist.from_main(lambda: choose_folder(cfg, folder))
+        if made != folder and made.is_dir() and not any(made.iterdir()):
+            made.rmdir()  # Hydra has made a new one
+        folder.mkdir(parents=True, exist_ok=True)
+        dist.from_main(lambda: stack.enter_context(claim(folder)))
         set_up_logging(folder)
-        try:
-            return _train(cfg, folder, resumed)
-        finally:
-            close_logging()
+        stack.callback(close_logging)
+        return _train(cfg, folder, resumed)
+
+
+def choose_folder(cfg: DictConfig, folder: Path) -> tuple[Path, bool]:
+    """Where the run is, and whether it goes on: as asked for, or because torchrun has started it anew.
+
+    Args:
+        folder: for a run that begins.
+
+    Raises:
+        ConfigError: there is nothing to go on with, or it had another configuration.
+    """
+    stored: Any = OmegaConf.to_container(cfg, resolve=False)
+    path = cfg.resume.path
+    if is_restart() and (mark := launcher_mark()) and (restarted := find_restarted(folder, mark)):
+        path = str(restarted)
+    if path is None:
+        return folder, False
+    return find_run(path, folder.parent, stored, tuple(cfg.resume.allow)), True
 
 
 def _train(cfg: DictConfig, folder: Path, resumed: bool) -> float | None:
@@ -87,11 +104,11 @@ def _train(cfg: DictConfig, folder: Path, resumed: bool) -> float | None:
     if dist.is_main():
         trainer.callbacks["KeepBest"] = best
         (folder / RESULT).unlink(missing_ok=True)
+        datasets = {"train": getattr(trainer.train_loader, "dataset", None), "val": val_set}
+        write_manifest(folder, trainer.config, datasets, resumed=resumed)
+        atomic_write(folder / "config.yaml", OmegaConf.to_yaml(cfg))
     if resumed:
         trainer.restore(load_latest(folder))
-    else:
-        atomic_write(folder / "config.yaml", OmegaConf.to_yaml(cfg))
-        write_manifest(folder, cfg.seed)
     result = trainer.fit()
     if dist.is_main():
         if val_set is not None:
@@ -101,7 +118,7 @@ def _train(cfg: DictConfig, folder: Path, resumed: bool) -> float | None:
     return result.best
 
 
-def _refuse_lists(cfg: DictConfig) -> None:
+def _refuse_lists() -> None:
     sweep = HydraConfig.initialized() and HydraConfig.get().runtime.choices.get("sweep")
     if sweep:
         raise ConfigError(f"sweep={sweep} is a list of jobs: add -m to run them")
@@ -120,8 +137,9 @@ def build_trainer(cfg: DictConfig, folder: Path, resumed: bool = False) -> tuple
     torch.use_deterministic_algorithms(node["deterministic"])
     seed_everything(node["seed"])
     device = choose_device(node["device"])
-    train_set = build_dataset(node["data"]["train"], "data.train")
-    val_set = None if node["data"]["val"] is None else build_dataset(node["data"]["val"], "data.val")
+    with dist.main_first():  # a data set may be made on first use
+        train_set = build_dataset(node["data"]["train"], "data.train")
+        val_set = None if node["data"]["val"] is None else build_dataset(node["data"]["val"], "data.val")
     if val_set is not None:
         check_same_classes(train_set.categories, val_set.categories, "data.val")
     if resumed:
@@ -129,6 +147,10 @@ def build_trainer(cfg: DictConfig, folder: Path, resumed: bool = False) -> tuple
     detector = build_detector(node["model"], train_set.categories)
     if node["init_from"] is not None and not resumed:
         initialize(detector, node["init_from"], train_set.categories, node["model"])
+    if node["sync_bn"]:
+        detector = with_sync_bn(detector, device)
+    if dist.rank():  # from here on, dropout and the like: each process draws its own
+        seed_everything(node["seed"] + dist.rank())
     shard = {"rank": dist.rank(), "world_size": dist.world_size()}
     train_loader = build(node["data"]["loader"]["train"], key="data.loader.train")(
         dataset=train_set,

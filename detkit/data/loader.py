@@ -97,6 +97,7 @@ class TrainLoader:
             is_upright=is_upright,
         )
         self._sampler()  # refuses what is out of range now, not in the first step
+        self.dataset = dataset
         self.batch_size = batch_size // world_size  # of this process
         self.batches_per_epoch = -(-len(chosen) // batch_size)
         self.replaced: dict[str, str] = {}

@@ -33,7 +33,7 @@ def restore_process(state: Mapping[str, Any]) -> None:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], source: str) -> None:
-    """Put ``state`` into ``optimizer``: with the stored rates and decays, and a warning where others were asked for.
+    """Put ``state`` into ``optimizer``, which keeps the rates and decays it was built with; others get a warning.
 
     Raises:
         CheckpointError: it is the state of another kind of optimiser, or of other parameter groups.
@@ -46,8 +46,12 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
         optimizer.load_state_dict({"state": state["state"], "param_groups": state["param_groups"]})
     except ValueError as error:
         raise CheckpointError(f"{source} was trained with other parameter groups: {error}") from error
-    if asked != _settings(optimizer):
-        logger.warning("%s: going on with its (lr, weight_decay) %s, not with %s", source, _settings(optimizer), asked)
+    if asked != (before := _settings(optimizer)):
+        logger.warning("%s: going on with (lr, weight_decay) %s instead of %s", source, asked, before)
+    for group, (rate, decay) in zip(optimizer.param_groups, asked, strict=True):
+        group["base_lr"] = rate
+        if "weight_decay" in group:
+            group["weight_decay"] = decay
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -222,16 +222,19 @@ class Trainer:
         self.updater.finish(grad_norm, applied)
         self.progress.step = step
         self.progress.batches_seen += self.accumulate
+        logged = step % self.log_every == 0 or step in (1, self.steps)
+        if logged:
+            terms, stats = (dist.mean_of_numbers(numbers, self.device) for numbers in (terms, stats))
         return StepRecord(
             step=step,
-            loss=loss,
+            loss=sum(terms.values()),
             terms=terms,
             stats=stats,
             lr=lr,
             grad_norm=norm,
             applied=applied,
-            logged=step % self.log_every == 0 or step in (1, self.steps),
-            num_images=sum(len(batch) for batch, _ in parts),
+            logged=logged,
+            num_images=sum(len(batch) for batch, _ in parts) * dist.world_size(),
             data_seconds=waited,
             compute_seconds=time.perf_counter() - start - waited,
         )

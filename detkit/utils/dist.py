@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as torch_dist
@@ -37,6 +39,46 @@ def is_main() -> bool:
     return rank() == 0
 
 
+class LostProcessError(ValueError):
+    """Another process of the run is gone, or has not answered in time."""
+
+
+def is_loss_of_a_process(error: BaseException) -> bool:
+    """Whether ``error`` is how torch tells that an exchange with other processes failed."""
+    if not isinstance(error, RuntimeError) or not is_initialized():
+        return False
+    words = ("gloo", "connection closed", "connection reset", "timed out", "timeout", "nccl", "collective")
+    return isinstance(error, torch_dist.DistError) or any(word in str(error).lower() for word in words)
+
+
+def from_main(function: Callable[[], T]) -> T:
+    """Call ``function`` in the main process alone; every process gets what it returned, or raises what it raised."""
+    if world_size() == 1:
+        return function()
+    told: list[Any] = [None, None]
+    if is_main():
+        try:
+            told = [function(), None]
+        except Exception as error:
+            told = [None, error]
+    torch_dist.broadcast_object_list(told, src=0)
+    if told[1] is not None:
+        raise told[1]
+    return told[0]
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """The main process goes through the block before the others: what it leaves on the disk, they find."""
+    if not is_main():
+        barrier()
+    try:
+        yield
+    finally:
+        if is_main():
+            barrier()
+
+
 def barrier() -> None:
     """Wait until every process has come here."""
     if world_size() > 1:
@@ -55,6 +97,15 @@ def mean_over_processes(value: Tensor) -> Tensor:
     total = value.clone() if value.is_floating_point() else value.float()
     torch_dist.all_reduce(total)
     return total / world_size()
+
+
+def mean_of_numbers(numbers: Mapping[str, float], device: torch.device | str = "cpu") -> dict[str, float]:
+    """The mean of each number over the processes, which must all have the same names; alone, the numbers themselves."""
+    if world_size() == 1 or not numbers:
+        return dict(numbers)
+    dtype = torch.float64 if torch.device(device).type == "cpu" else torch.float32
+    mean = mean_over_processes(torch.tensor(list(numbers.values()), dtype=dtype, device=device))
+    return dict(zip(numbers, mean.tolist(), strict=True))
 
 
 def any_process(flag: bool, device: torch.device | str = "cpu") -> bool:

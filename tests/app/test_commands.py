@@ -253,7 +253,7 @@ def test_checkpoints_that_do_not_fit(trained, tmp_path):
 
 
 def test_help_and_composed_configuration():
-    assert "model/neck: FPN, SingleLevel, fpn, single_level" in run("train", "--help")
+    assert "model/neck: FPN, ImagePyramid, SingleLevel, Upsample, fpn, fpn_cbam," in run("train", "--help")
     assert "_target_: TwoStageHead" in run("train", "experiment=quickstart", "--cfg", "job")
     assert "checkpoint" in run("evaluate", "--help")
     assert "score_threshold" in run("predict", "--help")

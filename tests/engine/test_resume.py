@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -21,6 +22,7 @@ from detkit.engine import (
     Interrupted,
     load_checkpoint,
 )
+from detkit.engine import checkpoint as checkpoint_module
 from detkit.structures import Batch, Categories
 from tests.engine.stubs import (
     ActingLoader,
@@ -64,13 +66,15 @@ def test_other_versions_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert f"versions differ, so the bits may too: torch 1.0.0 before, {torch.__version__} now" in caplog.text
 
 
-def test_other_rates_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_rates_are_taken_with_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     make_trainer(tmp_path, steps=2).fit()
     caplog.clear()
     make_trainer(tmp_path, steps=4).restore(load_checkpoint(tmp_path / LAST))
-    assert "going on with its" not in caplog.text
-    make_trainer(tmp_path, steps=4, optim=SGD(lr=0.5)).restore(load_checkpoint(tmp_path / LAST))
-    assert "going on with its (lr, weight_decay) [(0.05, 0.0001), (0.05, 0.0)], not with [(0.5" in caplog.text
+    assert "going on with (lr" not in caplog.text
+    trainer = make_trainer(tmp_path, steps=4, optim=SGD(lr=0.5))
+    trainer.restore(load_checkpoint(tmp_path / LAST))
+    assert "going on with (lr, weight_decay) [(0.5, 0.0001), (0.5, 0.0)] instead of [(0.05" in caplog.text
+    assert trainer.updater.set_learning_rates(1.0) == {"lr": 0.5}, "what was asked for is what is done"
 
 
 def _changed(checkpoint: Checkpoint, **changes: Any) -> Checkpoint:
@@ -180,3 +184,28 @@ def test_a_second_sigterm_waits(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         make_trainer(tmp_path, train_loader=ActingLoader(twice)).fit()
     assert load_checkpoint(tmp_path / LAST).step == 5
+
+
+def test_a_signal_on_a_full_disk_says_what_is_kept(
+    tmp_path: Path, straight: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM asks for a save that fails: the run still ends at once, and goes on from the save before."""
+    run = tmp_path / "run"
+    run.mkdir()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def act(number: int) -> None:
+        if number == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+            monkeypatch.setattr(checkpoint_module, "atomic_write", full)
+
+    words = (
+        f"{run / LAST} cannot be written at step 5: No space left on device; {run / LAST} is still the one from before"
+    )
+    with pytest.raises(CheckpointError, match=f"^{re.escape(words)}$"):
+        make_trainer(run, train_loader=ActingLoader(act)).fit()
+    monkeypatch.undo()
+    assert load_checkpoint(run / LAST).step == 4
+    assert go_on(run) == straight

@@ -92,3 +92,25 @@ def test_an_object_out_of_every_range_gives_exactly_no_gradient():
 def test_ranges_that_do_not_fit_are_refused(ranges, message):
     with pytest.raises(ValueError, match=message):
         check_ranges(ranges, 2)
+
+
+@torch.no_grad()
+def test_a_level_drops_what_is_out_of_its_range_at_test():
+    """A fine level that was never taught large boxes is not believed when it finds one."""
+
+    def head(ranges):
+        made = RetinaHead(
+            in_spec=SPEC, num_classes=2, anchors=AnchorGrid(in_spec=SPEC, scales=(2.0,), ratios=(1.0,)),
+            assigner=MaxIoUAssigner(positive=0.5, negative=0.4), coder=DeltaCoder(), cls_loss=Focal(), box_loss=L1(),
+            valid_ranges=ranges, nms_iou=1.0,
+        )  # fmt: skip
+        return made
+
+    raw = head(None)([torch.zeros(1, 4, *shape) for shape in SHAPES])
+    raw.logits[0][0, 27, 0] = 3.0  # an anchor of 16 px
+    raw.logits[0][0, 36, 0] = 2.0
+    raw.deltas[0][0, 27] = torch.tensor([0.0, 0.0, 1.0, 1.0])  # grown to 43 px, out of the fine level's range
+    free, kept = head(None).decode(raw, IMAGES)[0], head(RANGES).decode(raw, IMAGES)[0]
+    assert len(free) == 2
+    assert len(kept) == 1
+    torch.testing.assert_close(kept.boxes[0], free.boxes[1])

@@ -72,6 +72,35 @@ def test_the_sum_is_one_map_of_all_scales():
     assert neck.out_spec == FeatureSpec((3,), (8.0,))
 
 
+def test_the_sum_lies_in_place_where_maps_are_not_whole():
+    """72 px at half the size are 36, and those 4.5 cells of stride 8: the coarse map reaches beyond the image."""
+    x = (torch.arange(72.0) + 0.5).expand(72, 72)
+    pixels = torch.stack([x, x.T, x])[None]
+    backbone = Padded()
+    one = transparent(ImagePyramid(in_spec=SPEC, scales=(1.0,), stride=8, out_channels=3, merge="sum"))
+    two = transparent(ImagePyramid(in_spec=SPEC, scales=(1.0, 0.5), stride=8, out_channels=3, merge="sum"))
+    inner = (slice(None), slice(None), slice(2, -3), slice(2, -3))
+    torch.testing.assert_close(two(pixels, backbone)[0][inner], 2 * one(pixels, backbone)[0][inner], atol=0.2, rtol=0)
+
+
+class Padded(nn.Module):
+    """Pooling whose last cell reaches over the border, as a strided convolution's does."""
+
+    def forward(self, pixels):
+        maps = []
+        for stride in (int(s) for s in SPEC.strides):
+            missing = [-side % stride for side in (pixels.shape[3], pixels.shape[2])]
+            padded = nn.functional.pad(pixels, (0, missing[0], 0, missing[1]), mode="replicate")
+            maps.append(nn.functional.avg_pool2d(padded, stride))
+        return maps
+
+
+def test_a_lateral_map_of_odd_size_joins_too():
+    neck = Upsample(in_spec=SPEC, channels=(8,), lateral=True)
+    maps = [torch.zeros(1, 3, 18, 18), torch.zeros(1, 3, 9, 9), torch.zeros(1, 3, 5, 5)]
+    assert neck(torch.empty(0), lambda _: maps)[0].shape == (1, 8, 9, 9)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -95,8 +95,8 @@ def test_square_roots_weigh_small_boxes_more():
 
 def test_without_overlap_the_nearest_predictor_is_responsible():
     raw = blank()
-    raw.boxes[0, 1, 2, 0] = torch.tensor([0.5, 0.5, 0.0, 0.0, 1.0])
-    raw.boxes[0, 1, 2, 1] = torch.tensor([9.0, 9.0, 0.1, 0.1, 1.0])
+    raw.boxes[0, 1, 2, 0] = torch.tensor([9.0, 9.0, 0.1, 0.1, 1.0])
+    raw.boxes[0, 1, 2, 1] = torch.tensor([0.5, 0.5, 0.0, 0.0, 1.0])
     losses = head().loss_from_raw(raw, images(), [target(BOX)])
     assert losses.terms["xy"].item() == pytest.approx(0)
     assert losses.terms["wh"].item() == pytest.approx(5 * (ROOT_W**2 + ROOT_H**2))
@@ -112,6 +112,12 @@ def test_of_two_centres_in_one_cell_the_larger_object_stays():
         losses = head().loss_from_raw(blank(), images(), [target(*objects, labels=[0, 1])])
         assert losses.stats["num_collided"] == 1
         assert losses.terms["cls"].item() == pytest.approx(1.0), "one object, one class"
+
+
+def test_a_centre_beyond_the_last_cell_belongs_to_it():
+    """Maps may be rounded down: 100 x 130 px on 1 x 2 cells of 64 px, and a centre at (129, 99)."""
+    assignment = head().assign([(1, 2)], images((100, 130)), [target([128.0, 98.0, 130.0, 100.0])])[0]
+    assert assignment.matched.tolist() == [NEGATIVE, 0]
 
 
 def test_crowds_and_padding_take_no_part():
@@ -148,6 +154,8 @@ def test_the_fully_connected_head_names_the_size_to_set():
         full([torch.zeros(2, 8, 5, 7)])
     with pytest.raises(ValueError, match="hidden and grid_size go together"):
         head(hidden=16)
+    with pytest.raises(ValueError, match="num_convs is for the convolutional form"):
+        head(hidden=16, grid_size=(7, 7), num_convs=2)
 
 
 def test_fully_connected_outputs_stand_in_their_own_cell():

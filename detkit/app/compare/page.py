@@ -16,11 +16,13 @@ body { font: 15px/1.45 system-ui, sans-serif; color: #1b1b1b; background: #fff; 
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .7rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top; }
-th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; min-width: 12rem; }
+th, td { padding: .35rem .7rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top;
+  white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; white-space: normal;
+  overflow-wrap: anywhere; min-width: 12rem; }
 thead th { border-bottom: 2px solid #888; white-space: nowrap; }
 tr.shown td.interval { font-weight: 600; }
-td.interval { min-width: 11rem; }
+td.interval { min-width: 11rem; white-space: normal; }
 img { max-width: 100%; height: auto; }
 .note { color: #555; max-width: 60rem; } code { background: #f3f3f3; padding: 0 .25em; overflow-wrap: anywhere; }
 """

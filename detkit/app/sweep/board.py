@@ -50,7 +50,8 @@ class Board:
     def ended(self, job: Job, words: str) -> None:
         """``job`` is over; ``words`` tell how."""
         self._done += 1
-        self._worked += self._to_do.pop(job.key) - self._first.pop(job.key)
+        steps = self._to_do.pop(job.key)
+        self._worked += steps - self._first.pop(job.key, steps)  # one that never began has done nothing
         self.say(f"[{self._done}/{self._total}] {job.label}: {words}")
 
     def show(self, running: Mapping[str, Job]) -> None:

@@ -92,7 +92,7 @@ def sweep_name(
     What does not change any result (where runs are written, the device, ...) and the order on the command line do not
     enter.
     """
-    said = [*normalize_overrides(overrides), *normalize_overrides(f"{k}={v}" for k, v in (params or {}).items())]
+    said = [*normalize_overrides(overrides), *normalize_overrides([f"{k}={v}" for k, v in (params or {}).items()])]
     said = sorted({o for o in said if not is_free(o.lstrip("+~").partition("=")[0]) and not o.startswith("sweep=")})
     digest = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:8]
     return "_".join([part.replace("/", "-") for part in (experiment or "custom", sweep) if part] + [digest])
@@ -100,7 +100,7 @@ def sweep_name(
 
 def job_hash(root: DictConfig) -> str:
     """The hash that names the folder of the job whose composed configuration, Hydra's part included, is ``root``."""
-    cfg = OmegaConf.masked_copy(root, [key for key in root if key != "hydra"])
+    cfg = OmegaConf.masked_copy(root, [str(key) for key in root if key != "hydra"])
     return config_hash(_plain(cfg))
 
 

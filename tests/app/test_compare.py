@@ -1,0 +1,152 @@
+"""Comparison of run folders, which are made by hand here: tables, verdicts, figures and the page."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+from detkit.app.compare import tool
+from detkit.config import ConfigError
+from detkit.evaluation import ScoredSet
+from detkit.evaluation.backends import run_pycocotools
+from detkit.evaluation.columns import detection_columns, truth_columns
+from detkit.evaluation.summary import summarize
+from detkit.evaluation.synthetic import synthetic_set
+
+LIMITS = (1, 10, 100)
+MADE = synthetic_set(num_images=40, num_categories=2, detections_per_image=12, size=200)
+
+
+def make_run(folder: Path, seed: int, neck: str, lost: float, data: Any = MADE, finished: bool = True) -> Path:
+    """A run whose detector misses the share ``lost`` of what the synthetic one finds."""
+    folder.mkdir(parents=True)
+    truth = truth_columns(data.truths, data.categories)
+    rng = np.random.default_rng(100 * seed + len(neck))
+    results = data.results.select(rng.random(len(data.results)) > lost)
+    scored = ScoredSet(truth, detection_columns(results, truth), data.categories.names, LIMITS)
+    scored.save(folder / "detections.npz")
+    metrics = summarize(run_pycocotools(truth, scored.found, LIMITS), LIMITS)
+    (folder / "evaluation.json").write_text(json.dumps({"metrics": metrics}))
+    config = {"seed": seed, "model": {"neck": {"_target_": neck, f"size_of_{neck}": 3}}, "trainer": {"steps": 4}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    rows = [f"{s},train,loss,{4 / s}\n{s},train,time/images_per_second,{10 * s}\n" for s in range(1, 5)]
+    (folder / "metrics.csv").write_text("step,split,name,value\n" + "".join(rows) + f"4,val,AP,{metrics['AP']}\n")
+    result = {"best": metrics["AP"], "monitor": "AP", "best_step": 4, "parameters": 2e6, "flops": 3e9, "memory": 2**30}
+    if finished:
+        (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    kinds = {"FPN": 0.0, "Worse": 0.6, "Same": 0.01}
+    return [
+        make_run(tmp_path / f"{neck}{seed}", seed, neck, lost + 0.01 * seed)
+        for neck, lost in kinds.items()
+        for seed in (0, 1, 2)
+    ]
+
+
+def table(folder: Path) -> dict[str, dict[str, str]]:
+    with (folder / "table.csv").open() as file:
+        return {row["system"]: row for row in csv.DictReader(file)}
+
+
+def test_seeds_are_one_system_and_differences_have_a_verdict(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tool.main([*map(str, runs), "--output", str(tmp_path / "out"), "--samples", "200"])
+    rows = table(tmp_path / "out")
+    assert list(rows) == ["model.neck=FPN", "model.neck=Worse", "model.neck=Same"]
+    ap = [json.loads((run / "evaluation.json").read_text())["metrics"]["AP"] for run in runs[:3]]
+    first = rows["model.neck=FPN"]
+    assert float(first["AP_mean"]) == pytest.approx(np.mean(ap), abs=1e-15)
+    assert float(first["AP_std"]) == pytest.approx(np.std(ap, ddof=1), abs=1e-15)
+    assert (first["seeds"], first["AP_difference"]) == ("0 1 2", "")
+    assert float(first["images_per_second"]) == 30, "the first step warms up"
+    worse, same = rows["model.neck=Worse"], rows["model.neck=Same"]
+    assert (worse["difference_shown"], worse["seeds_vary"]) == ("True", "True")
+    assert float(worse["low"]) < float(worse["AP_difference"]) < float(worse["high"]) < 0
+    assert same["difference_shown"] == "False"
+    markdown = (tmp_path / "out" / "table.md").read_text().splitlines()
+    assert markdown[0].startswith("| system | seeds | AP | AP50 | AP75 | AP difference | 95% interval | parameters")
+    assert "no difference shown" in markdown[4]
+    assert "no difference shown" not in markdown[3]
+    assert "| 2.00 M | 3.00 | 30.0 | 1024 MiB |" in markdown[2]
+    output = capsys.readouterr().out
+    assert "the variance over the seeds of both systems enters" in output
+    assert "one seed only" not in output
+
+
+def test_the_page_needs_nothing_else(runs: list[Path], tmp_path: Path) -> None:
+    tool.main([*map(str, runs[:6]), "--output", str(tmp_path / "out"), "--samples", "100"])
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert page.count('src="data:image/png;base64,') == 2
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "http" not in re.sub("base64,[A-Za-z0-9+/=]+", "", page)
+    assert "model.neck=Worse" in page
+    for name in ("differences.png", "learning_curves.png"):
+        picture = cv2.imread(str(tmp_path / "out" / name))
+        assert picture.shape[1] > 800
+        assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20, "something is drawn"
+
+
+def test_the_baseline_and_the_metric_are_chosen(runs: list[Path], tmp_path: Path) -> None:
+    arguments = [*map(str, runs[:6]), "--output", str(tmp_path / "out"), "--samples", "100"]
+    tool.main([*arguments, "--baseline", "model.neck=Worse", "--metric", "AR100"])
+    row = table(tmp_path / "out")["model.neck=FPN"]
+    assert float(row["AR100_difference"]) > 0
+    with pytest.raises(ConfigError, match=r"no system 'model.neck=Wors'; did you mean 'model.neck=Worse'\?"):
+        tool.compare(runs[:6], tmp_path / "out", "model.neck=Wors", "AP", 100, 0)
+    with pytest.raises(ValueError, match="no metric 'AP60'; there are AP, AP50"):
+        tool.compare(runs[:6], tmp_path / "out", None, "AP60", 100, 0)
+
+
+def test_one_seed_each_is_said(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tool.main([str(runs[0]), str(runs[3]), "--output", str(tmp_path / "out"), "--samples", "100"])
+    assert "Where a system has one seed only, the noise of training is not in them" in capsys.readouterr().out
+    assert table(tmp_path / "out")["model.neck=Worse"]["seeds_vary"] == "False"
+    assert "±" not in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_a_sweep_names_its_systems_and_what_is_missing_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = tmp_path / "sweep"
+    make_run(sweep / "a", 0, "FPN", 0.0)
+    make_run(sweep / "b", 0, "Single", 0.3)
+    make_run(sweep / "c", 1, "Single", 0.3, finished=False)
+    labels = {"a": "model/neck=fpn seed=0", "b": "model/neck=single seed=0", "c": "model/neck=single seed=1"}
+    jobs = [{"folder": folder, "label": label, "overrides": []} for folder, label in labels.items()]
+    (sweep / "sweep.json").write_text(json.dumps({"jobs": jobs}))
+    tool.main([str(sweep), "--samples", "100"])
+    assert list(table(sweep / "comparison")) == ["model/neck=fpn", "model/neck=single"]
+    assert "Left out: model/neck=single seed=1 has not come to its end." in capsys.readouterr().out
+
+
+def test_what_cannot_be_compared_is_refused(runs: list[Path], tmp_path: Path) -> None:
+    other = make_run(
+        tmp_path / "other",
+        0,
+        "FPN",
+        0.0,
+        synthetic_set(num_images=40, num_categories=2, detections_per_image=3, size=200, seed=1),
+    )
+    with pytest.raises(ConfigError, match=r"other was evaluated on other images or annotations than .*FPN0"):
+        tool.compare([runs[0], other], tmp_path / "out", None, "AP", 100, 0)
+    with pytest.raises(ConfigError, match="nowhere: neither the folder of a run nor that of a sweep"):
+        tool.compare([tmp_path / "nowhere"], None, None, "AP", 100, 0)
+    unfinished = make_run(tmp_path / "unfinished", 0, "FPN", 0.0, finished=False)
+    with pytest.raises(ConfigError, match="none of the runs has come to its end"):
+        tool.compare([unfinished], None, None, "AP", 100, 0)
+    (runs[0] / "detections.npz").unlink()
+    with pytest.raises(ConfigError, match=r"has no detections.npz"):
+        tool.compare(runs[:2], tmp_path / "out", None, "AP", 100, 0)

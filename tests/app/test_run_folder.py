@@ -1,0 +1,115 @@
+"""Which run to go on with, and what is written about one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from detkit.app import manifest, run_folder
+from detkit.config import ConfigError
+from detkit.data import ShapesDataset
+from detkit.engine import load_checkpoint
+from tests.engine.stubs import make_trainer
+
+CONFIG: dict[str, Any] = {
+    "seed": 0,
+    "optim": {"lr": 0.1},
+    "trainer": {"steps": 2},
+    "device": "cpu",
+    "data": {"root": "a"},
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    make_trainer(folder, steps=2, config=CONFIG).fit()
+    return folder
+
+
+def changed(**sections: Any) -> dict[str, Any]:
+    return {**CONFIG, **sections}
+
+
+def test_a_changed_configuration_is_refused_key_by_key(run: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        run_folder.find_run(str(run), run.parent, changed(optim={"lr": 0.2}, trainer={"steps": 9}))
+    assert caught.value.errors == (
+        f"resume: {run} was run with another configuration",
+        "optim.lr: was 0.1, is 0.2",
+        "trainer.steps: was 2, is 9",
+        "resume.allow=[optim.lr,trainer.steps] lets it go on all the same",
+    )
+
+
+def test_what_is_allowed_may_differ_and_is_told(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    other = changed(optim={"lr": 0.2}, trainer={"steps": 9})
+    assert run_folder.find_run(str(run), run.parent, other, ["optim", "trainer.steps"]) == run
+    assert "going on with another optim.lr: was 0.1, is 0.2" in caplog.text
+    with pytest.raises(ConfigError) as caught:
+        run_folder.find_run(str(run), run.parent, other, ["optim"])
+    assert "trainer.steps: was 2, is 9" in caplog.text + str(caught.value)
+    assert "optim.lr" not in str(caught.value)
+
+
+def test_device_and_the_place_of_the_data_are_free(run: Path) -> None:
+    assert run_folder.find_run(str(run), run.parent, changed(device="cuda", data={"root": "b"})) == run
+
+
+def test_auto_takes_the_unfinished_one(run: Path) -> None:
+    assert run_folder.find_run("auto", run.parent, CONFIG) == run
+    (run / "result.json").write_text("{}")
+    with pytest.raises(ConfigError, match="no unfinished run with this configuration"):
+        run_folder.find_run("auto", run.parent, CONFIG)
+
+
+def test_a_half_written_state_falls_back_and_two_end_it(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_trainer(run, steps=4, config=CONFIG).fit()
+    last, previous = run / "last.pt", run / "previous.pt"
+    last.write_bytes(last.read_bytes()[:500])
+    assert run_folder.find_run(str(run), run.parent, CONFIG) == run
+    assert f"going back to {previous} of step" in caplog.text
+    previous.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"previous.pt: cut off, damaged or no checkpoint"):
+        run_folder.find_run(str(run), run.parent, CONFIG)
+
+
+def test_the_manifest_names_everything(tmp_path: Path) -> None:
+    data = ShapesDataset(root=str(tmp_path / "data"), num_train=2, num_val=1, image_size=96)
+    manifest.write_manifest(tmp_path, CONFIG, {"train": data, "val": None})
+    content = json.loads((tmp_path / "manifest.json").read_text())
+    assert content["config_hash"] == run_folder.config_hash(CONFIG)
+    assert content["data"] == {"train": manifest.data_hash(data)}
+    assert {"torch", "numpy", "detkit"} <= content["versions"].keys()
+    assert content["command"]
+    assert content["threads"] >= 1
+    manifest.write_manifest(tmp_path, CONFIG, {"train": data}, resumed=True)
+    again = json.loads((tmp_path / "manifest.json").read_text())
+    assert len(again["resumed"]) == 1
+    assert again["time"] == content["time"]
+
+
+def test_the_hash_of_data_follows_annotations_and_files(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"num_train": 2, "num_val": 1, "image_size": 96}
+    data = ShapesDataset(root=str(tmp_path / "a"), **options)
+    before = manifest.data_hash(data)
+    assert manifest.data_hash(ShapesDataset(root=str(tmp_path / "b"), **options)) == before, "wherever it lies"
+    data.truths[0].boxes[0, 0] += 0.5
+    assert manifest.data_hash(data) != before
+    data.truths[0].boxes[0, 0] -= 0.5
+    with Path(data.truths[1].file).open("ab") as file:
+        file.write(b"x")
+    assert manifest.data_hash(data) != before
+
+
+def test_a_restart_finds_the_run_of_its_own_torchrun(run: Path, tmp_path: Path) -> None:
+    (run / "manifest.json").write_text(json.dumps({"torchrun": "mine"}))
+    assert manifest.find_restarted(tmp_path / "new", "mine") == run
+    assert manifest.find_restarted(tmp_path / "new", "another") is None
+    (run / "manifest.json").write_text(json.dumps({"torchrun": None, "resumed": [{"torchrun": "mine"}]}))
+    assert manifest.find_restarted(run, "mine") == run
+    assert load_checkpoint(run / "last.pt").step == 2

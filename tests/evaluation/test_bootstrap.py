@@ -1,0 +1,109 @@
+"""The interval of a difference holds the true one as often as it says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from detkit.evaluation.bootstrap import image_weights, paired_difference
+from detkit.evaluation.matches import Matches, accumulate
+from tests.evaluation.simulated import Population
+
+SKILLS = (0.5, 0.8)
+
+
+def values(runs: list[Matches], weights: np.ndarray) -> np.ndarray:
+    return np.stack([accumulate(run, run.metric("AP50"), weights) for run in runs])
+
+
+def true_difference(population: Population) -> float:
+    """Over 300 000 images and 60 seeds of each system."""
+    rng = np.random.default_rng(12345)
+    found = []
+    for _ in range(60):
+        images = rng.standard_normal(5000)
+        one, other = (values(population.runs(rng, images, skill, 1), np.ones((1, 5000))) for skill in SKILLS)
+        found.append((other - one).item())
+    return float(np.mean(found))
+
+
+def coverage(population: Population, num_images: int, seeds: int, trials: int, samples: int) -> float:
+    """The share of data sets and trainings whose interval holds the true difference."""
+    wanted = true_difference(population)
+    rng = np.random.default_rng(1)
+    held = 0
+    for trial in range(trials):
+        images = rng.standard_normal(num_images)
+        weights = image_weights(num_images, samples, seed=trial)
+        one, other = (values(population.runs(rng, images, skill, seeds), weights) for skill in SKILLS)
+        found = paired_difference(one, other, num_images)
+        held += found.low <= wanted <= found.high
+    return held / trials
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("training", "taste", "num_images", "seeds"),
+    [(0.0, 0.5, 150, 1), (0.1, 0.5, 100, 3), (0.05, 0.0, 200, 5)],
+    ids=["one seed", "three seeds", "five seeds, mostly images"],
+)
+def test_coverage(training: float, taste: float, num_images: int, seeds: int) -> None:
+    assert 0.93 <= coverage(Population(training, taste), num_images, seeds, trials=1500, samples=200) <= 0.97
+
+
+def test_coverage_in_short() -> None:
+    assert 0.90 <= coverage(Population(0.0, 0.5), 100, 1, trials=200, samples=100) <= 0.985
+
+
+def test_without_the_seeds_the_interval_would_be_too_short() -> None:
+    """Runs that differ much by their seed: the images alone would promise far too much."""
+    population = Population(0.4, 0.0)
+    wanted = true_difference(population)
+    rng = np.random.default_rng(3)
+    held = {True: 0, False: 0}
+    for trial in range(60):
+        images = rng.standard_normal(400)
+        weights = image_weights(400, 100, seed=trial)
+        one, other = (values(population.runs(rng, images, skill, 3), weights) for skill in SKILLS)
+        for with_seeds in held:
+            rows = (one, other) if with_seeds else (one[:1], other[:1])
+            found = paired_difference(*rows, 400)
+            assert found.seeds_vary is with_seeds
+            held[with_seeds] += found.low <= wanted <= found.high
+    assert held[True] >= 54
+    assert held[False] <= 45
+
+
+def test_pairing_counts() -> None:
+    """Two runs that differ on twelve images of two hundred only: their difference hardly moves, though each alone does."""
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal(200)
+    run = Population(0.0, 0.0).runs(rng, images, 0.5, 1)[0]
+    part = run.by_area["all"][0]
+    hit = part.hit & ~np.isin(part.images, range(0, 200, 17))
+    worse = Matches({"all": (replace(part, hit=hit),)}, run.max_detections, run.num_images)
+    weights = image_weights(200, 300)
+    one, other = values([run], weights), values([worse], weights)
+    found = paired_difference(one, other, 200)
+    alone = 1.96 * one[0, 1:].std()
+    assert found.is_shown
+    assert found.high < 0
+    assert (found.high - found.low) / 2 < alone / 2
+
+
+def test_the_same_runs_do_not_differ() -> None:
+    run = Population(0.0, 0.0).runs(np.random.default_rng(0), np.zeros(20), 0.5, 1)
+    weights = image_weights(20, 100)
+    found = paired_difference(values(run, weights), values(run, weights), 20)
+    assert (found.value, found.low, found.high, found.is_shown) == (0, 0, 0, False)
+
+
+def test_the_first_weights_are_ones_and_samples_have_as_many_images() -> None:
+    weights = image_weights(30, 50, seed=4)
+    assert weights.shape == (51, 30)
+    assert (weights[0] == 1).all()
+    assert (weights.sum(axis=1) == 30).all()
+    np.testing.assert_array_equal(weights, image_weights(30, 50, seed=4))
+    assert not np.array_equal(weights, image_weights(30, 50, seed=5))
