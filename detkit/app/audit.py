@@ -10,7 +10,8 @@ import copy
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,6 +57,8 @@ def run(cfg: DictConfig, folder: Path) -> None:
     if node["data"].get(split) is None:
         raise ConfigError(f"split: the configuration has no data.{split}")
     seed_everything(node["seed"])
+    if node["threads"] is not None:
+        torch.set_num_threads(node["threads"])
     dataset = build_dataset(node["data"][split], f"data.{split}")
     if all(truth.crowd.all() for truth in dataset.truths):
         raise ConfigError(f"data.{split}: none of its {len(dataset)} images has an object: nothing can be assigned")
@@ -121,6 +124,21 @@ class Planner:
             self._shapes[size] = [(m.shape[2], m.shape[3]) for m in maps]
         return self._shapes[size]
 
+    def each(self, batches: Sequence[Batch]) -> Iterator[list[Assigned]]:
+        """:meth:`assigned` for all ``batches``, each on one of torch's threads.
+
+        The tensors of one image are small: threads that share them wait for each other.
+        """
+        threads = torch.get_num_threads()
+        for batch in batches:
+            self.shapes(batch.images.padded_size)  # filled by one thread, read by all
+        torch.set_num_threads(1)
+        try:
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                yield from pool.map(lambda batch: self.assigned(batch.images, batch.targets), batches)
+        finally:
+            torch.set_num_threads(threads)
+
     def assigned(self, images: Images, targets: Sequence[Target]) -> list[Assigned]:
         """What the head's assigner gives the objects of each image."""
         shapes = self.shapes(images.padded_size)
@@ -175,10 +193,8 @@ class Audit:
         truths = {truth.image_id: truth for truth in dataset.truths}
         metas = [meta for batch in batches for meta in batch.images.meta]
         parts: list[tuple[np.ndarray, ...]] = []
-        for batch in track(batches, len(batches), "assigning"):
-            for i, (target, (counts, fit)) in enumerate(
-                zip(batch.targets, planner.assigned(batch.images, batch.targets), strict=True)
-            ):
+        for batch, assigned in track(zip(batches, planner.each(batches), strict=True), len(batches), "assigning"):
+            for i, (target, (counts, fit)) in enumerate(zip(batch.targets, assigned, strict=True)):
                 meta, wanted = batch.images.meta[i], (~target.ignore).numpy()
                 ids = _annotation_ids(truths[meta.image_id], target)
                 lonely = np.array([_is_crowded_out(planner, batch, i, k, counts) for k in range(len(target))], bool)
@@ -314,9 +330,16 @@ def _batches(node: Mapping[str, Any], split: str, dataset: DetectionDataset) -> 
     """The batches of the first epoch, with their sizes and boxes as in the training; the pixels take no memory."""
     loader = _loader(node, split, dataset)
     batches = iter(loader) if split == "val" else loader.iterate()
+    seen: set[int] = set()
     for _, batch in zip(range(len(loader) if split == "val" else loader.batches_per_epoch), batches, strict=False):
-        pixels = torch.zeros(1, dtype=torch.uint8).expand(batch.images.pixels.shape)
-        yield replace(batch, images=Images(pixels, batch.images.meta))
+        # the last batch may run into the next epoch: each image counts once
+        first = {meta.image_id: i for i, meta in reversed(list(enumerate(batch.images.meta)))}
+        rows = sorted(i for image_id, i in first.items() if image_id not in seen)
+        metas = tuple(batch.images.meta[i] for i in rows)
+        seen |= first.keys()
+        pixels = torch.zeros(1, dtype=torch.uint8).expand(len(rows), *batch.images.pixels.shape[1:])
+        if rows:
+            yield Batch(Images(pixels, metas), tuple(batch.targets[i] for i in rows))
 
 
 def _annotation_ids(truth: GroundTruth, target: Target) -> np.ndarray:

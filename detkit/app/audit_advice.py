@@ -12,7 +12,7 @@ import torch
 
 from detkit.config import ConfigError, build
 from detkit.models import Head
-from detkit.structures import Batch, Categories, Images, Target
+from detkit.structures import Batch, Categories, Images
 
 if TYPE_CHECKING:
     from detkit.app.audit import Audit, Planner
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 #: ones too, and ties between anchors that all contain a small object give many of them.
 GOOD_FIT = 0.5
 
-#: Batches on which changes are tried.
-_NUM_TRIED = 60
+#: Images, about, on which changes are tried: some hundreds of objects.
+_NUM_TRIED = 100
 
 #: A change is worth its words from this gain on, as a share of all objects.
 _WORTH = 0.02
@@ -49,7 +49,7 @@ def advise(
     Args:
         node: the whole configuration, resolved.
     """
-    chosen = batches[:: max(1, len(batches) // _NUM_TRIED)][:_NUM_TRIED]
+    chosen = batches[:: max(1, audit.num_images // _NUM_TRIED)]
     has_anchors = any(_anchor_nodes(node["model"]["head"], ""))
     words = "no reference that overlaps them by half" if has_anchors else "no reference"
     before = poor_share(planner, chosen)
@@ -75,9 +75,9 @@ def advise(
 def poor_share(planner: Planner, batches: Sequence[Batch], scale: float = 1.0) -> float:
     """The share of objects without a reference that overlaps them enough, with the input ``scale`` times as large."""
     poor = total = 0
-    for batch in batches:
-        images, targets = _scaled(batch, scale)
-        for target, found in zip(targets, planner.assigned(images, targets), strict=True):
+    scaled = [_scaled(batch, scale) for batch in batches]
+    for batch, assigned in zip(scaled, planner.each(scaled), strict=True):
+        for target, found in zip(batch.targets, assigned, strict=True):
             fit = found.fit[~target.ignore]
             poor, total = poor + int((fit < GOOD_FIT).sum()), total + len(fit)
     return poor / max(total, 1)
@@ -98,7 +98,7 @@ def _changes(
             shown = "[" + ",".join(f"{s:g}" for s in option) + "]"
             yield f"{key}.scales={shown}", planner.with_head(_head(node, key, option, planner, categories)), 1.0
     for scale in (1.5, 2.0):
-        yield f"an input {scale:g} times as large (the sizes in transform.train)", planner, scale
+        yield f"An input {scale:g} times as large (the sizes in transform.train)", planner, scale
 
 
 def _anchor_nodes(node: Any, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -122,9 +122,9 @@ def _head(node: Mapping[str, Any], key: str, scales: Sequence[float], planner: P
     return head
 
 
-def _scaled(batch: Batch, scale: float) -> tuple[Images, Sequence[Target]]:
+def _scaled(batch: Batch, scale: float) -> Batch:
     if scale == 1:
-        return batch.images, batch.targets
+        return batch
 
     def larger(size: tuple[int, int]) -> tuple[int, int]:
         return round(size[0] * scale), round(size[1] * scale)
@@ -133,4 +133,5 @@ def _scaled(batch: Batch, scale: float) -> tuple[Images, Sequence[Target]]:
     h, w = (-(-side // 32) * 32 for side in larger(batch.images.padded_size))
     metas = tuple(replace(meta, size=larger(meta.size)) for meta in batch.images.meta)
     pixels = torch.zeros(1, dtype=torch.uint8).expand(len(metas), 3, h, w)
-    return Images(pixels, metas), [replace(target, boxes=target.boxes * scale) for target in batch.targets]
+    targets = tuple(replace(target, boxes=target.boxes * scale) for target in batch.targets)
+    return Batch(Images(pixels, metas), targets)

@@ -49,10 +49,8 @@ def audit_page(audit: Audit, changes: Sequence[Advice], source: str) -> str:
             section("Poor fit by size", _shares(audit, "size"), note="Side in px of the network input."),
             section("Poor fit by class", _shares(audit, "class"), note=_POOR),
         ),
-        pair(
-            section("Positives by level", bars(levels)),
-            section("Objects with a poor fit", _poor_objects(audit), note="The worst; audit.json names every one."),
-        ),
+        section("Positives by level", bars(levels)),
+        section("Objects with a poor fit", _poor_objects(audit), note="The worst ones; audit.json names every one."),
         section("All numbers", table(COLUMNS, [in_columns(row) for row in audit.rows()])),
     ]  # fmt: skip
     return page("What the head can learn from", f"{source}: {audit.num_images} images", parts)

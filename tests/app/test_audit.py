@@ -1,7 +1,6 @@
 """``tools/audit.py``: its counts are the training's own, for every head; it reads no pixel, and its advice helps."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -86,7 +85,7 @@ def test_two_objects_in_one_cell(shapes):
 
 def test_anchors_that_fit_badly_by_hand(shapes):
     """Anchors of 16 px and more: a box of 8 x 8 is overlapped by a quarter, and yet the best anchor is given to it."""
-    detector, _, dataset, _ = audited(node_of("quickstart", shapes))
+    detector, *_ = audited(node_of("quickstart", shapes))
     (found,) = Planner(detector).assigned(*_parts(batch_of([12.0, 12, 20, 20], [24.0, 24, 40, 40])))
     assert (found.counts.sum(dim=1) > 0).all()
     assert found.fit.tolist() == pytest.approx([0.25, 1.0])
@@ -102,7 +101,7 @@ def test_advice_is_tried_before_it_is_given(shapes):
     node = node_of("quickstart", shapes, "data.train.image_size=64", "data.train.max_objects=3")
     detector, batches, dataset, found = audited(node)
     advice = advise(node, found, Planner(detector), batches, dataset.categories)
-    assert found.poor.mean() > 0.2
+    assert found.poor.mean() > 0.1
     anchors = [a for a in advice if a.change.startswith("model.head.rpn.anchors.scales=[")]
     assert anchors
     assert all(a.poor < found.poor.mean() - 0.02 for a in advice)
@@ -114,12 +113,12 @@ def test_advice_is_tried_before_it_is_given(shapes):
 
 def test_the_command_line_needs_no_image_file(shapes, tmp_path, monkeypatch, capsys):
     folder = ShapesDataset(root=str(tmp_path / "data"), num_train=6, num_val=2, image_size=96).folder
-    shutil.rmtree(folder / "images")
+    for file in (folder / "images").iterdir():
+        file.write_bytes(b"")  # whoever decodes one fails
     options = [
         "experiment=quickstart", f"data.root={tmp_path / 'data'}", "data.train.num_train=6", "data.train.num_val=2",
         "data.train.image_size=96", "data.train.max_objects=6", f"hydra.run.dir={tmp_path / 'out'}",
     ]  # fmt: skip
-    monkeypatch.setattr("detkit.data.datasets.coco.find_missing", lambda *_: [], raising=False)
     output = call(audit.main, monkeypatch, capsys, *options)
     report = json.loads((tmp_path / "out" / "audit.json").read_text())
     annotations = json.loads((folder / "train.json").read_text())["annotations"]
@@ -138,7 +137,7 @@ def test_mistakes_get_one_clear_line(shapes, tmp_path, monkeypatch, capsys):
         def forward(self, images, targets=None):
             return []
 
-    with pytest.raises(ConfigError, match="^model: Cascade has no head that assigns references to objects: nothing to"):
+    with pytest.raises(ConfigError, match=r"^model: Cascade has no head that assigns references to objects"):
         Planner(Cascade())
     start = (audit.main, monkeypatch, capsys, "experiment=quickstart", f"data.root={shapes}", "data.train.num_train=9")
     start += ("data.train.num_val=2", f"hydra.run.dir={tmp_path / 'out'}")

@@ -1,0 +1,62 @@
+"""``tools/replay.py``: a run that fails, and its last step shown again."""
+
+import cv2
+import pytest
+import torch
+
+from detkit.app import replay, train
+from detkit.engine import NonFiniteError
+from tests.app.test_configs import composed
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    cfg = composed(
+        "experiment=quickstart", "device=cpu", f"data.root={folder / 'shapes'}", "data.train.num_train=2",
+        "data.train.num_val=1", "data.train.image_size=64", "data.loader.train.batch_size=2", "callbacks={}",
+    )  # fmt: skip
+    trainer, _ = train.build_trainer(cfg, folder)
+    with torch.no_grad():
+        trainer.detector.head.roi.cls_score.weight[3, 5] = torch.inf
+    with pytest.raises(NonFiniteError):
+        trainer.fit()
+    return folder / "divergence_step1.pt"
+
+
+def test_the_step_is_shown_again(bundle, capsys):
+    replay.main([str(bundle)])
+    output = capsys.readouterr().out
+    assert "likeliest cause: head.roi.cls_score.weight has 1 of" in output
+    assert "train_00000.jpg" in output
+    assert "loss terms: rpn_cls" in output
+    assert "again: the first layer whose output is not finite: head.roi.cls_score; rpn_cls" in output
+    assert "(as in the run)" in output
+    picture = cv2.imread(str(bundle.with_suffix(".png")))
+    assert picture.shape[1] > 600, "two images beside each other"
+
+
+def test_another_outcome_is_said(bundle, tmp_path, capsys):
+    state = torch.load(bundle, weights_only=True)
+    state["weights"]["head.roi.cls_score.weight"][3, 5] = 0
+    torch.save(state, tmp_path / "mended.pt")
+    replay.main([str(tmp_path / "mended.pt")])
+    output = capsys.readouterr().out
+    assert "again: everything is finite; rpn_cls" in output
+    assert "(NOT as in the run)" in output
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"format": 7}, "format 7, written by detkit"), ({"kind": "?"}, "not a divergence report"),
+     ({"config": {}}, "the bundle has no configuration"), ({"weights": None}, "the bundle has no weights")],
+)  # fmt: skip
+def test_mistakes_get_one_clear_line(bundle, tmp_path, capsys, change, words):
+    torch.save(torch.load(bundle, weights_only=True) | change, tmp_path / "other.pt")
+    with pytest.raises(SystemExit):
+        replay.main([str(tmp_path / "other.pt")])
+    assert f"error: {'' if 'bundle' in words else tmp_path / 'other.pt'}" in (error := capsys.readouterr().err)
+    assert words in error
+    with pytest.raises(SystemExit):
+        replay.main([str(tmp_path / "nowhere.pt")])
+    assert "nowhere.pt: there is no such file" in capsys.readouterr().err
