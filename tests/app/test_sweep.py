@@ -23,7 +23,7 @@ from detkit.app.entry import normalize_overrides
 from detkit.app.paths import config_dir
 from detkit.app.run_folder import config_hash
 from detkit.app.sweep import process, queue
-from detkit.app.sweep.batches import Batches, register_sweeps
+from detkit.app.sweep.batches import Batches
 from detkit.app.sweep.board import in_words, steps_done
 from detkit.app.sweep.folder import SweepFolder, read_jobs
 from detkit.app.sweep.plan import Job, plan_jobs, sweep_name, without_twins
@@ -34,7 +34,6 @@ from detkit.utils.lock import FolderInUseError, claim
 
 ROOT = Path(__file__).parents[2]
 load_components()
-register_sweeps()
 OmegaConf.register_new_resolver("or_custom", lambda name: name or "custom", replace=True)
 
 

@@ -9,29 +9,19 @@ from pathlib import Path
 
 import rich
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, open_dict, read_write
 from rich.markup import escape
 
 from detkit.app.entry import normalize_overrides
 from detkit.app.failure import told_plainly
 from detkit.app.sweep.folder import SweepFolder
-from detkit.app.sweep.plan import Job, job_hash, plan_jobs, sweep_name, without_twins
+from detkit.app.sweep.plan import Job, plan_jobs, without_twins
 from detkit.app.sweep.process import JobError
 from detkit.app.sweep.queue import Outcome, run_jobs
 from detkit.config import ConfigError
-
-
-def register_sweeps() -> None:
-    """Make the two plugins options of Hydra's, and the resolvers that name folders known to OmegaConf."""
-    store, module = ConfigStore.instance(), "hydra_plugins.detkit_sweeps"
-    store.store("processes", {"_target_": f"{module}.ProcessLauncher", "slots": 1}, group="hydra/launcher")
-    store.store("checked", {"_target_": f"{module}.CheckedSweeper", "params": None}, group="hydra/sweeper")
-    OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
-    OmegaConf.register_new_resolver("job_hash", lambda *, _root_: job_hash(_root_), replace=True)
 
 
 class Batches:
