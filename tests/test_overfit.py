@@ -7,8 +7,9 @@ from tests.app.test_configs import composed
 
 
 @pytest.mark.slow
-def test_faster_rcnn_learns_eight_images(tmp_path):
-    cfg = composed("experiment=quickstart", "debug=overfit", "device=cpu", f"data.root={tmp_path}", "callbacks={}")
+@pytest.mark.parametrize("experiment", ["quickstart", "retinanet/shapes", "centernet/shapes", "yolov1/shapes"])
+def test_eight_images_are_learnt_by_heart(experiment, tmp_path):
+    cfg = composed(f"experiment={experiment}", "debug=overfit", "device=cpu", f"data.root={tmp_path}", "callbacks={}")
     trainer, _ = train.build_trainer(cfg, tmp_path)
     trainer.fit()
     assert trainer.metrics["AP50"] >= 0.9

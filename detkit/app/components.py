@@ -8,7 +8,6 @@ import detkit.evaluation
 import detkit.losses
 import detkit.matching
 import detkit.models  # noqa: F401
-from detkit.app.sweep.options import register_sweeps
 from detkit.config import load_plugins
 
 
@@ -18,5 +17,7 @@ def load_components() -> None:
     Raises:
         ConfigError: a plugin cannot be imported.
     """
-    register_sweeps()
+    from detkit.app.sweep.plugins import register_sweeps  # knows the command line, which knows this file
+
+    register_sweeps()  # configs/train.yaml names them: every composition of it needs this
     load_plugins()

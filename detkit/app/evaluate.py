@@ -9,8 +9,7 @@ from omegaconf import DictConfig
 from detkit.app.entry import run_tool
 from detkit.app.report import report_evaluation
 from detkit.app.schema import EvaluateOptions
-from detkit.app.setup import build_dataset, build_transforms, check_same_classes
-from detkit.app.stored import load_stored
+from detkit.app.stored import load_stored, open_split
 from detkit.config import ConfigError, build
 from detkit.engine.evaluation import evaluate
 from detkit.evaluation.results import write_results
@@ -26,27 +25,18 @@ def run(cfg: DictConfig, _: Path) -> float:
     """Evaluate ``cfg.checkpoint`` on ``cfg.split``; the files go to ``cfg.output`` or beside the checkpoint."""
     set_up_logging()
     options, stored = load_stored(cfg, EvaluateOptions)
-    data = stored.config["data"]
-    if data.get(options.split) is None:
-        splits = [name for name in ("train", "val") if data.get(name) is not None]
-        raise ConfigError(f"split: the configuration has no data.{options.split}; it has {', '.join(splits)}")
-    dataset = build_dataset(data[options.split], f"data.{options.split}")
-    check_same_classes(stored.checkpoint.categories, dataset.categories, f"data.{options.split}")
-    loader = build(data["loader"]["val"])(
-        dataset=dataset, transforms=build_transforms(stored.config["transform"]["val"], "transform.val")
-    )
+    dataset, loader = open_split(stored, options.split)
     if stored.config.get("evaluator") is None:
         raise ConfigError("evaluator: the run had none; choose one with evaluator=CocoEvaluator")
     evaluator = build(stored.config["evaluator"])(categories=dataset.categories, truths=dataset.truths)
     result = evaluate(
-        stored.detector, loader, evaluator,
+        stored.augmented(options.tta), loader, evaluator,
         device=stored.device, precision=options.precision or stored.config["trainer"]["precision"],
         val_loss=options.val_loss,
     )  # fmt: skip
     checkpoint = Path(options.checkpoint)
-    folder = (
-        Path(options.output) if options.output else checkpoint.parent / f"evaluation_{checkpoint.stem}_{options.split}"
-    )
+    name = f"evaluation_{checkpoint.stem}_{options.split}" + "_tta" * (options.tta is not None)
+    folder = Path(options.output) if options.output else checkpoint.parent / name
     folder.mkdir(parents=True, exist_ok=True)
     report_evaluation(folder, result, dataset)
     write_results(folder / "detections.json", evaluator.results())

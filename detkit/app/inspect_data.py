@@ -25,12 +25,10 @@ from detkit.data.datasets.base import DetectionDataset
 from detkit.data.decode import ImageError
 from detkit.data.sample import Sample
 from detkit.data.transforms import ResizeFit
+from detkit.evaluation.summary import SIZE_BOUNDS
 from detkit.structures.draw import contact_sheet, draw_boxes
 from detkit.utils.files import atomic_write
 from detkit.utils.progress import track
-
-#: COCO's bounds between small, medium and large objects: areas in px^2.
-SIZE_BOUNDS = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, np.inf)}
 
 NUM_PICTURES = 16
 PICTURE_SIZE = 400

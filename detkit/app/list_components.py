@@ -55,7 +55,7 @@ def overview(registries) -> Table:
 
 def _usage(registry: Registry) -> str:
     """How to choose one: by its group, or, for parts that fit in several places, by group and slot."""
-    is_section = registry.group.startswith("model") or registry.group in _SECTIONS
+    is_section = registry.group.startswith(("model", "tta")) or registry.group in _SECTIONS
     return f"{registry.group}=NAME" if is_section else f"{registry.group}@SLOT=NAME"
 
 

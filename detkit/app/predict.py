@@ -67,12 +67,13 @@ def _detect(
     node = stored.config["data"]["loader"]["val"] | {"batch_size": options.batch_size, "num_workers": 0}
     transforms = build_transforms(stored.config["transform"]["val"], "transform.val")
     loader = build(node, key="data.loader.val")(dataset=dataset, transforms=transforms)
+    detector = stored.augmented(options.tta)
     precision = options.precision or stored.config["trainer"]["precision"]
     check_precision(precision, stored.device)
     for batch in loader:
         batch = to_device(batch, stored.device, channels_last=False)
         with torch.no_grad(), autocast(stored.device, precision):
-            found = stored.detector(batch.images)
+            found = detector(batch.images)
         for detections, meta in zip(found, batch.images.meta, strict=True):
             yield detections.to("cpu"), meta
 

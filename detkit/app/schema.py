@@ -84,6 +84,24 @@ class TrainSchema:
     run_root: str = "runs"
 
 
+@dataclass(kw_only=True)
+class InspectModelSchema(TrainSchema):
+    """``tools/inspect_model.py``: every key of training, without data if need be, and its own."""
+
+    data: DataSection | None = None
+    split: Literal["train", "val"] = "train"
+    input_size: tuple[int, int] | None = None
+    num_inputs: int = 4
+    classes: int = 80
+
+
+@dataclass
+class AuditSchema(TrainSchema):
+    """``tools/audit.py``: a training's keys, and which of its images to look at, as that split is loaded."""
+
+    split: Literal["train", "val"] = "train"
+
+
 @dataclass
 class EvaluateOptions:
     """``tools/evaluate.py``: its own keys; everything else overrides the checkpoint's configuration."""
@@ -94,6 +112,20 @@ class EvaluateOptions:
     device: str = "auto"
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     val_loss: bool = False
+    tta: Callable[..., Any] | None = None
+
+
+@dataclass
+class ExplainOptions:
+    """``tools/explain.py``: its own keys; everything else overrides the checkpoint's configuration."""
+
+    checkpoint: str
+    split: Literal["train", "val"] = "val"
+    output: str | None = None
+    device: str = "auto"
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    score_threshold: float | None = None
+    num_pictures: int = 6
 
 
 @dataclass
@@ -107,3 +139,4 @@ class PredictOptions:
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     score_threshold: float = 0.3
     batch_size: int = 4
+    tta: Callable[..., Any] | None = None

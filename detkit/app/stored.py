@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,10 +11,20 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from detkit.app.schema import TrainSchema
-from detkit.app.setup import choose_device, without_pretrained_weights
-from detkit.config import ConfigError, validate
+from detkit.app.setup import (
+    build_dataset,
+    build_transforms,
+    check_same_classes,
+    choose_device,
+    without_pretrained_weights,
+)
+from detkit.config import ConfigError, build, validate
+from detkit.config.validate import plain
+from detkit.data.datasets.base import DetectionDataset
+from detkit.data.loader import EvalLoader
 from detkit.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
 from detkit.models import Detector, build_detector
+from detkit.utils.log import logger
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +35,23 @@ class Stored:
     config: dict[str, Any]
     detector: Detector
     device: torch.device
+
+    def augmented(self, tta: Any) -> Detector:
+        """The detector, looking at several views of each image where there is a ``tta`` section.
+
+        Raises:
+            ConfigError: the section's values do not fit together.
+        """
+        if tta is None:
+            return self.detector
+        divisor = self.config["data"]["loader"]["val"].get("size_divisor", 32)
+        views = build(tta, key="tta")
+        try:
+            detector = views(detector=self.detector, size_divisor=divisor)
+        except ValueError as error:
+            raise ConfigError(f"tta: {error}") from error
+        logger.info("test-time augmentation: %s", detector.extra_repr())
+        return detector.eval()
 
 
 def load_stored(cfg: DictConfig, options: type) -> tuple[Any, Stored]:
@@ -38,7 +66,9 @@ def load_stored(cfg: DictConfig, options: type) -> tuple[Any, Stored]:
     """
     names = {field.name for field in dataclasses.fields(options)}
     given = {str(k): v for k, v in cfg.items_ex(resolve=False)}
-    own = {k: v for k, v in given.items() if k in names}
+    own = {k: plain(v) for k, v in given.items() if k in names}
+    if isinstance(own.get("tta"), Mapping):  # tta.scales=[0.75,1] says enough without tta=multiscale
+        own["tta"] = {"_target_": "MultiView", "_partial_": True, **own["tta"]}
     try:
         validate(own, options)
     except ConfigError as error:
@@ -56,6 +86,22 @@ def load_stored(cfg: DictConfig, options: type) -> tuple[Any, Stored]:
     load_weights(detector, checkpoint.weights, checkpoint.source)
     device = choose_device(chosen.device)
     return chosen, Stored(checkpoint, node, detector.to(device).eval(), device)
+
+
+def open_split(stored: Stored, split: str) -> tuple[DetectionDataset, EvalLoader]:
+    """The data set ``split`` of the configuration, and its images as they are evaluated.
+
+    Raises:
+        ConfigError: there is no such split, or it has other classes than the detector.
+    """
+    data = stored.config["data"]
+    if data.get(split) is None:
+        splits = [name for name in ("train", "val") if data.get(name) is not None]
+        raise ConfigError(f"split: the configuration has no data.{split}; it has {', '.join(splits)}")
+    dataset = build_dataset(data[split], f"data.{split}")
+    check_same_classes(stored.checkpoint.categories, dataset.categories, f"data.{split}")
+    transforms = build_transforms(stored.config["transform"]["val"], "transform.val")
+    return dataset, build(data["loader"]["val"], key="data.loader.val")(dataset=dataset, transforms=transforms)
 
 
 def _merge(checkpoint: Checkpoint, overrides: dict[str, Any]) -> DictConfig:

@@ -4,6 +4,7 @@ from detkit.config.build import build
 from detkit.config.kinds import (
     ANCHORS,
     ASSIGNERS,
+    ATTENTIONS,
     BACKBONES,
     CALLBACKS,
     CODERS,
@@ -13,6 +14,7 @@ from detkit.config.kinds import (
     HEADS,
     LOADERS,
     LOSSES,
+    MERGES,
     NECKS,
     OPTIMIZERS,
     PROPOSAL_HEADS,
@@ -21,6 +23,7 @@ from detkit.config.kinds import (
     SCHEDULES,
     TRAINERS,
     TRANSFORMS,
+    TTA,
 )
 from detkit.config.registry import ConfigError, Registry, load_plugins
 from detkit.config.validate import validate
@@ -28,6 +31,7 @@ from detkit.config.validate import validate
 __all__ = [
     "ANCHORS",
     "ASSIGNERS",
+    "ATTENTIONS",
     "BACKBONES",
     "CALLBACKS",
     "CODERS",
@@ -37,6 +41,7 @@ __all__ = [
     "HEADS",
     "LOADERS",
     "LOSSES",
+    "MERGES",
     "NECKS",
     "OPTIMIZERS",
     "PROPOSAL_HEADS",
@@ -45,6 +50,7 @@ __all__ = [
     "SCHEDULES",
     "TRAINERS",
     "TRANSFORMS",
+    "TTA",
     "ConfigError",
     "Registry",
     "build",

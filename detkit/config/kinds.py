@@ -13,11 +13,15 @@ HEADS = Registry("head", "model/head")
 PROPOSAL_HEADS = Registry("proposal head", "model/head/rpn")
 ROI_HEADS = Registry("RoI head", "model/head/roi")
 
+ATTENTIONS = Registry("attention", "attention")
 ANCHORS = Registry("anchors", "anchors")
 ASSIGNERS = Registry("assigner", "assigner")
 CODERS = Registry("box coder", "coder")
 SAMPLERS = Registry("sampler", "sampler")
 LOSSES = Registry("loss", "loss")
+
+TTA = Registry("test-time augmentation", "tta")
+MERGES = Registry("merge of views", "tta/merge")
 
 DATASETS = Registry("data set", "dataset")
 TRANSFORMS = Registry("transform", "transform/step")

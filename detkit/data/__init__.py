@@ -12,7 +12,18 @@ from detkit.data.decode import ImageError, read_image
 from detkit.data.loader import EvalLoader, TrainLoader
 from detkit.data.sample import Sample
 from detkit.data.samplers import TrainSampler
-from detkit.data.transforms import Albumentations, HorizontalFlip, ResizeFit, ResizeShortestEdge, Transform
+from detkit.data.transforms import (
+    Albumentations,
+    HorizontalFlip,
+    MixingTransform,
+    MixUp,
+    Mosaic,
+    RandomWindow,
+    Resize,
+    ResizeFit,
+    ResizeShortestEdge,
+    Transform,
+)
 
 __all__ = [
     "Albumentations",
@@ -22,6 +33,11 @@ __all__ = [
     "EvalLoader",
     "HorizontalFlip",
     "ImageError",
+    "MixUp",
+    "MixingTransform",
+    "Mosaic",
+    "RandomWindow",
+    "Resize",
     "ResizeFit",
     "ResizeShortestEdge",
     "Sample",

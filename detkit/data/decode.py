@@ -22,7 +22,7 @@ _END_OF_JPEG = b"\xff\xd9"
 
 
 class ImageError(ValueError):
-    """An image file that cannot be used; the message begins with its path."""
+    """An image that cannot be used, because of its file or of what became of it; the message begins with its path."""
 
 
 def read_image(file: str, size: tuple[int, int] | None = None) -> np.ndarray:

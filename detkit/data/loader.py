@@ -8,6 +8,7 @@ import signal
 import traceback
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 import cv2
@@ -17,13 +18,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from detkit.config import LOADERS
+from detkit.data.collate import Collate, Item, Refusal, unpack
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.decode import ImageError
 from detkit.data.sample import Sample, trainable_boxes
 from detkit.data.samplers import TrainSampler, evaluation_indices
-from detkit.data.transforms.base import Transform, apply
-from detkit.structures import Batch, GroundTruth, ImageMeta, Images, Target
-from detkit.utils.seed import derive_key
+from detkit.data.transforms.base import Transform, apply, before_mixing
+from detkit.structures import Batch, GroundTruth, ImageMeta
+from detkit.utils.seed import derive_key, generator
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,8 @@ class TrainLoader:
 
     Args:
         dataset: what to read (run time).
-        transforms: what happens to each image, in this order (run time).
+        transforms: what happens to each image, in this order; mixing ones find their partners among the images of the
+            data set, which the steps before the first of them prepare (run time).
         batch_size: images in a batch, over all processes together.
         num_workers: processes that load; 0 loads in the training process itself.
         size_divisor: padding makes height and width of a batch multiples of this.
@@ -99,7 +102,7 @@ class TrainLoader:
         self.batches_per_epoch = -(-len(chosen) // batch_size)
         self.replaced: dict[str, str] = {}
         source = _Source(dataset, transforms, chosen, seed, replace_bad=on_bad_image == "replace")
-        self._workers = _Workers(source, _Collate(size_divisor, square), num_workers, timeout, pin_memory)
+        self._workers = _Workers(source, Collate(size_divisor, square), num_workers, timeout, pin_memory)
 
     def iterate(self, start: int = 0) -> Iterator[Batch]:
         """Batches without end, from number ``start`` of the whole run on: to resume is ``iterate(batches_seen)``.
@@ -110,7 +113,9 @@ class TrainLoader:
             ValueError: an image or its boxes cannot be used; the message names the file.
             RuntimeError: a worker died or hangs; the message names the images that were being loaded.
         """
-        for batch, bad in self._workers.load(self._sampler(start=start)):
+        batches = enumerate(self._sampler(start=start), start)
+        places = ([Place(epoch, index, number) for epoch, index in batch] for number, batch in batches)
+        for batch, bad in self._workers.load(places):
             for file, reason in bad:
                 if file not in self.replaced:
                     self.replaced[file] = reason
@@ -124,7 +129,8 @@ class EvalLoader:
 
     Args:
         dataset: what to read (run time).
-        transforms: what happens to each image, in this order; each must have an inverse (run time).
+        transforms: what happens to each image, in this order; each must have an inverse, and none serve training only
+            (run time).
         batch_size: images in a batch of one process.
         num_workers: processes that load; they stay for the next evaluation. 0 loads in this process.
         size_divisor: padding makes height and width of a batch multiples of this.
@@ -135,7 +141,7 @@ class EvalLoader:
         world_size: number of processes (run time).
 
     Raises:
-        ValueError: a number is out of range.
+        ValueError: a number is out of range, or a transform serves training only.
     """
 
     runtime_arguments = ("dataset", "transforms", "rank", "world_size")
@@ -156,13 +162,16 @@ class EvalLoader:
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size:
             raise ValueError(f"batch_size {batch_size} must be positive and rank {rank} in [0, {world_size})")
-        indices = list(evaluation_indices(len(dataset), rank, world_size))
-        self._batches = [
-            [(0, i) for i in indices[start : start + batch_size]] for start in range(0, len(indices), batch_size)
-        ]
+        if refused := [type(t).__name__ for t in transforms if t.training_only]:
+            raise ValueError(
+                f"{', '.join(refused)} cannot stand in transform.val as it is: "
+                "evaluation must see every image whole, by itself and at one size"
+            )
+        places = [Place(0, i, 0) for i in evaluation_indices(len(dataset), rank, world_size)]
+        self._batches = [places[start : start + batch_size] for start in range(0, len(places), batch_size)]
         source = _Source(dataset, transforms, range(len(dataset)), seed=0, needs_inverse=True)
         num_workers = min(num_workers, len(self._batches))
-        self._workers = _Workers(source, _Collate(size_divisor, square), num_workers, timeout, pin_memory)
+        self._workers = _Workers(source, Collate(size_divisor, square), num_workers, timeout, pin_memory)
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -171,35 +180,16 @@ class EvalLoader:
         return (batch for batch, _ in self._workers.load(self._batches, keep=True))
 
 
-class _Item(NamedTuple):
-    """One loaded image, and (file, reason) of those that it replaces."""
+class Place(NamedTuple):
+    """Where an image stands in the run: its epoch, its index among the images used, and the number of its batch."""
 
-    sample: Sample
-    meta: ImageMeta
-    bad: tuple[tuple[str, str], ...]
-
-
-class _Refusal(NamedTuple):
-    """What a worker sends instead of an image that the user must look at: raised there, it would arrive in disguise."""
-
-    error: ValueError
-
-
-class _Parcel(NamedTuple):
-    """What a worker sends: the pixels of a batch as one tensor, and the rest as arrays.
-
-    Every tensor costs a file descriptor on its way between processes; with one for each target a busy loader would meet
-    the limit of 1024.
-    """
-
-    pixels: Tensor
-    targets: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
-    metas: tuple[ImageMeta, ...]
-    bad: tuple[tuple[str, str], ...]
+    epoch: int
+    index: int
+    batch: int
 
 
 class _Source(Dataset):
-    """(epoch, index) -> image, boxes and meta; what is drawn follows from the seed and these two alone."""
+    """Place -> image, boxes and meta; what is drawn follows from the seed and the place alone."""
 
     def __init__(
         self,
@@ -212,44 +202,69 @@ class _Source(Dataset):
     ) -> None:
         self.dataset = dataset
         self.transforms = transforms
+        self.before_mixing = before_mixing(transforms)
         self.indices = indices
         self.seed = seed
         self.replace_bad = replace_bad
         self.needs_inverse = needs_inverse
         self.busy_with: Tensor | None = None  # for each worker the index that it is loading, or -1
 
-    def __getitem__(self, where: tuple[int, int]) -> _Item | _Refusal:
-        worker = get_worker_info()
-        if worker is not None and self.busy_with is not None:
-            self.busy_with[worker.id] = where[1]
+    def __getitem__(self, where: Place) -> Item | Refusal:
         try:
-            return self._load(*where)
+            return self._load(where)
         except ValueError as error:
-            if worker is not None and error.__cause__ is not None:
+            if get_worker_info() is not None and error.__cause__ is not None:
                 error.add_note(traceback.format_exc())  # the cause does not travel between processes
-            return _Refusal(error)
-        finally:
-            if worker is not None and self.busy_with is not None:
-                self.busy_with[worker.id] = -1
+            return Refusal(error)
 
     def file(self, index: int) -> str:
         """The path of the image that ``index`` means."""
         return self.dataset.truths[self.indices[index]].file
 
-    def _load(self, epoch: int, index: int) -> _Item:
-        truth, image, bad = self._read(index)
-        key = derive_key(self.seed, epoch, self.indices[index])
-        try:
-            sample = apply(self.transforms, Sample.from_truth(image, truth), key)
-        except ValueError as error:
-            raise ValueError(f"{truth.file}: {error}") from error
-        except Exception as error:
-            error.add_note(f"while transforming {truth.file}")
-            raise
-        if mistake := self._find_mistake(sample):
-            raise ValueError(f"{truth.file}: {mistake}")
+    def _load(self, where: Place) -> Item:
+        key = derive_key(self.seed, where.epoch, self.indices[where.index])
+        batch_key = generator(derive_key(self.seed, where.batch, 0), "batch").initial_seed()
+        pool = _Pool(self, where.epoch, batch_key)
+        sample, truth, bad = self.prepare(where.index, self.transforms, key, batch_key, pool)
         meta = ImageMeta(truth.image_id, truth.file, sample.size, truth.size, sample.affine, key)
-        return _Item(sample, meta, bad)
+        return Item(sample, meta, (*bad, *pool.bad))
+
+    def prepare(
+        self, index: int, transforms: Sequence[Transform], key: int, batch_key: int, pool: _Pool | None = None
+    ) -> tuple[Sample, GroundTruth, tuple[tuple[str, str], ...]]:
+        """Image ``index`` as ``transforms`` leave it, its record, and (file, reason) of those that it replaces.
+
+        Raises:
+            ImageError: the image, or one that it is mixed with, cannot be used; the message names the file at fault.
+        """
+        with self._at_work(index):
+            truth, image, bad = self._read(index)
+            try:
+                sample = apply(transforms, Sample.from_truth(image, truth), key, batch_key, pool)
+            except ImageError:
+                raise  # it names the file of a partner
+            except ValueError as error:
+                raise ImageError(f"{truth.file}: {error}") from error
+            except Exception as error:
+                error.add_note(f"while transforming {truth.file}")
+                raise
+            if mistake := self._find_mistake(sample):
+                raise ImageError(f"{truth.file}: {mistake}")
+            return sample, truth, bad
+
+    @contextmanager
+    def _at_work(self, index: int) -> Iterator[None]:
+        """Tell the main process that this worker loads ``index``, and afterwards what it loaded before."""
+        worker = get_worker_info()
+        if worker is None or self.busy_with is None:
+            yield
+            return
+        before = int(self.busy_with[worker.id])
+        self.busy_with[worker.id] = index
+        try:
+            yield
+        finally:
+            self.busy_with[worker.id] = before
 
     def _find_mistake(self, sample: Sample) -> str | None:
         """The value checks: once for every image, here, so that no model needs any."""
@@ -281,42 +296,28 @@ class _Source(Dataset):
         raise ImageError(f"{len(bad)} images in a row cannot be read; the first: {bad[0][1]}")
 
 
-class _Collate:
-    """Items -> parcel: one uint8 tensor (B, 3, H, W), padded with 0 at the right and the bottom."""
+class _Pool:
+    """What the mixing steps of one image choose from; ``bad`` gathers (file, reason) of partners that were replaced."""
 
-    def __init__(self, size_divisor: int, square: bool) -> None:
-        if size_divisor < 1:
-            raise ValueError(f"size_divisor must be positive, not {size_divisor}")
-        self.size_divisor = size_divisor
-        self.square = square
+    def __init__(self, source: _Source, epoch: int, batch_key: int) -> None:
+        self.source = source
+        self.epoch = epoch
+        self.batch_key = batch_key
+        self.bad: list[tuple[str, str]] = []
 
-    def __call__(self, items: Sequence[_Item | _Refusal]) -> _Parcel | _Refusal:
-        loaded: list[_Item] = []
-        for item in items:
-            if isinstance(item, _Refusal):
-                return item
-            loaded.append(item)
-        h, w = (self._padded(max(item.meta.size[axis] for item in loaded)) for axis in (0, 1))
-        h, w = (max(h, w), max(h, w)) if self.square else (h, w)
-        pixels = torch.zeros(len(loaded), 3, h, w, dtype=torch.uint8)
-        for planes, item in zip(pixels.numpy(), loaded, strict=True):
-            for plane, channel in zip(planes, cv2.split(item.sample.image), strict=True):  # 3 times torch's permute
-                plane[: channel.shape[0], : channel.shape[1]] = channel
-        return _Parcel(
-            pixels,
-            [(item.sample.boxes, item.sample.labels, item.sample.ignore) for item in loaded],
-            tuple(item.meta for item in loaded),
-            tuple(bad for item in loaded for bad in item.bad),
-        )
+    def __len__(self) -> int:
+        return len(self.source.indices)
 
-    def _padded(self, side: int) -> int:
-        return -(-side // self.size_divisor) * self.size_divisor
+    def load(self, place: int, key: int) -> Sample:
+        sample, _, bad = self.source.prepare(place, self.source.before_mixing, key, self.batch_key)
+        self.bad.extend(bad)
+        return sample
 
 
 class _Workers:
     """A DataLoader whose order comes from outside, and whose failures name images."""
 
-    def __init__(self, source: _Source, collate: _Collate, num_workers: int, timeout: float, pin_memory: bool) -> None:
+    def __init__(self, source: _Source, collate: Collate, num_workers: int, timeout: float, pin_memory: bool) -> None:
         if num_workers < 0 or timeout < 0:
             raise ValueError(f"num_workers {num_workers} and timeout {timeout} must not be negative")
         self.source = source
@@ -329,12 +330,12 @@ class _Workers:
         weakref.finalize(self, self._kept.clear)
 
     def load(
-        self, batches: Iterable[list[tuple[int, int]]], keep: bool = False
+        self, batches: Iterable[list[Place]], keep: bool = False
     ) -> Iterator[tuple[Batch, tuple[tuple[str, str], ...]]]:
         """The batches and the (file, reason) of the images replaced in each.
 
         Args:
-            batches: (epoch, index) of each image.
+            batches: the place of each image.
             keep: the same ``batches`` will be asked for again: let the workers live.
         """
         loader = self._kept[0] if self._kept else self._loader(batches, keep)
@@ -346,9 +347,9 @@ class _Workers:
                 parcel = next(iterator, None)
                 if parcel is None:
                     return
-                if isinstance(parcel, _Refusal):
+                if isinstance(parcel, Refusal):
                     raise parcel.error
-                yield _unpack(parcel), parcel.bad
+                yield unpack(parcel), parcel.bad
         except Exception as error:
             if self.source.busy_with is None:
                 raise
@@ -364,7 +365,7 @@ class _Workers:
         finally:
             del loader, iterator
 
-    def _loader(self, batches: Iterable[list[tuple[int, int]]], keep: bool) -> DataLoader:
+    def _loader(self, batches: Iterable[list[Place]], keep: bool) -> DataLoader:
         if self.num_workers:
             self.source.busy_with = torch.full((self.num_workers,), -1).share_memory_()
         return DataLoader(
@@ -379,12 +380,6 @@ class _Workers:
             # Without a generator of its own it would draw from the global one, and resuming would not be bit-exact.
             generator=torch.Generator(),
         )
-
-
-def _unpack(parcel: _Parcel) -> Batch:
-    targets = tuple(Target(*map(torch.from_numpy, arrays)) for arrays in parcel.targets)
-    batch = Batch(Images(parcel.pixels, tuple(parcel.metas)), targets)  # older torch pins tuples into lists
-    return batch.pin_memory() if parcel.pixels.is_pinned() else batch
 
 
 def _init_worker(worker: int) -> None:

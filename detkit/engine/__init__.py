@@ -13,8 +13,9 @@ from detkit.engine.checkpoint import (
     load_weights,
     save_checkpoint,
 )
+from detkit.engine.divergence import Bundle, load_bundle, replay
 from detkit.engine.evaluation import EvaluationResult, evaluate
-from detkit.engine.finite import NonFiniteError
+from detkit.engine.finite import BadStepError, ExplodingLossError, InvalidBatchError, NonFiniteError
 from detkit.engine.interrupt import Interrupted
 from detkit.engine.optim import SGD, AdamW, CustomOptimizer, OptimizerRecipe
 from detkit.engine.records import EvaluationRecord, FitResult, FitStart, StepRecord
@@ -27,6 +28,8 @@ __all__ = [
     "PREVIOUS",
     "SGD",
     "AdamW",
+    "BadStepError",
+    "Bundle",
     "Callback",
     "Checkpoint",
     "CheckpointError",
@@ -35,9 +38,11 @@ __all__ = [
     "CustomOptimizer",
     "EvaluationRecord",
     "EvaluationResult",
+    "ExplodingLossError",
     "FitResult",
     "FitStart",
     "Interrupted",
+    "InvalidBatchError",
     "MetricsCsv",
     "MultiStep",
     "NonFiniteError",
@@ -49,8 +54,10 @@ __all__ = [
     "Trainer",
     "check_categories",
     "evaluate",
+    "load_bundle",
     "load_checkpoint",
     "load_latest",
     "load_weights",
+    "replay",
     "save_checkpoint",
 ]

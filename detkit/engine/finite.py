@@ -1,8 +1,9 @@
-"""Losses and gradients that are not finite: what went wrong, in words that name it."""
+"""Steps that must not be taken: what went wrong, in words that name it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,18 +13,32 @@ from detkit.structures import Batch, Losses
 _MOST_NAMED = 5
 
 
-class NonFiniteError(ValueError):
-    """A loss or a gradient is not finite. No weight, optimiser state or average has taken it in.
+class BadStepError(ValueError):
+    """A step that the run ends with. No weight, optimiser state or average has taken it in.
 
     Attributes:
         step: the update that failed, from 1.
         batches: the batches of the step, on their device.
+        bundle: the file that holds all of it, see :mod:`detkit.engine.divergence`; None where there is none.
     """
 
     def __init__(self, message: str, *, step: int, batches: Sequence[Batch]) -> None:
         super().__init__(message)
         self.step = step
         self.batches = tuple(batches)
+        self.bundle: Path | None = None
+
+
+class NonFiniteError(BadStepError):
+    """A loss or a gradient is not finite."""
+
+
+class ExplodingLossError(BadStepError):
+    """A loss is finite, but far above those before it."""
+
+
+class InvalidBatchError(BadStepError):
+    """A batch holds what no detector can be trained on."""
 
 
 def loss_error(step: int, parts: Sequence[tuple[Batch, Losses]], detector: nn.Module) -> NonFiniteError:
@@ -54,29 +69,56 @@ def is_finite(value: float) -> bool:
     return abs(value) < float("inf")
 
 
-def culprits(detector: nn.Module, batches: Sequence[Batch]) -> list[str]:
-    """One line for each weight, image and target that is itself not finite.
+def culprits(detector: nn.Module, batches: Sequence[Batch], num_classes: int | None = None) -> list[str]:
+    """One line for each weight that is not finite, and each image and box that no detector can be trained on.
 
-    Buffers count only where nothing else is to blame: a forward pass on bad values spoils running statistics too.
+    Labels are looked at where ``num_classes`` is given. Buffers count only where nothing else is to blame: a forward
+    pass on bad values spoils running statistics too.
     """
-    found = _bad_tensors(detector.named_parameters()) + [line for batch in batches for line in _bad_inputs(batch)]
-    return found or _bad_tensors(detector.named_buffers())
+    inputs = [line for batch in batches for line in bad_inputs(batch, num_classes)]
+    return _bad_tensors(detector.named_parameters()) + inputs or _bad_tensors(detector.named_buffers())
+
+
+def bad_inputs(batch: Batch, num_classes: int | None = None) -> Iterator[str]:
+    """One line for each image and box of ``batch`` that no detector can be trained on."""
+    for pixels, meta, target in zip(batch.images.pixels, batch.images.meta, batch.targets, strict=True):
+        name = f"image {meta.image_id} ({meta.file})"
+        if pixels.is_floating_point() and not pixels.isfinite().all():
+            yield f"the pixels of {name} have {_count(pixels)}"
+        for i, (box, label) in enumerate(zip(target.boxes.tolist(), target.labels.tolist(), strict=True)):
+            if problem := _problem(box, label, meta.size, num_classes):
+                yield f"box {i} of {name} {problem}"
+
+
+def is_invalid(batch: Batch, num_classes: int) -> bool:
+    """Whether a box of ``batch`` has no area or an unknown label: some losses would take either without a word.
+
+    Cheap, for every step; what is not finite shows in the loss.
+    """
+    boxes = torch.cat([target.boxes for target in batch.targets])
+    labels = torch.cat([target.labels for target in batch.targets])
+    flat = ((boxes[:, 2:] <= boxes[:, :2]).any(dim=1) & boxes.isfinite().all(dim=1)).any()
+    return bool(flat) or bool(((labels < 0) | (labels >= num_classes)).any())
+
+
+def _problem(box: Sequence[float], label: int, size: tuple[int, int], num_classes: int | None) -> str:
+    """What keeps a box from being learnt; empty when nothing does."""
+    (x1, y1, x2, y2), (h, w) = box, size
+    if not all(map(is_finite, box)):
+        return f"is {box}"
+    if not (x2 > x1 and y2 > y1):
+        return f"has no area: {box}"
+    if x2 <= 0 or y2 <= 0 or x1 >= w or y1 >= h or max(-x1, -y1, x2 - w, y2 - h) > max(h, w):
+        return f"lies outside its image of {w} x {h} px: {box}"
+    if num_classes is not None and not 0 <= label < num_classes:
+        return f"has the label {label}, which is not in 0..{num_classes - 1}"
+    return ""
 
 
 def _bad_tensors(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
     bad = [f"{name} has {_count(t)}" for name, t in tensors if t.is_floating_point() and not t.isfinite().all()]
     more = [f"and {len(bad) - _MOST_NAMED} more tensors"] if len(bad) > _MOST_NAMED else []
     return bad[:_MOST_NAMED] + more
-
-
-def _bad_inputs(batch: Batch) -> Iterator[str]:
-    for pixels, meta, target in zip(batch.images.pixels, batch.images.meta, batch.targets, strict=True):
-        name = f"image {meta.image_id} ({meta.file})"
-        if pixels.is_floating_point() and not pixels.isfinite().all():
-            yield f"the pixels of {name} have {_count(pixels)}"
-        for i, box in enumerate(target.boxes):
-            if not box.isfinite().all():
-                yield f"box {i} of {name} is {box.tolist()}"
 
 
 def _count(tensor: Tensor) -> str:

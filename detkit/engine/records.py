@@ -73,6 +73,14 @@ class EvaluationRecord:
     result: EvaluationResult
     best: bool
 
+    def in_words(self, monitor: str) -> str:
+        """One line for the log: the metric ``monitor``, the first few others, and how long it took."""
+        metrics = self.result.metrics
+        shown = dict.fromkeys([monitor, *list(metrics)[:3], "val_loss"])
+        numbers = ", ".join(f"{name} {metrics[name]:.4f}" for name in shown if name in metrics)
+        best = ", the best so far" if self.best else ""
+        return f"{numbers}{best} ({self.result.num_images} images in {self.result.seconds:.1f} s)"
+
 
 @dataclass(frozen=True, slots=True)
 class FitResult:

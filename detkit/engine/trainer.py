@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from detkit.config import TRAINERS
 from detkit.engine.callbacks.callback import Callback
@@ -25,6 +25,7 @@ from detkit.engine.checkpoint import (
     load_weights,
     save_checkpoint,
 )
+from detkit.engine.divergence import StepWatch
 from detkit.engine.evaluation import (
     EvalBatches,
     EvaluationStopped,
@@ -33,12 +34,13 @@ from detkit.engine.evaluation import (
     evaluate,
     to_device,
 )
+from detkit.engine.finite import BadStepError
 from detkit.engine.interrupt import Interrupted, StopRequest
 from detkit.engine.progress import Progress
 from detkit.engine.records import EvaluationRecord, FitResult, FitStart, StepRecord
 from detkit.engine.resume import process_state, restore_process, warn_of_versions
 from detkit.engine.schedule import Schedule
-from detkit.engine.update import Updater
+from detkit.engine.update import Updater, read_losses
 from detkit.evaluation import Evaluator
 from detkit.structures import Batch, Categories, Losses
 from detkit.utils import dist
@@ -70,6 +72,8 @@ class Trainer:
         val_loss: compute the losses too when evaluating, by a second pass over the images.
         monitor: the metric of which the best evaluation gives ``best.pt``: a score (higher is better) or "val_loss" or
             one of its terms, "val_loss/NAME" (lower is better).
+        max_loss_ratio: a loss of more than so many times the usual (the median of the last 50, or the run's first where
+            that is less) has exploded and ends the run, as one that is not finite does; null lets it be.
         patience: stop after this many evaluations without a better one.
         optimizer: of the parameters of ``detector``. A group's ``base_lr``, or else ``lr``, is its rate at factor 1.
         val_loader: validation images; None for a run without evaluations.
@@ -98,6 +102,7 @@ class Trainer:
         log_every: int = 20,
         val_loss: bool = True,
         monitor: str = "AP",
+        max_loss_ratio: float | None = 100.0,
         patience: int | None = None,
         detector: nn.Module,
         optimizer: torch.optim.Optimizer,
@@ -133,6 +138,16 @@ class Trainer:
             clip_norm=clip_norm,
             ema_decay=ema_decay,
         )
+        self.watch = StepWatch(
+            detector=self.detector,
+            optimizer=optimizer,
+            device=self.device,
+            precision=precision,
+            categories=categories,
+            config=self.config,
+            run_dir=self.run_dir,
+            max_loss_ratio=max_loss_ratio,
+        )
         self.progress = Progress()
         self.metrics: dict[str, float] = {}
         self._saved_step = 0
@@ -142,7 +157,8 @@ class Trainer:
 
         Raises:
             Interrupted: SIGINT or SIGTERM came; the step was finished and ``last.pt`` saved.
-            NonFiniteError: a loss or gradient is not finite; no weight has taken it in.
+            BadStepError: a loss or gradient is not finite, a loss explodes, or a batch is invalid; no weight has taken
+                it in, and a divergence report lies in the run folder.
             CheckpointError: a checkpoint could not be written.
         """
         try:
@@ -180,22 +196,29 @@ class Trainer:
         """One update from the next ``accumulate`` of ``batches``.
 
         Raises:
-            NonFiniteError: a loss or gradient is not finite; the weights are as they were.
+            BadStepError: see :meth:`fit`; the weights are as they were.
         """
         start, waited = time.perf_counter(), 0.0
         step = self.progress.step + 1
         lr = self.updater.set_learning_rates(self.schedule.factor(step - 1, self.steps))
+        self.watch.begin(step, lr)
         parts: list[tuple[Batch, Losses]] = []
-        for i in range(self.accumulate):
-            asked = time.perf_counter()
-            batch = next(batches)
-            waited += time.perf_counter() - asked
-            batch = to_device(batch, self.device, self.channels_last)
-            parts.append((batch, self.updater.backward(batch, is_last=i == self.accumulate - 1)))
-        grad_norm = self.updater.gradient_norm()
-        terms, stats, norm = _read(parts, grad_norm)  # the step's one wait for the device
-        loss = sum(terms.values())
-        applied = self.updater.may_apply(step, parts, loss, norm)
+        try:
+            for i in range(self.accumulate):
+                asked = time.perf_counter()
+                loaded = next(batches)
+                waited += time.perf_counter() - asked
+                batch = to_device(loaded, self.device, self.channels_last)
+                with self.watch.guard(loaded):
+                    parts.append((batch, self.updater.backward(batch, is_last=i == self.accumulate - 1)))
+            grad_norm = self.updater.gradient_norm()
+            terms, stats, norm = read_losses(parts, grad_norm)  # the step's one wait for the device
+            loss = sum(terms.values())
+            applied = self.updater.may_apply(step, parts, loss, norm)
+            self.watch.check(loss, norm, [batch for batch, _ in parts])
+        except BadStepError as error:
+            self.watch.report(error, parts, self.updater.scale)
+            raise
         self.updater.finish(grad_norm, applied)
         self.progress.step = step
         self.progress.batches_seen += self.accumulate
@@ -248,7 +271,7 @@ class Trainer:
         self.metrics = result.metrics
         is_best = self.progress.judge(value, is_lower_better=_is_loss(self.monitor))
         record = EvaluationRecord(self.progress.step, result, is_best)
-        logger.info("step %d: %s", self.progress.step, _in_words(record, self.monitor))
+        logger.info("step %d: %s", self.progress.step, record.in_words(self.monitor))
         if is_best:
             self._write(BEST, self._weights())
         self._tell("on_evaluation_end", record)
@@ -370,26 +393,5 @@ class Trainer:
             )
 
 
-def _read(parts: list[tuple[Batch, Losses]], norm: Tensor) -> tuple[dict[str, float], dict[str, float], float]:
-    """Loss terms and stats, means over ``parts``, and the gradient's norm, brought from the device at once."""
-    scalars = [(True, *term) for _, losses in parts for term in losses.terms.items()]
-    scalars += [(False, *stat) for _, losses in parts for stat in losses.stats.items()]
-    *values, grad_norm = torch.stack([value.detach().float() for *_, value in scalars] + [norm.float()]).tolist()
-    terms: dict[str, float] = {}
-    stats: dict[str, float] = {}
-    for (is_term, name, _), value in zip(scalars, values, strict=True):
-        into = terms if is_term else stats
-        into[name] = into.get(name, 0.0) + value / len(parts)
-    return terms, stats, grad_norm
-
-
 def _is_loss(metric: str) -> bool:
     return metric.partition("/")[0] == "val_loss"
-
-
-def _in_words(record: EvaluationRecord, monitor: str) -> str:
-    metrics = record.result.metrics
-    shown = dict.fromkeys([monitor, *list(metrics)[:3], "val_loss"])
-    numbers = ", ".join(f"{name} {metrics[name]:.4f}" for name in shown if name in metrics)
-    best = ", the best so far" if record.best else ""
-    return f"{numbers}{best} ({record.result.num_images} images in {record.result.seconds:.1f} s)"

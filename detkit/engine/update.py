@@ -56,6 +56,11 @@ class Updater:
             self._model = DistributedDataParallel(detector)  # now every process has the main one's weights
         self.average = None if ema_decay is None else WeightAverage(detector, ema_decay)
 
+    @property
+    def scale(self) -> float | None:
+        """By what the loss is multiplied before its gradient is taken; None without a scaler."""
+        return None if self.scaler is None else self.scaler.get_scale()
+
     def set_learning_rates(self, factor: float) -> dict[str, float]:
         """Give each group ``factor`` times its rate; the rates by name: "lr", and "lr/x0.1" for a tenth of it."""
         rates = {}
@@ -149,3 +154,16 @@ class Updater:
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
         self._skipped = state["skipped"]
+
+
+def read_losses(parts: list[tuple[Batch, Losses]], norm: Tensor) -> tuple[dict[str, float], dict[str, float], float]:
+    """Loss terms and stats, means over ``parts``, and the gradient's norm, brought from the device at once."""
+    scalars = [(True, *term) for _, losses in parts for term in losses.terms.items()]
+    scalars += [(False, *stat) for _, losses in parts for stat in losses.stats.items()]
+    *values, grad_norm = torch.stack([value.detach().float() for *_, value in scalars] + [norm.float()]).tolist()
+    terms: dict[str, float] = {}
+    stats: dict[str, float] = {}
+    for (is_term, name, _), value in zip(scalars, values, strict=True):
+        into = terms if is_term else stats
+        into[name] = into.get(name, 0.0) + value / len(parts)
+    return terms, stats, grad_norm

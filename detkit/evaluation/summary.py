@@ -11,6 +11,9 @@ IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
 AREAS = ("all", "small", "medium", "large")
 
+#: COCO's bounds between small, medium and large objects: areas in px^2.
+SIZE_BOUNDS = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, np.inf)}
+
 #: What pycocotools writes where there is no object to find.
 UNDEFINED = -1.0
 

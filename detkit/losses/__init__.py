@@ -2,6 +2,7 @@
 
 from detkit.losses.box import L1, BoxLoss, CIoULoss, DIoULoss, GIoULoss, IoULoss, SmoothL1
 from detkit.losses.classification import BCE, ClassificationLoss, CrossEntropy, Focal
+from detkit.losses.heatmap import HeatmapLoss, PenaltyReducedFocal
 
 __all__ = [
     "BCE",
@@ -13,6 +14,8 @@ __all__ = [
     "DIoULoss",
     "Focal",
     "GIoULoss",
+    "HeatmapLoss",
     "IoULoss",
+    "PenaltyReducedFocal",
     "SmoothL1",
 ]

@@ -14,6 +14,9 @@ from detkit.structures.boxes import pairwise_cover, pairwise_iou
 NEGATIVE = -1
 IGNORED = -2
 
+#: A reference that overlaps an object which it may not answer for by more than this is ignored (SNIP, section 5).
+FORBIDDEN_IOU = 0.3
+
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
@@ -65,22 +68,33 @@ class MaxIoUAssigner:
         self.match_best = match_best
         self.crowd_cover = crowd_cover
 
-    def __call__(self, references: Tensor, target: Target) -> Assignment:
-        """Assign ``references`` (M, 4) px to the objects of ``target``; both in the same frame."""
+    def __call__(self, references: Tensor, target: Target, allowed: Tensor | None = None) -> Assignment:
+        """Assign references to objects.
+
+        Args:
+            references: (M, 4) px.
+            target: N objects in the same frame.
+            allowed: (N, M) bool, which reference may answer for which object; None allows all. A reference that
+                overlaps an object forbidden to it, and answers for none, is ignored: neither learns from the other.
+        """
         matched = torch.full((len(references),), NEGATIVE, dtype=torch.int64, device=references.device)
         if len(references) == 0 or len(target) == 0:
             return Assignment(matched)
         wanted = (~target.ignore).nonzero().squeeze(1)
         if len(wanted):
-            matched = self._match(references, target.boxes[wanted])
+            matched = self._match(references, target.boxes[wanted], None if allowed is None else allowed[wanted])
             matched = torch.where(matched >= 0, wanted[matched.clamp(min=0)], matched)
         if target.ignore.any():
             cover = pairwise_cover(references, target.boxes[target.ignore]).amax(1)
             matched = torch.where((matched == NEGATIVE) & (cover >= self.crowd_cover), IGNORED, matched)
         return Assignment(matched)
 
-    def _match(self, references: Tensor, boxes: Tensor) -> Tensor:
+    def _match(self, references: Tensor, boxes: Tensor, allowed: Tensor | None) -> Tensor:
         iou = pairwise_iou(boxes, references)
+        forbidden = None
+        if allowed is not None:
+            forbidden = torch.where(allowed, 0, iou).amax(dim=0) > FORBIDDEN_IOU
+            iou = iou * allowed
         best, index = iou.max(dim=0)
         matched = torch.where(best >= self.positive, index, IGNORED)
         matched = torch.where(best < self.negative, NEGATIVE, matched)
@@ -89,4 +103,6 @@ class MaxIoUAssigner:
             best_of_object = iou.max(dim=1, keepdim=True).values
             tied = ((iou == best_of_object) & (best_of_object > 0)).any(dim=0)
             matched = torch.where(tied, index, matched)
+        if forbidden is not None:
+            matched = torch.where((matched == NEGATIVE) & forbidden, IGNORED, matched)
         return matched

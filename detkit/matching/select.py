@@ -1,10 +1,19 @@
-"""From scored candidates to detections: thresholds, non-maximum suppression, top-k."""
+"""From scored candidates to detections: thresholds, non-maximum suppression, top-k.
+
+Every head's candidates are removed here and nowhere else, so that :mod:`detkit.matching.trace` can tell what became of
+each.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import batched_nms
 
+from detkit.matching.trace import MOST_TRACED, NO_CLASS, Fate, Selection, active_trace, best_of, selection_of_nms
 from detkit.structures import Detections
 from detkit.structures.boxes import clip, is_larger
 
@@ -30,13 +39,116 @@ def select_detections(
         max_detections: at most so many, the best.
         min_size: px; smaller boxes go.
     """
-    candidate, label = (scores > score_threshold).nonzero().unbind(1)
-    picked_scores = scores[candidate, label]
-    picked_boxes = clip(boxes[candidate, label if boxes.shape[1] > 1 else 0], size)
-    large = is_larger(picked_boxes, min_size)
-    picked_boxes, picked_scores, label = picked_boxes[large], picked_scores[large], label[large]
-    keep = batched_nms(picked_boxes, picked_scores, label, iou_threshold)[:max_detections]
-    return Detections(picked_boxes[keep], picked_scores[keep], label[keep])
+    high = scores > score_threshold
+    if trace := active_trace():
+        pairs = best_of(scores.flatten(), ~high.flatten(), MOST_TRACED)
+        candidate, label = pairs // scores.shape[1], pairs % scores.shape[1]
+        low = clip(boxes[candidate, label if boxes.shape[1] > 1 else 0], size)
+        trace.selections.append(Selection.removed(low, scores[candidate, label], label, Fate.LOW_SCORE))
+    candidate, label = high.nonzero().unbind(1)
+    return select_candidates(
+        boxes[candidate, label if boxes.shape[1] > 1 else 0], scores[candidate, label], label, size,
+        iou_threshold=iou_threshold, max_detections=max_detections, min_size=min_size,
+    )  # fmt: skip
+
+
+def select_candidates(
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    size: tuple[int, int],
+    *,
+    iou_threshold: float | None,
+    max_detections: int,
+    min_size: float = 0.0,
+    valid: Tensor | None = None,
+) -> Detections:
+    """:func:`select_detections` for candidates that have one class each.
+
+    Args:
+        boxes: (P, 4) px.
+        scores: (P,) in [0, 1].
+        labels: (P,) int64 in [0, K).
+        iou_threshold: None goes without NMS, for heads whose candidates are peaks already.
+        valid: (P,) bool, False for candidates of a size that their level does not answer for; None for none.
+    """
+    boxes, keep = _select(
+        boxes, scores, labels, labels, size,
+        iou_threshold=iou_threshold, limit=max_detections, min_size=min_size, valid=valid,
+    )  # fmt: skip
+    return Detections(boxes[keep], scores[keep], labels[keep])
+
+
+def top_candidates(
+    scores: Tensor,
+    boxes_of: Callable[[Tensor], Tensor],
+    size: tuple[int, int],
+    *,
+    score_threshold: float,
+    num: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best ``num`` of all (candidate, class) pairs that score more than ``score_threshold``, best first.
+
+    Args:
+        scores: (P, K).
+        boxes_of: the boxes (Q, 4) px of candidates (Q,): only those few are decoded.
+        size: (h, w) of the image.
+
+    Returns:
+        the boxes (Q, 4), scores (Q,) and labels (Q,) of the pairs.
+    """
+    flat, num_classes = scores.flatten(), scores.shape[1]
+    best, index = flat.topk(min(num, flat.numel()))
+    index = index[best > score_threshold]
+    if trace := active_trace():
+        rest = best_of(flat, _without(index, flat.numel()), MOST_TRACED)
+        rest_boxes = clip(boxes_of(rest // num_classes), size)
+        selection = Selection.removed(rest_boxes, flat[rest], rest % num_classes, Fate.CUT)
+        selection.fates[selection.scores <= score_threshold] = Fate.LOW_SCORE
+        trace.selections.append(selection)
+    return boxes_of(index // num_classes), flat[index], index % num_classes
+
+
+def top_peaks(
+    scores: Tensor,
+    boxes_of: Callable[[Tensor], Tensor],
+    size: tuple[int, int],
+    *,
+    score_threshold: float,
+    num: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`top_candidates` among the peaks of heatmaps: cells of which no neighbour scores more.
+
+    Args:
+        scores: (K, H, W); the candidates are the H * W cells, row by row.
+    """
+    highest, where = F.max_pool2d(scores[None], 3, stride=1, padding=1, return_indices=True)
+    is_peak = highest[0] == scores
+    if trace := active_trace():
+        slope = best_of(scores.flatten(), ~is_peak.flatten() & (scores.flatten() > score_threshold), MOST_TRACED)
+        num_cells = scores[0].numel()
+        cells = torch.cat([slope % num_cells, where.flatten()[slope]])
+        labels = (slope // num_cells).repeat(2)
+        selection = Selection.removed(
+            clip(boxes_of(cells), size), scores.flatten(1)[labels, cells], labels, Fate.SUPPRESSED
+        )
+        selection.fates[len(slope) :] = Fate.KEPT  # the higher neighbours, here only as those that removed the others
+        selection.suppressors[: len(slope)] = torch.arange(len(slope), len(cells), device=cells.device)
+        trace.selections.append(selection)
+    peaks = (scores * is_peak).flatten(1).T
+    return top_candidates(peaks, boxes_of, size, score_threshold=score_threshold, num=num)
+
+
+def top_proposals(
+    scores: Tensor, boxes_of: Callable[[Tensor], Tensor], size: tuple[int, int], *, num: int
+) -> tuple[Tensor, Tensor]:
+    """:func:`top_candidates` for proposals, which have no class and need no least score: ``scores`` (P,)."""
+    index = scores.topk(min(num, len(scores))).indices
+    if trace := active_trace():
+        rest = best_of(scores, _without(index, len(scores)), MOST_TRACED)
+        no_class = torch.full_like(rest, NO_CLASS)
+        trace.selections.append(Selection.removed(clip(boxes_of(rest), size), scores[rest], no_class, Fate.CUT))
+    return boxes_of(index), scores[index]
 
 
 def select_proposals(
@@ -48,6 +160,7 @@ def select_proposals(
     iou_threshold: float,
     max_proposals: int,
     min_size: float = 0.0,
+    valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The proposals of one image, best first: NMS within each pyramid level, then the best of all levels.
 
@@ -55,12 +168,53 @@ def select_proposals(
         boxes: (P, 4) px.
         scores: (P,).
         levels: (P,) int64, the level that each box comes from.
+        valid: as in :func:`select_candidates`.
 
     Returns:
         boxes (R, 4) clipped to ``size`` and their scores (R,).
     """
+    no_class = torch.full_like(levels, NO_CLASS)
+    boxes, keep = _select(
+        boxes, scores, levels, no_class, size,
+        iou_threshold=iou_threshold, limit=max_proposals, min_size=min_size, valid=valid,
+    )  # fmt: skip
+    return boxes[keep], scores[keep]
+
+
+def _select(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    labels: Tensor,
+    size: tuple[int, int],
+    *,
+    iou_threshold: float | None,
+    limit: int,
+    min_size: float,
+    valid: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """``boxes`` clipped to the image, and which of them are kept, best first: of a right size, and the best by NMS."""
     boxes = clip(boxes, size)
     large = is_larger(boxes, min_size)
-    boxes, scores, levels = boxes[large], scores[large], levels[large]
-    keep = batched_nms(boxes, scores, levels, iou_threshold)[:max_proposals]
-    return boxes[keep], scores[keep]
+    large = large if valid is None else large & valid
+    index = large.nonzero().squeeze(1)
+    if iou_threshold is None:
+        order = scores[index].argsort(descending=True, stable=True)
+    else:
+        order = batched_nms(boxes[index], scores[index], groups[index], iou_threshold)
+    survivors = index[order]
+    if trace := active_trace():
+        trace.selections.append(
+            selection_of_nms(
+                boxes, scores, groups, labels,
+                large=large, survivors=survivors, limit=limit, iou_threshold=iou_threshold,
+            )
+        )  # fmt: skip
+    return boxes, survivors[:limit]
+
+
+def _without(index: Tensor, count: int) -> Tensor:
+    """Mask (``count``,), False at ``index``."""
+    mask = torch.ones(count, dtype=torch.bool, device=index.device)
+    mask[index] = False
+    return mask

@@ -4,12 +4,14 @@ from detkit.models import backbones, heads, necks
 from detkit.models.build import build_detector
 from detkit.models.detector import ComposedDetector
 from detkit.models.interfaces import Backbone, Detector, Head, Neck, ProposalHead, RegionHead
+from detkit.models.tta import MultiView
 
 __all__ = [
     "Backbone",
     "ComposedDetector",
     "Detector",
     "Head",
+    "MultiView",
     "Neck",
     "ProposalHead",
     "RegionHead",

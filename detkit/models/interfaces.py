@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from detkit.matching import Assignment
 from detkit.structures import Detections, FeatureSpec, Images, Losses, PixelStats, Target
 
 
@@ -44,6 +45,14 @@ class Head(nn.Module, ABC):
     """Owns its loss and its decoding. Feature maps arrive fine to coarse, as ``in_spec`` of its constructor told."""
 
     @abstractmethod
+    def assign(self, shapes: Sequence[tuple[int, int]], images: Images, targets: Sequence[Target]) -> list[Assignment]:
+        """Which of the head's references answers for which object of each image; the loss uses this very function.
+
+        Args:
+            shapes: (h, w) of the map of each level. No feature is needed: the answer depends on geometry alone.
+        """
+
+    @abstractmethod
     def loss(self, features: Sequence[Tensor], images: Images, targets: Sequence[Target]) -> Losses: ...
 
     @abstractmethod
@@ -52,6 +61,10 @@ class Head(nn.Module, ABC):
 
 class ProposalHead(nn.Module, ABC):
     """First stage of a two-stage detector: where something is, whatever it is."""
+
+    @abstractmethod
+    def assign(self, shapes: Sequence[tuple[int, int]], images: Images, targets: Sequence[Target]) -> list[Assignment]:
+        """As :meth:`Head.assign`."""
 
     @abstractmethod
     def propose(self, features: Sequence[Tensor], images: Images) -> list[Tensor]:

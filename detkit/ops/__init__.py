@@ -1,5 +1,20 @@
 """Sampling ops: a typed wrapper each, a fast pure-torch form, and a slow reference that is the specification."""
 
+from detkit.ops.deform_conv import deform_conv, deform_conv_reference
+from detkit.ops.deform_roi_pool import deform_roi_pool, deform_roi_pool_reference
+from detkit.ops.ps_roi_align import ps_roi_align, ps_roi_align_reference, ps_roi_pool, ps_roi_pool_reference
 from detkit.ops.roi_align import multi_level_roi_align, roi_align, roi_align_reference
 
-__all__ = ["multi_level_roi_align", "roi_align", "roi_align_reference"]
+__all__ = [
+    "deform_conv",
+    "deform_conv_reference",
+    "deform_roi_pool",
+    "deform_roi_pool_reference",
+    "multi_level_roi_align",
+    "ps_roi_align",
+    "ps_roi_align_reference",
+    "ps_roi_pool",
+    "ps_roi_pool_reference",
+    "roi_align",
+    "roi_align_reference",
+]

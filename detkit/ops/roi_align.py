@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from detkit.ops.sampling import feature_table, weighted_rows
+from detkit.ops.region_pooling import pool_regions
 
 
 def roi_align(
@@ -63,110 +63,10 @@ def multi_level_roi_align(
         image_sizes: (h, w) px of each image before padding. A map then ends where its image ends, and what stands in
             the padding cannot reach a box at the border; None reads the maps as a whole, as torchvision does.
     """
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"boxes must be (R, 4), not {tuple(boxes.shape)}")
-    if image_index.shape != (len(boxes),) or levels.shape != (len(boxes),):
-        raise ValueError(f"{len(boxes)} boxes but {len(image_index)} image indices and {len(levels)} levels")
-    if len(features) != len(scales):
-        raise ValueError(f"{len(features)} feature maps but {len(scales)} scales")
-    table = feature_table(features)
-    regions = _Regions(features, boxes.detach(), image_index, levels, scales, aligned, image_sizes)
-    if sampling_ratio > 0:
-        pooled = _pool(table, regions, output_size, (sampling_ratio, sampling_ratio))
-    else:
-        pooled = _pool_adaptive(table, regions, output_size)
-    h, w = output_size
-    return pooled.reshape(len(boxes), h, w, table.shape[1]).permute(0, 3, 1, 2).to(features[0].dtype)
-
-
-class _Regions:
-    """R boxes in cells of their own level, with what addresses that level's rows in the feature table."""
-
-    def __init__(
-        self,
-        features: Sequence[Tensor],
-        boxes: Tensor,
-        image_index: Tensor,
-        levels: Tensor,
-        scales: Sequence[float],
-        aligned: bool,
-        image_sizes: Sequence[tuple[int, int]] | None,
-    ) -> None:
-        dtype = torch.float64 if boxes.dtype == torch.float64 else torch.float32
-        device = boxes.device
-        shapes = torch.tensor([f.shape[2:] for f in features], device=device)
-        rows = torch.tensor([f.shape[0] * f.shape[2] * f.shape[3] for f in features], device=device)
-        first_row = rows.cumsum(0) - rows
-        self.finite = boxes.isfinite().all(dim=1)
-        scale = torch.tensor(scales, dtype=dtype, device=device)[levels]
-        cells = torch.where(self.finite[:, None], boxes.to(dtype), 0) * scale[:, None] - (0.5 if aligned else 0.0)
-        extent = shapes[levels]
-        self.row, self.base = extent[:, 1], first_row[levels] + image_index * extent[:, 0] * extent[:, 1]
-        if image_sizes is not None:
-            cells_of_image = (
-                torch.tensor(image_sizes, dtype=dtype, device=device)[image_index] * scale[:, None]
-            ).ceil()
-            extent = torch.minimum(extent, cells_of_image.long())
-        self.height, self.width = extent.unbind(1)
-        self.x, self.y = cells[:, 0], cells[:, 1]
-        smallest = 0.0 if aligned else 1.0
-        self.w = (cells[:, 2] - cells[:, 0]).clamp(min=smallest)
-        self.h = (cells[:, 3] - cells[:, 1]).clamp(min=smallest)
-
-    def select(self, index: Tensor) -> _Regions:
-        part = object.__new__(_Regions)
-        for name, value in vars(self).items():
-            setattr(part, name, value[index])
-        return part
-
-
-def _pool(table: Tensor, regions: _Regions, output_size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """Rows (R * h * w, C): the mean of ``grid`` bilinear samples in every bin."""
-    (h, w), (gh, gw) = output_size, grid
-    r = len(regions.x)
-    y_index, y_weight = _taps(regions.y, regions.h, h, gh, regions.height)
-    x_index, x_weight = _taps(regions.x, regions.w, w, gw, regions.width)
-    y_weight = y_weight * regions.finite[:, None, None] / (gh * gw)
-    y_index = regions.base[:, None, None] + y_index * regions.row[:, None, None]
-    # (R, h, 1, 2gh, 1) with (R, 1, w, 1, 2gw): the taps of a bin are the outer product of its rows and columns
-    indices = y_index.view(r, h, 1, 2 * gh, 1) + x_index.view(r, 1, w, 1, 2 * gw)
-    weights = y_weight.view(r, h, 1, 2 * gh, 1) * x_weight.view(r, 1, w, 1, 2 * gw)
-    shape = (r * h * w, 4 * gh * gw)
-    return weighted_rows(table, indices.reshape(shape), weights.reshape(shape))
-
-
-def _taps(start: Tensor, length: Tensor, bins: int, samples: int, extent: Tensor) -> tuple[Tensor, Tensor]:
-    """Cells and weights (R, bins * samples, 2) along one axis; samples over a cell outside weigh nothing."""
-    offsets = (torch.arange(bins * samples, device=start.device, dtype=start.dtype) + 0.5) / samples
-    position = start[:, None] + length[:, None] / bins * offsets
-    last = extent[:, None] - 1
-    inside = (position >= -1) & (position <= extent[:, None])
-    position = torch.minimum(position.clamp(min=0), last)
-    low = position.floor()
-    fraction = position - low
-    low = low.long()
-    index = torch.stack([low, torch.minimum(low + 1, last)], dim=-1)
-    weight = torch.stack([1 - fraction, fraction], dim=-1) * inside[..., None]
-    return index, weight
-
-
-def _pool_adaptive(table: Tensor, regions: _Regions, output_size: tuple[int, int]) -> Tensor:
-    """Rows (R * h * w, C) with a sample for each cell of a bin; boxes that need the same grid go together."""
-    h, w = output_size
-    # A box larger than its map is sampled at the map's own resolution: more would only be zeros, and cost memory.
-    gh = torch.minimum((regions.h / h).ceil(), regions.height).long()
-    gw = torch.minimum((regions.w / w).ceil(), regions.width).long()
-    out = table.new_zeros(len(regions.x), h * w * table.shape[1]) + table.sum() * 0  # connected, whatever is pooled
-    if len(regions.x) == 0:
-        return out
-    grids, member = torch.unique(torch.stack([gh, gw], dim=1), dim=0, return_inverse=True)
-    for i, (rows, columns) in enumerate(grids.tolist()):
-        if rows == 0 or columns == 0:
-            continue
-        index = (member == i).nonzero().squeeze(1)
-        part = _pool(table, regions.select(index), output_size, (rows, columns))
-        out = out.index_copy(0, index, part.reshape(len(index), -1))
-    return out
+    return pool_regions(
+        features, boxes, image_index, levels,
+        output_size=output_size, scales=scales, sampling_ratio=sampling_ratio, aligned=aligned, image_sizes=image_sizes,
+    )  # fmt: skip
 
 
 def roi_align_reference(
@@ -194,11 +94,11 @@ def roi_align_reference(
                     for ix in range(grid_w):
                         y = y1 + (i + (iy + 0.5) / grid_h) * bin_h
                         x = x1 + (j + (ix + 0.5) / grid_w) * bin_w
-                        out[r, :, i, j] += _bilinear(features[b], y, x) / (grid_h * grid_w)
+                        out[r, :, i, j] += bilinear(features[b], y, x) / (grid_h * grid_w)
     return out
 
 
-def _bilinear(feature: Tensor, y: float, x: float) -> Tensor:
+def bilinear(feature: Tensor, y: float, x: float) -> Tensor:
     """The value (C,) of ``feature`` (C, H, W) at a point given in cells; 0 beyond one cell outside the map."""
     h, w = feature.shape[1:]
     if y < -1 or y > h or x < -1 or x > w:

@@ -63,6 +63,14 @@ def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
     return inter.div_(union.clamp_(min=torch.finfo(union.dtype).tiny))
 
 
+def paired_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union (...) of ``a`` (..., 4) and ``b`` (..., 4), box by box; 0 where both boxes are empty."""
+    size = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
+    inter = size.prod(-1)
+    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - inter
+    return inter / union.clamp(min=torch.finfo(union.dtype).tiny)
+
+
 def pairwise_cover(a: Tensor, b: Tensor) -> Tensor:
     """Share (N, M) of each box of ``a`` (N, 4) that lies inside each box of ``b`` (M, 4): COCO's measure for crowds."""
     inter = pairwise_intersection(a, b)

@@ -33,6 +33,7 @@ def draw_boxes(
     title: str | None = None,
     dashed: Sequence[bool] | np.ndarray | None = None,
     min_side: int = 0,
+    bold: float = 1.0,
 ) -> np.ndarray:
     """A copy of ``image`` with outlined boxes and their names; lines and letters follow the size of the image.
 
@@ -45,6 +46,7 @@ def draw_boxes(
         title: written on a strip above the image.
         dashed: (N,) whether to draw a dashed outline (crowd).
         min_side: a smaller image is enlarged first, until its shorter side has so many px: names need room.
+        bold: times the usual thickness of lines and size of letters, for a picture that will be shown small.
 
     Returns:
         uint8 (H', W', 3) RGB; of the size of ``image`` without ``title`` and ``min_side``. The largest boxes are drawn
@@ -57,8 +59,8 @@ def draw_boxes(
         canvas = cv2.resize(canvas, None, fx=ratio, fy=ratio, interpolation=cv2.INTER_CUBIC)
         boxes = boxes * ratio
     side = min(canvas.shape[:2])
-    thickness = max(1, round(side / 300))
-    letters = float(np.clip(side / 45, 8, 24))
+    thickness = max(1, round(bold * side / 300))
+    letters = bold * float(np.clip(side / 45, 8, 24))
     order = np.argsort(-((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])), kind="stable")
     for i in order:
         _outline(canvas, boxes[i], class_color(int(labels[i])), thickness, dashed is not None and bool(dashed[i]))

@@ -109,6 +109,29 @@ def test_evaluate_takes_overrides_on_top_of_the_stored_configuration(trained, tm
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["num_images"] == 12
 
 
+def test_evaluate_on_several_views(trained, tmp_path):
+    """By a preset and by values alone; beside the plain evaluation, which stays as it was."""
+    _, folder = trained
+    checkpoint = f"checkpoint={folder / 'best.pt'}"
+    output = run("evaluate", checkpoint, "tta=multiscale_flip", "tta/merge=WBF", "tta.merge.iou_threshold=0.6")
+    assert "6 views of each image (scales 0.75, 1, 1.25, each mirrored too), merged by WBF" in " ".join(output.split())
+    found = json.loads((folder / "evaluation_best_val_tta" / "detections.json").read_text())
+    assert min(row["score"] for row in found) < 0.04, "a sixth of what one view alone found, at 0.05 and more"
+    output = run("evaluate", checkpoint, "tta.scales=[0.5,1]", "tta.max_detections=2", f"output={tmp_path / 'out'}")
+    assert "2 views of each image (scales 0.5, 1), merged by NMS" in " ".join(output.split())
+    found = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert np.bincount([row["image_id"] for row in found]).max() <= 2
+
+
+def test_predict_on_several_views(trained, where, tmp_path):
+    _, folder = trained
+    image = min(next((where / "shapes").glob("*/images")).iterdir())
+    arguments = ["tta=flip", "tta.score_threshold=0.5", f"input={image}", f"output={tmp_path}", "score_threshold=0"]
+    output = run("predict", f"checkpoint={folder / 'best.pt'}", *arguments)
+    assert "2 views of each image (scales 1, each mirrored too), merged by NMS" in " ".join(output.split())
+    assert all(row["score"] > 0.5 for row in json.loads((tmp_path / "detections.json").read_text()))
+
+
 def test_predict_on_a_folder_and_a_video(trained, where, tmp_path):
     _, folder = trained
     images = next((where / "shapes").glob("*/images"))
@@ -230,7 +253,7 @@ def test_checkpoints_that_do_not_fit(trained, tmp_path):
 
 
 def test_help_and_composed_configuration():
-    assert "model/neck: FPN, SingleLevel, fpn, single_level" in run("train", "--help")
+    assert "model/neck: FPN, ImagePyramid, SingleLevel, Upsample, fpn, fpn_cbam," in run("train", "--help")
     assert "_target_: TwoStageHead" in run("train", "experiment=quickstart", "--cfg", "job")
     assert "checkpoint" in run("evaluate", "--help")
     assert "score_threshold" in run("predict", "--help")

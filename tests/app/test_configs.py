@@ -1,16 +1,17 @@
 """Every preset composes, validates and builds; every experiment runs; command-line edits reach where they should."""
 
-import json
-
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
+from torch import nn
 
 from detkit.app import train
 from detkit.app.components import load_components
 from detkit.app.entry import normalize_overrides
 from detkit.app.paths import config_dir
-from detkit.app.schema import TrainSchema
+from detkit.app.schema import EvaluateOptions, PredictOptions, TrainSchema
+from detkit.app.stored import Stored
 from detkit.config import ConfigError, Registry, build, validate
 from detkit.data import ShapesDataset
 
@@ -33,15 +34,13 @@ def presets(group):
 
 @pytest.fixture(scope="module")
 def coco_layout(tmp_path_factory):
-    """A few generated images in the layouts that the experiments read."""
-    root = tmp_path_factory.mktemp("data")
-    folder = ShapesDataset(root=str(root), num_train=4, num_val=2, image_size=96).folder
-    (folder / "annotations").mkdir()
-    for split in ("train", "val"):
-        annotations = json.loads((folder / f"{split}.json").read_text())
-        (folder / "annotations" / f"instances_{split}2017.json").write_text(json.dumps(annotations))
-        (folder / f"{split}2017").symlink_to(folder / "images")
-    return folder
+    """A few generated images in COCO's layout, and the overrides that lead any experiment there."""
+    folder = ShapesDataset(root=str(tmp_path_factory.mktemp("data")), num_train=4, num_val=2, image_size=96).folder
+    return [
+        f"data.root={folder}",
+        *(f"data.{split}.annotations={split}.json" for split in ("train", "val")),
+        *(f"data.{split}.images=images" for split in ("train", "val")),
+    ]
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -60,14 +59,19 @@ def test_every_experiment_runs_two_steps(experiment, coco_layout, tmp_path):
         "device=cpu",
         "trainer.precision=fp32",
     ]
-    if composed(f"experiment={experiment}").data.train._target_ == "ShapesDataset":
+    plain = composed(f"experiment={experiment}")
+    if plain.data.train._target_ == "ShapesDataset":
         overrides += [f"data.root={tmp_path}", "data.train.num_train=4", "data.train.num_val=2"]
     else:
-        overrides += [f"data.root={coco_layout}"]
-    transforms = composed(f"experiment={experiment}").transform.train
-    if "resize" in transforms and "short" in transforms.resize:
+        overrides += coco_layout
+    resize = plain.transform.train.get("resize", {})
+    if plain.model.head.get("grid_size"):  # made for one size, and wide
+        overrides += ["model.backbone.width=4", "model.head.hidden=16"]
+    elif plain.transform.get("size"):
+        overrides += ["transform.size=96"]
+    elif "short" in resize:
         overrides += [f"transform.{s}.resize.short=[96]" for s in ("train", "val")]
-    elif "resize" in transforms:
+    elif "size" in resize:
         overrides += ["transform.train.resize.size=96"]
     cfg = composed(*overrides)
     validate(cfg, TrainSchema)
@@ -81,6 +85,45 @@ def test_every_experiment_runs_two_steps(experiment, coco_layout, tmp_path):
 @pytest.mark.parametrize(("group", "name"), [(g, n) for g in SECTIONS for n in presets(g)])
 def test_every_preset_validates(group, name):
     validate(composed(f"{group}={name}", "data.root=somewhere", "optim.lr=0.1", "trainer.steps=1"), TrainSchema)
+
+
+@pytest.mark.parametrize("tool", [EvaluateOptions, PredictOptions])
+@pytest.mark.parametrize("name", presets("tta"))
+def test_every_tta_preset_validates_and_builds(tool, name):
+    overrides = normalize_overrides(["checkpoint=x.pt", f"tta={name}", "tta/merge=WBF"])
+    if tool is PredictOptions:
+        overrides.append("input=y.png")
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        cfg = compose("predict" if tool is PredictOptions else "evaluate", overrides=overrides)
+    validate(cfg, tool)
+    detector = build(cfg.tta)(detector=nn.Identity())
+    assert len(detector.views) > 1
+    assert type(detector.merge).__name__ == "WBF"
+
+
+@pytest.mark.parametrize("group", ["tta", "tta/merge", "data", "evaluator"])
+def test_evaluate_tells_a_misspelt_choice(group):
+    with initialize_config_dir(str(config_dir()), version_base="1.3"), pytest.raises(MissingConfigException) as caught:
+        compose("evaluate", overrides=[f"{group}=nonsense"])
+    assert f"Could not find '{group}/nonsense'" in str(caught.value)
+
+
+def test_a_trained_detector_on_several_views():
+    """Padding is the loader's; what does not fit together is told with its key."""
+    config = {"data": {"loader": {"val": {"size_divisor": 16}}}}
+    stored = Stored(None, config, nn.Identity(), None)
+    tta = {"_target_": "MultiView", "_partial_": True, "scales": [1, 2]}
+    assert stored.augmented(None) is stored.detector
+    augmented = stored.augmented(tta)
+    assert augmented.detector is stored.detector
+    assert augmented.size_divisor == 16
+    assert not augmented.training
+    with pytest.raises(
+        ConfigError, match=r"^tta: valid_ranges must have a \[from, to\] for each of the 2 scales, not 1$"
+    ):
+        stored.augmented({**tta, "valid_ranges": [[0, 9]]})
+    with pytest.raises(ConfigError, match=r"^tta.merge: WBF: iou_threshold must be in \[0, 1\], not 2.0$"):
+        stored.augmented({**tta, "merge": {"_target_": "WBF", "iou_threshold": 2}})
 
 
 @pytest.mark.parametrize(
@@ -185,8 +228,8 @@ def test_the_readmes_commands_validate():
             for a in line.split()
             if "=" in a and "..." not in a and not a.startswith(("resume", "lrr"))
         ]
-        if " -m " in line:
-            arguments = [a.partition(",")[0] for a in arguments]  # the first of each list
+        if "-m" in line.split():  # of each list the first; what sweep= files hold has a test of its own
+            arguments = [a.partition(",")[0] for a in arguments if not a.startswith("sweep=")]
         if not arguments or not arguments[0].startswith("experiment=") or "modell=x" in arguments:
             continue
         validate(composed(*arguments, *([] if "data.root" in line else ["data.root=somewhere"])), TrainSchema)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -109,7 +110,7 @@ def test_every_sweep_file_is_lists_alone_whose_jobs_validate(name: str) -> None:
     assert f"sweep={name}" in (config_dir() / "sweep" / f"{name}.yaml").read_text()
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         params = compose("train", [f"sweep={name}"], return_hydra_config=True).hydra.sweeper.params
-    lists = {key: str(values).split(",") for key, values in params.items()}
+    lists = {key: re.split(r",(?![^\[]*\])", str(values)) for key, values in params.items()}  # not inside a list
     longest = max(map(len, lists.values()))
     assert longest > 1
     lines = [[f"{key}={values[i % len(values)]}" for key, values in lists.items()] for i in range(longest)]

@@ -10,7 +10,17 @@ from omegaconf import OmegaConf
 
 import detkit.data  # noqa: F401  registers the components
 from detkit.config import ConfigError, build, validate
-from detkit.data import HorizontalFlip, ResizeFit, ResizeShortestEdge
+from detkit.data import (
+    CocoDataset,
+    EvalLoader,
+    HorizontalFlip,
+    Mosaic,
+    RandomWindow,
+    Resize,
+    ResizeFit,
+    ResizeShortestEdge,
+    TrainLoader,
+)
 from tests.data.builders import coco_set
 from tests.data.test_voc import thing, write_voc
 from tests.data.test_yolo import write_yolo
@@ -35,6 +45,12 @@ def write(kind: str, root: Path) -> None:
         for split in ("train", "val"):
             (root / "annotations" / f"instances_{split}2017.json").write_bytes((root / "train.json").read_bytes())
             (root / f"{split}2017").symlink_to(root / "images")
+    elif kind == "voc0712":
+        coco_set(root)
+        (root / "annotations").mkdir()
+        for name in ("voc0712_trainval", "voc2007_test"):
+            (root / "annotations" / f"{name}.json").write_bytes((root / "train.json").read_bytes())
+        (root / "VOCdevkit").symlink_to(root / "images")
     elif kind == "voc":
         write_voc(root, {"a": thing("cat", 2, 2, 9, 9), "b": thing("dog", 5, 5, 50, 40)}, "train")
         write_voc(root, {"c": thing("cat", 2, 2, 9, 9)}, "val")
@@ -69,14 +85,16 @@ def test_one_key_of_the_shapes_holds_for_both_splits():
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_every_transform_preset_builds(name):
     transform = composed(f"transform={name}")["transform"]
-    assert set(transform) == {"train", "val"}
-    for steps in transform.values():
-        for step in steps.values():
+    assert {"train", "val"} <= set(transform) <= {"train", "val", "size"}
+    transform.pop("size", None)
+    for part, nodes in transform.items():
+        steps = [node for node in nodes.values() if node is not None]
+        for step in steps:
             validate(step)
-            build(step)
-    for steps in transform.values():
-        kinds = [isinstance(build(step), ResizeShortestEdge | ResizeFit) for step in steps.values()]
+        built = [build(step) for step in steps]
+        kinds = [isinstance(t, ResizeShortestEdge | ResizeFit | Resize | Mosaic | RandomWindow) for t in built]
         assert kinds == sorted(kinds, reverse=True)  # resizing comes first: flipping and colors then cost less
+        assert part == "train" or not any(t.training_only for t in built)
 
 
 def test_training_sizes_hold_for_validation():
@@ -88,6 +106,25 @@ def test_training_sizes_hold_for_validation():
     resize = edge["transform"]["val"]["resize"]
     assert (resize["short"], resize["long"]) == ([320], 427)
     assert composed("transform=multiscale")["transform"]["val"]["resize"]["short"] == [800]
+    assert composed("transform=fit_320")["transform"]["val"]["resize"]["size"] == 320
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in TRANSFORMS if name.startswith(("mosaic", "centernet", "yolov1", "square"))]
+)
+def test_one_size_holds_for_training_and_validation(name, tmp_path):
+    """Of both the batches come out in it, whatever the images were."""
+    transform = composed(f"transform={name}", "++transform.size=96")["transform"]
+    train, val = ([build(s) for s in transform[part].values() if s is not None] for part in ("train", "val"))
+    data = CocoDataset(root=str(coco_set(tmp_path)))
+    loader = TrainLoader(dataset=data, transforms=train, batch_size=12, num_workers=0)
+    (batch,) = itertools.islice(loader.iterate(), 1)
+    assert set(batch.images.sizes) == {(96, 96)}
+    (batch,) = EvalLoader(dataset=data, transforms=val, batch_size=12, num_workers=0)
+    if name.startswith(("yolov1", "square")):
+        assert set(batch.images.sizes) == {(96, 96)}
+    else:
+        assert set(batch.images.sizes) == {(69, 96), (96, 69)}
 
 
 def test_mistakes_are_told_by_key():

@@ -18,7 +18,8 @@ import torch
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from detkit.data import CocoDataset, EvalLoader, HorizontalFlip, ResizeFit, ResizeShortestEdge, TrainLoader, Transform
-from detkit.data.loader import MAX_REPLACEMENTS, _Refusal, _unpack
+from detkit.data.collate import Refusal, unpack
+from detkit.data.loader import MAX_REPLACEMENTS, Place
 from detkit.structures import Batch
 from detkit.utils.seed import derive_key
 from tests.data.builders import annotation, coco_set, image, write_coco
@@ -412,11 +413,11 @@ def test_a_parcel_survives_the_thread_that_pins_it(data, monkeypatch):
     """What DataLoader does to a parcel where a GPU is at hand, with the one CUDA call taken out."""
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self, *device: self.clone())
     workers = evaluate(data, batch_size=12)._workers
-    parcel = workers.collate([workers.source[(0, i)] for i in range(12)])
+    parcel = workers.collate([workers.source[Place(0, i, 0)] for i in range(12)])
     (expected,) = evaluate(data, batch_size=12)
-    assert_same([_unpack(pin_memory(parcel))], [expected])
-    refusal = pin_memory(_Refusal(ValueError("x")))
-    assert isinstance(refusal, _Refusal)
+    assert_same([unpack(pin_memory(parcel))], [expected])
+    refusal = pin_memory(Refusal(ValueError("x")))
+    assert isinstance(refusal, Refusal)
     assert str(refusal.error) == "x"
 
 

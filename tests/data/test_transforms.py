@@ -9,7 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detkit.config import TRANSFORMS
-from detkit.data import Albumentations, HorizontalFlip, ResizeFit, ResizeShortestEdge, Sample, Transform
+from detkit.data import (
+    Albumentations,
+    HorizontalFlip,
+    MixingTransform,
+    MixUp,
+    Mosaic,
+    RandomWindow,
+    Resize,
+    ResizeFit,
+    ResizeShortestEdge,
+    Sample,
+    Transform,
+)
 from detkit.data.transforms import apply
 from detkit.structures import Affine
 from tests.data.builders import picture
@@ -30,8 +42,19 @@ def same(a: Sample, b: Sample) -> bool:
 EVERY = {
     "ResizeShortestEdge": ResizeShortestEdge(short=(20, 30, 40), long=50),
     "ResizeFit": ResizeFit(size=33),
+    "Resize": Resize(height=20, width=50),
     "HorizontalFlip": HorizontalFlip(),
+    "RandomWindow": RandomWindow(height=40, width=30),
+    "Mosaic": Mosaic(size=60),
+    "MixUp": MixUp(min_size=2.0),
 }
+
+
+def run(transform: Transform, before: Sample, key: int) -> Sample:
+    """``before`` after ``transform``, partners made up where it wants some."""
+    if isinstance(transform, MixingTransform):
+        return transform.mix(before, [sample(30 + i, 40, 4, seed=i) for i in range(transform.num_partners)], key)
+    return transform(before, key)
 
 
 def every_transform() -> dict[str, Transform]:
@@ -49,10 +72,10 @@ def test_every_registered_transform_is_tested_here():
 def test_contract(name, num_boxes):
     transform = every_transform()[name]
     before, untouched = sample(num_boxes=num_boxes), sample(num_boxes=num_boxes)
-    results = [transform(before, key) for key in range(8)]
+    results = [run(transform, before, key) for key in range(8)]
     assert same(before, untouched)
     for key, after in enumerate(results):
-        assert same(after, transform(before, key))
+        assert same(after, run(transform, before, key))
         h, w = after.size
         n = len(after.labels)
         assert (after.image.dtype, after.image.shape) == (np.uint8, (h, w, 3))
@@ -62,7 +85,7 @@ def test_contract(name, num_boxes):
         assert (after.boxes <= np.array([w, h, w, h]) + 1e-3).all()
         # Label and ignore stay with their box.
         np.testing.assert_array_equal(after.ignore, after.labels % 2 == 0)
-    if name != "ResizeFit":
+    if name not in ("ResizeFit", "Resize"):
         assert any(not same(results[0], other) for other in results[1:])
 
 
@@ -149,6 +172,37 @@ def test_fit_makes_the_longer_side_exact(h, w):
     assert min(size) == max(1, round(min(h, w) * 416 / max(h, w)))
 
 
+def test_fit_draws_one_of_several_sizes():
+    transform = ResizeFit(size=(20, 30, 40))
+    drawn = [max(transform(sample(50, 60, 1), key).size) for key in range(120)]
+    assert min(drawn.count(s) for s in (20, 30, 40)) > 20
+    assert len(drawn) == sum(drawn.count(s) for s in (20, 30, 40))
+
+
+@pytest.mark.parametrize("make", [lambda b: ResizeFit(size=tuple(range(20, 60)), per_batch=b), lambda b: ResizeShortestEdge(short=tuple(range(20, 60)), per_batch=b)])  # fmt: skip
+def test_a_size_for_each_batch(make):
+    def sizes(per_batch):
+        return [
+            [apply([make(per_batch)], sample(50, 60, 1), key, batch).size for key in range(8)] for batch in range(8)
+        ]
+
+    each = sizes(per_batch=True)
+    assert all(len(set(batch)) == 1 for batch in each)
+    assert len({batch[0] for batch in each}) > 4
+    assert all(len(set(batch)) > 4 for batch in sizes(per_batch=False))
+    alone = apply([make(True)], sample(50, 60, 1), 3)
+    assert alone.size == apply([make(False)], sample(50, 60, 1), 3).size  # without a batch, the image's own key
+
+
+def test_stretching():
+    before = replace(sample(100, 200, 1), boxes=np.array([[20, 10, 60, 40]], np.float32))
+    after = Resize(height=50, width=40)(before, 0)
+    assert after.size == (50, 40)
+    np.testing.assert_array_equal(after.boxes, [[4, 5, 12, 20]])
+    assert after.affine == Affine(scale_x=0.2, scale_y=0.5)
+    np.testing.assert_allclose(after.affine.undo(torch.from_numpy(after.boxes)), before.boxes, rtol=1e-6)
+
+
 def test_steps_draw_independently_and_leaving_one_out_changes_no_other():
     flip, resize = HorizontalFlip(), ResizeShortestEdge(short=(20, 30), long=99)
     agreements = 0
@@ -164,6 +218,9 @@ def test_steps_draw_independently_and_leaving_one_out_changes_no_other():
     ("make", "message"),
     [
         (lambda: ResizeFit(size=0), "size must be positive, not 0"),
+        (lambda: ResizeFit(size=(32, 0)), r"size must be positive, not \[32, 0\]"),
+        (lambda: ResizeFit(size=()), r"size must be positive, not \[\]"),
+        (lambda: Resize(height=0), "height 0 and width 448 must be positive"),
         (lambda: ResizeShortestEdge(short=()), r"short \[\] must be positive and long 1333 not below any of them"),
         (lambda: ResizeShortestEdge(short=(800, 1400)), r"short \[800, 1400\] must be positive and long 1333"),
         (lambda: HorizontalFlip(p=1.5), r"p must be in \[0, 1\], not 1.5"),

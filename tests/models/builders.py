@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from hydra import compose, initialize_config_dir
 
 import detkit.models
@@ -9,6 +10,38 @@ from detkit.app.paths import config_dir
 from detkit.config import validate
 from detkit.models import Detector, build_detector
 from detkit.structures import Categories
+
+#: ResNets that are quick to run, without pretrained weights
+SMALL = [
+    *("model.backbone.weights=null", "model.backbone.norm=bn", "model.backbone.frozen_stages=0"),
+    "model.backbone.width=16",
+]
+_SMALL_RCNN = ["model/backbone=resnet18", *SMALL, "model.head.roi.hidden=[64]"]
+_SMALL_MODELS = {
+    "faster_rcnn_fpn": _SMALL_RCNN,
+    "faster_rcnn_fpn_torchvision": [*_SMALL_RCNN, "model.backbone.norm_eps=1e-5"],  # its 0 is for published statistics
+    # 64 x 96 px are 1 x 2 cells of stride 64
+    "yolov1_paper": ["model.backbone.width=4", "model.head.grid_size=[1,2]", "model.head.hidden=16"],
+}
+
+
+def small(name: str) -> list[str]:
+    """The overrides that make ``model=name`` small."""
+    return _SMALL_MODELS.get(name, ["model/backbone=resnet18", *SMALL])
+
+
+def build_awake(name: str, categories: Categories) -> Detector:
+    """A small ``model=name`` whose head has moved from its start, where many say nothing and all biases are zero."""
+    torch.manual_seed(0)
+    detector = build_model(name, categories, small(name))
+    for parameter in detector.head.parameters():
+        parameter.data += (
+            0.3 + torch.rand_like(parameter) / 2 if parameter.ndim == 1 else torch.randn_like(parameter) / 150
+        )
+    for module in detector.modules():
+        if hasattr(module, "score_threshold"):
+            module.score_threshold = 0.0
+    return detector
 
 
 def compose_model(name: str, overrides: Sequence[str] = ()):

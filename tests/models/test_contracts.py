@@ -7,26 +7,31 @@ import pytest
 import torch
 
 from detkit.app.paths import config_dir
-from detkit.config import BACKBONES, NECKS, build
+from detkit.config import BACKBONES, NECKS, ConfigError, build
+from detkit.matching import Fate, tracing
+from detkit.models.heads.dense import DenseHead
 from detkit.models.interfaces import Backbone
 from detkit.structures import Categories, FeatureSpec, ImageMeta, Images, Losses, Target
 from detkit.structures.feature_spec import IMAGENET_STATS
-from tests.models.builders import build_model
+from tests.models.builders import SMALL, build_awake, build_model, small
 
 CATEGORIES = Categories(("a", "b", "c"), (1, 4, 9))
-HEAD_PRESETS = sorted(p.stem for p in (config_dir() / "model" / "head").glob("*.yaml"))
 NECK_PRESETS = sorted(p.stem for p in (config_dir() / "model" / "neck").glob("*.yaml"))
 MODEL_PRESETS = sorted(p.stem for p in (config_dir() / "model").glob("*.yaml"))
 BACKBONE_OPTIONS = {
+    "Darknet24": {"width": 4},
     "ResNet": {"weights": None, "depth": 18},
     "MobileNetV2": {"weights": None},
     "Timm": {"name": "test_resnet", "pretrained": False},
 }
 NECK_OPTIONS = {
     "FPN": [{}, {"num_extra": 0}, {"num_extra": 2, "extra": "conv_p5"}, {"num_extra": 2, "extra": "conv_c5"}],
+    "ImagePyramid": [{"scales": [2.0, 1.0, 0.75, 0.5]}, {"stride": None, "out_channels": 8}, {"merge": "sum"}],
     "SingleLevel": [{}, {"stride": 8}, {"out_channels": 7}],
+    "Upsample": [{}, {"channels": [8], "mode": "bilinear"}, {"lateral": True}, {"conv": "modulated_deform"}],
 }
-SMALL = ["model.backbone.weights=null", "model.backbone.norm=bn", "model.backbone.frozen_stages=0"]
+#: necks of one level, which heads of one map can read
+ONE_MAP = ["image_pyramid_sum", "single_level", "single_level_16", "upsample", "upsample_dcn", "upsample_lateral"]
 
 
 def batch(sizes=((64, 96), (64, 96)), seed=0, empty=()):
@@ -44,12 +49,9 @@ def batch(sizes=((64, 96), (64, 96)), seed=0, empty=()):
     return Images(pixels, tuple(metas)), targets
 
 
-@pytest.fixture(params=HEAD_PRESETS, scope="module")
+@pytest.fixture(params=MODEL_PRESETS, scope="module")
 def detector(request):
-    torch.manual_seed(0)
-    return build_model(
-        "faster_rcnn_fpn", CATEGORIES, ["model/backbone=resnet18", f"model/head={request.param}", *SMALL]
-    )
+    return build_awake(request.param, CATEGORIES)
 
 
 def test_every_backbone_has_a_case_here():
@@ -60,8 +62,8 @@ def test_every_backbone_has_a_case_here():
 @pytest.mark.parametrize("name", BACKBONE_OPTIONS)
 def test_backbone_maps_are_what_out_spec_says(name):
     backbone = build({"_target_": name, **BACKBONE_OPTIONS[name]})
-    maps = backbone(torch.randn(2, 3, 64, 96))
-    assert [m.shape for m in maps] == [(2, c, 64 / s, 96 / s) for c, s in zip(*backbone.out_spec, strict=True)], (
+    maps = backbone(torch.randn(2, 3, 128, 192))
+    assert [m.shape for m in maps] == [(2, c, 128 / s, 192 / s) for c, s in zip(*backbone.out_spec, strict=True)], (
         "map by map, fine to coarse"
     )
     sum(m.sum() for m in maps).backward()
@@ -77,7 +79,7 @@ class Stub(Backbone):
 
     def forward(self, pixels):
         b, _, h, w = pixels.shape
-        return [torch.randn(b, c, int(h / s), int(w / s)) for c, s in zip(*self.out_spec, strict=True)]
+        return [torch.randn(b, c, math.ceil(h / s), math.ceil(w / s)) for c, s in zip(*self.out_spec, strict=True)]
 
 
 @pytest.mark.parametrize(("name", "options"), [(n, o) for n, many in NECK_OPTIONS.items() for o in many])
@@ -89,17 +91,29 @@ def test_neck_maps_are_what_out_spec_says(name, options):
     ]
 
 
-@pytest.mark.parametrize("neck", NECK_PRESETS)
-def test_every_neck_takes_every_head(neck):
-    detector = build_model("faster_rcnn_fpn", CATEGORIES, ["model/backbone=resnet18", f"model/neck={neck}", *SMALL])
+@pytest.mark.parametrize(
+    ("model", "neck"),
+    [(m, n) for m in ("faster_rcnn_fpn", "retinanet") for n in NECK_PRESETS]
+    + [(m, n) for m in ("centernet", "yolov1") for n in ONE_MAP],
+)
+def test_every_neck_takes_every_head(model, neck):
+    detector = build_model(model, CATEGORIES, [f"model/neck={neck}", *small(model)])
     images, targets = batch()
     assert detector(images, targets).total.isfinite()
     assert len(detector(images)) == 2
 
 
+@pytest.mark.parametrize("model", ["centernet", "yolov1"])
+@pytest.mark.parametrize("neck", sorted(set(NECK_PRESETS) - set(ONE_MAP)))
+def test_a_head_of_one_map_refuses_a_pyramid(model, neck):
+    with pytest.raises(ConfigError, match=r"reads one (feature )?map, not \d"):
+        build_model(model, CATEGORIES, ["model/backbone=resnet18", f"model/neck={neck}", *SMALL])
+
+
 @pytest.mark.parametrize("model", MODEL_PRESETS)
 def test_every_model_preset_builds(model):
-    assert build_model(model, CATEGORIES, ["model.backbone.weights=null"])
+    with torch.device("meta"):
+        assert build_model(model, CATEGORIES, ["model.backbone.weights=null"])
 
 
 @pytest.mark.parametrize("empty", [(), (0,), (0, 1)], ids=["objects", "one empty", "all empty"])
@@ -172,15 +186,21 @@ def test_batch_order_changes_nothing(detector):
         torch.testing.assert_close(term, loss_swapped.terms[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("padding", [0.0, 1.0])
 @torch.no_grad()
-def test_zeros_around_the_features_change_nothing(detector):
-    """The head sees what is in the image, not how much padding its batch happened to need."""
+def test_what_is_in_the_padding_changes_nothing(detector, padding):
+    """The head sees what is in the image, not how much padding its batch happened to need, nor what a network makes
+    of it. (The stages of Faster R-CNN read one cell of it beyond the border: only zeros there are nothing to them.)"""
     images, targets = batch(sizes=((64, 64),))
     head = detector.head
+    if getattr(head, "grid_size", None) is not None:
+        pytest.skip("fully connected layers take maps of one size")
+    if padding and not isinstance(head, DenseHead):
+        pytest.skip("a dense head's promise")
     shapes = [f.shape for f in detector.neck(detector.normalize(images), detector.backbone)]
     g = torch.Generator().manual_seed(1)
     features = [torch.randn(s, generator=g) for s in shapes]
-    padded_features = [torch.nn.functional.pad(f, (0, f.shape[3], 0, f.shape[2])) for f in features]
+    padded_features = [torch.nn.functional.pad(f, (0, f.shape[3], 0, f.shape[2]), value=padding) for f in features]
     padded = dataclasses.replace(images, pixels=torch.nn.functional.pad(images.pixels, (0, 64, 0, 64)))
     one, two = head.predict(features, images)[0], head.predict(padded_features, padded)[0]
     assert len(one) > 0
@@ -204,3 +224,21 @@ def test_focal_is_divided_by_the_positives():
     samples = positives * by_positives.terms["roi_cls"] / by_samples.terms["roi_cls"]
     assert samples > positives > 0
     assert samples.item() == pytest.approx(round(samples.item()), abs=1e-2), "a whole number of regions"
+
+
+@torch.no_grad()
+def test_every_candidate_goes_through_selection(detector):
+    """The why-missed report follows candidates through matching.select alone."""
+    images, _ = batch(sizes=((64, 96),))
+    detector.eval()
+    plain = detector(images)[0]
+    with tracing() as trace:
+        watched = detector(images)[0]
+    detector.train()
+    assert torch.equal(plain.boxes, watched.boxes)
+    last = trace.selections[-1]
+    kept = last.fates == Fate.KEPT
+    assert len(watched) == int(kept.sum()) > 0
+    assert torch.equal(last.scores[kept].sort(descending=True).values, watched.scores)
+    assert (last.labels >= 0).all()
+    assert len(trace.selections) > 1, "what was not even considered is there as well"

@@ -1,4 +1,4 @@
-"""What Hydra's sweeper and launcher (``hydra_plugins/detkit_sweeps.py``) do."""
+"""What Hydra's sweeper and launcher (``plugins.py``) do."""
 
 from __future__ import annotations
 

@@ -1,8 +1,22 @@
-"""Transforms of a sample: pure functions of the sample and a key."""
+"""Transforms of a sample: pure functions of the sample, a key, and for mixing ones their partners."""
 
 from detkit.data.transforms.albumentations import Albumentations
-from detkit.data.transforms.base import Transform, apply
+from detkit.data.transforms.base import MixingTransform, Transform, apply
 from detkit.data.transforms.flip import HorizontalFlip
-from detkit.data.transforms.resize import ResizeFit, ResizeShortestEdge
+from detkit.data.transforms.mixing import MixUp, Mosaic
+from detkit.data.transforms.resize import Resize, ResizeFit, ResizeShortestEdge
+from detkit.data.transforms.window import RandomWindow
 
-__all__ = ["Albumentations", "HorizontalFlip", "ResizeFit", "ResizeShortestEdge", "Transform", "apply"]
+__all__ = [
+    "Albumentations",
+    "HorizontalFlip",
+    "MixUp",
+    "MixingTransform",
+    "Mosaic",
+    "RandomWindow",
+    "Resize",
+    "ResizeFit",
+    "ResizeShortestEdge",
+    "Transform",
+    "apply",
+]

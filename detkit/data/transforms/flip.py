@@ -24,4 +24,9 @@ class HorizontalFlip(Transform):
     def __call__(self, sample: Sample, key: int) -> Sample:
         if torch.rand((), generator=generator(key)) >= self.p:
             return sample
-        return sample.moved(cv2.flip(sample.image, 1), Affine(scale_x=-1.0, shift_x=float(sample.size[1])))
+        return mirror(sample)
+
+
+def mirror(sample: Sample) -> Sample:
+    """``sample`` with left and right exchanged."""
+    return sample.moved(cv2.flip(sample.image, 1), Affine(scale_x=-1.0, shift_x=float(sample.size[1])))

@@ -1,7 +1,8 @@
 """Backbones: normalised pixels in, feature maps out. One architecture a file."""
 
+from detkit.models.backbones.darknet import Darknet24
 from detkit.models.backbones.mobilenet import MobileNetV2
 from detkit.models.backbones.resnet import ResNet
 from detkit.models.backbones.timm import Timm
 
-__all__ = ["MobileNetV2", "ResNet", "Timm"]
+__all__ = ["Darknet24", "MobileNetV2", "ResNet", "Timm"]

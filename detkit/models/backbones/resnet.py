@@ -6,6 +6,7 @@ the first 1x1.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torchvision
@@ -14,7 +15,16 @@ from torch import Tensor, nn
 from detkit.config import BACKBONES
 from detkit.models.backbones.weights import load_backbone_weights
 from detkit.models.interfaces import Backbone
-from detkit.models.layers import NormName, conv_norm, freeze, make_norm
+from detkit.models.layers import (
+    Attention,
+    ConvName,
+    NormName,
+    OffsetConv,
+    conv_norm,
+    freeze,
+    make_conv,
+    make_norm,
+)
 from detkit.structures import FeatureSpec
 from detkit.structures.feature_spec import IMAGENET_STATS
 
@@ -24,18 +34,21 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, in_channels: int, channels: int, stride: int, norm: NormName, norm_eps: float) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, norm: NormName, norm_eps: float, conv: ConvName
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
         self.bn1 = make_norm(norm, channels, norm_eps)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv2 = make_conv(conv, channels, channels, 3)
         self.bn2 = make_norm(norm, channels, norm_eps)
         self.relu = nn.ReLU(inplace=True)
+        self.attention: nn.Module = nn.Identity()
         self.downsample = _projection(in_channels, channels, stride, norm, norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(conv_norm(x, self.conv1, self.bn1))
-        out = conv_norm(out, self.conv2, self.bn2)
+        out = self.attention(conv_norm(out, self.conv2, self.bn2))
         return self.relu(out + (x if self.downsample is None else conv_norm(x, *self.downsample)))
 
 
@@ -44,22 +57,25 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, in_channels: int, channels: int, stride: int, norm: NormName, norm_eps: float) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, stride: int, norm: NormName, norm_eps: float, conv: ConvName
+    ) -> None:
         super().__init__()
         out_channels = channels * self.expansion
         self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
         self.bn1 = make_norm(norm, channels, norm_eps)
-        self.conv2 = nn.Conv2d(channels, channels, 3, stride, padding=1, bias=False)
+        self.conv2 = make_conv(conv, channels, channels, 3, stride)
         self.bn2 = make_norm(norm, channels, norm_eps)
         self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
         self.bn3 = make_norm(norm, out_channels, norm_eps)
         self.relu = nn.ReLU(inplace=True)
+        self.attention: nn.Module = nn.Identity()
         self.downsample = _projection(in_channels, out_channels, stride, norm, norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(conv_norm(x, self.conv1, self.bn1))
         out = self.relu(conv_norm(out, self.conv2, self.bn2))
-        out = conv_norm(out, self.conv3, self.bn3)
+        out = self.attention(conv_norm(out, self.conv3, self.bn3))
         return self.relu(out + (x if self.downsample is None else conv_norm(x, *self.downsample)))
 
 
@@ -83,7 +99,11 @@ class ResNet(Backbone):
         norm_eps: their epsilon; 0 for torchvision's published Faster R-CNN checkpoint.
         frozen_stages: leading stages that do not train: 1 is the stem, 2 the stem and the first residual stage.
         levels: which of C2..C5 to return.
+        stage_conv: the convolutions of C2 to C5: ``deform`` (Dai et al., ICCV 2017) or ``modulated_deform`` (Zhu et
+            al., CVPR 2019) makes the 3x3 convolution of each bottleneck deformable, or the second one of a basic block.
         width: channels of the first stage; 64 is the paper's, less makes a narrow network without pretrained weights.
+        attention: rescales the residual of every block that trains (``attention@model.backbone.attention=SE``). It
+            starts as the identity by default; with ``identity: false`` pretrained weights are hurt.
     """
 
     pixel_stats = IMAGENET_STATS
@@ -97,7 +117,9 @@ class ResNet(Backbone):
         norm_eps: float = 1e-5,
         frozen_stages: Literal[0, 1, 2, 3, 4, 5] = 2,
         levels: tuple[Literal[2, 3, 4, 5], ...] = (2, 3, 4, 5),
+        stage_conv: tuple[ConvName, ConvName, ConvName, ConvName] = ("conv", "conv", "conv", "conv"),
         width: int = 64,
+        attention: Callable[..., Attention] | None = None,
     ) -> None:
         super().__init__()
         if not levels or list(levels) != sorted(set(levels)):
@@ -113,10 +135,14 @@ class ResNet(Backbone):
         for i, (planes, count) in enumerate(zip(channels, counts, strict=True)):
             blocks = []
             for j in range(count):
-                blocks.append(block(in_channels, planes, 2 if i > 0 and j == 0 else 1, norm, norm_eps))
+                blocks.append(block(in_channels, planes, 2 if i > 0 and j == 0 else 1, norm, norm_eps, stage_conv[i]))
                 in_channels = planes * block.expansion
             setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
         _initialize(self)
+        if attention is not None and frozen_stages == 5:
+            raise ValueError("attention is put into blocks that train, and frozen_stages=5 leaves none")
+        if attention is not None:
+            _add_attention([getattr(self, f"layer{i}") for i in range(max(frozen_stages, 1), 5)], attention)
         load_backbone_weights(self, weights, imagenet)
         for unread in range(levels[-1], 5):  # after loading, which wants all of them; layer i makes C(i + 1)
             delattr(self, f"layer{unread}")
@@ -151,7 +177,16 @@ def _projection(in_channels: int, out_channels: int, stride: int, norm: NormName
     )
 
 
+def _add_attention(stages: Sequence[nn.Module], attention: Callable[..., Attention]) -> None:
+    """Put attention on the residual of every block."""
+    for stage in stages:
+        for block in stage.children():
+            last = block.conv3 if isinstance(block, Bottleneck) else block.conv2
+            assert isinstance(last, nn.Conv2d)
+            block.attention = attention(channels=last.out_channels)
+
+
 def _initialize(model: nn.Module) -> None:
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d) and not isinstance(module, OffsetConv):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -14,7 +14,8 @@ from torchvision.models import WeightsEnum
 def load_backbone_weights(module: nn.Module, source: str | None, imagenet: WeightsEnum) -> None:
     """Load ``source`` into ``module``: "imagenet", the path of a state dict, or None for random weights.
 
-    A classifier that the file carries and the backbone lacks (``fc``, ``classifier``) is left out; anything else that
+    A classifier that the file carries and the backbone lacks (``fc``, ``classifier``) is left out, and modules that say
+    they are ``added`` to the published network keep their initial values where the file lacks them; anything else that
     does not fit is an error.
 
     Raises:
@@ -22,19 +23,29 @@ def load_backbone_weights(module: nn.Module, source: str | None, imagenet: Weigh
     """
     if source is None:
         return
-    state = _imagenet_state(imagenet) if source == "imagenet" else read_state(Path(source))
+    _load(module, _imagenet_state(imagenet) if source == "imagenet" else read_state(Path(source)), source)
+
+
+def load_file(module: nn.Module, source: str | None) -> None:
+    """:func:`load_backbone_weights` for a network without published weights: the path of a state dict, or None."""
+    if source is not None:
+        _load(module, read_state(Path(source), "the path of a state dict, or null"), source)
+
+
+def _load(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     own = module.state_dict()
     state = {k: v for k, v in state.items() if not k.startswith(("fc.", "classifier."))}
-    if not any(k.endswith("num_batches_tracked") for k in own):  # frozen norms do not count batches
-        state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
-    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    counters = {k: v for k, v in own.items() if k.endswith("num_batches_tracked")}  # frozen norms do not count batches
+    state = counters | {k: v for k, v in state.items() if k in counters or not k.endswith("num_batches_tracked")}
+    added = {f"{n}.{k}" for n, m in module.named_modules() if getattr(m, "added", False) for k in m.state_dict()}
+    missing, unexpected = sorted(own.keys() - state.keys() - added), sorted(state.keys() - own.keys())
     wrong = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
     if missing or unexpected or wrong:
         raise ValueError(
             f"weights {source!r} do not fit {type(module).__name__}: {_count('missing', missing)}, "
             f"{_count('unexpected', unexpected)}, {_count('of another shape', wrong)}"
         )
-    module.load_state_dict(state)
+    module.load_state_dict(state, strict=False)  # checked above
 
 
 def _imagenet_state(weights: WeightsEnum) -> Mapping[str, Tensor]:
@@ -48,14 +59,14 @@ def _imagenet_state(weights: WeightsEnum) -> Mapping[str, Tensor]:
         ) from error
 
 
-def read_state(path: Path) -> Mapping[str, Tensor]:
+def read_state(path: Path, allowed: str = "'imagenet', the path of a state dict, or null") -> Mapping[str, Tensor]:
     """A state dict from a file that is not trusted.
 
     Raises:
         ValueError: there is no such file, or it is something else; the message names it.
     """
     if not path.is_file():
-        raise ValueError(f"weights: no file {str(path)!r}; allowed: 'imagenet', the path of a state dict, or null")
+        raise ValueError(f"weights: no file {str(path)!r}; allowed: {allowed}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds; each means that this file is not usable

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from detkit.config import ROI_HEADS
 from detkit.losses import BoxLoss, ClassificationLoss
 from detkit.matching import Assignment, BalancedSampler, DeltaCoder, MaxIoUAssigner, select_detections
-from detkit.models.heads.rpn import mean_count, regression_loss
+from detkit.models.heads.common import mean_count, regression_loss
 from detkit.models.interfaces import RegionHead
+from detkit.models.layers import DeformRoIPool
 from detkit.ops import multi_level_roi_align
 from detkit.structures import Detections, FeatureSpec, Images, Losses, Target
 from detkit.structures.boxes import area
@@ -46,6 +47,7 @@ class RoIHead(RegionHead):
         resolution: side of the pooled grid.
         sampling_ratio: RoIAlign's samples per bin and axis; 0 for one per feature cell.
         aligned: RoIAlign's half-cell correction; false for torchvision's published weights.
+        pooling: RoIAlign, or deformable RoI pooling (Dai et al., ICCV 2017, section 2.2), which is aligned.
         hidden: widths of the fully connected layers.
         class_agnostic: one box per region rather than one per class.
         num_levels: the finest levels, from which regions are pooled (FPN leaves out P6); null for all.
@@ -68,6 +70,7 @@ class RoIHead(RegionHead):
         resolution: int = 7,
         sampling_ratio: int = 2,
         aligned: bool = True,
+        pooling: Literal["align", "deform"] = "align",
         hidden: tuple[int, ...] = (1024, 1024),
         class_agnostic: bool = False,
         num_levels: int | None = 4,
@@ -87,6 +90,13 @@ class RoIHead(RegionHead):
         self.strides = in_spec.strides[:num_levels]
         if len(set(in_spec.channels[:num_levels])) != 1:
             raise ValueError(f"the RoI head pools from levels of equal channels, not {in_spec.channels[:num_levels]}")
+        if pooling == "deform" and not aligned:
+            raise ValueError("pooling='deform' is aligned: aligned must be true")
+        self.deform = None
+        if pooling == "deform":
+            self.deform = DeformRoIPool(
+                channels=in_spec.channels[0], resolution=resolution, sampling_ratio=sampling_ratio
+            )
         self.canonical_size, self.canonical_stride = canonical_size, canonical_stride
         self.add_ground_truth = add_ground_truth
         self.score_threshold, self.nms_iou = score_threshold, nms_iou
@@ -113,15 +123,19 @@ class RoIHead(RegionHead):
         boxes = torch.cat(list(regions))
         counts = torch.tensor([len(r) for r in regions], device=boxes.device)
         image_index = torch.arange(len(regions), device=boxes.device).repeat_interleave(counts)
-        pooled = multi_level_roi_align(
-            features[: len(self.strides)], boxes, image_index, self.levels(boxes),
-            output_size=(self.resolution, self.resolution), scales=[1 / s for s in self.strides],
-            sampling_ratio=self.sampling_ratio, aligned=self.aligned, image_sizes=images.sizes,
-        )  # fmt: skip
-        x = pooled.flatten(1)
+        x = self._pool(features[: len(self.strides)], boxes, image_index, images).flatten(1)
         for fc in self.fcs:
             x = F.relu(fc(x))
         return RawRegions(self.cls_score(x), self.bbox_pred(x).unflatten(1, (-1, 4)))
+
+    def _pool(self, features: Sequence[Tensor], boxes: Tensor, image_index: Tensor, images: Images) -> Tensor:
+        levels, scales = self.levels(boxes), [1 / s for s in self.strides]
+        if self.deform is not None:
+            return self.deform(features, boxes, image_index, levels, scales=scales, image_sizes=images.sizes)
+        return multi_level_roi_align(
+            features, boxes, image_index, levels, output_size=(self.resolution, self.resolution), scales=scales,
+            sampling_ratio=self.sampling_ratio, aligned=self.aligned, image_sizes=images.sizes,
+        )  # fmt: skip
 
     def levels(self, boxes: Tensor) -> Tensor:
         """The level (R,) from which each box is pooled: k = floor(k0 + log2(sqrt(w h) / 224)) (Lin et al., eq. 1)."""

@@ -11,11 +11,23 @@ from torch import Tensor, nn
 
 from detkit.config import PROPOSAL_HEADS
 from detkit.losses import BoxLoss, ClassificationLoss
-from detkit.matching import AnchorGrid, Assignment, BalancedSampler, DeltaCoder, MaxIoUAssigner, select_proposals
+from detkit.matching import (
+    AnchorGrid,
+    Assignment,
+    BalancedSampler,
+    DeltaCoder,
+    MaxIoUAssigner,
+    SizeRange,
+    assign_anchors,
+    check_ranges,
+    of_level,
+    select_proposals,
+    top_proposals,
+)
+from detkit.models.heads.common import mean_count, per_anchor, regression_loss
 from detkit.models.interfaces import ProposalHead
 from detkit.ops.sampling import feature_table
 from detkit.structures import FeatureSpec, Images, Losses, Target
-from detkit.utils.dist import mean_over_processes
 from detkit.utils.precision import full_precision
 from detkit.utils.seed import generator
 
@@ -48,6 +60,8 @@ class RPN(ProposalHead):
         num_proposals: proposals per image after NMS, in training and at test.
         nms_iou: NMS threshold, within a level.
         min_size: px; smaller proposals go.
+        valid_ranges: SNIP: for each level the least and the largest size of its objects, see ``matching.ranges``; null
+            lets every level answer for every object.
     """
 
     def __init__(
@@ -64,8 +78,10 @@ class RPN(ProposalHead):
         num_proposals: tuple[int, int] = (1000, 1000),
         nms_iou: float = 0.7,
         min_size: float = 1e-3,
+        valid_ranges: tuple[SizeRange, ...] | None = None,
     ) -> None:
         super().__init__()
+        check_ranges(valid_ranges, len(in_spec.strides))
         channels = in_spec.channels[0]
         if set(in_spec.channels) != {channels}:
             raise ValueError(f"the RPN is shared by all levels, which must have equal channels, not {in_spec.channels}")
@@ -75,6 +91,7 @@ class RPN(ProposalHead):
         self.num_proposals = num_proposals
         self.nms_iou = nms_iou
         self.min_size = min_size
+        self.valid_ranges = valid_ranges
         self.num_outputs = cls_loss.num_outputs(1)
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.cls_logits = nn.Conv2d(channels, anchors.num_per_cell * self.num_outputs, 1)
@@ -92,8 +109,8 @@ class RPN(ProposalHead):
         logits, deltas = [], []
         for x in features:
             x = F.relu(self.conv(x))
-            logits.append(_per_anchor(self.cls_logits(x), self.num_outputs))
-            deltas.append(_per_anchor(self.bbox_pred(x), 4))
+            logits.append(per_anchor(self.cls_logits(x), self.num_outputs))
+            deltas.append(per_anchor(self.bbox_pred(x), 4))
         return RawProposals(logits, deltas, [(f.shape[2], f.shape[3]) for f in features])
 
     def propose(self, features: Sequence[Tensor], images: Images) -> list[Tensor]:
@@ -152,17 +169,9 @@ class RPN(ProposalHead):
         rows = first_row[:, None] + y * w[:, None] + x
         return torch.where(inside, rows, 0), inside, anchor
 
-    @torch.no_grad()
     def assign(self, shapes: Sequence[tuple[int, int]], images: Images, targets: Sequence[Target]) -> list[Assignment]:
         """Which anchor answers for which object, on maps of ``shapes``. The loss uses this very function."""
-        device = images.pixels.device
-        anchors = torch.cat(self.anchors(shapes, device))
-        assignments = []
-        for size, target in zip(images.sizes, targets, strict=True):
-            inside = torch.cat(self.anchors.inside(shapes, size, device))
-            # anchors in the padding become empty boxes first, so that none of them is the best of an object
-            assignments.append(self.assigner(anchors * inside[:, None], target).without(~inside))
-        return assignments
+        return assign_anchors(self.anchors, self.assigner, shapes, images, targets, self.valid_ranges)
 
     @torch.no_grad()
     def sample(
@@ -203,37 +212,30 @@ class RPN(ProposalHead):
         num_before, num_after = (counts[0 if training else 1] for counts in (self.num_before_nms, self.num_proposals))
         proposals = []
         for i, size in enumerate(images.sizes):
-            boxes, scores, levels = [], [], []
+            boxes, scores, levels, valid = [], [], [], []
             masks = self.anchors.inside(raw.shapes, size, images.pixels.device)
             for level, (logits, deltas, anchor, mask) in enumerate(
                 zip(raw.logits, raw.deltas, anchors, masks, strict=True)
             ):
-                score = self.cls_loss.scores(logits[i]).squeeze(-1).masked_fill(~mask, -1.0)
-                top, index = score.topk(min(num_before, len(score)))
-                index = index[top >= 0]
-                boxes.append(self.coder.decode(deltas[i, index], anchor[index]))
-                scores.append(score[index])
-                levels.append(torch.full_like(index, level))
+                box, score = self._best(logits[i], deltas[i], anchor, mask, size, num_before)
+                boxes.append(box)
+                valid.append(of_level(box, size, self.valid_ranges, level))
+                scores.append(score)
+                levels.append(torch.full_like(score, level, dtype=torch.int64))
             kept, _ = select_proposals(
                 torch.cat(boxes), torch.cat(scores), torch.cat(levels), size,
                 iou_threshold=self.nms_iou, max_proposals=num_after, min_size=self.min_size,
+                valid=None if self.valid_ranges is None else torch.cat(valid),
             )  # fmt: skip
             proposals.append(kept)
         return proposals
 
-
-def regression_loss(loss: BoxLoss, coder: DeltaCoder, deltas: Tensor, references: Tensor, boxes: Tensor) -> Tensor:
-    """Sum of ``loss`` over N boxes, in the space that it compares: offsets, or decoded boxes in px."""
-    if loss.space == "delta":
-        return loss(deltas, coder.encode(boxes, references)).sum()
-    return loss(coder.decode(deltas, references), boxes).sum()
-
-
-def mean_count(count: int, like: Tensor) -> Tensor:
-    """What a sum of losses is divided by: ``count`` averaged over processes, at least 1."""
-    return mean_over_processes(like.new_tensor(float(count))).clamp(min=1)
-
-
-def _per_anchor(x: Tensor, num_outputs: int) -> Tensor:
-    """(B, A * O, H, W) to (B, H * W * A, O), in the anchors' order."""
-    return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, num_outputs)
+    def _best(
+        self, logits: Tensor, deltas: Tensor, anchors: Tensor, inside: Tensor, size: tuple[int, int], num: int
+    ) -> tuple[Tensor, Tensor]:
+        """Boxes and scores of the best ``num`` anchors of one level that are ``inside`` the image."""
+        index = inside.nonzero().squeeze(1)
+        scores = self.cls_loss.scores(logits[index]).squeeze(-1)
+        return top_proposals(
+            scores, lambda best: self.coder.decode(deltas[index[best]], anchors[index[best]]), size, num=num
+        )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from detkit.config import HEADS
+from detkit.matching import Assignment
 from detkit.models.interfaces import Head, ProposalHead, RegionHead
 from detkit.structures import Detections, Images, Losses, Target
 
@@ -24,6 +25,10 @@ class TwoStageHead(Head):
         super().__init__()
         self.rpn = rpn
         self.roi = roi
+
+    def assign(self, shapes: Sequence[tuple[int, int]], images: Images, targets: Sequence[Target]) -> list[Assignment]:
+        """The first stage's: an object that no anchor answers for can only be found by luck."""
+        return self.rpn.assign(shapes, images, targets)
 
     def loss(self, features: Sequence[Tensor], images: Images, targets: Sequence[Target]) -> Losses:
         first, proposals = self.rpn.loss(features, images, targets)

@@ -1,5 +1,7 @@
 """Building blocks that several models share."""
 
+from detkit.models.layers.attention import CBAM, SE, Attention
+from detkit.models.layers.conv import ConvName, DeformConv, OffsetConv, make_conv
 from detkit.models.layers.norm import (
     ConvNorm,
     NormName,
@@ -9,13 +11,25 @@ from detkit.models.layers.norm import (
     make_norm,
     with_frozen_norms,
 )
+from detkit.models.layers.roi_pool import DeformRoIPool
+from detkit.models.layers.tower import LEAK, ConvTower
 
 __all__ = [
+    "CBAM",
+    "LEAK",
+    "SE",
+    "Attention",
+    "ConvName",
     "ConvNorm",
+    "ConvTower",
+    "DeformConv",
+    "DeformRoIPool",
     "NormName",
+    "OffsetConv",
     "conv_norm",
     "fold_frozen_norms",
     "freeze",
+    "make_conv",
     "make_norm",
     "with_frozen_norms",
 ]

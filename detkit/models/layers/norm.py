@@ -7,9 +7,10 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
+
+from detkit.models.layers.conv import convolve
 
 #: ``frozen_bn`` keeps statistics and affine of the pretrained weights: the field's choice for small detection batches.
 #: ``gn`` (Wu & He, ECCV 2018; 32 groups) needs no batch statistics and trains from scratch.
@@ -61,7 +62,7 @@ def conv_norm(x: Tensor, conv: nn.Module, norm: nn.Module) -> Tensor:
     scale = gain * torch.rsqrt(variance + norm.eps)
     bias = shift - mean * scale
     weight = conv.weight * scale[:, None, None, None]
-    return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return convolve(conv, x, weight, bias)
 
 
 class ConvNorm(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from detkit.config import NECKS
 from detkit.models.interfaces import Neck
+from detkit.models.layers import Attention
 from detkit.structures import FeatureSpec
 
 
@@ -22,6 +24,8 @@ class FPN(Neck):
         extra: how they are made: ``pool`` subsamples the coarsest output (Lin et al., footnote 2: for the RPN),
             ``conv_p5`` and ``conv_c5`` are 3x3 convolutions of stride 2 on the coarsest output or on the backbone's
             coarsest map (RetinaNet, Lin et al. ICCV 2017, section 4), with a ReLU between two of them.
+        min_stride: finest backbone level to use, by its stride; null for all. RetinaNet starts at 8.
+        attention: rescales every level of the result (``attention@model.neck.attention=SE``), one for each.
     """
 
     def __init__(
@@ -31,8 +35,14 @@ class FPN(Neck):
         out_channels: int = 256,
         num_extra: int = 1,
         extra: Literal["pool", "conv_p5", "conv_c5"] = "pool",
+        min_stride: int | None = None,
+        attention: Callable[..., Attention] | None = None,
     ) -> None:
         super().__init__()
+        if min_stride is not None and min_stride not in in_spec.strides:
+            raise ValueError(f"min_stride must be one of {[int(s) for s in in_spec.strides]}, not {min_stride}")
+        self.first = 0 if min_stride is None else in_spec.strides.index(min_stride)
+        in_spec = FeatureSpec(in_spec.channels[self.first :], in_spec.strides[self.first :])
         if num_extra < 0:
             raise ValueError(f"num_extra must not be negative, but is {num_extra}")
         self.extra = extra
@@ -51,15 +61,17 @@ class FPN(Neck):
                 nn.init.zeros_(module.bias)
         coarse = tuple(in_spec.strides[-1] * 2 ** (i + 1) for i in range(num_extra))
         strides = in_spec.strides + coarse
+        self.attention = nn.ModuleList([] if attention is None else [attention(channels=out_channels) for _ in strides])
         self.out_spec = FeatureSpec(channels=(out_channels,) * len(strides), strides=strides)
 
     def forward(self, pixels: Tensor, backbone: nn.Module) -> list[Tensor]:
-        maps = backbone(pixels)
+        maps = backbone(pixels)[self.first :]
         inner = [lateral(m) for lateral, m in zip(self.lateral, maps, strict=True)]
         for i in range(len(inner) - 1, 0, -1):  # the top-down pathway: each level adds the coarser one, upsampled
             inner[i - 1] = inner[i - 1] + F.interpolate(inner[i], size=inner[i - 1].shape[-2:], mode="nearest")
         levels = [output(m) for output, m in zip(self.output, inner, strict=True)]
-        return levels + self._extra_levels(maps[-1], levels[-1])
+        levels += self._extra_levels(maps[-1], levels[-1])
+        return [gate(m) for gate, m in zip(self.attention, levels, strict=True)] if self.attention else levels
 
     def _extra_levels(self, c5: Tensor, p5: Tensor) -> list[Tensor]:
         if self.extra == "pool":

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkit.config import NECKS
 from detkit.models.interfaces import Neck
+from detkit.models.layers import Attention
 from detkit.structures import FeatureSpec
 
 
@@ -17,9 +20,17 @@ class SingleLevel(Neck):
     Args:
         stride: input px per cell of the map to take; null for the coarsest.
         out_channels: project to so many channels by a 1x1 convolution and a ReLU; null takes the map as it is.
+        attention: rescales the result (``attention@model.neck.attention=SE``).
     """
 
-    def __init__(self, *, in_spec: FeatureSpec, stride: int | None = None, out_channels: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        in_spec: FeatureSpec,
+        stride: int | None = None,
+        out_channels: int | None = None,
+        attention: Callable[..., Attention] | None = None,
+    ) -> None:
         super().__init__()
         wanted = in_spec.strides[-1] if stride is None else stride
         if wanted not in in_spec.strides:
@@ -27,8 +38,9 @@ class SingleLevel(Neck):
         self.level = in_spec.strides.index(wanted)
         channels = in_spec.channels[self.level]
         self.projection = None if out_channels is None else nn.Conv2d(channels, out_channels, 1)
+        self.attention = nn.Identity() if attention is None else attention(channels=out_channels or channels)
         self.out_spec = FeatureSpec((out_channels or channels,), (in_spec.strides[self.level],))
 
     def forward(self, pixels: Tensor, backbone: nn.Module) -> list[Tensor]:
         x = backbone(pixels)[self.level]
-        return [x if self.projection is None else F.relu(self.projection(x))]
+        return [self.attention(x if self.projection is None else F.relu(self.projection(x)))]

@@ -1,7 +1,4 @@
-"""detkit's sweeper and launcher, where Hydra looks for plugins.
-
-Every Hydra program of this environment imports this file: what is heavy is imported where it is used.
-"""
+"""detkit's sweeper and launcher, as Hydra wants them."""
 
 from __future__ import annotations
 
@@ -9,11 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+
+from detkit.app.sweep import batches
+from detkit.app.sweep.plan import job_hash, sweep_name
+
+# This loads Hydra's own plugins a second time: what derives from one must be imported afterwards.
+Plugins.instance()
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # noqa: E402
 
 
 class ProcessLauncher(Launcher):
@@ -28,9 +33,7 @@ class ProcessLauncher(Launcher):
         self.slots = slots
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        from detkit.app.sweep.batches import Batches
-
-        self._batches = Batches(config, hydra_context.config_loader, self.slots)
+        self._batches = batches.Batches(config, hydra_context.config_loader, self.slots)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run a batch of jobs, given by their command lines; what each returned, in their order."""
@@ -47,8 +50,6 @@ class CheckedSweeper(BasicSweeper):
         super().__init__(max_batch_size=None, params=params)
 
     def sweep(self, arguments: list[str]) -> Any:
-        from detkit.app.sweep import batches
-
         assert self.config is not None
         assert self.hydra_context is not None
         assert self.launcher is not None
@@ -62,3 +63,21 @@ class CheckedSweeper(BasicSweeper):
                 results = self.launcher.launch(batch, initial_job_idx=0)
         batches.report(Path(path), results)
         return [results]
+
+
+def register_sweeps() -> None:
+    """Make the two options of Hydra's, and the resolvers that name folders known to OmegaConf.
+
+    Hydra runs plugins only under a name in ``hydra_plugins``. Under one they are entered here; a package of that name
+    would be imported by every Hydra program of the environment.
+    """
+    store, known = ConfigStore.instance(), Plugins.instance().class_name_to_class
+    for group, name, plugin, options in (
+        ("hydra/launcher", "processes", ProcessLauncher, {"slots": 1}),
+        ("hydra/sweeper", "checked", CheckedSweeper, {"params": None}),
+    ):
+        target = f"hydra_plugins.detkit.{plugin.__name__}"
+        known[target] = plugin
+        store.store(name, {"_target_": target, **options}, group=group)
+    OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
+    OmegaConf.register_new_resolver("job_hash", lambda *, _root_: job_hash(_root_), replace=True)

@@ -1,0 +1,335 @@
+"""``tools/audit.py``: before training, which objects the head's own assigner leaves without anything to learn from.
+
+Nothing is decoded and no network runs: the loader of the training makes its batches from blank images of the right
+sizes, and the assigner gets the shapes of the feature maps.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import rich
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.table import Table
+from torch import Tensor
+
+from detkit.app.audit_advice import GOOD_FIT, Advice, advise
+from detkit.app.audit_page import COLUMNS, audit_page, in_columns
+from detkit.app.entry import run_tool
+from detkit.app.schema import AuditSchema
+from detkit.app.setup import build_dataset, build_transforms, without_pretrained_weights
+from detkit.config import ConfigError, build, validate
+from detkit.data.datasets.base import DetectionDataset
+from detkit.data.sample import trainable_boxes
+from detkit.matching import AnchorGrid
+from detkit.models import ComposedDetector, Detector, Head, build_detector
+from detkit.structures import Batch, GroundTruth, Images, Target
+from detkit.structures.boxes import paired_iou
+from detkit.utils.files import atomic_write
+from detkit.utils.log import set_up_logging
+from detkit.utils.progress import track
+from detkit.utils.seed import seed_everything
+
+#: Bounds in px of the network input between the sizes that the report tells apart.
+SIDES = (0, 8, 16, 32, 64, 128, 256, np.inf)
+
+
+def main() -> None:
+    """The command line."""
+    run_tool(run, "audit")
+
+
+def run(cfg: DictConfig, folder: Path) -> None:
+    """Audit ``cfg.data[cfg.split]``; the report goes to ``folder``."""
+    validate(cfg, AuditSchema)
+    set_up_logging()
+    node: Any = OmegaConf.to_container(cfg, resolve=True)
+    split = node["split"]
+    if node["data"].get(split) is None:
+        raise ConfigError(f"split: the configuration has no data.{split}")
+    seed_everything(node["seed"])
+    dataset = build_dataset(node["data"][split], f"data.{split}")
+    if all(truth.crowd.all() for truth in dataset.truths):
+        raise ConfigError(f"data.{split}: none of its {len(dataset)} images has an object: nothing can be assigned")
+    without_pretrained_weights(node["model"])
+    detector = build_detector(node["model"], dataset.categories)
+    planner = Planner(detector)
+    batches = list(track(_batches(node, split, dataset), _num_batches(node, split, dataset), "reading boxes"))
+    audit = Audit.of(planner, batches, dataset)
+    advice = advise(node, audit, planner, batches, dataset.categories)
+    atomic_write(folder / "audit.json", json.dumps(audit.to_dict(advice), indent=1) + "\n")
+    source = f"{type(planner.head).__name__} on data.{split} ({dataset.report.source})"
+    atomic_write(folder / "audit.html", audit_page(audit, advice, source))
+    rich.print(audit.table())
+    for line in [audit.in_words(), *(a.text for a in advice)]:
+        rich.get_console().print(line, markup=False, highlight=False, soft_wrap=True)
+    rich.print(f"report: [bold]{folder / 'audit.html'}[/bold]")
+
+
+class Assigned(NamedTuple):
+    """For the N objects of an image: ``counts`` (N, L) int64, the references of each level that answer for each object,
+    and ``fit`` (N,), the best IoU of these with it; 1 where references are no boxes, 0 without a reference."""
+
+    counts: Tensor
+    fit: Tensor
+
+
+class Planner:
+    """Asks a detector's head for assignments, without running the detector.
+
+    Raises:
+        ConfigError: the detector has no head that assigns.
+    """
+
+    def __init__(self, detector: Detector) -> None:
+        head = getattr(detector, "head", None)
+        if not isinstance(detector, ComposedDetector) or not isinstance(head, Head):
+            raise ConfigError(
+                f"model: {type(detector).__name__} has no head that assigns references to objects: nothing to audit"
+            )
+        self.head: Head = head
+        self._anchors = _anchors_of(head)
+        self.out_spec = detector.neck.out_spec
+        self.strides = self.out_spec.strides
+        self._neck, self._backbone = detector.neck, detector.backbone
+        self._shapes: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        self._on_meta: tuple[torch.nn.Module, torch.nn.Module] | None = None
+
+    def with_head(self, head: Head) -> Planner:
+        """The same neck and backbone with another head."""
+        other = copy.copy(self)
+        other.head, other._anchors = head, _anchors_of(head)
+        return other
+
+    def shapes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """(h, w) of the map of each level for a batch of ``size`` (h, w): a pass that moves no numbers."""
+        if size not in self._shapes:
+            if self._on_meta is None:
+                neck, backbone = (copy.deepcopy(module).to("meta").eval() for module in (self._neck, self._backbone))
+                self._on_meta = neck, backbone
+            neck, backbone = self._on_meta
+            with torch.no_grad():
+                maps = neck(torch.empty(1, 3, *size, device="meta"), backbone)
+            self._shapes[size] = [(m.shape[2], m.shape[3]) for m in maps]
+        return self._shapes[size]
+
+    def assigned(self, images: Images, targets: Sequence[Target]) -> list[Assigned]:
+        """What the head's assigner gives the objects of each image."""
+        shapes = self.shapes(images.padded_size)
+        cells = torch.tensor([h * w for h, w in shapes])
+        anchors = None if self._anchors is None else torch.cat(self._anchors(shapes, torch.device("cpu")))
+        found = []
+        for assignment, target in zip(self.head.assign(shapes, images, targets), targets, strict=True):
+            # whatever a head has on a cell (anchors, boxes), it is as many on all; a pyramid's levels follow each other
+            per_cell = len(assignment.matched) // int(cells.sum())
+            level = torch.repeat_interleave(torch.arange(len(shapes)), cells * per_cell)
+            rows = assignment.positive.nonzero().squeeze(1)
+            objects = assignment.matched[rows]
+            pairs = objects * len(shapes) + level[rows]
+            counts = torch.bincount(pairs, minlength=len(target) * len(shapes)).view(-1, len(shapes))
+            fit = torch.zeros(len(target))
+            overlap = torch.ones(len(rows)) if anchors is None else paired_iou(anchors[rows], target.boxes[objects])
+            found.append(Assigned(counts, fit.scatter_reduce_(0, objects, overlap, "amax")))
+        return found
+
+
+def _anchors_of(head: Head) -> AnchorGrid | None:
+    """The anchors that ``head`` assigns, wherever in it they are."""
+    return next((v for m in head.modules() for v in vars(m).values() if isinstance(v, AnchorGrid)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """One row for each object, crowds left out; ``num_images`` of them.
+
+    ``images`` (N,) index into ``files`` and ``image_ids``; ``annotations`` (N,) the annotation's id, -1 where the
+    transforms have mixed the order; ``boxes`` (N, 4) px of the network input; ``labels`` (N,); ``positives`` (N, L) and
+    ``fit`` (N,): see :class:`Assigned`; ``crowded_out`` (N,) bool: has no reference, but would have one if it were
+    alone in its image.
+    """
+
+    names: tuple[str, ...]
+    strides: tuple[float, ...]
+    num_images: int
+    files: list[str]
+    image_ids: list[int]
+    images: np.ndarray
+    annotations: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    positives: np.ndarray
+    fit: np.ndarray
+    crowded_out: np.ndarray
+
+    @classmethod
+    def of(cls, planner: Planner, batches: Sequence[Batch], dataset: DetectionDataset) -> Audit:
+        """Count over ``batches``."""
+        truths = {truth.image_id: truth for truth in dataset.truths}
+        metas = [meta for batch in batches for meta in batch.images.meta]
+        parts: list[tuple[np.ndarray, ...]] = []
+        for batch in track(batches, len(batches), "assigning"):
+            for i, (target, (counts, fit)) in enumerate(
+                zip(batch.targets, planner.assigned(batch.images, batch.targets), strict=True)
+            ):
+                meta, wanted = batch.images.meta[i], (~target.ignore).numpy()
+                ids = _annotation_ids(truths[meta.image_id], target)
+                lonely = np.array([_is_crowded_out(planner, batch, i, k, counts) for k in range(len(target))], bool)
+                columns = (ids, target.boxes.numpy(), target.labels.numpy(), counts.numpy(), fit.numpy(), lonely)
+                parts.append(tuple(column[wanted] for column in columns))
+        return cls(
+            dataset.categories.names,
+            planner.strides,
+            len(metas),
+            [meta.file for meta in metas],
+            [meta.image_id for meta in metas],
+            np.repeat(np.arange(len(metas)), [len(part[0]) for part in parts]),
+            *(np.concatenate(column) for column in zip(*parts, strict=True)),
+        )
+
+    @property
+    def num_positive(self) -> np.ndarray:
+        """(N,): the references that answer for each object."""
+        return self.positives.sum(axis=1)
+
+    @property
+    def poor(self) -> np.ndarray:
+        """(N,) bool: no reference answers for it, or none that overlaps it by half."""
+        return self.fit < GOOD_FIT
+
+    @property
+    def sides(self) -> np.ndarray:
+        """(N,): the root of each box's area, px of the network input."""
+        w, h = (self.boxes[:, 2:] - self.boxes[:, :2]).T
+        return np.sqrt(w * h)
+
+    def groups(self) -> Iterator[tuple[str, str, np.ndarray]]:
+        """Kind, name, and (N,) bool of each size and class."""
+        for low, high in itertools.pairwise(SIDES):
+            name = f"from {low:g} px" if np.isinf(high) else f"{low:g}-{high:g} px"
+            yield "size", name, (self.sides >= low) & (self.sides < high)
+        for k, name in enumerate(self.names):
+            yield "class", name, self.labels == k
+
+    def rows(self) -> list[dict[str, Any]]:
+        """For all objects, each size and each class: how many have no, one, or several references, and the ceiling."""
+        everything = ("all", "all", np.ones(len(self.labels), bool))
+        rows = []
+        for kind, name, mask in [everything, *self.groups()]:
+            count, total = self.num_positive[mask], int(mask.sum())
+            if total:
+                rows.append(
+                    {
+                        "kind": kind, "name": name, "objects": total, "none": int((count == 0).sum()),
+                        "crowded_out": int(self.crowded_out[mask].sum()), "one": int((count == 1).sum()),
+                        "many": int((count > 1).sum()), "mean": float(count.mean()), "poor": int(self.poor[mask].sum()),
+                        "recall_ceiling": float((count > 0).mean()),
+                    }
+                )  # fmt: skip
+        return rows
+
+    def to_dict(self, advice: Sequence[Advice]) -> dict[str, Any]:
+        """Plain values: the rows, positives by level, and every object of a poor fit by file and id."""
+        return {
+            "images": self.num_images,
+            "positives_per_image": float(self.num_positive.sum() / self.num_images),
+            "by_level": [
+                {"stride": s, "positives": int(self.positives[:, level].sum())} for level, s in enumerate(self.strides)
+            ],
+            "rows": self.rows(),
+            "advice": [{"text": a.text, "change": a.change, "poor": a.poor} for a in advice],
+            "poor": [self.describe(int(i)) for i in np.flatnonzero(self.poor)],
+        }
+
+    def table(self) -> Table:
+        """The rows, to be printed by rich."""
+        table = Table(title="references of the head for each object", title_justify="left")
+        for heading in COLUMNS:
+            table.add_column(heading, justify="left" if heading == COLUMNS[0] else "right", no_wrap=True)
+        for row in self.rows():
+            table.add_row(*in_columns(row))
+        return table
+
+    def in_words(self) -> str:
+        """The whole in a sentence."""
+        count = self.num_positive
+        return (
+            f"{len(count)} objects in {self.num_images} images: {(count == 0).mean():.1%} have no reference, "
+            f"{(count == 1).mean():.1%} have one, {self.poor.mean():.1%} have none that overlaps them by half; "
+            f"{count.sum() / self.num_images:.2f} positives an image"
+        )
+
+    def _reason(self, i: int) -> str:
+        if self.crowded_out[i]:
+            return "another object has its reference"
+        return f"its best anchor overlaps it by {self.fit[i]:.2f}" if self.num_positive[i] else "no reference fits"
+
+    def describe(self, i: int) -> dict[str, Any]:
+        """Object ``i`` by file and id, for a reader."""
+        image = int(self.images[i])
+        return {
+            "image_id": self.image_ids[image],
+            "file": self.files[image],
+            "annotation_id": int(self.annotations[i]) if self.annotations[i] >= 0 else None,
+            "class": self.names[int(self.labels[i])],
+            "box_in_network": [round(float(v), 1) for v in self.boxes[i]],
+            "reason": self._reason(i),
+        }
+
+
+class SizesOnly(DetectionDataset):
+    """``dataset`` with blank images of the right sizes: where only boxes matter, no file is read."""
+
+    def __init__(self, dataset: DetectionDataset) -> None:
+        self.categories, self.truths, self.report = dataset.categories, dataset.truths, dataset.report
+
+    def read(self, index: int) -> np.ndarray:
+        return np.zeros((*self.truths[index].size, 3), np.uint8)
+
+
+def _loader(node: Mapping[str, Any], split: str, dataset: DetectionDataset) -> Any:
+    loader = node["data"]["loader"][split]
+    loader = loader | {"num_workers": min(1, loader["num_workers"])}
+    runtime: dict[str, Any] = {
+        "dataset": SizesOnly(dataset),
+        "transforms": build_transforms(node["transform"][split], f"transform.{split}"),
+    }
+    if split == "train":
+        runtime["seed"] = node["seed"]
+    return build(loader, key=f"data.loader.{split}")(**runtime)
+
+
+def _num_batches(node: Mapping[str, Any], split: str, dataset: DetectionDataset) -> int:
+    return -(-len(dataset) // node["data"]["loader"][split]["batch_size"])
+
+
+def _batches(node: Mapping[str, Any], split: str, dataset: DetectionDataset) -> Iterator[Batch]:
+    """The batches of the first epoch, with their sizes and boxes as in the training; the pixels take no memory."""
+    loader = _loader(node, split, dataset)
+    batches = iter(loader) if split == "val" else loader.iterate()
+    for _, batch in zip(range(len(loader) if split == "val" else loader.batches_per_epoch), batches, strict=False):
+        pixels = torch.zeros(1, dtype=torch.uint8).expand(batch.images.pixels.shape)
+        yield replace(batch, images=Images(pixels, batch.images.meta))
+
+
+def _annotation_ids(truth: GroundTruth, target: Target) -> np.ndarray:
+    usable = trainable_boxes(truth)[1]
+    same = usable.sum() == len(target) and np.array_equal(truth.labels[usable], target.labels.numpy())
+    return truth.annotation_ids[usable] if same else np.full(len(target), -1)
+
+
+def _is_crowded_out(planner: Planner, batch: Batch, i: int, k: int, positives: Tensor) -> bool:
+    """Whether object ``k`` of image ``i`` has no reference, but has one where it is alone."""
+    target = batch.targets[i]
+    if positives[k].sum() or target.ignore[k] or len(target) == 1:
+        return False
+    alone = target.select(torch.tensor([k]))
+    (found,) = planner.assigned(Images(batch.images.pixels[i : i + 1], batch.images.meta[i : i + 1]), [alone])
+    return bool(found.counts.sum())

@@ -1,0 +1,87 @@
+"""The page of ``tools/audit.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from detkit.app.audit_advice import Advice
+from detkit.app.page import Bar, advice, bars, page, pair, section, table, tiles
+
+if TYPE_CHECKING:
+    from detkit.app.audit import Audit
+
+#: "crowded": of those with none, how many would have one if they were alone; "ceiling": the recall at most.
+COLUMNS = ("objects of", "all", "none", "crowded", "one", "many", "poor fit", "mean", "ceiling")
+
+_POOR = "Objects without a reference, and those whose anchors all overlap them by less than half."
+
+#: Objects that the page names; audit.json has all.
+_MOST_NAMED = 12
+
+
+def audit_page(audit: Audit, changes: Sequence[Advice], source: str) -> str:
+    """The HTML page."""
+    count = audit.num_positive
+    todo = [(a.change, a.text.removeprefix(a.change).lstrip(": ").capitalize() + ".") for a in changes if a.change]
+    levels = [
+        Bar(f"stride {stride:g}", float(n), str(int(n)))
+        for stride, n in zip(audit.strides, audit.positives.sum(axis=0), strict=True)
+    ]
+    parts = [
+        tiles(
+            {
+                "objects": str(len(count)),
+                "have no reference": f"{(count == 0).mean():.1%}",
+                "have a poor fit": f"{audit.poor.mean():.1%}",
+                "recall at most": f"{(count > 0).mean():.1%}",
+                "positives an image": f"{count.sum() / audit.num_images:.1f}",
+            }
+        ),
+        section(
+            "What to change", advice(todo) if todo else f"<p>{changes[0].text}</p>",
+            note="Each change was tried on these boxes. A reference is an anchor, a grid cell or a centre cell.",
+        ),
+        pair(
+            section("Poor fit by size", _shares(audit, "size"), note="Side in px of the network input."),
+            section("Poor fit by class", _shares(audit, "class"), note=_POOR),
+        ),
+        pair(
+            section("Positives by level", bars(levels)),
+            section("Objects with a poor fit", _poor_objects(audit), note="The worst; audit.json names every one."),
+        ),
+        section("All numbers", table(COLUMNS, [in_columns(row) for row in audit.rows()])),
+    ]  # fmt: skip
+    return page("What the head can learn from", f"{source}: {audit.num_images} images", parts)
+
+
+def in_columns(row: Mapping[str, Any]) -> list[str]:
+    """A row of ``Audit.rows`` under the headings COLUMNS."""
+    counts = (str(row[key]) for key in ("objects", "none", "crowded_out", "one", "many", "poor"))
+    return [row["name"], *counts, f"{row['mean']:.1f}", f"{row['recall_ceiling']:.1%}"]
+
+
+def _shares(audit: Audit, kind: str) -> str:
+    shares = [
+        Bar(name, float(audit.poor[mask].mean()), f"{audit.poor[mask].mean():.0%} of {mask.sum()}")
+        for group, name, mask in audit.groups()
+        if group == kind and mask.any()
+    ]
+    return bars(shares, "var(--bad)")
+
+
+def _poor_objects(audit: Audit) -> str:
+    indices = np.flatnonzero(audit.poor)
+    indices = indices[np.argsort(audit.fit[indices], kind="stable")][:_MOST_NAMED]
+    if not len(indices):
+        return "<p>None.</p>"
+    rows = []
+    for row in (audit.describe(int(i)) for i in indices):
+        x1, y1, x2, y2 = row["box_in_network"]
+        annotation = "" if row["annotation_id"] is None else str(row["annotation_id"])
+        name = f"{Path(row['file']).name}, id {row['image_id']}"
+        rows.append([name, annotation, row["class"], f"{x2 - x1:.0f} x {y2 - y1:.0f}", row["reason"]])
+    return table(["image", "annotation", "class", "px", "why"], rows)

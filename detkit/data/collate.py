@@ -1,0 +1,79 @@
+"""Loaded images to one batch, in a form that is cheap to send from a worker to the training process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from detkit.data.sample import Sample
+from detkit.structures import Batch, ImageMeta, Images, Target
+
+
+class Item(NamedTuple):
+    """One loaded image, and (file, reason) of those that it replaces."""
+
+    sample: Sample
+    meta: ImageMeta
+    bad: tuple[tuple[str, str], ...]
+
+
+class Refusal(NamedTuple):
+    """What a worker sends instead of an image that the user must look at: raised there, it would arrive in disguise."""
+
+    error: ValueError
+
+
+class Parcel(NamedTuple):
+    """What a worker sends: the pixels of a batch as one tensor, and the rest as arrays.
+
+    Every tensor costs a file descriptor on its way between processes; with one for each target a busy loader would meet
+    the limit of 1024.
+    """
+
+    pixels: Tensor
+    targets: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+    metas: tuple[ImageMeta, ...]
+    bad: tuple[tuple[str, str], ...]
+
+
+class Collate:
+    """Items -> parcel: one uint8 tensor (B, 3, H, W), padded with 0 at the right and the bottom."""
+
+    def __init__(self, size_divisor: int, square: bool) -> None:
+        if size_divisor < 1:
+            raise ValueError(f"size_divisor must be positive, not {size_divisor}")
+        self.size_divisor = size_divisor
+        self.square = square
+
+    def __call__(self, items: Sequence[Item | Refusal]) -> Parcel | Refusal:
+        loaded: list[Item] = []
+        for item in items:
+            if isinstance(item, Refusal):
+                return item
+            loaded.append(item)
+        h, w = (self._padded(max(item.meta.size[axis] for item in loaded)) for axis in (0, 1))
+        h, w = (max(h, w), max(h, w)) if self.square else (h, w)
+        pixels = torch.zeros(len(loaded), 3, h, w, dtype=torch.uint8)
+        for planes, item in zip(pixels.numpy(), loaded, strict=True):
+            for plane, channel in zip(planes, cv2.split(item.sample.image), strict=True):  # 3 times torch's permute
+                plane[: channel.shape[0], : channel.shape[1]] = channel
+        return Parcel(
+            pixels,
+            [(item.sample.boxes, item.sample.labels, item.sample.ignore) for item in loaded],
+            tuple(item.meta for item in loaded),
+            tuple(bad for item in loaded for bad in item.bad),
+        )
+
+    def _padded(self, side: int) -> int:
+        return -(-side // self.size_divisor) * self.size_divisor
+
+
+def unpack(parcel: Parcel) -> Batch:
+    targets = tuple(Target(*map(torch.from_numpy, arrays)) for arrays in parcel.targets)
+    batch = Batch(Images(parcel.pixels, tuple(parcel.metas)), targets)  # older torch pins tuples into lists
+    return batch.pin_memory() if parcel.pixels.is_pinned() else batch

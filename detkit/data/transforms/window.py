@@ -1,0 +1,76 @@
+"""Random scale and shift: the image seen through a window."""
+
+from __future__ import annotations
+
+import torch
+
+from detkit.config import TRANSFORMS
+from detkit.data.sample import Sample
+from detkit.data.transforms.base import Transform
+from detkit.data.transforms.canvas import blank, check_limits, check_scale, clip, paint
+from detkit.data.transforms.resize import scaled
+from detkit.utils.seed import generator
+
+
+@TRANSFORMS
+class RandomWindow(Transform):
+    """What a window of random size and place shows of the image, resized to ``height`` x ``width`` px; grey beside it.
+
+    With ``keep_aspect`` the window has the output's aspect and is ``scale`` times the smallest one around the image:
+    the crop of CenterNet (Zhou et al., "Objects as Points", 2019). Without it the window is ``scale`` times the image,
+    drawn for height and for width, and the image is stretched: the scaling and translation of YOLOv1 (Redmon et al.,
+    2016, section 2.2). Either way the affine is exact.
+
+    Boxes are cut at the border; one of which too little remains is left out.
+
+    Args:
+        height: of the output, px.
+        width: of the output, px.
+        scale: least and largest size of the window: 0.5 shows objects twice as large.
+        shift: how far the window's centre may lie from the image's, as a share of the image's height and width.
+        keep_aspect: whether the aspect of the image is kept.
+        min_visibility: a box of which a smaller share of its area remains is left out.
+        min_size: a box of which less than this remains (px, width or height) is left out.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    training_only = True
+
+    def __init__(
+        self,
+        *,
+        height: int = 512,
+        width: int = 512,
+        scale: tuple[float, float] = (0.6, 1.4),
+        shift: float = 0.1,
+        keep_aspect: bool = True,
+        min_visibility: float = 0.0,
+        min_size: float = 1.0,
+    ) -> None:
+        if height < 1 or width < 1:
+            raise ValueError(f"height {height} and width {width} must be positive")
+        if not 0 <= shift <= 0.5:
+            raise ValueError(f"shift must be in [0, 0.5], not {shift}")
+        check_scale(scale)
+        check_limits(min_visibility, min_size)
+        self.size = height, width
+        self.scale = scale
+        self.shift = shift
+        self.keep_aspect = keep_aspect
+        self.limits = min_visibility, min_size
+
+    def __call__(self, sample: Sample, key: int) -> Sample:
+        drawn = torch.rand(4, generator=generator(key), dtype=torch.float64).tolist()
+        ratios = [whole / side for whole, side in zip(self.size, sample.size, strict=True)]
+        scales = [self.scale[0] + f * (self.scale[1] - self.scale[0]) for f in drawn[:2]]
+        if self.keep_aspect:
+            ratios, scales = [min(ratios)] * 2, scales[:1] * 2
+        sides, starts = [], []
+        for axis in (0, 1):
+            side = scaled(sample.size[axis], ratios[axis] / scales[axis])
+            centre = 0.5 + self.shift * (2 * drawn[2 + axis] - 1)
+            sides.append(side)
+            starts.append(round(self.size[axis] / 2 - centre * side))
+        return clip(paint(blank(*self.size), sample, *sides, *starts), *self.limits)

@@ -1,0 +1,130 @@
+"""What became of each candidate on its way to a detection: the why-missed report reads it, and no head knows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from detkit.structures.boxes import pairwise_iou
+
+#: Label of a candidate of a stage that knows no classes: a proposal.
+NO_CLASS = -1
+
+#: Of the candidates that one selection leaves behind so many are recorded, the best. 1000 proposals of 80 classes are
+#: fewer; a dense head has millions, nearly all of which score nothing.
+MOST_TRACED = 100_000
+
+
+class Fate(IntEnum):
+    """What became of a candidate; the greater, the further it came."""
+
+    LOW_SCORE = 0  # not above the head's score threshold
+    CUT = 1  # not among the best that enter NMS
+    TOO_SMALL = 2  # or of a size that its level does not answer for
+    SUPPRESSED = 3  # by a better one that it overlaps
+    OVER_LIMIT = 4  # survived NMS, but too many were better
+    KEPT = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """C candidates of one image at one place where some of them were removed.
+
+    ``boxes`` (C, 4) px of the network input, clipped to the image; ``scores`` (C,); ``labels`` (C,), NO_CLASS for
+    proposals; ``fates`` (C,) uint8, values of :class:`Fate`; ``suppressors`` (C,): of a suppressed one the candidate
+    that removed it, an index into this selection, else -1.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    fates: Tensor
+    suppressors: Tensor
+
+    @classmethod
+    def removed(cls, boxes: Tensor, scores: Tensor, labels: Tensor, fate: Fate) -> Selection:
+        """Candidates that all met the same ``fate``, and not by another candidate."""
+        count = len(boxes)
+        fates = torch.full((count,), int(fate), dtype=torch.uint8, device=boxes.device)
+        return cls(boxes, scores, labels, fates, torch.full((count,), -1, dtype=torch.int64, device=boxes.device))
+
+
+@dataclass(slots=True)
+class Trace:
+    """The selections made inside a :func:`tracing` block, in their order."""
+
+    selections: list[Selection] = field(default_factory=list)
+
+
+_ACTIVE: ContextVar[Trace | None] = ContextVar("trace", default=None)
+
+
+def active_trace() -> Trace | None:
+    """The trace of the innermost :func:`tracing` block around the caller; None almost always."""
+    return _ACTIVE.get()
+
+
+@contextmanager
+def tracing() -> Iterator[Trace]:
+    """Record what :mod:`detkit.matching.select` removes inside the block.
+
+    Run one image at a time in it: a selection does not say whose it is. It changes no detection, but costs time, and
+    memory for every candidate.
+    """
+    trace = Trace()
+    token = _ACTIVE.set(trace)
+    try:
+        yield trace
+    finally:
+        _ACTIVE.reset(token)
+
+
+def best_of(scores: Tensor, mask: Tensor, num: int) -> Tensor:
+    """The ``num`` best of ``scores`` (N,) where ``mask`` (N,) holds, as ascending indices."""
+    index = mask.nonzero().squeeze(1)
+    return index if len(index) <= num else index[scores[index].topk(num).indices.sort().values]
+
+
+def selection_of_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    labels: Tensor,
+    *,
+    large: Tensor,
+    survivors: Tensor,
+    limit: int,
+    iou_threshold: float | None,
+) -> Selection:
+    """What a size filter, NMS within ``groups``, and a limit did to C candidates.
+
+    Args:
+        boxes: (C, 4) px, clipped.
+        scores: (C,).
+        groups: (C,): only candidates of one group suppress each other (a class, a level).
+        labels: (C,).
+        large: (C,) bool, False for those that the size filter removed.
+        survivors: indices into the C of those that NMS left, best first.
+        limit: how many of the survivors were kept.
+        iou_threshold: of the NMS; None where there was none.
+    """
+    selection = Selection.removed(boxes, scores, labels, Fate.SUPPRESSED)
+    selection.fates[~large] = Fate.TOO_SMALL
+    selection.fates[survivors] = Fate.OVER_LIMIT
+    selection.fates[survivors[:limit]] = Fate.KEPT
+    victims = (selection.fates == Fate.SUPPRESSED).nonzero().squeeze(1)
+    if iou_threshold is not None and len(victims):
+        iou = pairwise_iou(boxes[victims], boxes[survivors])
+        iou = iou.masked_fill(groups[victims][:, None] != groups[survivors], -1.0)
+        # The survivors stand best first: the first that overlaps enough is the one that did it. NMS moves groups apart
+        # before it compares them, which rounds: where none overlaps enough by a hair, it was the nearest.
+        enough = iou > iou_threshold
+        first = torch.where(enough.any(1), enough.int().argmax(1), iou.argmax(1))
+        selection.suppressors[victims] = survivors[first]
+    return selection

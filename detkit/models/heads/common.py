@@ -1,0 +1,26 @@
+"""What several heads do in the same way."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from detkit.losses import BoxLoss
+from detkit.matching import DeltaCoder
+from detkit.utils.dist import mean_over_processes
+
+
+def regression_loss(loss: BoxLoss, coder: DeltaCoder, deltas: Tensor, references: Tensor, boxes: Tensor) -> Tensor:
+    """Sum of ``loss`` over N boxes, in the space that it compares: offsets, or decoded boxes in px."""
+    if loss.space == "delta":
+        return loss(deltas, coder.encode(boxes, references)).sum()
+    return loss(coder.decode(deltas, references), boxes).sum()
+
+
+def mean_count(count: int, like: Tensor) -> Tensor:
+    """What a sum of losses is divided by: ``count`` averaged over processes, at least 1."""
+    return mean_over_processes(like.new_tensor(float(count))).clamp(min=1)
+
+
+def per_anchor(x: Tensor, num_outputs: int) -> Tensor:
+    """(B, A * O, H, W) to (B, H * W * A, O), in the anchors' order."""
+    return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, num_outputs)

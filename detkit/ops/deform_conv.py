@@ -1,0 +1,361 @@
+"""Deformable convolution v1 (Dai et al., ICCV 2017, eq. 2) and v2, modulated (Zhu et al., CVPR 2019, eq. 1).
+
+Tap k of the kernel reads the map at ``p + p_k + offset_k``, bilinearly, and v2 scales what it reads by ``mask_k``. As a
+sparse map the taps become rows of a table, and the rest is a matrix product; ``cuda/deform_conv.cu`` is the kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from detkit.ops.sampling import (
+    Taps,
+    as_maps,
+    empty_maps,
+    feature_table,
+    outer,
+    outer_index,
+    scattered_rows,
+    weight_gradient,
+    weighted_rows,
+    widened,
+    zero_taps,
+)
+
+#: Numbers in the sampled rows that are made at once: 64 MB in float32 stay in a server's last-level cache or near it.
+_CHUNK = 1 << 24
+
+
+def deform_conv(
+    x: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    mask: Tensor | None = None,
+    *,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+) -> Tensor:
+    """Convolve ``x`` with a kernel whose taps are moved, and with ``mask`` also scaled, at every place.
+
+    Under autocast the maps and weights are cast as a convolution's are, and the offsets are not: a bfloat16 has 8 bits
+    for a place.
+
+    Args:
+        x: (B, C, H, W), any layout; beyond its edge it is zero.
+        offset: (B, 2 G k_h k_w, H', W') in cells; y then x for each tap, taps row by row, for each of G equal groups of
+            channels: torchvision's order. A tap whose place is not finite reads nothing.
+        weight: (C', C / groups, k_h, k_w).
+        bias: (C',) or None.
+        mask: (B, G k_h k_w, H', W') or None for v1.
+        stride, padding, dilation: as of a convolution, vertical and horizontal.
+
+    Returns:
+        (B, C', H', W') in channels-last memory order, of the type of ``x``.
+
+    Raises:
+        ValueError: the shapes do not fit together.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    geometry = _Geometry.of(x.shape, weight.shape, offset.shape, stride, padding, dilation)
+    geometry.check(offset, mask)
+    return torch.ops.detkit.deform_conv(x, offset, mask, weight, bias, list(stride), list(padding), list(dilation))
+
+
+class _Geometry(NamedTuple):
+    """All sizes: B, C, H, W; C', groups, G; the kernel's and the output's (height, width); how the kernel moves."""
+
+    batch: int
+    channels: int
+    height: int
+    width: int
+    out_channels: int
+    groups: int
+    offset_groups: int
+    kernel: tuple[int, int]
+    output: tuple[int, int]
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+
+    @staticmethod
+    def of(
+        x: Sequence[int],
+        weight: Sequence[int],
+        offset: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+    ) -> _Geometry:
+        if len(x) != 4 or len(weight) != 4 or len(offset) != 4:
+            raise ValueError(f"x, weight and offset have 4 axes, not {len(x)}, {len(weight)} and {len(offset)}")
+        kernel = (weight[2], weight[3])
+        output = tuple(
+            (size + 2 * p - d * (k - 1) - 1) // s + 1
+            for size, k, s, p, d in zip(x[2:], kernel, stride, padding, dilation, strict=True)
+        )
+        groups = x[1] // weight[1] if weight[1] and x[1] % weight[1] == 0 else 0
+        offset_groups = offset[1] // (2 * kernel[0] * kernel[1])
+        return _Geometry(*x, weight[0], groups, offset_groups, kernel, output, stride, padding, dilation)  # pyright: ignore
+
+    @property
+    def num_taps(self) -> int:
+        return self.kernel[0] * self.kernel[1]
+
+    def check(self, offset: Tensor, mask: Tensor | None) -> None:
+        if self.groups == 0 or self.out_channels % self.groups:
+            raise ValueError(f"{self.channels} channels do not divide among weights for {self.out_channels}")
+        taps = self.offset_groups * self.num_taps
+        if min(self.output) < 0 or offset.shape != (self.batch, 2 * taps, *self.output) or taps == 0:
+            raise ValueError(
+                f"offset must be ({self.batch}, 2 G * {self.num_taps}, {self.output[0]}, {self.output[1]}), "
+                f"not {tuple(offset.shape)}"
+            )
+        if self.channels % self.offset_groups:
+            raise ValueError(
+                f"{self.channels} channels do not divide into the {self.offset_groups} groups of the offset"
+            )
+        if mask is not None and mask.shape != (self.batch, taps, *self.output):
+            raise ValueError(
+                f"mask must be ({self.batch}, {taps}, {self.output[0]}, {self.output[1]}), not {tuple(mask.shape)}"
+            )
+
+    def chunks(self) -> Iterator[slice]:
+        """Runs of images whose sampled rows fit the budget."""
+        each = self.output[0] * self.output[1] * self.num_taps * self.channels
+        step = max(1, _CHUNK // max(each, 1))
+        for start in range(0, max(self.batch, 1), step):
+            yield slice(start, min(start + step, self.batch))
+
+    def taps(self, offset: Tensor) -> tuple[Taps, Taps]:
+        """Taps of both axes at (b, H', W', k, G) for the offsets of b images."""
+        b = len(offset)
+        (h, w), (kh, kw) = self.output, self.kernel
+        moved = offset.reshape(b, self.offset_groups, kh, kw, 2, h, w).permute(0, 5, 6, 2, 3, 1, 4)
+        y = _places(h, kh, 0, self, offset)[:, None, :, None, None] + moved[..., 0]
+        x = _places(w, kw, 1, self, offset)[None, :, None, :, None] + moved[..., 1]
+        y, x = y.flatten(3, 4), x.flatten(3, 4)
+        return zero_taps(y, self.height), zero_taps(x, self.width)
+
+    def addresses(self, y: Taps, x: Taps) -> Tensor:
+        """Indices (rows, 4) into the table (b * H * W * G, C / G) of the images at hand."""
+        image = torch.arange(len(y.index), device=y.index.device).view(-1, 1, 1, 1, 1, 1)
+        rows = (y.index + image * self.height) * self.width
+        group = torch.arange(self.offset_groups, device=y.index.device)[:, None]
+        return (outer_index(rows, x.index) * self.offset_groups + group).view(-1, 4)
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """The kernel (groups, k * C / groups, C' / groups)."""
+        kernel = weight.view(self.groups, -1, *weight.shape[1:]).permute(0, 3, 4, 2, 1)
+        return kernel.reshape(self.groups, -1, self.out_channels // self.groups)
+
+    def columns(self, rows: Tensor) -> Tensor:
+        """Sampled rows (places * k * G, C / G) as (groups, places, k * C / groups)."""
+        split = rows.view(-1, self.num_taps, self.groups, self.channels // self.groups)
+        return split.permute(2, 0, 1, 3).flatten(2)
+
+    def rows(self, columns: Tensor) -> Tensor:
+        """The inverse of :meth:`columns`."""
+        split = columns.view(self.groups, -1, self.num_taps, self.channels // self.groups)
+        return split.permute(1, 2, 0, 3).reshape(-1, self.channels // self.offset_groups)
+
+
+def _places(size: int, kernel: int, axis: int, geometry: _Geometry, like: Tensor) -> Tensor:
+    """Where the unmoved taps (size, kernel) fall along one axis."""
+    place = torch.arange(size, device=like.device, dtype=like.dtype)[:, None] * geometry.stride[axis]
+    tap = torch.arange(kernel, device=like.device, dtype=like.dtype) * geometry.dilation[axis]
+    return place - geometry.padding[axis] + tap
+
+
+def _tap_weights(y: Taps, x: Taps, mask: Tensor | None) -> Tensor:
+    """(rows, 4); ``mask`` (b, H', W', k, G)."""
+    weights = outer(y.weight, x.weight)
+    return (weights if mask is None else weights * mask[..., None]).view(-1, 4)
+
+
+def _mask_rows(mask: Tensor | None, geometry: _Geometry) -> Tensor | None:
+    """(b, H', W', k, G) from the op's (b, G k, H', W')."""
+    if mask is None:
+        return None
+    return widened(mask).unflatten(1, (geometry.offset_groups, geometry.num_taps)).permute(0, 3, 4, 2, 1)
+
+
+@torch.library.custom_op(
+    "detkit::deform_conv",
+    mutates_args=(),
+    schema="(Tensor x, Tensor offset, Tensor? mask, Tensor weight, Tensor? bias, int[] stride, int[] padding, "
+    "int[] dilation) -> Tensor",
+)
+def _forward(
+    x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, *moves: Sequence[int]
+) -> Tensor:
+    geometry = _Geometry.of(x.shape, weight.shape, offset.shape, *moves)
+    out = []
+    matrix = widened(geometry.matrix(weight))
+    for images in geometry.chunks():
+        y_taps, x_taps = geometry.taps(widened(offset[images]))
+        part = _mask_rows(None if mask is None else mask[images], geometry)
+        table = feature_table([x[images]]).view(-1, geometry.channels // geometry.offset_groups)
+        rows = weighted_rows(table, geometry.addresses(y_taps, x_taps), _tap_weights(y_taps, x_taps, part))
+        product = torch.bmm(geometry.columns(rows), matrix).transpose(0, 1).flatten(1)
+        out.append(product if bias is None else product.add_(widened(bias)))
+    return as_maps(torch.cat(out).to(x.dtype), geometry.batch, geometry.out_channels, *geometry.output)
+
+
+@_forward.register_fake
+def _(
+    x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, *moves: Sequence[int]
+) -> Tensor:
+    geometry = _Geometry.of(x.shape, weight.shape, offset.shape, *moves)
+    return empty_maps(x, geometry.batch, geometry.out_channels, *geometry.output)
+
+
+@torch.library.custom_op(
+    "detkit::deform_conv_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor x, Tensor offset, Tensor? mask, Tensor weight, int[] stride, int[] padding, "
+    "int[] dilation) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def _backward(
+    grad: Tensor, x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, *moves: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, offset, mask (empty without one) and weight. Rows are sampled again rather than kept."""
+    geometry = _Geometry.of(x.shape, weight.shape, offset.shape, *moves)
+    matrix = widened(geometry.matrix(weight))
+    of_matrix = torch.zeros_like(matrix)
+    of_x, of_offset, of_mask = [], [], []
+    for images in geometry.chunks():
+        y_taps, x_taps = geometry.taps(widened(offset[images]))
+        part = _mask_rows(None if mask is None else mask[images], geometry)
+        table = feature_table([x[images]]).view(-1, geometry.channels // geometry.offset_groups)
+        indices, weights = geometry.addresses(y_taps, x_taps), _tap_weights(y_taps, x_taps, part)
+        upstream = widened(grad[images]).permute(0, 2, 3, 1).reshape(-1, geometry.groups, matrix.shape[2])
+        upstream = upstream.transpose(0, 1)
+        of_matrix.baddbmm_(geometry.columns(weighted_rows(table, indices, weights)).transpose(1, 2), upstream)
+        of_rows = geometry.rows(torch.bmm(upstream, matrix.transpose(1, 2)))
+        of_x.append(scattered_rows(of_rows, indices, weights, len(table)))
+        by_offset, by_mask = _place_gradients(weight_gradient(of_rows, table, indices), y_taps, x_taps, part)
+        of_offset.append(by_offset)
+        of_mask.append(by_mask)
+    return _gathered(geometry, x, offset, mask, weight, of_x, of_offset, of_mask, of_matrix)
+
+
+def _place_gradients(of_weights: Tensor, y: Taps, x: Taps, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Gradients of the offset (b, 2 G k, H', W') and of the mask (b, G k, H', W') from that of the taps' weights."""
+    of_weights = of_weights.view(*y.weight.shape[:-1], 4)
+    unscaled = of_weights if mask is None else of_weights * mask[..., None]
+    by_y = (outer(y.slope, x.weight) * unscaled).sum(-1)
+    by_x = (outer(y.weight, x.slope) * unscaled).sum(-1)
+    by_offset = torch.stack([by_y, by_x], dim=-1).permute(0, 4, 3, 5, 1, 2).flatten(1, 3)
+    if mask is None:
+        return by_offset, by_offset.new_empty(0)
+    by_mask = (outer(y.weight, x.weight) * of_weights).sum(-1)
+    return by_offset, by_mask.permute(0, 4, 3, 1, 2).flatten(1, 2)
+
+
+def _gathered(
+    geometry: _Geometry,
+    x: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    of_x: list[Tensor],
+    of_offset: list[Tensor],
+    of_mask: list[Tensor],
+    of_matrix: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The parts of all chunks as the op returns them."""
+    b, c, h, w = x.shape
+    by_x = as_maps(torch.cat(of_x).to(x.dtype), b, c, h, w)
+    by_offset = torch.cat(of_offset).to(offset.dtype).contiguous()
+    by_mask = offset.new_empty(0) if mask is None else torch.cat(of_mask).to(mask.dtype).contiguous()
+    kernel = of_matrix.view(geometry.groups, *geometry.kernel, c // geometry.groups, -1).permute(0, 4, 3, 1, 2)
+    return by_x, by_offset, by_mask, kernel.reshape(weight.shape).to(weight.dtype).contiguous()
+
+
+@_backward.register_fake
+def _(
+    grad: Tensor, x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, *moves: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    b, c, h, w = x.shape
+    return (
+        empty_maps(x, b, c, h, w),
+        offset.new_empty(offset.shape),
+        offset.new_empty(0) if mask is None else mask.new_empty(mask.shape),
+        weight.new_empty(weight.shape),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, offset, mask, weight, bias, *ctx.moves = inputs
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.save_for_backward(x, offset, mask, weight)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    x, offset, mask, weight = ctx.saved_tensors
+    of_x, of_offset, of_mask, of_weight = torch.ops.detkit.deform_conv_backward(
+        grad, x, offset, mask, weight, *ctx.moves
+    )
+    of_bias = None if ctx.bias_dtype is None else widened(grad).sum(dim=(0, 2, 3)).to(ctx.bias_dtype)
+    return of_x, of_offset, None if mask is None else of_mask, of_weight, of_bias, None, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup_context)
+
+
+def deform_conv_reference(
+    x: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    mask: Tensor | None = None,
+    *,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+) -> Tensor:
+    """:func:`deform_conv` as slow, obvious loops: the specification that every faster form is tested against."""
+    batch, _, out_h, out_w = offset.shape
+    out_channels, per_group, kernel_h, kernel_w = weight.shape
+    num_taps = kernel_h * kernel_w
+    offset_groups = offset.shape[1] // (2 * num_taps)
+    groups = x.shape[1] // per_group
+    channels = x.shape[1] // offset_groups
+    out = x.new_zeros(batch, out_channels, out_h, out_w)
+    for b in range(batch):
+        for i in range(out_h):
+            for j in range(out_w):
+                for k in range(num_taps):
+                    read = x.new_zeros(x.shape[1])
+                    for g in range(offset_groups):
+                        tap = g * num_taps + k
+                        dy, dx = offset[b, 2 * tap : 2 * tap + 2, i, j].tolist()
+                        place_y = i * stride[0] - padding[0] + k // kernel_w * dilation[0] + dy
+                        place_x = j * stride[1] - padding[1] + k % kernel_w * dilation[1] + dx
+                        run = slice(g * channels, (g + 1) * channels)
+                        read[run] = _zero_padded(x[b, run], place_y, place_x)
+                        if mask is not None:
+                            read[run] *= mask[b, tap, i, j]
+                    kernel = weight[:, :, k // kernel_w, k % kernel_w].view(groups, -1, per_group)
+                    out[b, :, i, j] += (kernel @ read.view(groups, per_group, 1)).view(-1)
+    return out if bias is None else out + bias[:, None, None]
+
+
+def _zero_padded(feature: Tensor, y: float, x: float) -> Tensor:
+    """The value (C,) of ``feature`` (C, H, W), continued by zeros, at a point given in cells."""
+    h, w = feature.shape[1:]
+    value = feature.new_zeros(feature.shape[0])
+    for row in range(h):
+        for column in range(w):
+            weight = max(0.0, 1 - abs(y - row)) * max(0.0, 1 - abs(x - column))  # Dai et al., eq. 4
+            if weight > 0:
+                value = value + weight * feature[:, row, column]
+    return value

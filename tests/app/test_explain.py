@@ -1,0 +1,146 @@
+"""``tools/explain.py``: the sums agree with an independent count, every error is named, the page holds together."""
+
+import contextlib
+import io
+import json
+import re
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from detkit.app import evaluate, explain, train
+from tests.app.test_configs import composed
+from tests.app.tools import call
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A detector that has learnt next to nothing: it makes nearly every mistake."""
+    folder = tmp_path_factory.mktemp("run")
+    cfg = composed(
+        "experiment=quickstart", "debug=overfit", "device=cpu", f"data.root={folder / 'shapes'}", "callbacks={}",
+        "data.train.image_size=96", "data.loader.train.batch_size=4", "trainer.steps=14", "schedule.warmup_steps=0",
+    )  # fmt: skip
+    trainer, _ = train.build_trainer(cfg, folder)
+    trainer.fit()
+    return folder / "last.pt"
+
+
+@pytest.fixture(scope="module")
+def report(checkpoint):
+    """What the tool writes, called as it is from the command line."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
+        patch.setattr("sys.argv", ["explain.py", f"checkpoint={checkpoint}", "device=cpu", "score_threshold=0.15"])
+        explain.main()
+    folder = checkpoint.parent / "explanation_last_val"
+    text = (folder / "explanation.json").read_text()
+    return json.loads(text), (folder / "explanation.html").read_text(), out.getvalue()
+
+
+def counted_by_pycocotools(checkpoint, threshold):
+    """Found objects and false alarms at IoU 0.5, from nothing but the annotations and plain evaluation's detections."""
+    folder = next(p.parent for p in checkpoint.parent.glob("shapes/*/train.json"))
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(folder / "train.json"))
+        rows = json.loads((checkpoint.parent / "evaluation_last_val" / "detections.json").read_text())
+        evaluation = COCOeval(truth, truth.loadRes(rows), "bbox")
+        evaluation.params.iouThrs = np.array([0.5])
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, 1e10]], ["all"]
+        evaluation.params.maxDets = [1000]
+        evaluation.evaluate()
+    found = wrong = 0
+    for entry in filter(None, evaluation.evalImgs):
+        shown = np.array(entry["dtScores"]) >= threshold
+        matched = entry["dtMatches"][0] > 0
+        found += int((shown & matched).sum())
+        wrong += int((shown & ~matched & ~entry["dtIgnore"][0].astype(bool)).sum())
+    return len(truth.anns), found, wrong
+
+
+def test_the_sums_agree_with_an_independent_count(checkpoint, report, monkeypatch, capsys):
+    call(evaluate.main, monkeypatch, capsys, f"checkpoint={checkpoint}", "device=cpu")
+    numbers, _, _ = report
+    objects, found, wrong = counted_by_pycocotools(checkpoint, 0.15)
+    assert (numbers["objects"], numbers["found"]) == (objects, found)
+    assert sum(numbers["missed_by_cause"].values()) == objects - found == len(numbers["missed"])
+    assert sum(numbers["false_alarms_by_cause"].values()) == wrong == len(numbers["false_alarms"])
+    assert 0 < found < objects
+    assert wrong > 0
+    assert len(numbers["missed_by_cause"]) > 1
+    ap50 = json.loads((checkpoint.parent / "evaluation_last_val" / "evaluation.json").read_text())["metrics"]["AP50"]
+    assert numbers["AP50"] == pytest.approx(ap50, abs=1e-9)
+
+
+def test_every_error_is_named_by_file_and_id(checkpoint, report):
+    numbers, _, _ = report
+    annotations = json.loads(next(checkpoint.parent.glob("shapes/*/train.json")).read_text())
+    owner = {a["id"]: a["image_id"] for a in annotations["annotations"]}
+    files = {i["id"]: i["file_name"] for i in annotations["images"]}
+    for row in numbers["missed"]:
+        assert owner[row["annotation_id"]] == row["image_id"]
+        assert row["file"].endswith(files[row["image_id"]])
+        assert row["text"].startswith(row["cause"].partition(" (")[0])
+    assert len({row["annotation_id"] for row in numbers["missed"]}) == len(numbers["missed"])
+    for row in numbers["false_alarms"]:
+        assert row["score"] >= 0.15
+        assert row["file"].endswith(files[row["image_id"]])
+
+
+def test_the_page_holds_together(report):
+    numbers, html, out = report
+    for words in (*numbers["missed_by_cause"], *numbers["false_alarms_by_cause"]):
+        assert words in html
+        assert words in out
+    assert "What to fix first" in html
+    assert numbers["missed"][0]["file"].rpartition("/")[2] in html
+    assert not re.search(r"(src|href)=\"(?!data:)", html), "it needs no other file and no network"
+    for tag in ("section", "div", "table", "figure", "svg", "main"):
+        assert html.count(f"<{tag}>") + html.count(f"<{tag} ") == html.count(f"</{tag}>"), tag
+    pictures = re.findall(r"data:image/jpeg;base64,([^\"]+)", html)
+    assert 2 < len(pictures) <= 6 * (len(numbers["missed_by_cause"]) + len(numbers["false_alarms_by_cause"]))
+
+
+def test_watching_leaves_the_detections_alone(checkpoint, report, monkeypatch, capsys):
+    """The best F1 is chosen where no threshold is given; fewer pictures where asked."""
+    folder = checkpoint.parent / "again"
+    call(
+        explain.main, monkeypatch, capsys,
+        f"checkpoint={checkpoint}", "device=cpu", f"output={folder}", "num_pictures=0", "data.loader.val.batch_size=3",
+    )  # fmt: skip
+    again = json.loads((folder / "explanation.json").read_text())
+    assert "<figure>" not in (folder / "explanation.html").read_text()
+    assert again["score_threshold"] != 0.15
+    assert again["cost_in_AP50"] == pytest.approx(report[0]["cost_in_AP50"], abs=1e-6)
+
+
+def write_coco(folder, names, annotations):
+    (folder / "images").mkdir(parents=True)
+    cv2.imwrite(str(folder / "images" / "a.png"), np.zeros((64, 64, 3), np.uint8))
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 64, "height": 64}],
+        "annotations": annotations,
+        "categories": [{"id": k, "name": name} for k, name in enumerate(names, start=1)],
+    }
+    for split in ("train", "val"):
+        (folder / f"{split}.json").write_text(json.dumps(content))
+
+
+def test_mistakes_get_one_clear_line(checkpoint, tmp_path, monkeypatch, capsys):
+    start = (explain.main, monkeypatch, capsys, f"checkpoint={checkpoint}", "device=cpu")
+    shapes = ["circle", "square", "triangle", "star", "cross", "ring"]
+    write_coco(tmp_path / "empty", shapes, [])
+    output = call(*start, "data=coco", f"data.root={tmp_path / 'empty'}", code=2)
+    assert "error: data.val: none of its 1 images has an object to find: nothing can be missed" in output
+    box = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0}
+    write_coco(tmp_path / "dogs", ["dog"], [box])
+    output = call(*start, "data=coco", f"data.root={tmp_path / 'dogs'}", code=2)
+    assert "error: data.val has other classes than the model: missing ['circle'" in output
+    assert "score_threshold: must lie in [0, 1], not 1.5" in call(*start, "score_threshold=1.5", code=2)
+    assert "num_pictures: must be 0 or more, not -1" in call(*start, "num_pictures=-1", code=2)
+    assert "split: must be one of 'train', 'val', not 'test'" in call(*start, "split=test", code=2)
+    assert "nowhere.pt: there is no such file" in call(
+        explain.main, monkeypatch, capsys, "checkpoint=nowhere.pt", code=1
+    )

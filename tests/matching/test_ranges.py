@@ -1,0 +1,116 @@
+"""SNIP: a level learns nothing from objects outside its range."""
+
+import pytest
+import torch
+
+from detkit.losses import L1, Focal
+from detkit.matching import AnchorGrid, DeltaCoder, MaxIoUAssigner, assign_anchors, check_ranges
+from detkit.matching.assigners import IGNORED
+from detkit.matching.ranges import in_range
+from detkit.models.heads.retinanet import RetinaHead
+from detkit.structures import FeatureSpec, ImageMeta, Images, Target
+
+SPEC = FeatureSpec((4, 4), (8.0, 16.0))
+SHAPES = [(8, 8), (4, 4)]
+RANGES = ((0.0, 30.0), (20.0, None))
+IMAGES = Images(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), (ImageMeta(0, "0.png", (64, 64), (64, 64)),))
+
+
+def target(*boxes):
+    n = len(boxes)
+    return Target(
+        torch.tensor(boxes, dtype=torch.float32), torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.bool)
+    )
+
+
+def assign(boxes, ranges=RANGES):
+    grid = AnchorGrid(in_spec=SPEC, scales=(2.0,), ratios=(1.0,))
+    assigner = MaxIoUAssigner(positive=0.5, negative=0.4, match_best=True)
+    return assign_anchors(grid, assigner, SHAPES, IMAGES, [target(*boxes)], ranges)[0]
+
+
+def test_sizes_are_square_roots_of_areas_and_bounds_belong_to_the_range():
+    boxes = target([0, 0, 40, 10], [0, 0, 30, 30], [0, 0, 60, 60], [0, 0, 10, 10]).boxes
+    assert in_range(boxes, RANGES).tolist() == [[True, True], [True, True], [False, True], [True, False]]
+
+
+def test_each_level_answers_for_its_own_sizes():
+    small, large = [20.0, 20.0, 36.0, 36.0], [8.0, 8.0, 56.0, 56.0]
+    fine, coarse = assign([small, large]).matched.split([64, 16])
+    assert (fine == 0).any()
+    assert not (fine == 1).any()
+    assert (coarse == 1).any()
+    assert not (coarse == 0).any()
+
+
+def test_an_anchor_on_a_forbidden_object_is_ignored_not_background():
+    exact = [16.0, 16.0, 32.0, 32.0]  # the very box of a fine anchor, centred on cell (3, 3)
+    free = assign([exact], None).matched[:64]
+    forbidden = assign([exact], ((30.0, None), (0.0, None))).matched[:64]
+    place = (free == 0).nonzero()[0]
+    assert forbidden[place] == IGNORED
+    assert not (forbidden == 0).any()
+
+
+def test_an_object_out_of_every_range_gives_exactly_no_gradient():
+    """Moving such an object changes no gradient by a bit, as long as it covers the same anchors."""
+    head = RetinaHead(
+        in_spec=SPEC, num_classes=2, anchors=AnchorGrid(in_spec=SPEC, scales=(2.0,), ratios=(1.0,)),
+        assigner=MaxIoUAssigner(positive=0.5, negative=0.4, match_best=True), coder=DeltaCoder(), cls_loss=Focal(),
+        box_loss=L1(), valid_ranges=((0.0, 20.0), (0.0, 20.0)),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    features = [torch.randn(1, 4, *shape) for shape in SHAPES]
+    inside, outside = [4.0, 4.0, 20.0, 20.0], [30.0, 30.0, 62.0, 62.0]
+
+    def gradients(*boxes):
+        head.zero_grad()
+        head.loss(features, IMAGES, [target(*boxes)]).total.backward()
+        return [p.grad.clone() for p in head.parameters()]
+
+    one, two = gradients(inside, outside), gradients(inside, [30.5, 30.5, 62.5, 62.5])
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+    raw = head(features)
+    for part in (*raw.logits, *raw.deltas):
+        part.retain_grad()
+    head.loss_from_raw(raw, IMAGES, [target(outside)]).total.backward()
+    matched = head.assign(SHAPES, IMAGES, [target(outside)])[0].matched
+    logit_gradient = torch.cat([part.grad for part in raw.logits], 1)[0]
+    assert (matched == IGNORED).any()
+    assert (logit_gradient[matched == IGNORED] == 0).all()
+    assert all((part.grad == 0).all() for part in raw.deltas), "no box learns from it either"
+
+
+@pytest.mark.parametrize(
+    ("ranges", "message"),
+    [
+        (((0.0, 10.0),), "one range for each of the 2 levels, not 1"),
+        (((5.0, 5.0), (0.0, None)), r"\[5.0, 5.0\] holds no size"),
+    ],
+)
+def test_ranges_that_do_not_fit_are_refused(ranges, message):
+    with pytest.raises(ValueError, match=message):
+        check_ranges(ranges, 2)
+
+
+@torch.no_grad()
+def test_a_level_drops_what_is_out_of_its_range_at_test():
+    """A fine level that was never taught large boxes is not believed when it finds one."""
+
+    def head(ranges):
+        made = RetinaHead(
+            in_spec=SPEC, num_classes=2, anchors=AnchorGrid(in_spec=SPEC, scales=(2.0,), ratios=(1.0,)),
+            assigner=MaxIoUAssigner(positive=0.5, negative=0.4), coder=DeltaCoder(), cls_loss=Focal(), box_loss=L1(),
+            valid_ranges=ranges, nms_iou=1.0,
+        )  # fmt: skip
+        return made
+
+    raw = head(None)([torch.zeros(1, 4, *shape) for shape in SHAPES])
+    raw.logits[0][0, 27, 0] = 3.0  # an anchor of 16 px
+    raw.logits[0][0, 36, 0] = 2.0
+    raw.deltas[0][0, 27] = torch.tensor([0.0, 0.0, 1.0, 1.0])  # grown to 43 px, out of the fine level's range
+    free, kept = head(None).decode(raw, IMAGES)[0], head(RANGES).decode(raw, IMAGES)[0]
+    assert len(free) == 2
+    assert len(kept) == 1
+    torch.testing.assert_close(kept.boxes[0], free.boxes[1])

@@ -1,0 +1,85 @@
+"""Deformable layers in the models: what a fresh one is, how pretrained weights reach it, and that it learns."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from detkit.models.backbones import ResNet
+from detkit.models.layers import ConvNorm, DeformConv, DeformRoIPool, OffsetConv, conv_norm, make_conv
+from detkit.ops import multi_level_roi_align
+
+PIXELS = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_fresh_layer_is_the_plain_convolution(stride):
+    plain = make_conv("conv", 4, 6, 3, stride, bias=True)
+    x = torch.randn(2, 4, 9, 12)
+    for name, share in (("deform", 1.0), ("modulated_deform", 0.5)):  # Zhu et al., section 3.1: the mask starts at 0.5
+        layer = make_conv(name, 4, 6, 3, stride, bias=True)
+        layer.load_state_dict(plain.state_dict(), strict=False)
+        bias = plain.bias[:, None, None]
+        torch.testing.assert_close(layer(x), share * (plain(x) - bias) + bias, rtol=1e-4, atol=1e-5)
+
+
+def test_every_parameter_of_a_layer_learns():
+    for modulated in (False, True):
+        layer = DeformConv(
+            in_channels=4, out_channels=4, kernel_size=3, padding=2, dilation=2, groups=2, offset_groups=2, bias=True,
+            modulated=modulated,
+        )  # fmt: skip
+        layer(torch.randn(1, 4, 8, 8)).square().sum().backward()
+        assert all(p.grad is not None and p.grad.any() for p in layer.parameters())
+
+
+def test_a_frozen_norm_is_folded_into_it():
+    conv, norm = make_conv("modulated_deform", 4, 6, 3), FrozenBatchNorm2d(6)
+    nn.init.normal_(conv.offset.weight, std=0.1)
+    for buffer, low in (("weight", 0.5), ("bias", -1.0), ("running_mean", -1.0), ("running_var", 0.5)):
+        norm.get_buffer(buffer).uniform_(low, 2.0)
+    x = torch.randn(2, 4, 9, 12)
+    torch.testing.assert_close(conv_norm(x, conv, norm), norm(conv(x)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ConvNorm(conv, norm)(x), norm(conv(x)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_resnet_deforms_the_stages_asked_for_and_starts_as_the_pretrained_network(depth, tmp_path):
+    torch.manual_seed(0)
+    theirs = getattr(torchvision.models, f"resnet{depth}")(weights=None)
+    torch.save(theirs.state_dict(), tmp_path / "resnet.pth")
+    options = {"depth": depth, "weights": str(tmp_path / "resnet.pth"), "frozen_stages": 0}
+    plain = ResNet(**options)
+    deformable = ResNet(**options, stage_conv=("conv", "conv", "deform", "deform"))
+    for i, kind in enumerate((nn.Conv2d, nn.Conv2d, DeformConv, DeformConv), start=1):
+        assert {type(block.conv2) for block in getattr(deformable, f"layer{i}")} == {kind}
+    assert not any(p.any() for m in deformable.modules() if isinstance(m, OffsetConv) for p in m.parameters())
+    with torch.no_grad():
+        for a, b in zip(deformable(PIXELS), plain(PIXELS), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
+
+
+def test_a_file_that_lacks_more_than_offsets_is_refused(tmp_path):
+    state = torchvision.models.resnet18(weights=None).state_dict()
+    del state["layer4.0.conv2.weight"]
+    torch.save(state, tmp_path / "resnet.pth")
+    with pytest.raises(ValueError, match=r"1 missing \(layer4\.0\.conv2\.weight\)"):
+        ResNet(depth=18, weights=str(tmp_path / "resnet.pth"), stage_conv=("conv", "conv", "conv", "deform"))
+
+
+def test_fresh_deformable_pooling_is_roi_align_and_its_offsets_learn():
+    g = torch.Generator().manual_seed(0)
+    maps = [torch.randn(1, 3, 16, 20, generator=g), torch.randn(1, 3, 8, 10, generator=g)]
+    boxes = torch.tensor([[8.0, 8.0, 60.0, 44.0], [20.0, 4.0, 100.0, 90.0]])
+    index, levels = torch.zeros(2, dtype=torch.int64), torch.tensor([0, 1])
+    layer = DeformRoIPool(channels=3, resolution=4, sampling_ratio=2)
+    options = {"scales": (1 / 8, 1 / 16), "image_sizes": [(128, 160)]}
+    out = layer(maps, boxes, index, levels, **options)
+    plain = multi_level_roi_align(maps, boxes, index, levels, output_size=(4, 4), **options)
+    torch.testing.assert_close(out, plain)
+    out.square().sum().backward()
+    assert layer.offset.weight.grad.any()
+    with torch.no_grad():
+        layer.offset.bias.fill_(5.0)
+    assert not torch.allclose(layer(maps, boxes, index, levels, **options), plain)

@@ -1,0 +1,6 @@
+"""See `python tools/explain.py --help`."""
+
+from detkit.app.explain import main
+
+if __name__ == "__main__":
+    main()

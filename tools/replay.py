@@ -1,0 +1,6 @@
+"""See `python tools/replay.py --help`."""
+
+from detkit.app.replay import main
+
+if __name__ == "__main__":
+    main()
