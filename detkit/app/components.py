@@ -12,9 +12,12 @@ from detkit.config import load_plugins
 
 
 def load_components() -> None:
-    """Make detkit's own classes and those of plugins known.
+    """Make detkit's own classes and those of plugins known, and how sweeps are run.
 
     Raises:
         ConfigError: a plugin cannot be imported.
     """
+    from detkit.app.sweep.plugins import register_sweeps  # knows the command line, which knows this file
+
+    register_sweeps()  # configs/train.yaml names them: every composition of it needs this
     load_plugins()

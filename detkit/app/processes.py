@@ -43,7 +43,7 @@ def process_group(device: str, timeout: float) -> Iterator[None]:
     wait = datetime.timedelta(seconds=timeout)
     store, rank, world_size = next(rendezvous("env://", timeout=wait))
     # torchrun keeps its store over a restart, with the addresses of the dead in it (torch 2.14, gloo: it hangs).
-    store = torch_dist.PrefixStore(f"attempt {_attempt()}", store)
+    store = torch_dist.PrefixStore(f"attempt {_attempt()}", store)  # pyright: ignore[reportPrivateImportUsage]
     backend = "nccl" if on_gpu else "gloo"
     torch_dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=wait)
     try:

@@ -28,7 +28,6 @@ from detkit.app.setup import (
     without_pretrained_weights,
 )
 from detkit.app.sweep.plan import Job
-from detkit.app.sweep.plugins import register_sweeps
 from detkit.app.sweep.process import run_to_the_end, stop_with_the_sweep
 from detkit.config import ConfigError, build, validate
 from detkit.data.datasets.base import DetectionDataset
@@ -45,7 +44,6 @@ from detkit.utils.seed import seed_everything
 def main() -> None:
     """The command line."""
     stop_with_the_sweep()
-    register_sweeps()
     run_tool(run, "train", run_sweep_job)
 
 

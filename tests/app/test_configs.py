@@ -12,12 +12,10 @@ from detkit.app.entry import normalize_overrides
 from detkit.app.paths import config_dir
 from detkit.app.schema import EvaluateOptions, PredictOptions, TrainSchema
 from detkit.app.stored import Stored
-from detkit.app.sweep.plugins import register_sweeps
 from detkit.config import ConfigError, Registry, build, validate
 from detkit.data import ShapesDataset
 
 load_components()
-register_sweeps()
 EXPERIMENTS = sorted(
     str(p.relative_to(config_dir() / "experiment").with_suffix(""))
     for p in (config_dir() / "experiment").rglob("*.yaml")

@@ -28,7 +28,6 @@ from detkit.app.sweep.batches import Batches
 from detkit.app.sweep.board import in_words, steps_done
 from detkit.app.sweep.folder import SweepFolder, read_jobs
 from detkit.app.sweep.plan import Job, plan_jobs, sweep_name, without_twins
-from detkit.app.sweep.plugins import register_sweeps
 from detkit.app.sweep.process import JobError
 from detkit.config import ConfigError
 from detkit.engine.interrupt import Interrupted
@@ -36,7 +35,6 @@ from detkit.utils.lock import FolderInUseError, claim
 
 ROOT = Path(__file__).parents[2]
 load_components()
-register_sweeps()
 OmegaConf.register_new_resolver("or_custom", lambda name: name or "custom", replace=True)
 
 

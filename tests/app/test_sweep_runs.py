@@ -69,13 +69,13 @@ def test_twelve_jobs_killed_twice_end_in_the_table_of_a_sweep_never_killed(tmp_p
     run("train", *common, *lists, f"hydra.sweep.dir={straight}")
     command = [*common, *lists, f"hydra.sweep.dir={killed}"]
     rng = random.Random(0)
-    for _ in range(2):
+    for at_work in (False, True):
         process = start("train", *command)
-        before = finished(killed)
-        while finished(killed) < before + rng.randint(1, 4):
+        goal = finished(killed) + rng.randint(1, 4)
+        while finished(killed) < goal or (at_work and not is_at_work(killed)):
             assert process.poll() is None, "it ended before it could be killed"
             time.sleep(0.05)
-        time.sleep(rng.uniform(0, 8))
+        time.sleep(0 if at_work else rng.uniform(0, 8))
         process.send_signal(signal.SIGKILL)
         process.communicate()
     output = run("train", *command)
@@ -97,3 +97,8 @@ def test_twelve_jobs_killed_twice_end_in_the_table_of_a_sweep_never_killed(tmp_p
 
 def finished(folder: Path) -> int:
     return len(list(folder.glob("*/result.json")))
+
+
+def is_at_work(folder: Path) -> bool:
+    """Whether a job has saved something and is not at its end."""
+    return any(not (path.parent / "result.json").exists() for path in folder.glob("*/last.pt"))
