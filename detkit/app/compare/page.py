@@ -11,18 +11,18 @@ from detkit.app.compare.runs import System
 from detkit.app.compare.table import Row, cells, headings
 
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #1b1b1b; background: #fff; margin: 2rem auto; max-width: 76rem;
+body { font: 15px/1.45 system-ui, sans-serif; color: #1b1b1b; background: #fff; margin: 2rem auto; max-width: 84rem;
   padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .7rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top;
+table { border-collapse: collapse; font-size: .93rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .5rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top;
   white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; white-space: normal;
-  overflow-wrap: anywhere; min-width: 12rem; }
+  overflow-wrap: anywhere; min-width: 9rem; }
 thead th { border-bottom: 2px solid #888; white-space: nowrap; }
 tr.shown td.interval { font-weight: 600; }
-td.interval { min-width: 11rem; white-space: normal; }
+td.interval { min-width: 9.5rem; white-space: normal; }
 img { max-width: 100%; height: auto; }
 .note { color: #555; max-width: 60rem; } code { background: #f3f3f3; padding: 0 .25em; overflow-wrap: anywhere; }
 """
