@@ -24,14 +24,14 @@ from torch import Tensor, nn
 from detkit.config import HEADS
 from detkit.losses import HeatmapLoss
 from detkit.losses.classification import sigmoid_bias
-from detkit.matching import NEGATIVE, Assignment, select_candidates, top_peaks
+from detkit.matching import Assignment, select_candidates, top_peaks
 from detkit.matching.assigners import IGNORED
 from detkit.matching.gaussian import RadiusRule, draw_gaussians, gaussian_radius
 from detkit.models.heads.common import mean_count
 from detkit.models.heads.dense import CellMasks, DenseHead, cells_inside
-from detkit.models.heads.grid import cell_corners, cells_in_boxes, centre_cells, last_of_cell
+from detkit.models.heads.grid import assign_centres, cell_corners, centre_cells, matched_objects
 from detkit.structures import Detections, FeatureSpec, Images, Losses, Target
-from detkit.structures.boxes import area, xyxy_to_cxcywh
+from detkit.structures.boxes import xyxy_to_cxcywh
 
 
 class RawCentres(NamedTuple):
@@ -99,24 +99,12 @@ class CenterNetHead(DenseHead):
         x = features[0]
         return RawCentres(self.heat(x), self.offsets(x), self.sizes(x))
 
-    @torch.no_grad()
     def assign(self, shapes: Sequence[tuple[int, int]], images: Images, targets: Sequence[Target]) -> list[Assignment]:
         """The references are the K * H * W cells of all classes: the cell of its centre answers for an object.
 
         Of two objects of one class with their centres in one cell the smaller stays: it has no other chance.
         """
-        (height, width), stride = shapes[0], self.strides[0]
-        inside = cells_inside(shapes[0], stride, images)
-        assignments = []
-        for target, cells in zip(targets, inside, strict=True):
-            crowded = cells_in_boxes(target.boxes[target.ignore], shapes[0], stride)
-            matched = torch.where(cells & ~crowded, NEGATIVE, IGNORED).flatten().repeat(self.num_classes)
-            objects = (~target.ignore).nonzero().squeeze(1)
-            objects = objects[area(target.boxes[objects]).argsort(descending=True, stable=True)]
-            x, y = centre_cells(target.boxes[objects], stride, shapes[0]).unbind(1)
-            place = (target.labels[objects] * height + y) * width + x
-            assignments.append(Assignment(last_of_cell(matched, place, objects)))
-        return assignments
+        return assign_centres(shapes[0], self.strides[0], images, targets, num_classes=self.num_classes, largest=False)
 
     def loss_from_raw(self, raw: RawCentres, images: Images, targets: Sequence[Target]) -> Losses:
         shape, stride = (raw.heat.shape[2], raw.heat.shape[3]), self.strides[0]
@@ -128,7 +116,7 @@ class CenterNetHead(DenseHead):
 
         image, reference = (matched >= 0).nonzero().unbind(1)
         cell = reference % (shape[0] * shape[1])
-        boxes = torch.cat([t.boxes[m[m >= 0]] for t, m in zip(targets, matched, strict=True)])
+        boxes, _ = matched_objects(targets, matched)
         true = xyxy_to_cxcywh(boxes) / stride
         offset = true[:, :2] - cell_corners(cell, shape)
         predicted_offset = raw.offsets.flatten(2)[image, :, cell]

@@ -2,10 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from detkit.structures.boxes import xyxy_to_cxcywh
+from detkit.matching import NEGATIVE, Assignment
+from detkit.matching.assigners import IGNORED
+from detkit.models.heads.dense import cells_inside
+from detkit.structures import Images, Target
+from detkit.structures.boxes import area, xyxy_to_cxcywh
+
+
+@torch.no_grad()
+def assign_centres(
+    shape: tuple[int, int], stride: float, images: Images, targets: Sequence[Target], *, num_classes: int, largest: bool
+) -> list[Assignment]:
+    """The cell that holds its centre answers for an object, among ``num_classes`` * H * W cells on a map of ``shape``.
+
+    Cells that begin in the padding and those in ignored objects, where they hold no centre, are ignored.
+
+    Args:
+        num_classes: K for cells of each class, 1 for cells that all classes share.
+        largest: whether the largest or the smallest of several objects stays in a cell.
+    """
+    height, width = shape
+    assignments = []
+    for target, inside in zip(targets, cells_inside(shape, stride, images), strict=True):
+        crowded = cells_in_boxes(target.boxes[target.ignore], shape, stride)
+        matched = torch.where(inside & ~crowded, NEGATIVE, IGNORED).flatten().repeat(num_classes)
+        objects = (~target.ignore).nonzero().squeeze(1)
+        objects = objects[area(target.boxes[objects]).argsort(descending=not largest, stable=True)]  # the last stays
+        x, y = centre_cells(target.boxes[objects], stride, shape).unbind(1)
+        layer = target.labels[objects] if num_classes > 1 else 0
+        assignments.append(Assignment(last_of_cell(matched, (layer * height + y) * width + x, objects)))
+    return assignments
+
+
+def matched_objects(targets: Sequence[Target], matched: Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes (P, 4) px and labels (P,) of the objects in ``matched`` (B, M), image by image, reference by reference."""
+    chosen = [target.select(row[row >= 0]) for target, row in zip(targets, matched, strict=True)]
+    return torch.cat([t.boxes for t in chosen]), torch.cat([t.labels for t in chosen])
 
 
 def centre_cells(boxes: Tensor, stride: float, shape: tuple[int, int]) -> Tensor:

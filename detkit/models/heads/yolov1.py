@@ -30,14 +30,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkit.config import HEADS
-from detkit.matching import NEGATIVE, Assignment, select_candidates, top_candidates
+from detkit.matching import Assignment, select_candidates, top_candidates
 from detkit.matching.assigners import IGNORED
 from detkit.models.heads.common import mean_count
 from detkit.models.heads.dense import CellMasks, DenseHead, cells_inside
-from detkit.models.heads.grid import cell_corners, cells_in_boxes, centre_cells, last_of_cell
+from detkit.models.heads.grid import assign_centres, cell_corners, matched_objects
 from detkit.models.layers import LEAK, ConvTower
 from detkit.structures import Detections, FeatureSpec, Images, Losses, Target
-from detkit.structures.boxes import area, cxcywh_to_xyxy, paired_iou, xyxy_to_cxcywh
+from detkit.structures.boxes import cxcywh_to_xyxy, paired_iou, xyxy_to_cxcywh
 
 
 class RawGrid(NamedTuple):
@@ -126,26 +126,15 @@ class YOLOv1Head(DenseHead):
         boxes, classes = raw.split([self.num_boxes * 5, self.num_classes], dim=3)
         return RawGrid(boxes.unflatten(3, (self.num_boxes, 5)), classes)
 
-    @torch.no_grad()
     def assign(self, shapes: Sequence[tuple[int, int]], images: Images, targets: Sequence[Target]) -> list[Assignment]:
         """The references are the S_h * S_w cells: the one that holds its centre answers for an object."""
-        shape, stride = shapes[0], self.strides[0]
-        assignments = []
-        for target, inside in zip(targets, cells_inside(shape, stride, images), strict=True):
-            crowded = cells_in_boxes(target.boxes[target.ignore], shape, stride)
-            matched = torch.where(inside & ~crowded, NEGATIVE, IGNORED).flatten()
-            objects = (~target.ignore).nonzero().squeeze(1)
-            objects = objects[area(target.boxes[objects]).argsort(stable=True)]  # the largest last: it stays
-            x, y = centre_cells(target.boxes[objects], stride, shape).unbind(1)
-            assignments.append(Assignment(last_of_cell(matched, y * shape[1] + x, objects)))
-        return assignments
+        return assign_centres(shapes[0], self.strides[0], images, targets, num_classes=1, largest=True)
 
     def loss_from_raw(self, raw: RawGrid, images: Images, targets: Sequence[Target]) -> Losses:
         shape = (raw.boxes.shape[1], raw.boxes.shape[2])
         matched = torch.stack([a.matched for a in self.assign([shape], images, targets)])
         image, cell = (matched >= 0).nonzero().unbind(1)  # obj_i
-        objects = torch.cat([t.boxes[m[m >= 0]] for t, m in zip(targets, matched, strict=True)])
-        labels = torch.cat([t.labels[m[m >= 0]] for t, m in zip(targets, matched, strict=True)])
+        objects, labels = matched_objects(targets, matched)
 
         confidence = raw.boxes[..., 4].flatten(1, 2)  # (N, S_h * S_w, B)
         predictors = raw.boxes.flatten(1, 2)[image, cell]  # (P, B, 5)
