@@ -215,11 +215,15 @@ def test_no_shapes_stand_in_yaml():
         assert "num_classes" not in text, path
 
 
-def test_the_readmes_commands_validate():
-    """Every ``tools/train.py`` line of the README composes and passes the checker."""
-    readme = (config_dir().parent / "README.md").read_text()
+def test_the_documents_commands_validate():
+    """Every ``tools/train.py`` line of the README and of docs/ composes and passes the checker."""
+    root = config_dir().parent
+    pages = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
     lines = [
-        line.partition("#")[0].split("tools/train.py")[1] for line in readme.splitlines() if "tools/train.py" in line
+        line.partition("#")[0].split("tools/train.py")[1]
+        for page in pages
+        for line in page.read_text().splitlines()
+        if "tools/train.py" in line
     ]
     checked = 0
     for line in lines:
@@ -234,7 +238,7 @@ def test_the_readmes_commands_validate():
             continue
         validate(composed(*arguments, *([] if "data.root" in line else ["data.root=somewhere"])), TrainSchema)
         checked += 1
-    assert checked >= 5
+    assert checked >= 10
 
 
 def test_no_evaluation_and_no_callbacks_are_a_choice():
