@@ -119,11 +119,13 @@ def top_peaks(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`top_candidates` among the peaks of heatmaps: cells of which no neighbour scores more.
 
+    Of neighbours that score the same, the first is the peak: half types round whole plateaus to one value.
+
     Args:
         scores: (K, H, W); the candidates are the H * W cells, row by row.
     """
-    highest, where = F.max_pool2d(scores[None], 3, stride=1, padding=1, return_indices=True)
-    is_peak = highest[0] == scores
+    _, where = F.max_pool2d(scores[None], 3, stride=1, padding=1, return_indices=True)
+    is_peak = where[0] == torch.arange(scores[0].numel(), device=scores.device).view(scores.shape[1:])
     if trace := active_trace():
         slope = best_of(scores.flatten(), ~is_peak.flatten() & (scores.flatten() > score_threshold), MOST_TRACED)
         num_cells = scores[0].numel()

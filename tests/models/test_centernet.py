@@ -131,6 +131,17 @@ def test_peaks_become_boxes():
     assert found.labels.tolist() == [1, 0]
 
 
+def test_a_plateau_has_one_peak():
+    """bfloat16 rounds neighbours to one value; each would come out as a detection of its own."""
+    raw = blank()
+    raw.heat[0, 1, 3, 5:8] = 2.0
+    raw.heat[0, 1, 4, 5] = 2.0
+    raw.offsets[0] = torch.tensor([0.25, 0.5])[:, None, None]
+    raw.sizes[0] = torch.tensor([4.5, 3.0])[:, None, None]
+    found = head(score_threshold=0.1).decode(raw, images())[0]
+    torch.testing.assert_close(found.boxes, torch.tensor([BOX]))
+
+
 def test_overlapping_peaks_stay_unless_nms_is_asked_for():
     raw = blank()
     for column, logit in ((4, 2.0), (6, 1.0)):
