@@ -9,7 +9,7 @@ import detkit.models
 from detkit.app.paths import config_dir
 from detkit.config import validate
 from detkit.models import Detector, build_detector
-from detkit.structures import Categories
+from detkit.structures import Categories, ImageMeta, Images, Target
 
 #: ResNets that are quick to run, without pretrained weights
 SMALL = [
@@ -57,3 +57,22 @@ def build_model(name: str, categories: Categories, overrides: Sequence[str] = ()
     for part in cfg.values():
         validate(part)
     return build_detector(cfg, categories)
+
+
+def images(*sizes: tuple[int, int]) -> Images:
+    """A black batch of images of ``sizes`` (height, width) px."""
+    h, w = (max(s[i] for s in sizes) for i in (0, 1))
+    metas = tuple(ImageMeta(i, f"{i}.png", s, s) for i, s in enumerate(sizes))
+    return Images(torch.zeros(len(sizes), 3, h, w, dtype=torch.uint8), metas)
+
+
+def target(
+    *boxes: Sequence[float], labels: Sequence[int] | None = None, ignore: Sequence[bool] | None = None
+) -> Target:
+    """Objects at ``boxes``, all of class 0 and none to be ignored unless said."""
+    n = len(boxes)
+    return Target(
+        torch.tensor(boxes, dtype=torch.float32).reshape(n, 4),
+        torch.tensor([0] * n if labels is None else labels, dtype=torch.int64),
+        torch.tensor([False] * n if ignore is None else ignore, dtype=torch.bool),
+    )

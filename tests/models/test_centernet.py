@@ -9,7 +9,8 @@ from detkit.losses import PenaltyReducedFocal
 from detkit.matching import NEGATIVE
 from detkit.matching.assigners import IGNORED
 from detkit.models.heads.centernet import CenterNetHead, RawCentres
-from detkit.structures import FeatureSpec, ImageMeta, Images, Target
+from detkit.structures import FeatureSpec
+from tests.models.builders import images, target
 
 SHAPE = (8, 12)  # 32 x 48 px at stride 4
 
@@ -17,22 +18,6 @@ SHAPE = (8, 12)  # 32 x 48 px at stride 4
 def head(**options):
     spec = FeatureSpec((8,), (4.0,))
     return CenterNetHead(in_spec=spec, num_classes=2, heat_loss=PenaltyReducedFocal(), **options)
-
-
-def images(*sizes):
-    sizes = sizes or ((32, 48),)
-    h, w = (max(s[i] for s in sizes) for i in (0, 1))
-    metas = tuple(ImageMeta(i, f"{i}.png", s, s) for i, s in enumerate(sizes))
-    return Images(torch.zeros(len(sizes), 3, h, w, dtype=torch.uint8), metas)
-
-
-def target(*boxes, labels=None, ignore=None):
-    n = len(boxes)
-    return Target(
-        torch.tensor(boxes, dtype=torch.float32).reshape(n, 4),
-        torch.tensor(labels if labels is not None else [0] * n, dtype=torch.int64),
-        torch.tensor(ignore if ignore is not None else [False] * n, dtype=torch.bool),
-    )
 
 
 # centre (21, 14): cell column 5, row 3, offset (0.25, 0.5); 18 x 12 px are 4.5 x 3 cells
@@ -51,7 +36,7 @@ def test_equations_2_and_3_by_hand():
     raw = blank()
     raw.offsets[0, :, 3, 5] = torch.tensor([0.5, 0.25])
     raw.sizes[0, :, 3, 5] = torch.tensor([4.0, 5.0])
-    losses = head().loss_from_raw(raw, images(), [target(BOX, labels=[1])])
+    losses = head().loss_from_raw(raw, images((32, 48)), [target(BOX, labels=[1])])
     assert losses.terms["offset"].item() == pytest.approx((0.25 + 0.25) / 2)
     assert losses.terms["size"].item() == pytest.approx(0.1 * (0.5 + 2.0) / 2)
     assert losses.stats["num_pos"] == 1
@@ -70,12 +55,12 @@ def test_the_heat_term_is_divided_by_the_objects():
     boxes = target([0.0, 0.0, 4.0, 4.0], [40.0, 24.0, 44.0, 28.0])
     heat = head().heatmaps(SHAPE, [boxes])
     total = PenaltyReducedFocal()(torch.zeros_like(heat), heat).sum()
-    losses = head().loss_from_raw(blank(logit=0.0), images(), [boxes])
+    losses = head().loss_from_raw(blank(logit=0.0), images((32, 48)), [boxes])
     torch.testing.assert_close(losses.terms["heat"], total / 2)
 
 
 def test_without_objects_only_the_background_counts():
-    losses = head().loss_from_raw(blank(logit=0.0), images(), [target()])
+    losses = head().loss_from_raw(blank(logit=0.0), images((32, 48)), [target()])
     assert losses.terms["heat"].item() == pytest.approx(2 * 96 * 0.25 * math.log(2), rel=1e-5)
     assert losses.terms["offset"] == losses.terms["size"] == 0
 
@@ -95,10 +80,10 @@ def test_the_official_radius_is_the_wider_one():
 def test_of_two_objects_of_a_class_in_a_cell_the_smaller_stays():
     small = [19.0, 12.0, 23.0, 16.0]
     for objects in ((small, BOX), (BOX, small)):
-        assignment = head().assign([SHAPE], images(), [target(*objects)])[0]
+        assignment = head().assign([SHAPE], images((32, 48)), [target(*objects)])[0]
         assert assignment.matched.view(2, *SHAPE)[0, 3, 5] == objects.index(small)
         assert int(assignment.positive.sum()) == 1
-    other = head().assign([SHAPE], images(), [target(small, BOX, labels=[0, 1])])[0]
+    other = head().assign([SHAPE], images((32, 48)), [target(small, BOX, labels=[0, 1])])[0]
     assert int(other.positive.sum()) == 2, "objects of two classes do not meet"
 
 
@@ -125,7 +110,7 @@ def test_peaks_become_boxes():
     raw.offsets[0, :, 3, 5] = torch.tensor([0.25, 0.5])
     raw.sizes[0, :, 3, 5] = torch.tensor([4.5, 3.0])
     raw.sizes[0, :, 3, 6] = torch.tensor([1.0, 2.0])
-    found = head().decode(raw, images())[0]
+    found = head().decode(raw, images((32, 48)))[0]
     torch.testing.assert_close(found.boxes, torch.tensor([BOX, [22.0, 8.0, 26.0, 16.0]]))
     torch.testing.assert_close(found.scores, torch.tensor([2.0, 1.5]).sigmoid())
     assert found.labels.tolist() == [1, 0]
@@ -138,7 +123,7 @@ def test_a_plateau_has_one_peak():
     raw.heat[0, 1, 4, 5] = 2.0
     raw.offsets[0] = torch.tensor([0.25, 0.5])[:, None, None]
     raw.sizes[0] = torch.tensor([4.5, 3.0])[:, None, None]
-    found = head(score_threshold=0.1).decode(raw, images())[0]
+    found = head(score_threshold=0.1).decode(raw, images((32, 48)))[0]
     torch.testing.assert_close(found.boxes, torch.tensor([BOX]))
 
 
@@ -147,8 +132,8 @@ def test_overlapping_peaks_stay_unless_nms_is_asked_for():
     for column, logit in ((4, 2.0), (6, 1.0)):
         raw.heat[0, 0, 3, column] = logit
         raw.sizes[0, :, 3, column] = torch.tensor([8.0, 5.0])
-    assert len(head().decode(raw, images())[0]) == 2
-    assert len(head(nms_iou=0.5).decode(raw, images())[0]) == 1
+    assert len(head().decode(raw, images((32, 48)))[0]) == 2
+    assert len(head(nms_iou=0.5).decode(raw, images((32, 48)))[0]) == 1
 
 
 def test_the_published_bias():

@@ -6,7 +6,8 @@ import torch
 from detkit.matching import NEGATIVE
 from detkit.matching.assigners import IGNORED
 from detkit.models.heads.yolov1 import RawGrid, YOLOv1Head
-from detkit.structures import FeatureSpec, ImageMeta, Images, Target
+from detkit.structures import FeatureSpec
+from tests.models.builders import images, target
 
 #: an image of 448 x 448 px, S = 7: cells of 64 px
 SIZE, STRIDE = (448, 448), 64.0
@@ -14,22 +15,6 @@ SIZE, STRIDE = (448, 448), 64.0
 
 def head(num_classes=2, channels=8, **options):
     return YOLOv1Head(in_spec=FeatureSpec((channels,), (STRIDE,)), num_classes=num_classes, **options)
-
-
-def images(*sizes):
-    sizes = sizes or (SIZE,)
-    h, w = (max(s[i] for s in sizes) for i in (0, 1))
-    metas = tuple(ImageMeta(i, f"{i}.png", s, s) for i, s in enumerate(sizes))
-    return Images(torch.zeros(len(sizes), 3, h, w, dtype=torch.uint8), metas)
-
-
-def target(*boxes, labels=None, ignore=None):
-    n = len(boxes)
-    return Target(
-        torch.tensor(boxes, dtype=torch.float32).reshape(n, 4),
-        torch.tensor(labels if labels is not None else [0] * n, dtype=torch.int64),
-        torch.tensor(ignore if ignore is not None else [False] * n, dtype=torch.bool),
-    )
 
 
 def blank(num_images=1, grid=(7, 7), num_boxes=2, num_classes=2):
@@ -43,10 +28,10 @@ CELL = 1 * 7 + 2
 
 
 def test_the_papers_coordinates():
-    truth = head().encode(torch.tensor([BOX]), torch.tensor([0]), torch.tensor([CELL]), (7, 7), images())
+    truth = head().encode(torch.tensor([BOX]), torch.tensor([0]), torch.tensor([CELL]), (7, 7), images(SIZE))
     torch.testing.assert_close(truth, torch.tensor([[0.5, 0.5, ROOT_W, ROOT_H]]))
     predictors = torch.tensor([[[0.5, 0.5, ROOT_W, ROOT_H, 0.0]]])
-    back = head().boxes_of(predictors, torch.tensor([0]), torch.tensor([CELL]), (7, 7), images())
+    back = head().boxes_of(predictors, torch.tensor([0]), torch.tensor([CELL]), (7, 7), images(SIZE))
     torch.testing.assert_close(back, torch.tensor([[BOX]]))
 
 
@@ -64,7 +49,7 @@ def test_every_term_of_equation_3():
     raw.boxes[0, 1, 2, 0] = torch.tensor([0.5, 0.5, ROOT_W, ROOT_H / 2, 0.6])  # a quarter of the height: IoU 1/4
     raw.boxes[0, 1, 2, 1] = torch.tensor([0.25, 0.5, ROOT_W, ROOT_H, 0.3])  # 16 px to the left: IoU 48 / 80
     raw.classes[0, 1, 2] = torch.tensor([0.4, 0.7])
-    losses = head().loss_from_raw(raw, images(), [target(BOX, labels=[1])])
+    losses = head().loss_from_raw(raw, images(SIZE), [target(BOX, labels=[1])])
     expected = {
         "xy": 5 * 0.25**2,
         "wh": 0.0,
@@ -83,7 +68,7 @@ def test_square_roots_weigh_small_boxes_more():
         raw = blank()
         root = ((side + 20) / 448) ** 0.5  # both too large by 20 px
         raw.boxes[0, 3, 3, :, :4] = torch.tensor([0.5, 0.5, root, root])
-        return head().loss_from_raw(raw, images(), [target([x1, y1, x1 + side, y1 + side])]).terms["wh"].item()
+        return head().loss_from_raw(raw, images(SIZE), [target([x1, y1, x1 + side, y1 + side])]).terms["wh"].item()
 
     def by_hand(side):
         return 5 * 2 * (((side + 20) / 448) ** 0.5 - (side / 448) ** 0.5) ** 2
@@ -97,7 +82,7 @@ def test_without_overlap_the_nearest_predictor_is_responsible():
     raw = blank()
     raw.boxes[0, 1, 2, 0] = torch.tensor([9.0, 9.0, 0.1, 0.1, 1.0])
     raw.boxes[0, 1, 2, 1] = torch.tensor([0.5, 0.5, 0.0, 0.0, 1.0])
-    losses = head().loss_from_raw(raw, images(), [target(BOX)])
+    losses = head().loss_from_raw(raw, images(SIZE), [target(BOX)])
     assert losses.terms["xy"].item() == pytest.approx(0)
     assert losses.terms["wh"].item() == pytest.approx(5 * (ROOT_W**2 + ROOT_H**2))
     assert losses.terms["noobj"].item() == pytest.approx(0.5), "the other one learns to be silent"
@@ -106,10 +91,10 @@ def test_without_overlap_the_nearest_predictor_is_responsible():
 def test_of_two_centres_in_one_cell_the_larger_object_stays():
     small, large = [150.0, 86.0, 160.0, 96.0], BOX
     for objects in ((small, large), (large, small)):
-        assignment = head().assign([(7, 7)], images(), [target(*objects, labels=[0, 1])])[0]
+        assignment = head().assign([(7, 7)], images(SIZE), [target(*objects, labels=[0, 1])])[0]
         assert assignment.matched[CELL] == objects.index(large)
         assert int(assignment.positive.sum()) == 1
-        losses = head().loss_from_raw(blank(), images(), [target(*objects, labels=[0, 1])])
+        losses = head().loss_from_raw(blank(), images(SIZE), [target(*objects, labels=[0, 1])])
         assert losses.stats["num_collided"] == 1
         assert losses.terms["cls"].item() == pytest.approx(1.0), "one object, one class"
 
@@ -139,7 +124,7 @@ def test_scores_are_class_times_confidence():
     raw = blank()
     raw.boxes[0, 1, 2, 1] = torch.tensor([0.5, 0.5, ROOT_W, -ROOT_H, 0.8])  # a negative root has a square too
     raw.classes[0, 1, 2] = torch.tensor([0.25, 0.5])
-    found = head().decode(raw, images())[0]
+    found = head().decode(raw, images(SIZE))[0]
     torch.testing.assert_close(found.boxes, torch.tensor([BOX, BOX]))
     torch.testing.assert_close(found.scores, torch.tensor([0.4, 0.2]))
     assert found.labels.tolist() == [1, 0]
