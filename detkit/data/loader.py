@@ -22,7 +22,7 @@ from detkit.data.collate import Collate, Item, Refusal, unpack
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.decode import ImageError
 from detkit.data.sample import Sample, trainable_boxes
-from detkit.data.samplers import TrainSampler, evaluation_indices
+from detkit.data.samplers import TrainSampler, evaluation_batches
 from detkit.data.transforms.base import Transform, apply, before_mixing
 from detkit.structures import Batch, GroundTruth, ImageMeta
 from detkit.utils.seed import derive_key, generator
@@ -127,11 +127,13 @@ class TrainLoader:
 class EvalLoader:
     """Every image of the data set exactly once over all processes, in a fixed order; each can be mapped back.
 
+    The batches do not depend on the number of processes, which take them in turn.
+
     Args:
         dataset: what to read (run time).
         transforms: what happens to each image, in this order; each must have an inverse, and none serve training only
             (run time).
-        batch_size: images in a batch of one process.
+        batch_size: images in a batch; each process has batches of that size.
         num_workers: processes that load; they stay for the next evaluation. 0 loads in this process.
         size_divisor: padding makes height and width of a batch multiples of this.
         square: pad to a square.
@@ -167,8 +169,8 @@ class EvalLoader:
                 f"{', '.join(refused)} cannot stand in transform.val as it is: "
                 "evaluation must see every image whole, by itself and at one size"
             )
-        places = [Place(0, i, 0) for i in evaluation_indices(len(dataset), rank, world_size)]
-        self._batches = [places[start : start + batch_size] for start in range(0, len(places), batch_size)]
+        batches = evaluation_batches(len(dataset), batch_size, rank, world_size)
+        self._batches = [[Place(0, i, 0) for i in batch] for batch in batches]
         source = _Source(dataset, transforms, range(len(dataset)), seed=0, needs_inverse=True)
         num_workers = min(num_workers, len(self._batches))
         self._workers = _Workers(source, Collate(size_divisor, square), num_workers, timeout, pin_memory)
