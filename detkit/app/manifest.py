@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -68,15 +68,19 @@ def data_hash(dataset: DetectionDataset) -> str:
     return sha.hexdigest()[:10]
 
 
-def find_restarted(folder: Path, mark: str) -> Path | None:
+def find_restarted(folder: Path, marks: Iterable[str]) -> Path | None:
     """The run that this very torchrun has started before, in ``folder`` or beside it; None where it has saved nothing.
 
     Args:
-        mark: see :func:`~detkit.app.processes.launcher_mark`.
+        marks: of this torchrun on each machine, see :func:`~detkit.app.processes.launcher_mark`: the main process may
+            have been on another one.
     """
+    known = set(marks)
+    if not known:
+        return None
     beside = sorted(folder.parent.glob(f"*/{MANIFEST}"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in (folder / MANIFEST, *beside):
-        if path.is_file() and can_go_on(path.parent) and mark in _marks(path):
+        if path.is_file() and can_go_on(path.parent) and not known.isdisjoint(_marks(path)):
             return path.parent
     return None
 

@@ -108,8 +108,9 @@ def test_the_hash_of_data_follows_annotations_and_files(tmp_path: Path) -> None:
 
 def test_a_restart_finds_the_run_of_its_own_torchrun(run: Path, tmp_path: Path) -> None:
     (run / "manifest.json").write_text(json.dumps({"torchrun": "mine"}))
-    assert manifest.find_restarted(tmp_path / "new", "mine") == run
-    assert manifest.find_restarted(tmp_path / "new", "another") is None
+    assert manifest.find_restarted(tmp_path / "new", ["another", "mine"]) == run
+    assert manifest.find_restarted(tmp_path / "new", ["another"]) is None
     (run / "manifest.json").write_text(json.dumps({"torchrun": None, "resumed": [{"torchrun": "mine"}]}))
-    assert manifest.find_restarted(run, "mine") == run
+    assert manifest.find_restarted(run, ["mine"]) == run
+    assert manifest.find_restarted(run, []) is None
     assert load_checkpoint(run / "last.pt").step == 2
