@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from detkit.app.costs import costs
 from detkit.app.entry import run_tool
 from detkit.app.init_from import initialize
-from detkit.app.manifest import find_restarted, write_manifest
+from detkit.app.manifest import check_data, data_hash, find_restarted, write_manifest
 from detkit.app.processes import launcher_mark, process_group, with_sync_bn
 from detkit.app.report import KeepBest, report_training
 from detkit.app.run_folder import RESULT, find_run, write_result
@@ -104,10 +104,8 @@ def _train(cfg: DictConfig, folder: Path, resumed: bool) -> float | None:
     best = KeepBest(folder, trainer.evaluator)
     if dist.is_main():
         trainer.callbacks["KeepBest"] = best
-        (folder / RESULT).unlink(missing_ok=True)
-        datasets = {"train": getattr(trainer.train_loader, "dataset", None), "val": val_set}
-        write_manifest(folder, trainer.config, datasets, resumed=resumed)
-        atomic_write(folder / "config.yaml", OmegaConf.to_yaml(cfg))
+    datasets = {"train": getattr(trainer.train_loader, "dataset", None), "val": val_set}
+    dist.from_main(lambda: _write_down(cfg, folder, trainer.config, datasets, resumed))
     if resumed:
         trainer.restore(load_latest(folder))
     result = trainer.fit()
@@ -117,6 +115,18 @@ def _train(cfg: DictConfig, folder: Path, resumed: bool) -> float | None:
         write_result(folder, result, trainer.monitor, costs(trainer))
         rich.print(f"run folder: [bold]{folder}[/bold]")
     return result.best
+
+
+def _write_down(
+    cfg: DictConfig, folder: Path, config: dict[str, Any], datasets: dict[str, DetectionDataset | None], resumed: bool
+) -> None:
+    """Manifest and configuration, into the folder of a run that is about to begin or to go on."""
+    data = {split: data_hash(dataset) for split, dataset in datasets.items() if dataset is not None}
+    if resumed:
+        check_data(folder, data, tuple(cfg.resume.allow))
+    (folder / RESULT).unlink(missing_ok=True)
+    write_manifest(folder, config, data, resumed=resumed)
+    atomic_write(folder / "config.yaml", OmegaConf.to_yaml(cfg))
 
 
 def _refuse_lists() -> None:

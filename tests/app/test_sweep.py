@@ -64,7 +64,20 @@ def test_every_mistake_names_its_job_before_anything_runs() -> None:
     assert caught.value.errors == (
         "job 1 (optim.lrr=3 trainer.steps=many): optim.lrr: no argument 'lrr'; did you mean 'lr'?",
         "job 1 (optim.lrr=3 trainer.steps=many): trainer.steps: must be int, not 'many'",
-        "job 2 (model/neck=nope): In 'model/faster_rcnn_fpn': Could not find 'model/neck/nope'",
+        caught.value.errors[2],
+    )
+    assert caught.value.errors[2].startswith(
+        "job 2 (model/neck=nope): In 'model/faster_rcnn_fpn': Could not find 'model/neck/nope'; there are "
+    )
+    assert "fpn_se" in caught.value.errors[2]
+
+
+def test_a_mistake_of_several_jobs_is_told_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        planned(["seed=1", "trainer.steps=x"], ["seed=2"], ["seed=3", "trainer.steps=x"], given=("optim.lrr=3",))
+    assert caught.value.errors == (
+        "all 3 jobs: optim.lrr: no argument 'lrr'; did you mean 'lr'?",
+        "job 0 (seed=1 trainer.steps=x) and 1 more: trainer.steps: must be int, not 'x'",
     )
 
 

@@ -68,6 +68,7 @@ def draw_curves(path: Path, systems: Sequence[System], metric: str) -> None:
     right.set(xlabel="step", ylabel=f"validation {metric}")
     for axis in (left, right):
         axis.grid(alpha=0.3)
+        axis.set_xlim(left=0)
         if not axis.lines:
             axis.text(0.5, 0.5, "no metrics.csv in the run folders", ha="center", transform=axis.transAxes)
     handles, labels = left.get_legend_handles_labels()
@@ -105,7 +106,7 @@ def _smooth(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 def _name_rows(axis, names: Sequence[str]) -> None:
     axis.set_yticks(range(len(names)), [textwrap.fill(name, 40) for name in names], fontsize=9)
-    axis.invert_yaxis()
+    axis.set_ylim(len(names) - 0.5, -0.5)  # the first on top
     axis.spines[["top", "right"]].set_visible(False)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -95,7 +95,7 @@ class System:
 
 
 def read_systems(paths: Sequence[Path]) -> tuple[list[System], list[str]]:
-    """The finished runs in ``paths`` (run folders or sweep folders), grouped; and the names of those left out.
+    """The finished runs in ``paths`` (run folders or sweep folders), grouped; and the names of the unfinished ones.
 
     Raises:
         ConfigError: a path is neither, nothing is finished, or the runs were evaluated on different data.
@@ -112,12 +112,12 @@ def read_systems(paths: Sequence[Path]) -> tuple[list[System], list[str]]:
     for folder, label in folders.items():
         result = read_result(folder)
         if result is None:
-            missing.append(f"{label or folder} has not come to its end")
+            missing.append(label or str(folder))
             continue
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         runs.append(Run(folder, label, config, result))
     if not runs:
-        raise ConfigError(["none of the runs has come to its end", *missing])
+        raise ConfigError("\n  ".join(["none of the runs has come to its end:", *missing]))
     _check_same_data(runs)
     return _group(runs, by_label=len(paths) == 1), missing
 
@@ -159,13 +159,22 @@ def _label(run: Run) -> str:
     return " ".join(words) or "all runs"
 
 
-def _differing_keys(configs: Iterable[Mapping[str, Any]]) -> list[str]:
+def _differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """What sets ``configs`` apart; of a component that is another class its name alone."""
     first, *others = configs
     found = {key: None for other in others for key, _, _ in changed_keys(first, other) if key != "seed"}
-    classes = [key.removesuffix("._target_") for key in found if key.endswith("._target_")]
-    inside = {key for key in found for name in classes if key.startswith(name + ".") and key != f"{name}._target_"}
-    return [key for key in found if key not in inside]
+    classes = [key.removesuffix("_target_") for key in found if key.endswith("._target_")]
+    values = [dict(leaves(config)) for config in configs]
+
+    def tells_apart(key: str) -> bool:
+        """Whether two configurations differ in ``key`` though the components around it are of the same classes."""
+        around = [f"{name}_target_" for name in classes if key.startswith(name) and key != f"{name}_target_"]
+        by_class: dict[tuple[Any, ...], set[str]] = {}
+        for config in values:
+            by_class.setdefault(tuple(config.get(name) for name in around), set()).add(repr(config.get(key)))
+        return any(len(different) > 1 for different in by_class.values())
+
+    return [key for key in found if tells_apart(key)]
 
 
 def _name(differences: Mapping[str, Any], run: Run) -> str:
