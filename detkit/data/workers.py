@@ -75,7 +75,9 @@ class Workers:
             # of the worker itself, where there is one, stands in the message.
             self._kept.clear()
             error = error.with_traceback(None)
-            raise WorkerError(_told(error, self.at_work())) if isinstance(error, RuntimeError) else error
+            if not isinstance(error, RuntimeError):
+                raise error
+            raise WorkerError(_told(error, self.at_work())) from error
         finally:
             del loader, iterator
 

@@ -395,12 +395,16 @@ def test_a_worker_s_death_is_told_wherever_the_main_process_is(data):
     iterator = train(data, num_workers=1).iterate()
     next(iterator)
     (worker,) = multiprocessing.active_children()
-    message = "^loading a batch failed: DataLoader worker .* killed by signal"
-    with pytest.raises(WorkerError, match=message), worker_deaths_explained():
+
+    @worker_deaths_explained()
+    def work():
         os.kill(worker.pid, signal.SIGKILL)
         for _ in range(500):
             time.sleep(0.01)
-    with pytest.raises(RuntimeError, match="^another$"), worker_deaths_explained():
+
+    with pytest.raises(WorkerError, match=r"^loading a batch failed: DataLoader worker .* killed by signal"):
+        work()
+    with pytest.raises(RuntimeError, match=r"^another$"), worker_deaths_explained():
         raise RuntimeError("another")
 
 

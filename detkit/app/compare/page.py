@@ -64,7 +64,8 @@ def _tables(rows: Sequence[Row], metric: str, shown: Sequence[str]) -> str:
         system, *numbers = cells(row, shown)
         told = [f"<td>{_breakable(system)}</td>", *(f"<td>{escape(number)}</td>" for number in numbers)]
         told[interval] = f"<td class=interval>{escape(numbers[interval - 1])}</td>"
-        is_shown = row.difference is not None and row.difference.is_shown
+        d = row.difference
+        is_shown = d is not None and d.is_shown and d.seeds_vary  # one seed's verdict is not worth bold type
         scores.append(f"<tr{' class=shown' if is_shown else ''}>{''.join(told[:end])}</tr>")
         costs.append(f"<tr>{told[0]}{''.join(told[end:])}</tr>")
     return _table(names[:end], scores) + _table([names[0], *names[end:]], costs)
