@@ -48,13 +48,10 @@ def _draw_differences(axis, rows: Sequence[Row], compared: Sequence[Row], metric
     axis.axvline(0, color="black", linewidth=1)
     baseline = next(row.system.name for row in rows if row.difference is None)
     _name_rows(axis, [row.system.name for row in compared])
-    axis.set_xlabel(
-        textwrap.fill(
-            f"{metric} minus that of {baseline}, {CONFIDENCE:.0%} interval (hollow: {NOT_SHOWN}"
-            f"{'' if all(row.difference.seeds_vary for row in compared if row.difference) else '; dotted: images alone'})",
-            width=90,
-        )
-    )
+    alone = any(row.difference is not None and not row.difference.seeds_vary for row in compared)
+    marks = f"hollow: {NOT_SHOWN}{'; dotted: images alone' * alone}"
+    told = f"{metric} minus that of {baseline}, {CONFIDENCE:.0%} interval ({marks})"
+    axis.set_xlabel(textwrap.fill(told, width=90))
 
 
 def draw_curves(path: Path, systems: Sequence[System], metric: str) -> None:
