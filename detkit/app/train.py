@@ -65,6 +65,7 @@ def run(cfg: DictConfig, folder: Path) -> float | None:
     Returns:
         The best value of the monitored metric.
     """
+    set_up_logging()
     validate(cfg, TrainSchema)
     _refuse_lists()
     with process_group(cfg.device, cfg.process_timeout), ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Evaluations by one process and by several: ``python -m tests.engine.sharded FOLDER`` prints what each has found.
+"""Evaluation and training by one process and by several: ``python -m tests.engine.sharded FOLDER`` prints the results.
 
 A fresh process with one thread, because forking one that has run OpenMP threads may hang.
 """
@@ -6,6 +6,7 @@ A fresh process with one thread, because forking one that has run OpenMP threads
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import os
 import sys
@@ -19,9 +20,11 @@ import torch
 from detkit.data import EvalLoader
 from detkit.data.datasets.base import DataReport, DetectionDataset
 from detkit.engine import evaluate
+from detkit.engine.update import Updater
 from detkit.evaluation import CocoEvaluator
 from detkit.models import Detector
 from detkit.structures import Categories, GroundTruth
+from detkit.utils import dist
 from tests.data.builders import picture
 from tests.engine.stubs import digest
 from tests.models.builders import build_awake
@@ -38,6 +41,9 @@ CASES = [
     ("centernet", 5, 4, 1),
     ("centernet", 5, 4, 3),
 ]
+
+#: What learns the same from a batch and from two halves of it.
+MODELS = ["faster_rcnn_fpn", "retinanet", "centernet"]
 
 
 class Pictures(DetectionDataset):
@@ -124,25 +130,68 @@ def together(folder: Path, world: int, task: Any) -> list[Any]:
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world)]
 
 
-def main(folder: Path, cases: Sequence[tuple[str, int, int, int]]) -> list[list[dict[str, Any]]]:
+def train(model: str, folder: Path, rank: int = 0, world: int = 1) -> list[dict[str, float]]:
+    """Losses of two steps on four images, of which the last two, one process's share, have no boxes.
+
+    The weights before and afterwards go into ``folder``.
+    """
+    detector = build_awake(model, CATEGORIES).train()
+    for module in detector.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()  # its statistics would be those of a share
+    torch.save(detector.state_dict(), folder / f"before{rank}.pt")
+    dataset = Pictures(4)
+    for i in range(2):
+        h, w = dataset.truths[i].size
+        boxes = np.array([[4.0, 4, w / 2, h / 2], [w / 3, h / 3, w / 2, h / 2]])[: 1 + i]
+        dataset.truths[i] = _truth(i, (h, w), boxes, np.arange(1 + i))
+    loader = EvalLoader(
+        dataset=dataset, transforms=[], batch_size=4 // world, num_workers=0, rank=rank, world_size=world
+    )
+    updater = Updater(
+        detector=detector, optimizer=torch.optim.SGD(detector.parameters(), lr=0.01, momentum=0.9),
+        device=torch.device("cpu"), precision="fp32", accumulate=1, clip_norm=1.0, ema_decay=None,
+    )  # fmt: skip
+    losses = []
+    for _ in range(2):
+        (batch,) = loader
+        found = updater.backward(batch, is_last=True)
+        losses.append(dist.mean_of_numbers({name: term.item() for name, term in found.terms.items()}))
+        updater.finish(updater.gradient_norm(), apply=True)
+    torch.save(detector.state_dict(), folder / f"after{rank}.pt")
+    return losses
+
+
+def compare_training(folder: Path, model: str) -> dict[str, Any]:
+    """What one process with four images and two with two each have learnt."""
+    alone, shared = folder / "alone", folder / "together"
+    (losses,) = together(alone, 1, lambda rank: train(model, alone))  # a child too: after a backward none may fork
+    losses_together = together(shared, 2, lambda rank: train(model, shared, rank, 2))
+    return {
+        "losses": [losses, losses_together[0]],
+        "moved": _apart(alone / "after0.pt", alone / "before0.pt"),
+        "apart": [_apart(alone / "after0.pt", shared / f"after{rank}.pt") for rank in range(2)],
+    }
+
+
+def _apart(one: Path, other: Path) -> float:
+    """The largest difference between two states."""
+    first, second = (torch.load(path, weights_only=True) for path in (one, other))
+    return max(float((first[name] - value).abs().max()) for name, value in second.items())
+
+
+def evaluations(folder: Path, cases: Sequence[tuple[str, int, int, int]]) -> list[list[dict[str, Any]]]:
     found = []
     for i, (model, num_images, batch_size, world) in enumerate(cases):
         detector = build_awake(model, CATEGORIES)
         dataset = made_for(detector, num_images)
-        if world == 1:
-            found.append([score(detector, dataset, batch_size)])
-        else:
-
-            def task(
-                rank: int, detector: Detector = detector, dataset: Pictures = dataset, size: int = batch_size,
-                world: int = world,
-            ) -> Any:  # fmt: skip
-                return score(detector, dataset, size, rank, world)
-
-            found.append(together(folder / str(i), world, task))
+        task = functools.partial(score, detector, dataset, batch_size, world=world)
+        found.append([task(0)] if world == 1 else together(folder / str(i), world, task))
     return found
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps(main(Path(sys.argv[1]), CASES)))
+    path = Path(sys.argv[1])
+    training = {model: compare_training(path / model, model) for model in MODELS}
+    print(json.dumps({"evaluations": evaluations(path, CASES), "training": training}))
