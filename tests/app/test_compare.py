@@ -131,6 +131,24 @@ def test_one_seed_each_is_said(runs: list[Path], tmp_path: Path, capsys: pytest.
     assert "] (images alone) |" in markdown
 
 
+def test_runs_of_other_code_or_data_are_told(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*map(str, runs[:6]), "--output", str(tmp_path / "out"), "--samples", "100"]
+    for i, run in enumerate(runs[:6]):
+        manifest = {"git": {"revision": "abc" if i < 4 else "def"}, "data": {"train": "1"}, "time": str(i)}
+        (run / "manifest.json").write_text(json.dumps(manifest))
+    tool.main(arguments)
+    assert "Not all runs were made alike, by value how many: git.revision (abc: 4, def: 2)." in capsys.readouterr().out
+    for i, run in enumerate(runs[:6]):
+        (run / "manifest.json").write_text(json.dumps({"data": {"train": str(i // 5)}, "versions": {"torch": "2"}}))
+    tool.main(arguments)
+    assert "Not all runs were made alike, by value how many: data.train (0: 5, 1: 1)." in capsys.readouterr().out
+    (runs[5] / "manifest.json").write_text((runs[0] / "manifest.json").read_text())
+    tool.main(arguments)
+    assert "made alike" not in capsys.readouterr().out
+
+
 def test_a_sweep_names_its_systems_and_what_is_missing_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from detkit.app.manifest import read_manifest
 from detkit.app.report import DETECTIONS, EVALUATION
 from detkit.app.run_folder import changed_keys, config_hash, leaves, read_result
 from detkit.app.sweep.folder import JOBS, read_jobs
@@ -21,6 +23,9 @@ from detkit.config import ConfigError
 from detkit.evaluation import ScoredSet
 from detkit.evaluation.columns import TruthColumns
 from detkit.utils.log import logger
+
+#: What a manifest says of the code that a run was made with.
+_OF_CODE = ("git.revision", "git.diff_hash")
 
 #: Differing keys that a system is named by; the page shows all of them.
 _MOST_NAMED = 3
@@ -92,6 +97,20 @@ class System:
             if metric not in run.metrics:
                 raise ConfigError(f"no metric {metric!r} in {run.folder}; there are {', '.join(run.metrics)}")
         return np.array([run.metrics[metric] for run in self.runs])
+
+
+def made_unlike(systems: Sequence[System]) -> list[str]:
+    """What was not the same for all runs though no key that sets them apart says so: the code, versions, the data."""
+    manifests = [dict(leaves(read_manifest(run.folder) or {})) for system in systems for run in system.runs]
+    told = []
+    for key in sorted({key for manifest in manifests for key in manifest}):
+        expected = key.startswith("data.") and any(name.startswith("data.") for name in systems[0].differences)
+        if expected or not (key in _OF_CODE or key.startswith(("versions.", "data."))):
+            continue
+        counts = Counter(str(manifest.get(key, "unknown"))[:10] for manifest in manifests)
+        if len(counts) > 1:
+            told.append(f"{key} ({', '.join(f'{value}: {count}' for value, count in counts.items())})")
+    return told
 
 
 def read_systems(paths: Sequence[Path]) -> tuple[list[System], list[str]]:

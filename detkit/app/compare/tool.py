@@ -10,7 +10,7 @@ import rich
 
 from detkit.app.compare.figures import draw_bars, draw_curves
 from detkit.app.compare.page import make_page
-from detkit.app.compare.runs import System, read_systems
+from detkit.app.compare.runs import System, made_unlike, read_systems
 from detkit.app.compare.table import IMAGES_ALONE, Row, as_csv, as_markdown, as_rich, make_rows
 from detkit.app.failure import told_plainly
 from detkit.app.sweep.folder import JOBS
@@ -56,6 +56,8 @@ def compare(
     output = output or (paths[0] / "comparison" if is_sweep else Path("comparison"))
     output.mkdir(parents=True, exist_ok=True)
     notes = _notes(rows, metric, num_samples)
+    if unlike := made_unlike(systems):
+        notes.append(f"Not all runs were made alike, by value how many: {'; '.join(unlike)}.")
     if missing:
         notes.append(f"Left out, since they have not come to their end: {'; '.join(missing)}.")
     bars, curves = output / "differences.png", output / "learning_curves.png"
