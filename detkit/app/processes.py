@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as torch_dist
 from torch import nn
+from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.rendezvous import rendezvous
 
 from detkit.config import ConfigError
@@ -66,7 +67,7 @@ def process_group(device: str, timeout: float) -> Iterator[None]:
     torch_dist.destroy_process_group()  # not after an error: it could wait for the lost one
 
 
-def meet(store: torch_dist.Store, rank: int, world_size: int, timeout: float) -> str:
+def meet(store: Store, rank: int, world_size: int, timeout: float) -> str:
     """A name that these very processes agree on, and that none before or after them has.
 
     torchrun's own count of restarts is no such name: with several machines each counts the failures it has seen itself.

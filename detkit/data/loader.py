@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 import numpy as np
-from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import get_worker_info
 
 from detkit.config import LOADERS
 from detkit.data.collate import Collate, Item, Refusal
@@ -20,7 +19,7 @@ from detkit.data.decode import ImageError
 from detkit.data.sample import Sample, trainable_boxes
 from detkit.data.samplers import TrainSampler, evaluation_batches
 from detkit.data.transforms.base import Transform, apply, before_mixing
-from detkit.data.workers import Workers
+from detkit.data.workers import Source, Workers
 from detkit.structures import Batch, GroundTruth, ImageMeta
 from detkit.utils.seed import derive_key, generator
 
@@ -187,7 +186,7 @@ class Place(NamedTuple):
     batch: int
 
 
-class _Source(Dataset):
+class _Source(Source):
     """Place -> image, boxes and meta; what is drawn follows from the seed and the place alone."""
 
     def __init__(
@@ -206,7 +205,6 @@ class _Source(Dataset):
         self.seed = seed
         self.replace_bad = replace_bad
         self.needs_inverse = needs_inverse
-        self.busy_with: Tensor | None = None  # for each worker the index that it is loading, or -1
 
     def __getitem__(self, where: Place) -> Item | Refusal:
         try:
@@ -217,7 +215,6 @@ class _Source(Dataset):
             return Refusal(error)
 
     def file(self, index: int) -> str:
-        """The path of the image that ``index`` means."""
         return self.dataset.truths[self.indices[index]].file
 
     def _load(self, where: Place) -> Item:

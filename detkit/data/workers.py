@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import signal
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from detkit.data.collate import Collate, Refusal, unpack
 from detkit.structures import Batch
@@ -21,14 +22,14 @@ class WorkerError(ValueError):
     """A process that loads images died or hangs; the message names the images that it had in hand."""
 
 
-class Source(Protocol):
-    """A data set by place; ``busy_with`` tells for each worker the index that it is loading, or -1."""
+class Source(Dataset, ABC):
+    """Images by place. ``busy_with`` tells for each worker the index that it is loading, or -1."""
 
-    busy_with: Tensor | None
+    busy_with: Tensor | None = None
 
-    def __getitem__(self, where: Any) -> Any: ...
-
-    def file(self, index: int) -> str: ...
+    @abstractmethod
+    def file(self, index: int) -> str:
+        """The path of the image that ``index`` means."""
 
 
 class Workers:
