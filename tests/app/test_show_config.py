@@ -23,7 +23,9 @@ SINGLE = "{_target_: SingleLevel, out_channels: 128}"
 def make_run(folder: Path, seed: int = 0, device: str = "cpu", neck: str = FPN, **manifest: object) -> Path:
     folder.mkdir()
     (folder / "config.yaml").write_text(CONFIG.format(seed=seed, device=device, neck=neck))
-    (folder / "manifest.json").write_text(json.dumps({"time": str(folder), "command": [str(folder)], "versions": {"torch": "2.14"}, **manifest}))
+    (folder / "manifest.json").write_text(
+        json.dumps({"time": str(folder), "command": [str(folder)], "versions": {"torch": "2.14"}, **manifest})
+    )
     return folder
 
 
