@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from detkit.app.components import load_components
 from detkit.app.failure import fail, told_plainly
 from detkit.app.paths import config_dir
+from detkit.data.workers import worker_deaths_explained
 from detkit.utils.lock import LOCK
 
 Task = Callable[[DictConfig, Path], Any]
@@ -43,7 +44,8 @@ def run_tool(task: Task, config_name: str, sweep_task: Task | None = None) -> No
             return sweep_task(cfg, folder)
         is_new = folder != Path(runtime.cwd) and not any(folder.iterdir())
         try:
-            return task(cfg, folder)
+            with worker_deaths_explained():
+                return task(cfg, folder)
         except (ValueError, FileNotFoundError) as error:
             if is_new:
                 _remove_unused(folder)

@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,13 @@ import torch
 
 from detkit.app.paths import config_dir
 from detkit.app.processes import launcher_mark
-from detkit.app.run_folder import can_go_on, config_hash
+from detkit.app.run_folder import can_go_on, config_hash, is_free
+from detkit.config import ConfigError
 from detkit.data.datasets.base import DetectionDataset
 from detkit.engine.checkpoint import current_versions
 from detkit.utils import dist
 from detkit.utils.files import atomic_write
+from detkit.utils.log import logger
 
 MANIFEST, DIFF = "manifest.json", "uncommitted.diff"
 
@@ -30,30 +32,50 @@ MANIFEST, DIFF = "manifest.json", "uncommitted.diff"
 _LIBRARIES = ("numpy", "opencv-python-headless", "albumentations", "pycocotools", "hydra-core", "omegaconf")
 
 
-def write_manifest(
-    folder: Path, config: Mapping[str, Any], datasets: Mapping[str, DetectionDataset | None], *, resumed: bool = False
-) -> None:
+def write_manifest(folder: Path, config: Mapping[str, Any], data: Mapping[str, str], *, resumed: bool = False) -> None:
     """Write ``manifest.json``, and ``uncommitted.diff`` where files differ from the commit.
 
     The first start fills the file; each later one is added under ``resumed`` with what may differ.
 
     Args:
         config: the composed configuration, plain values.
-        datasets: by split.
+        data: :func:`data_hash` by split.
     """
-    path = folder / MANIFEST
-    here = _start(folder)
-    stored = json.loads(path.read_text(encoding="utf-8")) if resumed and path.is_file() else None
+    here = {**_start(folder), "data": dict(data)}
+    stored = read_manifest(folder) if resumed else None
     if stored is None:
-        content = {
-            **here,
-            "config_hash": config_hash(config),
-            "seed": config["seed"],
-            "data": {split: data_hash(dataset) for split, dataset in datasets.items() if dataset is not None},
-        }
+        content = {**here, "config_hash": config_hash(config), "seed": config["seed"]}
     else:
         content = {**stored, "resumed": [*stored.get("resumed", []), here]}
-    atomic_write(path, json.dumps(content, indent=2) + "\n")
+    atomic_write(folder / MANIFEST, json.dumps(content, indent=2) + "\n")
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """What the run in ``folder`` was made with; None where that was not written down."""
+    path = folder / MANIFEST
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def check_data(folder: Path, data: Mapping[str, str], allow: Sequence[str] = ()) -> None:
+    """Refuse to go on with the run in ``folder`` on other images or annotations than it has seen so far.
+
+    Args:
+        data: :func:`data_hash` by split.
+        allow: keys that may differ, with all that stands below them.
+
+    Raises:
+        ConfigError: a split is another one; the message names it.
+    """
+    stored = read_manifest(folder) or {}
+    before = [stored, *stored.get("resumed", [])][-1].get("data", {})
+    changed = [f"data.{split}" for split, digest in data.items() if before.get(split, digest) != digest]
+    refused = [key for key in changed if not is_free(key, tuple(allow))]
+    if refused:
+        lines = [f"{key}: other images or annotations lie there than when the run was begun" for key in refused]
+        advice = f"resume.allow=[{','.join(refused)}] lets it go on all the same"
+        raise ConfigError("\n  ".join([f"resume: {folder} was run with other data", *lines, advice]))
+    for key in changed:
+        logger.warning("going on with other images or annotations in %s", key)
 
 
 def data_hash(dataset: DetectionDataset) -> str:
@@ -68,15 +90,19 @@ def data_hash(dataset: DetectionDataset) -> str:
     return sha.hexdigest()[:10]
 
 
-def find_restarted(folder: Path, mark: str) -> Path | None:
+def find_restarted(folder: Path, marks: Iterable[str]) -> Path | None:
     """The run that this very torchrun has started before, in ``folder`` or beside it; None where it has saved nothing.
 
     Args:
-        mark: see :func:`~detkit.app.processes.launcher_mark`.
+        marks: of this torchrun on each machine, see :func:`~detkit.app.processes.launcher_mark`: the main process may
+            have been on another one.
     """
+    known = set(marks)
+    if not known:
+        return None
     beside = sorted(folder.parent.glob(f"*/{MANIFEST}"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in (folder / MANIFEST, *beside):
-        if path.is_file() and can_go_on(path.parent) and mark in _marks(path):
+        if path.is_file() and can_go_on(path.parent) and not known.isdisjoint(_marks(path)):
             return path.parent
     return None
 
@@ -123,7 +149,8 @@ def _git(folder: Path) -> dict[str, Any] | None:
     new = (_ask_git("ls-files", "--others", "--exclude-standard") or "").splitlines()
     if changes:
         atomic_write(folder / DIFF, changes + "\n")
-    return {"revision": revision, "diff": DIFF if changes else None, "not_in_git": new}
+    digest = hashlib.sha256(changes.encode()).hexdigest()[:10] if changes else None
+    return {"revision": revision, "diff": DIFF if changes else None, "diff_hash": digest, "not_in_git": new}
 
 
 def _ask_git(*command: str) -> str | None:

@@ -5,18 +5,25 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-from collections.abc import Iterator
+import time
+import uuid
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.distributed as torch_dist
 from torch import nn
+from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.rendezvous import rendezvous
 
 from detkit.config import ConfigError
 from detkit.utils import dist
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+#: Seconds between two looks of the main process at who has come.
+_MEET_SECONDS = 0.05
 
 
 @contextmanager
@@ -42,8 +49,9 @@ def process_group(device: str, timeout: float) -> Iterator[None]:
         torch.cuda.set_device(local)
     wait = datetime.timedelta(seconds=timeout)
     store, rank, world_size = next(rendezvous("env://", timeout=wait))
+    name = meet(store, rank, world_size, timeout)
     # torchrun keeps its store over a restart, with the addresses of the dead in it (torch 2.14, gloo: it hangs).
-    store = torch_dist.PrefixStore(f"attempt {_attempt()}", store)  # pyright: ignore[reportPrivateImportUsage]
+    store = torch_dist.PrefixStore(name, store)  # pyright: ignore[reportPrivateImportUsage]
     backend = "nccl" if on_gpu else "gloo"
     torch_dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=wait)
     try:
@@ -57,6 +65,43 @@ def process_group(device: str, timeout: float) -> Iterator[None]:
             "  torchrun --max-restarts=3 would start all of them again, and they would go on from the last checkpoint"
         ) from error
     torch_dist.destroy_process_group()  # not after an error: it could wait for the lost one
+
+
+def meet(store: Store, rank: int, world_size: int, timeout: float) -> str:
+    """A name that these very processes agree on, and that none before or after them has.
+
+    torchrun's own count of restarts is no such name: with several machines each counts the failures it has seen itself.
+    Here each process asks with a word of its own, so that the main one's answer to a dead process misleads nobody.
+
+    Raises:
+        LostProcessError: not all have come within ``timeout`` seconds.
+    """
+    word = uuid.uuid4().hex
+    if rank:
+        store.set(f"ask/{rank}", word)
+        try:
+            store.wait([f"answer/{word}"], datetime.timedelta(seconds=timeout))
+        except RuntimeError as error:
+            raise dist.LostProcessError(_absent([0], rank, world_size, timeout)) from error
+        name = store.get(f"answer/{word}").decode()
+        store.set(f"met/{name}/{rank}", "")
+        return name
+    absent = list(range(1, world_size))
+    deadline = time.monotonic() + timeout
+    while absent:
+        if time.monotonic() > deadline:
+            raise dist.LostProcessError(_absent(absent, rank, world_size, timeout))
+        for other in absent:
+            if store.check([f"ask/{other}"]):
+                store.set(f"answer/{store.get(f'ask/{other}').decode()}", word)
+        time.sleep(_MEET_SECONDS)
+        absent = [other for other in absent if not store.check([f"met/{word}/{other}"])]
+    return word
+
+
+def _absent(absent: Sequence[int], rank: int, world_size: int, timeout: float) -> str:
+    others = f"process{'es' * (len(absent) > 1)} {', '.join(map(str, absent))}"
+    return f"process {rank} of {world_size}: {others} did not come within {timeout:g} s (process_timeout)"
 
 
 def with_sync_bn(detector: nn.Module, device: torch.device) -> nn.Module:
@@ -75,13 +120,14 @@ def with_sync_bn(detector: nn.Module, device: torch.device) -> nn.Module:
 def launcher_mark() -> str | None:
     """What tells this torchrun from every other, the same when it restarts its processes; None without one."""
     run = os.environ.get("TORCHELASTIC_RUN_ID")
-    return None if run is None else f"{run} of process {os.getppid()} on {platform.node()}"
+    if run is None:
+        return None
+    return f"{run} of process {os.getppid()} on {platform.node()}, started at {_start_of(os.getppid())}"
 
 
-def is_restart() -> bool:
-    """Whether torchrun has started these processes anew after a failure."""
-    return _attempt() != "0"
-
-
-def _attempt() -> str:
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+def _start_of(process: int) -> str:
+    """When ``process`` began, in the kernel's ticks: numbers of processes are used again."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:  # not Linux
+        return "an unknown time"

@@ -58,7 +58,7 @@ def find_run(path: str, experiment_folder: Path, config: Mapping[str, Any], allo
     if changed := changed_keys(before, config, allow):
         lines = [f"{key}: was {was!r}, is {now!r}" for key, was, now in changed]
         advice = f"resume.allow=[{','.join(key for key, *_ in changed)}] lets it go on all the same"
-        raise ConfigError([f"resume: {path} was run with another configuration", *lines, advice])
+        raise ConfigError("\n  ".join([f"resume: {path} was run with another configuration", *lines, advice]))
     for key, was, now in changed_keys(before, config):
         logger.warning("going on with another %s: was %r, is %r", key, was, now)
     return folder

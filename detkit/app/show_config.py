@@ -20,8 +20,8 @@ from detkit.config import ConfigError
 from detkit.config.validate import plain
 from detkit.engine.checkpoint import load_checkpoint
 
-#: What a manifest says of one start alone, not of what was computed.
-_OF_A_START = ("time", "torchrun", "resumed")
+#: What a manifest says of one start alone, or what the configuration says better.
+_OF_A_START = ("time", "torchrun", "resumed", "command")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -77,7 +77,7 @@ def show_differences(one: Path, other: Path) -> None:
     found = differences(*(plain(OmegaConf.create(read_config(path))) for path in (one, other)))
     console = rich.get_console()
     for free, title in ((False, "what is computed"), (True, "what changes no result")):
-        rows = [row for row in found if is_free(row[0]) is free]
+        rows = [row for row in found if is_free(row[0]) is free and not row[0].startswith("resume.")]
         if rows:
             console.print(_table(title, one, other, rows))
         elif not free:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from detkit.app.costs import costs
 from detkit.app.entry import run_tool
 from detkit.app.init_from import initialize
-from detkit.app.manifest import find_restarted, write_manifest
-from detkit.app.processes import is_restart, launcher_mark, process_group, with_sync_bn
+from detkit.app.manifest import check_data, data_hash, find_restarted, write_manifest
+from detkit.app.processes import launcher_mark, process_group, with_sync_bn
 from detkit.app.report import KeepBest, report_training
 from detkit.app.run_folder import RESULT, find_run, write_result
 from detkit.app.schema import TrainSchema
@@ -64,11 +65,13 @@ def run(cfg: DictConfig, folder: Path) -> float | None:
     Returns:
         The best value of the monitored metric.
     """
+    set_up_logging()
     validate(cfg, TrainSchema)
     _refuse_lists()
     with process_group(cfg.device, cfg.process_timeout), ExitStack() as stack:
         made = folder
-        folder, resumed = dist.from_main(lambda: choose_folder(cfg, folder))
+        marks = [mark for mark in dist.all_gather(launcher_mark()) if mark is not None]
+        folder, resumed = dist.from_main(lambda: choose_folder(cfg, folder, marks))
         if made != folder and made.is_dir() and not any(made.iterdir()):
             made.rmdir()  # Hydra has made a new one
         folder.mkdir(parents=True, exist_ok=True)
@@ -78,18 +81,19 @@ def run(cfg: DictConfig, folder: Path) -> float | None:
         return _train(cfg, folder, resumed)
 
 
-def choose_folder(cfg: DictConfig, folder: Path) -> tuple[Path, bool]:
+def choose_folder(cfg: DictConfig, folder: Path, marks: Sequence[str] = ()) -> tuple[Path, bool]:
     """Where the run is, and whether it goes on: as asked for, or because torchrun has started it anew.
 
     Args:
         folder: for a run that begins.
+        marks: of the torchrun that has started this process, on each machine.
 
     Raises:
         ConfigError: there is nothing to go on with, or it had another configuration.
     """
     stored: Any = OmegaConf.to_container(cfg, resolve=False)
     path = cfg.resume.path
-    if is_restart() and (mark := launcher_mark()) and (restarted := find_restarted(folder, mark)):
+    if restarted := find_restarted(folder, marks):
         path = str(restarted)
     if path is None:
         return folder, False
@@ -101,10 +105,8 @@ def _train(cfg: DictConfig, folder: Path, resumed: bool) -> float | None:
     best = KeepBest(folder, trainer.evaluator)
     if dist.is_main():
         trainer.callbacks["KeepBest"] = best
-        (folder / RESULT).unlink(missing_ok=True)
-        datasets = {"train": getattr(trainer.train_loader, "dataset", None), "val": val_set}
-        write_manifest(folder, trainer.config, datasets, resumed=resumed)
-        atomic_write(folder / "config.yaml", OmegaConf.to_yaml(cfg))
+    datasets = {"train": getattr(trainer.train_loader, "dataset", None), "val": val_set}
+    dist.from_main(lambda: _write_down(cfg, folder, trainer.config, datasets, resumed))
     if resumed:
         trainer.restore(load_latest(folder))
     result = trainer.fit()
@@ -114,6 +116,18 @@ def _train(cfg: DictConfig, folder: Path, resumed: bool) -> float | None:
         write_result(folder, result, trainer.monitor, costs(trainer))
         rich.print(f"run folder: [bold]{folder}[/bold]")
     return result.best
+
+
+def _write_down(
+    cfg: DictConfig, folder: Path, config: dict[str, Any], datasets: dict[str, DetectionDataset | None], resumed: bool
+) -> None:
+    """Manifest and configuration, into the folder of a run that is about to begin or to go on."""
+    data = {split: data_hash(dataset) for split, dataset in datasets.items() if dataset is not None}
+    if resumed:
+        check_data(folder, data, tuple(cfg.resume.allow))
+    (folder / RESULT).unlink(missing_ok=True)
+    write_manifest(folder, config, data, resumed=resumed)
+    atomic_write(folder / "config.yaml", OmegaConf.to_yaml(cfg))
 
 
 def _refuse_lists() -> None:

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import functools
 import logging
-import signal
 import traceback
-import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
-import cv2
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import get_worker_info
 
 from detkit.config import LOADERS
-from detkit.data.collate import Collate, Item, Refusal, unpack
+from detkit.data.collate import Collate, Item, Refusal
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.decode import ImageError
 from detkit.data.sample import Sample, trainable_boxes
-from detkit.data.samplers import TrainSampler, evaluation_indices
+from detkit.data.samplers import TrainSampler, evaluation_batches
 from detkit.data.transforms.base import Transform, apply, before_mixing
+from detkit.data.workers import Source, Workers
 from detkit.structures import Batch, GroundTruth, ImageMeta
 from detkit.utils.seed import derive_key, generator
 
@@ -102,7 +98,7 @@ class TrainLoader:
         self.batches_per_epoch = -(-len(chosen) // batch_size)
         self.replaced: dict[str, str] = {}
         source = _Source(dataset, transforms, chosen, seed, replace_bad=on_bad_image == "replace")
-        self._workers = _Workers(source, Collate(size_divisor, square), num_workers, timeout, pin_memory)
+        self._workers = Workers(source, Collate(size_divisor, square), num_workers, timeout, pin_memory)
 
     def iterate(self, start: int = 0) -> Iterator[Batch]:
         """Batches without end, from number ``start`` of the whole run on: to resume is ``iterate(batches_seen)``.
@@ -111,7 +107,7 @@ class TrainLoader:
 
         Raises:
             ValueError: an image or its boxes cannot be used; the message names the file.
-            RuntimeError: a worker died or hangs; the message names the images that were being loaded.
+            WorkerError: a worker died or hangs; the message names the images that were being loaded.
         """
         batches = enumerate(self._sampler(start=start), start)
         places = ([Place(epoch, index, number) for epoch, index in batch] for number, batch in batches)
@@ -127,11 +123,13 @@ class TrainLoader:
 class EvalLoader:
     """Every image of the data set exactly once over all processes, in a fixed order; each can be mapped back.
 
+    The batches do not depend on the number of processes, which take them in turn.
+
     Args:
         dataset: what to read (run time).
         transforms: what happens to each image, in this order; each must have an inverse, and none serve training only
             (run time).
-        batch_size: images in a batch of one process.
+        batch_size: images in a batch; each process has batches of that size.
         num_workers: processes that load; they stay for the next evaluation. 0 loads in this process.
         size_divisor: padding makes height and width of a batch multiples of this.
         square: pad to a square.
@@ -167,11 +165,11 @@ class EvalLoader:
                 f"{', '.join(refused)} cannot stand in transform.val as it is: "
                 "evaluation must see every image whole, by itself and at one size"
             )
-        places = [Place(0, i, 0) for i in evaluation_indices(len(dataset), rank, world_size)]
-        self._batches = [places[start : start + batch_size] for start in range(0, len(places), batch_size)]
+        batches = evaluation_batches(len(dataset), batch_size, rank, world_size)
+        self._batches = [[Place(0, i, 0) for i in batch] for batch in batches]
         source = _Source(dataset, transforms, range(len(dataset)), seed=0, needs_inverse=True)
         num_workers = min(num_workers, len(self._batches))
-        self._workers = _Workers(source, Collate(size_divisor, square), num_workers, timeout, pin_memory)
+        self._workers = Workers(source, Collate(size_divisor, square), num_workers, timeout, pin_memory)
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -188,7 +186,7 @@ class Place(NamedTuple):
     batch: int
 
 
-class _Source(Dataset):
+class _Source(Source):
     """Place -> image, boxes and meta; what is drawn follows from the seed and the place alone."""
 
     def __init__(
@@ -207,7 +205,6 @@ class _Source(Dataset):
         self.seed = seed
         self.replace_bad = replace_bad
         self.needs_inverse = needs_inverse
-        self.busy_with: Tensor | None = None  # for each worker the index that it is loading, or -1
 
     def __getitem__(self, where: Place) -> Item | Refusal:
         try:
@@ -218,7 +215,6 @@ class _Source(Dataset):
             return Refusal(error)
 
     def file(self, index: int) -> str:
-        """The path of the image that ``index`` means."""
         return self.dataset.truths[self.indices[index]].file
 
     def _load(self, where: Place) -> Item:
@@ -312,79 +308,6 @@ class _Pool:
         sample, _, bad = self.source.prepare(place, self.source.before_mixing, key, self.batch_key)
         self.bad.extend(bad)
         return sample
-
-
-class _Workers:
-    """A DataLoader whose order comes from outside, and whose failures name images."""
-
-    def __init__(self, source: _Source, collate: Collate, num_workers: int, timeout: float, pin_memory: bool) -> None:
-        if num_workers < 0 or timeout < 0:
-            raise ValueError(f"num_workers {num_workers} and timeout {timeout} must not be negative")
-        self.source = source
-        self.collate = collate
-        self.num_workers = num_workers
-        self.timeout = timeout
-        self.pin_memory = pin_memory
-        self._kept: list[DataLoader] = []
-        # At the interpreter's end living workers would be killed, and their folders stay behind in /tmp.
-        weakref.finalize(self, self._kept.clear)
-
-    def load(
-        self, batches: Iterable[list[Place]], keep: bool = False
-    ) -> Iterator[tuple[Batch, tuple[tuple[str, str], ...]]]:
-        """The batches and the (file, reason) of the images replaced in each.
-
-        Args:
-            batches: the place of each image.
-            keep: the same ``batches`` will be asked for again: let the workers live.
-        """
-        loader = self._kept[0] if self._kept else self._loader(batches, keep)
-        if keep:
-            self._kept[:] = [loader]
-        iterator = iter(loader)
-        try:
-            while True:
-                parcel = next(iterator, None)
-                if parcel is None:
-                    return
-                if isinstance(parcel, Refusal):
-                    raise parcel.error
-                yield unpack(parcel), parcel.bad
-        except Exception as error:
-            if self.source.busy_with is None:
-                raise
-            # The workers end with the last reference to them, and the frames of this process hold one; the traceback
-            # of the worker itself, where there is one, stands in the message.
-            self._kept.clear()
-            error = error.with_traceback(None)
-            if not isinstance(error, RuntimeError):
-                raise error
-            files = [self.source.file(i) for i in self.source.busy_with.tolist() if i >= 0]
-            at_work = f"; images being loaded: {', '.join(files)}" if files else ""
-            raise RuntimeError(f"loading a batch failed: {str(error).strip()}{at_work}") from error
-        finally:
-            del loader, iterator
-
-    def _loader(self, batches: Iterable[list[Place]], keep: bool) -> DataLoader:
-        if self.num_workers:
-            self.source.busy_with = torch.full((self.num_workers,), -1).share_memory_()
-        return DataLoader(
-            self.source,
-            batch_sampler=batches,
-            collate_fn=self.collate,
-            num_workers=self.num_workers,
-            timeout=self.timeout if self.num_workers else 0,
-            worker_init_fn=_init_worker,
-            persistent_workers=self.num_workers > 0 and keep,
-            pin_memory=self.pin_memory and torch.cuda.is_available(),
-            # Without a generator of its own it would draw from the global one, and resuming would not be bit-exact.
-            generator=torch.Generator(),
-        )
-
-
-def _init_worker(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends its workers; they need not tell as well
-    cv2.setNumThreads(0)
 
 
 def _num_wanted(truth: GroundTruth) -> int:

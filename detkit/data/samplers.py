@@ -104,6 +104,11 @@ class TrainSampler:
         return self._orders[epoch]
 
 
-def evaluation_indices(num_images: int, rank: int, world_size: int) -> range:
-    """The images that process ``rank`` of ``world_size`` evaluates: over all processes every image exactly once."""
-    return range(rank, num_images, world_size)
+def evaluation_batches(num_images: int, batch_size: int, rank: int, world_size: int) -> list[range]:
+    """The batches that process ``rank`` of ``world_size`` evaluates: over all processes every image exactly once.
+
+    Whole batches are dealt out in turn, since how far an image is padded, and with it what is found in it, depends on
+    those beside it: so each stands in the batch that a single process would make.
+    """
+    starts = range(0, num_images, batch_size)[rank::world_size]
+    return [range(start, min(start + batch_size, num_images)) for start in starts]

@@ -106,8 +106,8 @@ def _serialise(state: Mapping[str, Any], path: Path) -> None:
     try:
         with open(path, "wb") as file:
             torch.save(state, file)
-    except RuntimeError as error:  # torch reports a failed write as "unexpected pos", with the cause as its context
-        if isinstance(error.__context__, OSError):
+    except RuntimeError as error:  # torch reports a cut-off write as "unexpected pos", with the cause as its context
+        if isinstance(error.__context__, Exception):
             raise error.__context__ from None
         raise
     if unreadable := torch.serialization.get_unsafe_globals_in_checkpoint(path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -163,25 +164,25 @@ def to_device(batch: Batch, device: torch.device, channels_last: bool) -> Batch:
 
 
 class _Means:
-    """Means of loss terms over images, weighted by the size of their batch."""
+    """Means of loss terms over images; sums are exact, so that they do not depend on who had which batch."""
 
     def __init__(self) -> None:
         self._num_images = 0
-        self._sums: defaultdict[str, float] = defaultdict(float)
+        self._parts: defaultdict[str, list[float]] = defaultdict(list)  # of each batch, times its number of images
 
     def add(self, losses: Losses, num_images: int) -> None:
         self._num_images += num_images
         if losses.terms:
             values = torch.stack([*(term.float() for term in losses.terms.values()), losses.total]).tolist()
             for name, value in zip([*losses.terms, ""], values, strict=True):
-                self._sums[f"val_loss/{name}".rstrip("/")] += value * num_images
+                self._parts[f"val_loss/{name}".rstrip("/")].append(value * num_images)
 
     def over_processes(self) -> tuple[int, dict[str, float]]:
         """Images of all processes, and the means over them."""
-        parts = dist.all_gather((self._num_images, dict(self._sums)))
-        total = sum(num for num, _ in parts)
-        names = {name: None for _, sums in parts for name in sums}
-        return total, {name: sum(sums.get(name, 0.0) for _, sums in parts) / total for name in names}
+        shares = dist.all_gather((self._num_images, dict(self._parts)))
+        total = sum(num for num, _ in shares)
+        names = {name: None for _, parts in shares for name in parts}
+        return total, {n: math.fsum(x for _, parts in shares for x in parts.get(n, [])) / total for n in names}
 
 
 def _compute(evaluator: Evaluator) -> Evaluation:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
+from detkit.app.compare import runs as runs_module
 from detkit.app.compare import tool
 from detkit.config import ConfigError
 from detkit.evaluation import ScoredSet
@@ -84,6 +85,7 @@ def test_seeds_are_one_system_and_differences_have_a_verdict(
     output = capsys.readouterr().out
     assert "the variance over the seeds of both systems enters" in output
     assert "one seed only" not in output
+    assert "images alone" not in output + markdown[3]
 
 
 def test_the_page_needs_nothing_else(runs: list[Path], tmp_path: Path) -> None:
@@ -92,7 +94,7 @@ def test_the_page_needs_nothing_else(runs: list[Path], tmp_path: Path) -> None:
     assert page.count('src="data:image/png;base64,') == 2
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert "http" not in re.sub("base64,[A-Za-z0-9+/=]+", "", page)
-    assert "model.neck=Worse" in page
+    assert "model.neck=Worse" in page.replace("<wbr>", "")
     for name in ("differences.png", "learning_curves.png"):
         picture = cv2.imread(str(tmp_path / "out" / name))
         assert picture.shape[1] > 800
@@ -110,11 +112,41 @@ def test_the_baseline_and_the_metric_are_chosen(runs: list[Path], tmp_path: Path
         tool.compare(runs[:6], tmp_path / "out", None, "AP60", 100, 0)
 
 
+def test_systems_of_one_class_are_told_apart_by_what_differs_between_them() -> None:
+    plain, se, other = (
+        {"model": {"neck": {"_target_": target, "attention": attention, **more}}}
+        for target, attention, more in (("FPN", None, {}), ("FPN", "SE", {}), ("Single", None, {"level": 3}))
+    )
+    assert runs_module._differing_keys([plain, se]) == ["model.neck.attention"]
+    assert runs_module._differing_keys([plain, other]) == ["model.neck._target_"]
+    assert runs_module._differing_keys([plain, other, se]) == ["model.neck._target_", "model.neck.attention"]
+
+
 def test_one_seed_each_is_said(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tool.main([str(runs[0]), str(runs[3]), "--output", str(tmp_path / "out"), "--samples", "100"])
-    assert "Where a system has one seed only, the noise of training is not in them" in capsys.readouterr().out
+    assert "where a system has one seed only, the noise of training is not in the interval" in capsys.readouterr().out
     assert table(tmp_path / "out")["model.neck=Worse"]["seeds_vary"] == "False"
-    assert "±" not in (tmp_path / "out" / "table.md").read_text()
+    markdown = (tmp_path / "out" / "table.md").read_text()
+    assert "±" not in markdown
+    assert "] (images alone) |" in markdown
+
+
+def test_runs_of_other_code_or_data_are_told(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*map(str, runs[:6]), "--output", str(tmp_path / "out"), "--samples", "100"]
+    for i, run in enumerate(runs[:6]):
+        manifest = {"git": {"revision": "abc" if i < 4 else "def"}, "data": {"train": "1"}, "time": str(i)}
+        (run / "manifest.json").write_text(json.dumps(manifest))
+    tool.main(arguments)
+    assert "Not all runs were made alike, by value how many: git.revision (abc: 4, def: 2)." in capsys.readouterr().out
+    for i, run in enumerate(runs[:6]):
+        (run / "manifest.json").write_text(json.dumps({"data": {"train": str(i // 5)}, "versions": {"torch": "2"}}))
+    tool.main(arguments)
+    assert "Not all runs were made alike, by value how many: data.train (0: 5, 1: 1)." in capsys.readouterr().out
+    (runs[5] / "manifest.json").write_text((runs[0] / "manifest.json").read_text())
+    tool.main(arguments)
+    assert "made alike" not in capsys.readouterr().out
 
 
 def test_a_sweep_names_its_systems_and_what_is_missing_is_told(
@@ -129,7 +161,7 @@ def test_a_sweep_names_its_systems_and_what_is_missing_is_told(
     (sweep / "sweep.json").write_text(json.dumps({"jobs": jobs}))
     tool.main([str(sweep), "--samples", "100"])
     assert list(table(sweep / "comparison")) == ["model/neck=fpn", "model/neck=single"]
-    assert "Left out: model/neck=single seed=1 has not come to its end." in capsys.readouterr().out
+    assert "Left out, since they have not come to their end: model/neck=single seed=1." in capsys.readouterr().out
 
 
 def test_what_cannot_be_compared_is_refused(runs: list[Path], tmp_path: Path) -> None:

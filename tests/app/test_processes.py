@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,38 @@ def test_a_dead_process_is_told_and_the_restart_ends_like_one_process(tmp_path: 
     assert len(losses(one)) == 6
 
 
+def test_processes_agree_on_a_name_whatever_the_dead_have_left() -> None:
+    """torchrun keeps its store over restarts, and each machine counts restarts for itself."""
+    store = torch.distributed.HashStore()
+    names = []
+    for _ in range(2):  # at the second time all words of the first are still there
+        store.set("ask/1", "word of a dead process")
+        with ThreadPoolExecutor(3) as pool:
+            found = {pool.submit(processes.meet, store, rank, 3, 20.0) for rank in range(3)}
+            names.append({each.result() for each in found})
+    assert [len(each) for each in names] == [1, 1]
+    assert names[0] != names[1]
+
+
+def test_who_does_not_come_is_named() -> None:
+    words = "process 0 of 4: processes 1, 2, 3 did not come within 0.1 s (process_timeout)"
+    with pytest.raises(dist.LostProcessError, match=f"^{re.escape(words)}$"):
+        processes.meet(torch.distributed.HashStore(), 0, 4, 0.1)
+    words = "process 2 of 4: process 0 did not come within 0.1 s (process_timeout)"
+    with pytest.raises(dist.LostProcessError, match=f"^{re.escape(words)}$"):
+        processes.meet(torch.distributed.HashStore(), 2, 4, 0.1)
+
+
+def test_a_torchrun_is_known_by_when_it_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    mark = processes.launcher_mark()
+    assert mark == processes.launcher_mark()
+    assert mark is not None
+    assert mark.startswith(f"none of process {os.getppid()} on ")
+    monkeypatch.setattr(os, "getppid", os.getpid)  # a torchrun with the same number must have another mark
+    assert processes.launcher_mark() != mark.replace(f"process {os.getppid()} ", f"process {os.getpid()} ")
+
+
 def test_alone_nothing_of_it_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in processes._VARIABLES:
         monkeypatch.delenv(name, raising=False)
@@ -85,7 +119,6 @@ def test_alone_nothing_of_it_happens(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not dist.is_initialized()
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     assert processes.launcher_mark() is None
-    assert not processes.is_restart()
     norm = torch.nn.BatchNorm2d(3)
     assert processes.with_sync_bn(norm, torch.device("cpu")) is norm
 

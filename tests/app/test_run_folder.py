@@ -38,12 +38,12 @@ def changed(**sections: Any) -> dict[str, Any]:
 def test_a_changed_configuration_is_refused_key_by_key(run: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         run_folder.find_run(str(run), run.parent, changed(optim={"lr": 0.2}, trainer={"steps": 9}))
-    assert caught.value.errors == (
+    assert str(caught.value).split("\n  ") == [
         f"resume: {run} was run with another configuration",
         "optim.lr: was 0.1, is 0.2",
         "trainer.steps: was 2, is 9",
         "resume.allow=[optim.lr,trainer.steps] lets it go on all the same",
-    )
+    ]
 
 
 def test_what_is_allowed_may_differ_and_is_told(run: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -80,17 +80,37 @@ def test_a_half_written_state_falls_back_and_two_end_it(run: Path, caplog: pytes
 
 def test_the_manifest_names_everything(tmp_path: Path) -> None:
     data = ShapesDataset(root=str(tmp_path / "data"), num_train=2, num_val=1, image_size=96)
-    manifest.write_manifest(tmp_path, CONFIG, {"train": data, "val": None})
+    hashes = {"train": manifest.data_hash(data)}
+    manifest.write_manifest(tmp_path, CONFIG, hashes)
     content = json.loads((tmp_path / "manifest.json").read_text())
     assert content["config_hash"] == run_folder.config_hash(CONFIG)
-    assert content["data"] == {"train": manifest.data_hash(data)}
+    assert content["data"] == hashes
     assert {"torch", "numpy", "detkit"} <= content["versions"].keys()
     assert content["command"]
     assert content["threads"] >= 1
-    manifest.write_manifest(tmp_path, CONFIG, {"train": data}, resumed=True)
+    manifest.write_manifest(tmp_path, CONFIG, hashes, resumed=True)
     again = json.loads((tmp_path / "manifest.json").read_text())
     assert len(again["resumed"]) == 1
     assert again["time"] == content["time"]
+
+
+def test_a_run_goes_on_with_its_own_data_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = {"train": "aaa", "val": "bbb"}
+    manifest.write_manifest(tmp_path, CONFIG, data)
+    manifest.check_data(tmp_path, data)
+    with pytest.raises(ConfigError) as caught:
+        manifest.check_data(tmp_path, {"train": "ccc", "val": "bbb"})
+    assert str(caught.value).split("\n  ") == [
+        f"resume: {tmp_path} was run with other data",
+        "data.train: other images or annotations lie there than when the run was begun",
+        "resume.allow=[data.train] lets it go on all the same",
+    ]
+    manifest.check_data(tmp_path, {"train": "ccc", "val": "bbb"}, ["data.train"])
+    assert "going on with other images or annotations in data.train" in caplog.text
+    manifest.write_manifest(tmp_path, CONFIG, {"train": "ccc", "val": "bbb"}, resumed=True)
+    manifest.check_data(tmp_path, {"train": "ccc", "val": "bbb"})  # allowed once, it has seen these
+    (tmp_path / "manifest.json").unlink()
+    manifest.check_data(tmp_path, data)
 
 
 def test_the_hash_of_data_follows_annotations_and_files(tmp_path: Path) -> None:
@@ -108,8 +128,9 @@ def test_the_hash_of_data_follows_annotations_and_files(tmp_path: Path) -> None:
 
 def test_a_restart_finds_the_run_of_its_own_torchrun(run: Path, tmp_path: Path) -> None:
     (run / "manifest.json").write_text(json.dumps({"torchrun": "mine"}))
-    assert manifest.find_restarted(tmp_path / "new", "mine") == run
-    assert manifest.find_restarted(tmp_path / "new", "another") is None
+    assert manifest.find_restarted(tmp_path / "new", ["another", "mine"]) == run
+    assert manifest.find_restarted(tmp_path / "new", ["another"]) is None
     (run / "manifest.json").write_text(json.dumps({"torchrun": None, "resumed": [{"torchrun": "mine"}]}))
-    assert manifest.find_restarted(run, "mine") == run
+    assert manifest.find_restarted(run, ["mine"]) == run
+    assert manifest.find_restarted(run, []) is None
     assert load_checkpoint(run / "last.pt").step == 2

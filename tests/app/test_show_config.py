@@ -12,6 +12,7 @@ from detkit.app import show_config
 CONFIG = """
 seed: {seed}
 device: {device}
+resume: {{path: {device}}}
 data: {{root: here, train: {{root: '${{data.root}}'}}}}
 model: {{neck: {neck}}}
 """
@@ -22,7 +23,9 @@ SINGLE = "{_target_: SingleLevel, out_channels: 128}"
 def make_run(folder: Path, seed: int = 0, device: str = "cpu", neck: str = FPN, **manifest: object) -> Path:
     folder.mkdir()
     (folder / "config.yaml").write_text(CONFIG.format(seed=seed, device=device, neck=neck))
-    (folder / "manifest.json").write_text(json.dumps({"time": str(folder), "versions": {"torch": "2.14"}, **manifest}))
+    (folder / "manifest.json").write_text(
+        json.dumps({"time": str(folder), "command": [str(folder)], "versions": {"torch": "2.14"}, **manifest})
+    )
     return folder
 
 
@@ -48,6 +51,8 @@ def test_only_what_differs_is_told(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "versions.torch" in output
     assert "data.root" not in output
     assert "time" not in output
+    assert "command" not in output
+    assert "resume" not in output, "how a run was started, not what it is"
 
 
 def test_the_same_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from detkit.app.components import load_components
 from detkit.app.entry import normalize_overrides
 from detkit.app.paths import config_dir
-from detkit.app.run_folder import config_hash
+from detkit.app.run_folder import config_hash, leaves
 from detkit.app.sweep import process, queue
 from detkit.app.sweep.batches import Batches
 from detkit.app.sweep.board import in_words, steps_done
@@ -64,7 +64,20 @@ def test_every_mistake_names_its_job_before_anything_runs() -> None:
     assert caught.value.errors == (
         "job 1 (optim.lrr=3 trainer.steps=many): optim.lrr: no argument 'lrr'; did you mean 'lr'?",
         "job 1 (optim.lrr=3 trainer.steps=many): trainer.steps: must be int, not 'many'",
-        "job 2 (model/neck=nope): In 'model/faster_rcnn_fpn': Could not find 'model/neck/nope'",
+        caught.value.errors[2],
+    )
+    assert caught.value.errors[2].startswith(
+        "job 2 (model/neck=nope): In 'model/faster_rcnn_fpn': Could not find 'model/neck/nope'; there are "
+    )
+    assert "fpn_se" in caught.value.errors[2]
+
+
+def test_a_mistake_of_several_jobs_is_told_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        planned(["seed=1", "trainer.steps=x"], ["seed=2"], ["seed=3", "trainer.steps=x"], given=("optim.lrr=3",))
+    assert caught.value.errors == (
+        "all 3 jobs: optim.lrr: no argument 'lrr'; did you mean 'lr'?",
+        "job 0 (seed=1 trainer.steps=x) and 1 more: trainer.steps: must be int, not 'x'",
     )
 
 
@@ -88,6 +101,20 @@ def test_the_hash_follows_what_is_computed() -> None:
         {**config, "data": {**config["data"], "root": "b"}},
     ):
         assert config_hash(other) != config_hash(config)
+
+
+def test_every_other_key_of_a_run_enters_the_hash() -> None:
+    """Two runs that could differ in a number must never share a folder."""
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        cfg = compose("train", ["experiment=quickstart"])
+    config = dict(leaves(OmegaConf.to_container(cfg, resolve=False)))
+    of_loader = ("num_workers", "timeout", "pin_memory")
+    free = {f"data.loader.{split}.{key}" for split in ("train", "val") for key in of_loader}
+    free |= {"device", "process_timeout", "run_root", "trainer.save_every", "trainer.log_every"}
+    free |= {key for key in config if key.startswith(("resume.", "callbacks."))}
+    before = config_hash(config)
+    without_effect = {key for key in config if config_hash({**config, key: "another"}) == before}
+    assert without_effect == free
 
 
 def test_the_same_command_finds_the_same_folder() -> None:

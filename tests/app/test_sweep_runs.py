@@ -45,7 +45,7 @@ def test_a_sweep_with_a_job_that_fails(tmp_path: Path) -> None:
     assert len(json.loads((sweep / "sweep.json").read_text())["jobs"]) == 2
     assert "1 of 2 jobs are finished already" in run("train", *command, code=1)
     output = run("compare", str(sweep), "--samples", "100")
-    assert "Left out: model.head.roi.hidden=[-1] has not come to its end" in output
+    assert "Left out, since they have not come to their end: model.head.roi.hidden=[-1]." in output
 
 
 def test_a_list_needs_the_flag(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from detkit.data import CocoDataset, EvalLoader, HorizontalFlip, ResizeFit, ResizeShortestEdge, TrainLoader, Transform
 from detkit.data.collate import Refusal, unpack
 from detkit.data.loader import MAX_REPLACEMENTS, Place
+from detkit.data.workers import WorkerError, worker_deaths_explained
 from detkit.structures import Batch
 from detkit.utils.seed import derive_key
 from tests.data.builders import annotation, coco_set, image, write_coco
@@ -358,9 +359,7 @@ def no_children_left() -> bool:
 
 def test_a_worker_that_dies_ends_the_run_with_the_image_s_name(data):
     start = time.monotonic()
-    with pytest.raises(
-        RuntimeError, match=rf"loading a batch failed: .*[Ww]orker.*; images being loaded: \S*{UPRIGHT}"
-    ):
+    with pytest.raises(WorkerError, match=rf"loading a batch failed: .*[Ww]orker.*; images being loaded: \S*{UPRIGHT}"):
         take(train(data, [Broken("die")], num_workers=1, timeout=30), 3)
     assert time.monotonic() - start < 20
     assert no_children_left()
@@ -368,14 +367,14 @@ def test_a_worker_that_dies_ends_the_run_with_the_image_s_name(data):
 
 def test_a_worker_that_hangs_ends_the_run_within_the_timeout(data):
     start = time.monotonic()
-    with pytest.raises(RuntimeError, match=rf"timed out after 1\S* seconds; images being loaded: \S*{UPRIGHT}"):
+    with pytest.raises(WorkerError, match=rf"timed out after 1\S* seconds; images being loaded: \S*{UPRIGHT}"):
         take(train(data, [Broken("hang")], num_workers=1, timeout=1), 3)
     assert time.monotonic() - start < 20
     assert no_children_left()
 
 
 def test_only_images_at_work_are_named(data):
-    with pytest.raises(RuntimeError, match="timed out") as caught:
+    with pytest.raises(WorkerError, match="timed out") as caught:
         take(train(data, [Broken("hang")], batch_size=1, num_workers=2, timeout=1), 12)
     files = str(caught.value).partition("images being loaded: ")[2].split(", ")
     assert files
@@ -386,9 +385,27 @@ def test_only_images_at_work_are_named(data):
 def test_after_a_failure_no_worker_is_left_even_while_the_loader_lives(data, how):
     loader = evaluate(data, [Broken(how)], num_workers=2, timeout=30)
     for _ in range(2):  # and the next evaluation starts with new ones
-        with pytest.raises((ValueError, KeyError, RuntimeError)):
+        with pytest.raises((ValueError, KeyError)):
             list(loader)
         assert no_children_left()
+
+
+def test_a_worker_s_death_is_told_wherever_the_main_process_is(data):
+    """torch raises it from a signal handler: during a training step, or in the middle of a save."""
+    iterator = train(data, num_workers=1).iterate()
+    next(iterator)
+    (worker,) = multiprocessing.active_children()
+
+    @worker_deaths_explained()
+    def work():
+        os.kill(worker.pid, signal.SIGKILL)
+        for _ in range(500):
+            time.sleep(0.01)
+
+    with pytest.raises(WorkerError, match=r"^loading a batch failed: DataLoader worker .* killed by signal"):
+        work()
+    with pytest.raises(RuntimeError, match=r"^another$"), worker_deaths_explained():
+        raise RuntimeError("another")
 
 
 def test_workers_end_with_the_loader(data):

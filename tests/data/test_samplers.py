@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detkit.data.samplers import GROUPING_WINDOW, TrainSampler, evaluation_indices
+from detkit.data.samplers import GROUPING_WINDOW, TrainSampler, evaluation_batches
 
 sizes = st.integers(1, 40)
 batch_sizes = st.integers(1, 12)
@@ -87,11 +87,14 @@ def test_grouped_batches_come_in_an_order_of_each_window():
 
 
 @settings(deadline=None, max_examples=50)
-@given(n=st.integers(0, 60), world_size=st.integers(1, 8))
-def test_evaluation_sees_every_image_exactly_once(n, world_size):
-    shards = [list(evaluation_indices(n, rank, world_size)) for rank in range(world_size)]
-    assert sorted(itertools.chain(*shards)) == list(range(n))
-    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+@given(n=st.integers(0, 60), size=st.integers(1, 9), world_size=st.integers(1, 8))
+def test_evaluation_deals_out_the_batches_of_one_process(n, size, world_size):
+    alone = [list(batch) for batch in evaluation_batches(n, size, 0, 1)]
+    assert list(itertools.chain(*alone)) == list(range(n))
+    assert [len(batch) for batch in alone[:-1]] == [size] * (len(alone) - 1)
+    shares = [[list(batch) for batch in evaluation_batches(n, size, rank, world_size)] for rank in range(world_size)]
+    assert sorted(itertools.chain(*shares)) == alone
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 @pytest.mark.parametrize(

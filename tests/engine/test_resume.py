@@ -23,7 +23,10 @@ from detkit.engine import (
     load_checkpoint,
 )
 from detkit.engine import checkpoint as checkpoint_module
+from detkit.engine.resume import restore_process
 from detkit.structures import Batch, Categories
+from detkit.utils import dist
+from detkit.utils.seed import global_state
 from tests.engine.stubs import (
     ActingLoader,
     Recorder,
@@ -57,6 +60,27 @@ def test_thread_count_is_restored_with_a_word(tmp_path: Path, caplog: pytest.Log
     finally:
         torch.set_num_threads(threads)
     assert f"taking {threads} CPU threads as before, not {other}: the bits depend on it" in caplog.text
+
+
+def test_each_process_gets_its_own_random_state_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        states.append(global_state())
+    monkeypatch.setattr(dist, "world_size", lambda: 3)
+    for rank in (1, 0, 2):
+        monkeypatch.setattr(dist, "rank", lambda rank=rank: rank)
+        restore_process({"threads": torch.get_num_threads(), "random": states})
+        drawn = torch.rand(4)
+        torch.manual_seed(rank)
+        assert torch.equal(drawn, torch.rand(4))
+
+
+def test_another_number_of_processes_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    before = torch.get_rng_state()
+    restore_process({"threads": torch.get_num_threads(), "random": [global_state()] * 2})
+    assert torch.equal(torch.get_rng_state(), before)
+    assert "1 processes now, 2 before: random states start anew" in caplog.text
 
 
 def test_other_versions_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from detkit.app.compare.runs import Run, System
-from detkit.app.compare.table import Row
+from detkit.app.compare.table import NOT_SHOWN, Row
 from detkit.evaluation.bootstrap import CONFIDENCE
 
 #: Okabe and Ito's colours, which the colour-blind can tell apart.
@@ -42,24 +42,23 @@ def _draw_differences(axis, rows: Sequence[Row], compared: Sequence[Row], metric
     for i, row in enumerate(compared):
         d = row.difference
         assert d is not None
-        axis.plot([d.low, d.high], [i, i], color=_color(places[row.system.name]), linewidth=2)
-        axis.plot(d.value, i, "o", color=_color(places[row.system.name]), markersize=7,
-                  markerfacecolor=_color(places[row.system.name]) if d.is_shown else "white")  # fmt: skip
+        color = _color(places[row.system.name])
+        axis.plot([d.low, d.high], [i, i], color=color, linewidth=2, linestyle="-" if d.seeds_vary else ":")
+        axis.plot(d.value, i, "o", color=color, markersize=7, markerfacecolor=color if d.is_shown else "white")
     axis.axvline(0, color="black", linewidth=1)
     baseline = next(row.system.name for row in rows if row.difference is None)
     _name_rows(axis, [row.system.name for row in compared])
-    axis.set_xlabel(
-        textwrap.fill(
-            f"{metric} minus that of {baseline}, {CONFIDENCE:.0%} interval (hollow: no difference shown)", width=90
-        )
-    )
+    alone = any(row.difference is not None and not row.difference.seeds_vary for row in compared)
+    marks = f"hollow: {NOT_SHOWN}{'; dotted: images alone' * alone}"
+    told = f"{metric} minus that of {baseline}, {CONFIDENCE:.0%} interval ({marks})"
+    axis.set_xlabel(textwrap.fill(told, width=90))
 
 
 def draw_curves(path: Path, systems: Sequence[System], metric: str) -> None:
     """Training loss and validation metric by step: each run thin, the mean of a system's runs thick."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for i, system in enumerate(systems):
         _draw_lines(left, [_smooth(*_series(run, "train", "loss")) for run in system.runs], _color(i), system.name)
@@ -68,11 +67,12 @@ def draw_curves(path: Path, systems: Sequence[System], metric: str) -> None:
     right.set(xlabel="step", ylabel=f"validation {metric}")
     for axis in (left, right):
         axis.grid(alpha=0.3)
+        axis.set_xlim(left=0)
         if not axis.lines:
             axis.text(0.5, 0.5, "no metrics.csv in the run folders", ha="center", transform=axis.transAxes)
     handles, labels = left.get_legend_handles_labels()
     if handles:
-        figure.legend(handles, [textwrap.fill(x, 60) for x in labels], loc="outside lower center", ncols=2, fontsize=8)
+        figure.legend(handles, [textwrap.fill(x, 60) for x in labels], loc="outside lower center", ncols=2, fontsize=9)
     figure.savefig(path, dpi=110)
 
 
@@ -105,7 +105,7 @@ def _smooth(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 def _name_rows(axis, names: Sequence[str]) -> None:
     axis.set_yticks(range(len(names)), [textwrap.fill(name, 40) for name in names], fontsize=9)
-    axis.invert_yaxis()
+    axis.set_ylim(len(names) - 0.5, -0.5)  # the first on top
     axis.spines[["top", "right"]].set_visible(False)
 
 

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 from detkit.app.compare.runs import System
-from detkit.app.compare.table import Row, cells, headings
+from detkit.app.compare.table import NUM_COSTS, Row, cells, headings
 
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; color: #1b1b1b; background: #fff; margin: 2rem auto; max-width: 84rem;
+body { font: 15px/1.45 system-ui, sans-serif; color: #1b1b1b; background: #fff; margin: 2rem auto; max-width: 72rem;
   padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .93rem; font-variant-numeric: tabular-nums; }
+.wide { overflow-x: auto; margin-bottom: 1.2rem; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .5rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top;
   white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; white-space: normal;
-  overflow-wrap: anywhere; min-width: 9rem; }
-thead th { border-bottom: 2px solid #888; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; white-space: normal; overflow-wrap: break-word; max-width: 26rem; }
+thead th { border-bottom: 2px solid #888; white-space: normal; vertical-align: bottom; }
 tr.shown td.interval { font-weight: 600; }
-td.interval { min-width: 9.5rem; white-space: normal; }
+td.interval { min-width: 8.2rem; white-space: normal; }
 img { max-width: 100%; height: auto; }
-.note { color: #555; max-width: 60rem; } code { background: #f3f3f3; padding: 0 .25em; overflow-wrap: anywhere; }
+.note { color: #555; max-width: 60rem; } code { background: #f3f3f3; padding: 0 .25em; }
+@media (max-width: 60rem) { table { font-size: .8rem; } th, td { padding: .3rem; } }
 """
 
 
@@ -44,45 +45,55 @@ def make_page(
 <style>{_STYLE}</style></head>
 <body>
 <h1>{escape(title)}</h1>
-<div class="wide">{_table(rows, metric, shown)}</div>
+{_tables(rows, metric, shown)}
 {"".join(f'<p class="note">{escape(note)}</p>' for note in notes)}
 {figures}
 <h2>Runs</h2>
-<div class="wide">{_runs([row.system for row in rows], metric)}</div>
+{_runs([row.system for row in rows], metric)}
 </body>
 </html>
 """
 
 
-def _table(rows: Sequence[Row], metric: str, shown: Sequence[str]) -> str:
-    names = headings(metric, shown)
+def _tables(rows: Sequence[Row], metric: str, shown: Sequence[str]) -> str:
+    """Scores with differences, and costs: side by side they would be wider than many a window."""
+    names, end = headings(metric, shown), -NUM_COSTS
     interval = next(i for i, name in enumerate(names) if name.endswith("interval"))
-    head = "".join(f"<th>{escape(name)}</th>" for name in names)
-    body = []
+    scores, costs = [], []
     for row in rows:
-        is_shown = row.difference is not None and row.difference.is_shown
-        told = "".join(
-            f"<td{' class=interval' if i == interval else ''}>{escape(cell)}</td>"
-            for i, cell in enumerate(cells(row, shown))
-        )
-        body.append(f"<tr{' class=shown' if is_shown else ''}>{told}</tr>")
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+        system, *numbers = cells(row, shown)
+        told = [f"<td>{_breakable(system)}</td>", *(f"<td>{escape(number)}</td>" for number in numbers)]
+        told[interval] = f"<td class=interval>{escape(numbers[interval - 1])}</td>"
+        d = row.difference
+        is_shown = d is not None and d.is_shown and d.seeds_vary  # one seed's verdict is not worth bold type
+        scores.append(f"<tr{' class=shown' if is_shown else ''}>{''.join(told[:end])}</tr>")
+        costs.append(f"<tr>{told[0]}{''.join(told[end:])}</tr>")
+    return _table(names[:end], scores) + _table([names[0], *names[end:]], costs)
+
+
+def _table(names: Sequence[str], rows: Sequence[str]) -> str:
+    head = "".join(f"<th>{_breakable(name)}</th>" for name in names)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _breakable(name: str) -> str:
+    """A name that may be broken where a reader would."""
+    return re.sub(r"([/=._])(?=\w)", r"\1<wbr>", escape(name))
 
 
 def _runs(systems: Sequence[System], metric: str) -> str:
     """Every run with its number and folder, and what sets its system apart."""
     keys = list(systems[0].differences)
-    head = "".join(f"<th>{escape(name)}</th>" for name in ("folder", "seed", metric, "best step", *keys))
     body = []
     for system in systems:
         for run in system.runs:
             told = [
-                f"<code>{escape(str(run.folder))}</code>",
+                f"<code>{_breakable(str(run.folder))}</code>",
                 *(escape(str(v)) for v in (run.seed, f"{run.metrics[metric]:.4f}", run.result["best_step"])),
                 *(escape(str(system.differences[key])) for key in keys),
             ]
             body.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in told) + "</tr>")
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+    return _table(["folder", "seed", metric, "best step", *keys], body)
 
 
 def _caption(picture: Path) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from detkit.app.manifest import read_manifest
 from detkit.app.report import DETECTIONS, EVALUATION
 from detkit.app.run_folder import changed_keys, config_hash, leaves, read_result
 from detkit.app.sweep.folder import JOBS, read_jobs
@@ -21,6 +23,9 @@ from detkit.config import ConfigError
 from detkit.evaluation import ScoredSet
 from detkit.evaluation.columns import TruthColumns
 from detkit.utils.log import logger
+
+#: What a manifest says of the code that a run was made with.
+_OF_CODE = ("git.revision", "git.diff_hash")
 
 #: Differing keys that a system is named by; the page shows all of them.
 _MOST_NAMED = 3
@@ -94,8 +99,22 @@ class System:
         return np.array([run.metrics[metric] for run in self.runs])
 
 
+def made_unlike(systems: Sequence[System]) -> list[str]:
+    """What was not the same for all runs though no key that sets them apart says so: the code, versions, the data."""
+    manifests = [dict(leaves(read_manifest(run.folder) or {})) for system in systems for run in system.runs]
+    told = []
+    for key in sorted({key for manifest in manifests for key in manifest}):
+        expected = key.startswith("data.") and any(name.startswith("data.") for name in systems[0].differences)
+        if expected or not (key in _OF_CODE or key.startswith(("versions.", "data."))):
+            continue
+        counts = Counter(str(manifest.get(key, "unknown"))[:10] for manifest in manifests)
+        if len(counts) > 1:
+            told.append(f"{key} ({', '.join(f'{value}: {count}' for value, count in counts.items())})")
+    return told
+
+
 def read_systems(paths: Sequence[Path]) -> tuple[list[System], list[str]]:
-    """The finished runs in ``paths`` (run folders or sweep folders), grouped; and the names of those left out.
+    """The finished runs in ``paths`` (run folders or sweep folders), grouped; and the names of the unfinished ones.
 
     Raises:
         ConfigError: a path is neither, nothing is finished, or the runs were evaluated on different data.
@@ -112,12 +131,12 @@ def read_systems(paths: Sequence[Path]) -> tuple[list[System], list[str]]:
     for folder, label in folders.items():
         result = read_result(folder)
         if result is None:
-            missing.append(f"{label or folder} has not come to its end")
+            missing.append(label or str(folder))
             continue
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         runs.append(Run(folder, label, config, result))
     if not runs:
-        raise ConfigError(["none of the runs has come to its end", *missing])
+        raise ConfigError("\n  ".join(["none of the runs has come to its end:", *missing]))
     _check_same_data(runs)
     return _group(runs, by_label=len(paths) == 1), missing
 
@@ -159,13 +178,22 @@ def _label(run: Run) -> str:
     return " ".join(words) or "all runs"
 
 
-def _differing_keys(configs: Iterable[Mapping[str, Any]]) -> list[str]:
+def _differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """What sets ``configs`` apart; of a component that is another class its name alone."""
     first, *others = configs
     found = {key: None for other in others for key, _, _ in changed_keys(first, other) if key != "seed"}
-    classes = [key.removesuffix("._target_") for key in found if key.endswith("._target_")]
-    inside = {key for key in found for name in classes if key.startswith(name + ".") and key != f"{name}._target_"}
-    return [key for key in found if key not in inside]
+    classes = [key.removesuffix("_target_") for key in found if key.endswith("._target_")]
+    values = [dict(leaves(config)) for config in configs]
+
+    def tells_apart(key: str) -> bool:
+        """Whether two configurations differ in ``key`` though the components around it are of the same classes."""
+        around = [f"{name}_target_" for name in classes if key.startswith(name) and key != f"{name}_target_"]
+        by_class: dict[tuple[Any, ...], set[str]] = {}
+        for config in values:
+            by_class.setdefault(tuple(config.get(name) for name in around), set()).add(repr(config.get(key)))
+        return any(len(different) > 1 for different in by_class.values())
+
+    return [key for key in found if tells_apart(key)]
 
 
 def _name(differences: Mapping[str, Any], run: Run) -> str:

@@ -19,6 +19,9 @@ from detkit.utils.progress import track
 
 NOT_SHOWN = "no difference shown"
 
+#: Beside an interval that does not hold the noise of training.
+IMAGES_ALONE = "(images alone)"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -79,6 +82,10 @@ def _costs(system: System) -> dict[str, float | None]:
     }
 
 
+#: The last so many columns tell what a system costs.
+NUM_COSTS = 4
+
+
 def headings(metric: str, shown: Sequence[str]) -> list[str]:
     return [
         *("system", "seeds"),
@@ -132,7 +139,7 @@ def as_rich(rows: Sequence[Row], metric: str, shown: Sequence[str]) -> list[Tabl
     """The table in three, for a terminal is narrow: scores, differences, costs."""
     names = headings(metric, shown)
     told = [cells(row, shown) for row in rows]
-    ends = [0, 2 + len(shown), 4 + len(shown), len(names)]
+    ends = [0, 2 + len(shown), len(names) - NUM_COSTS, len(names)]
     tables = []
     for start, end in itertools.pairwise(ends):
         columns = [0, *range(max(start, 1), end)]
@@ -152,8 +159,12 @@ def _mean(value: float, deviation: float) -> str:
 def _difference(difference: Difference | None) -> tuple[str, str]:
     if difference is None:
         return "baseline", ""
-    interval = f"[{difference.low:+.3f}, {difference.high:+.3f}]"
-    return f"{difference.value:+.3f}", interval if difference.is_shown else f"{interval} {NOT_SHOWN}"
+    words = [f"[{difference.low:+.3f}, {difference.high:+.3f}]"]
+    if not difference.seeds_vary:
+        words.append(IMAGES_ALONE)
+    if not difference.is_shown:
+        words.append(NOT_SHOWN)
+    return f"{difference.value:+.3f}", " ".join(words)
 
 
 def _number(value: float | None, unit: float, name: str, digits: int) -> str:

@@ -10,8 +10,8 @@ import rich
 
 from detkit.app.compare.figures import draw_bars, draw_curves
 from detkit.app.compare.page import make_page
-from detkit.app.compare.runs import System, read_systems
-from detkit.app.compare.table import Row, as_csv, as_markdown, as_rich, make_rows
+from detkit.app.compare.runs import System, made_unlike, read_systems
+from detkit.app.compare.table import IMAGES_ALONE, Row, as_csv, as_markdown, as_rich, make_rows
 from detkit.app.failure import told_plainly
 from detkit.app.sweep.folder import JOBS
 from detkit.config import ConfigError
@@ -55,7 +55,11 @@ def compare(
     is_sweep = len(paths) == 1 and (paths[0] / JOBS).is_file()
     output = output or (paths[0] / "comparison" if is_sweep else Path("comparison"))
     output.mkdir(parents=True, exist_ok=True)
-    notes = [*_notes(rows, metric, num_samples), *(f"Left out: {line}." for line in missing)]
+    notes = _notes(rows, metric, num_samples)
+    if unlike := made_unlike(systems):
+        notes.append(f"Not all runs were made alike, by value how many: {'; '.join(unlike)}.")
+    if missing:
+        notes.append(f"Left out, since they have not come to their end: {'; '.join(missing)}.")
     bars, curves = output / "differences.png", output / "learning_curves.png"
     draw_bars(bars, rows, metric)
     draw_curves(curves, systems, metric)
@@ -91,11 +95,11 @@ def _notes(rows: Sequence[Row], metric: str, num_samples: int) -> list[str]:
     ]
     differences = [row.difference for row in rows if row.difference is not None]
     if any(d.seeds_vary for d in differences):
-        notes.append("They hold the noise of training too: the variance over the seeds of both systems enters.")
+        notes.append("The noise of training is in them too: the variance over the seeds of both systems enters.")
     if not all(d.seeds_vary for d in differences):
         notes.append(
-            "Where a system has one seed only, the noise of training is not in them: they are about these very "
-            "weights, and another seed may give another answer."
+            f"{IMAGES_ALONE}: where a system has one seed only, the noise of training is not in the interval: it is "
+            "about these very weights, and another seed may give another answer."
         )
     notes.append(
         "Parameters: all, frozen ones too. GFLOPs: detection in the first validation image, a multiplication and an "

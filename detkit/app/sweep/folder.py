@@ -36,10 +36,6 @@ class SweepFolder:
             self._rows[job.key] = {"folder": job.key, "label": job.label, "overrides": list(job.overrides)}
         atomic_write(self.path / JOBS, json.dumps({"jobs": list(self._rows.values())}, indent=2) + "\n")
 
-    def others(self) -> list[str]:
-        """Folders of runs that are not among the jobs: an earlier form of the configuration made them."""
-        return sorted(p.parent.name for p in self.path.glob("*/config.yaml") if p.parent.name not in self._rows)
-
     def close(self) -> None:
         self._claim.close()
 

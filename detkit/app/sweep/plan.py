@@ -11,7 +11,7 @@ from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from detkit.app.entry import normalize_overrides
@@ -47,24 +47,22 @@ def plan_jobs(batch: Iterable[Sequence[str]], master: DictConfig, loader: Config
     """
     given = _fixed(master.hydra.overrides.task)
     jobs: list[Job] = []
-    errors: list[str] = []
-    for number, overrides in enumerate(batch):
+    mistakes: dict[str, list[str]] = {}  # by line: the jobs that have it
+    lines = list(batch)
+    for number, overrides in enumerate(lines):
         label = " ".join(o.lstrip("+") for o in overrides if o not in given) or "the only job"
-        where = f"job {number} ({label})"
         try:
             cfg = compose_job(master, loader, overrides)
             validate(cfg, TrainSchema)
-        except ConfigError as error:
-            errors += [f"{where}: {line}" for line in error.errors]
-            continue
-        except HydraException as error:
-            errors.append(f"{where}: {str(error).partition(chr(10))[0]}")
+        except (ConfigError, HydraException) as error:
+            for line in _told(error):
+                mistakes.setdefault(line, []).append(f"job {number} ({label})")
             continue
         key = config_hash(_plain(cfg))
         steps = OmegaConf.select(cfg, "trainer.steps")
         jobs.append(Job(label, tuple(overrides), key, sweep_dir / key, steps if isinstance(steps, int) else None))
-    if errors:
-        raise ConfigError(errors)
+    if mistakes:
+        raise ConfigError([f"{_whose(where, len(lines))}: {line}" for line, where in mistakes.items()])
     return jobs
 
 
@@ -102,6 +100,22 @@ def job_hash(root: DictConfig) -> str:
     """The hash that names the folder of the job whose composed configuration, Hydra's part included, is ``root``."""
     cfg = OmegaConf.masked_copy(root, [str(key) for key in root if key != "hydra"])
     return config_hash(_plain(cfg))
+
+
+def _told(error: ConfigError | HydraException) -> Sequence[str]:
+    if isinstance(error, ConfigError):
+        return error.errors
+    what = str(error).partition("\n")[0]
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        what += f"; there are {', '.join(error.options)}"
+    return [what]
+
+
+def _whose(jobs: Sequence[str], num_jobs: int) -> str:
+    if len(jobs) == num_jobs > 1:
+        return f"all {num_jobs} jobs"
+    more = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
+    return jobs[0] + more
 
 
 def _fixed(overrides: Sequence[str]) -> set[str]:

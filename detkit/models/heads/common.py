@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from detkit.losses import BoxLoss
@@ -17,8 +18,13 @@ def regression_loss(loss: BoxLoss, coder: DeltaCoder, deltas: Tensor, references
 
 
 def mean_count(count: int, like: Tensor) -> Tensor:
-    """What a sum of losses is divided by: ``count`` averaged over processes, at least 1."""
-    return mean_over_processes(like.new_tensor(float(count))).clamp(min=1)
+    """What a sum of losses is divided by: ``count`` averaged over processes, at least 1.
+
+    Without gradients, as in an evaluation, it is this process's own: the others may have a batch less and would not
+    answer, and the losses of a batch are then those that a single process finds.
+    """
+    own = like.new_tensor(float(count))
+    return (mean_over_processes(own) if torch.is_grad_enabled() else own).clamp(min=1)
 
 
 def per_anchor(x: Tensor, num_outputs: int) -> Tensor:
