@@ -209,6 +209,6 @@ def test_arguments_out_of_range(tmp_path, option, value, least):
 
 @pytest.mark.parametrize("sizes", [(0.03, 0.5), (0.5, 0.2), (0.2, 1.5)])
 def test_sizes_out_of_range(tmp_path, sizes):
-    words = "size_range must be two shares of the image in turn, up to 1 and of 4 px or more at image_size 96, not "
+    words = "size_range must be two shares of the image's side between 0.042 (4 px) and 1, the lesser one first, not "
     with pytest.raises(ValueError, match=f"^{re.escape(words + str(list(sizes)))}$"):
         make(tmp_path, size_range=sizes)

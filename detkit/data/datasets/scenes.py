@@ -11,7 +11,7 @@ import numpy as np
 #: Masks are drawn this many times larger and averaged down: the edges are then smooth.
 SUPERSAMPLING = 4
 
-#: Usual width of a figure as a share of the image's longer side, drawn log-uniformly: at 160 px from 13 to 120 px, which
+#: Usual width of a figure as a share of the longer side, drawn log-uniformly: at 160 px from 13 to 120 px, which
 #: is small, medium and the beginning of large in COCO's terms.
 SIZE_RANGE = (0.08, 0.75)
 

@@ -92,10 +92,11 @@ def _check(parameters: Mapping[str, Any]) -> None:
         if parameters[name] < value:
             raise ValueError(f"{name} must be at least {value}, not {parameters[name]}")
     low, high = parameters["size_range"]
-    if not (MIN_WIDTH <= low * parameters["image_size"] and low <= high <= 1):
+    least_share = MIN_WIDTH / parameters["image_size"]
+    if not least_share <= low <= high <= 1:
         raise ValueError(
-            f"size_range must be two shares of the image in turn, up to 1 and of {MIN_WIDTH:g} px or more at image_size "
-            f"{parameters['image_size']}, not {parameters['size_range']}"
+            f"size_range must be two shares of the image's side between {least_share:.3f} ({MIN_WIDTH:g} px) and 1, "
+            f"the lesser one first, not {parameters['size_range']}"
         )
 
 
