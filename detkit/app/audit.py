@@ -1,7 +1,7 @@
 """``tools/audit.py``: before training, which objects the head's own assigner leaves without anything to learn from.
 
-Nothing is decoded and no network runs: the loader of the training makes its batches from blank images of the right
-sizes, and the assigner gets the shapes of the feature maps.
+No network runs, and no image is decoded but those that the page shows: the loader of the training makes its batches
+from blank images of the right sizes, and the assigner gets the shapes of the feature maps.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import rich
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
-from torch import Tensor
 
 from detkit.app.audit_advice import GOOD_FIT, Advice, advise
 from detkit.app.audit_page import COLUMNS, audit_page, in_columns
+from detkit.app.audit_pictures import albums
 from detkit.app.audit_plan import Planner
 from detkit.app.entry import run_tool
 from detkit.app.schema import AuditSchema
@@ -51,6 +51,8 @@ def run(cfg: DictConfig, folder: Path) -> None:
     set_up_logging()
     node: Any = OmegaConf.to_container(cfg, resolve=True)
     split = node["split"]
+    if node["num_pictures"] < 0:
+        raise ConfigError(f"num_pictures: must be 0 or more, not {node['num_pictures']}")
     if node["data"].get(split) is None:
         raise ConfigError(f"split: the configuration has no data.{split}")
     seed_everything(node["seed"])
@@ -68,7 +70,8 @@ def run(cfg: DictConfig, folder: Path) -> None:
     advice = advise(node, sizes, audit, planner, batches, dataset.categories)
     atomic_write(folder / "audit.json", json.dumps(audit.to_dict(advice), indent=1) + "\n")
     source = f"{type(planner.head).__name__} on data.{split} ({dataset.report.source})"
-    atomic_write(folder / "audit.html", audit_page(audit, advice, source))
+    pictures = albums(audit, planner, batches, dataset, node["num_pictures"])
+    atomic_write(folder / "audit.html", audit_page(audit, advice, source, pictures))
     rich.print(audit.table())
     for line in [audit.in_words(), *(a.text for a in advice)]:
         rich.get_console().print(line, markup=False, highlight=False, soft_wrap=True)
@@ -106,7 +109,8 @@ class Audit:
             for i, (target, (counts, fit)) in enumerate(zip(batch.targets, assigned, strict=True)):
                 meta, wanted = batch.images.meta[i], (~target.ignore).numpy()
                 ids = _annotation_ids(truths[meta.image_id], target)
-                lonely = np.array([_is_crowded_out(planner, batch, i, k, counts) for k in range(len(target))], bool)
+                without = (counts.sum(dim=1) == 0).numpy() & wanted
+                lonely = np.array([bad and planner.is_crowded_out(batch, i, k) for k, bad in enumerate(without)], bool)
                 columns = (ids, target.boxes.numpy(), target.labels.numpy(), counts.numpy(), fit.numpy(), lonely)
                 parts.append(tuple(column[wanted] for column in columns))
         return cls(
@@ -187,16 +191,18 @@ class Audit:
     def in_words(self) -> str:
         """The whole in a sentence."""
         count = self.num_positive
+        crowded = f" ({self.crowded_out.sum()} since another object has theirs)" if self.crowded_out.any() else ""
         return (
-            f"{len(count)} objects in {self.num_images} images: {(count == 0).mean():.1%} have no reference, "
+            f"{len(count)} objects in {self.num_images} images: {(count == 0).mean():.1%} have no reference{crowded}, "
             f"{(count == 1).mean():.1%} have one, {self.poor.mean():.1%} have none that overlaps them by half; "
             f"{count.sum() / self.num_images:.2f} positives an image"
         )
 
-    def _reason(self, i: int) -> str:
+    def cause(self, i: int) -> str:
+        """Why object ``i`` has a poor fit."""
         if self.crowded_out[i]:
             return "another object has its reference"
-        return f"its best anchor overlaps it by {self.fit[i]:.2f}" if self.num_positive[i] else "no reference fits"
+        return "its references overlap it by less than half" if self.num_positive[i] else "no reference fits"
 
     def describe(self, i: int) -> dict[str, Any]:
         """Object ``i`` by file and id, for a reader."""
@@ -207,7 +213,8 @@ class Audit:
             "annotation_id": int(self.annotations[i]) if self.annotations[i] >= 0 else None,
             "class": self.names[int(self.labels[i])],
             "box_in_network": [round(float(v), 1) for v in self.boxes[i]],
-            "reason": self._reason(i),
+            "reason": self.cause(i),
+            "fit": round(float(self.fit[i]), 3),
         }
 
 
@@ -257,13 +264,3 @@ def _annotation_ids(truth: GroundTruth, target: Target) -> np.ndarray:
     usable = trainable_boxes(truth)[1]
     same = usable.sum() == len(target) and np.array_equal(truth.labels[usable], target.labels.numpy())
     return truth.annotation_ids[usable] if same else np.full(len(target), -1)
-
-
-def _is_crowded_out(planner: Planner, batch: Batch, i: int, k: int, positives: Tensor) -> bool:
-    """Whether object ``k`` of image ``i`` has no reference, but has one where it is alone."""
-    target = batch.targets[i]
-    if positives[k].sum() or target.ignore[k] or len(target) == 1:
-        return False
-    alone = target.select(torch.tensor([k]))
-    (found,) = planner.assigned(Images(batch.images.pixels[i : i + 1], batch.images.meta[i : i + 1]), [alone])
-    return bool(found.counts.sum())

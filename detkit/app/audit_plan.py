@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from detkit.config import ConfigError
-from detkit.matching import AnchorGrid
+from detkit.matching import AnchorGrid, Assignment
 from detkit.models import ComposedDetector, Detector, Head
 from detkit.structures import Batch, Images, Target
 from detkit.structures.boxes import paired_iou
@@ -97,6 +97,39 @@ class Planner:
             overlap = torch.ones(len(rows)) if anchors is None else paired_iou(anchors[rows], target.boxes[objects])
             found.append(Assigned(counts, fit.scatter_reduce_(0, objects, overlap, "amax")))
         return found
+
+    def is_crowded_out(self, batch: Batch, i: int, k: int) -> bool:
+        """Whether object ``k`` of image ``i``, which has no reference, has one where it is alone."""
+        if len(batch.targets[i]) == 1:
+            return False
+        return bool(self._assign(batch, i, batch.targets[i].select(torch.tensor([k]))).positive.any())
+
+    def seen(self, batch: Batch, i: int, k: int) -> tuple[Tensor | None, int | None]:
+        """What stands for object ``k`` of image ``i``, and what stands in its way.
+
+        Returns:
+            the anchor (4,) px that overlaps it most, of those that answer for it if there are any, None for a head
+            without anchors; and the object that has its reference, None where none has.
+        """
+        target = batch.targets[i]
+        matched = self._assign(batch, i, target).matched
+        rows = (matched == k).nonzero().squeeze(1)
+        rival = None
+        if not len(rows) and self.is_crowded_out(batch, i, k):
+            rows = self._assign(batch, i, target.select(torch.tensor([k]))).positive.nonzero().squeeze(1)
+            owners = matched[rows]
+            rival = int(owners[owners >= 0][0]) if (owners >= 0).any() else None
+        if self._anchors is None:
+            return None, rival
+        anchors = torch.cat(self._anchors(self.shapes(batch.images.padded_size), torch.device("cpu")))
+        near = anchors[rows] if len(rows) else anchors
+        return near[paired_iou(near, target.boxes[k].expand_as(near)).argmax()], rival
+
+    def _assign(self, batch: Batch, i: int, target: Target) -> Assignment:
+        """The assignment of image ``i`` as if it had the objects of ``target``."""
+        one = Images(batch.images.pixels[i : i + 1], batch.images.meta[i : i + 1])
+        (assignment,) = self.head.assign(self.shapes(batch.images.padded_size), one, [target])
+        return assignment
 
 
 def _anchors_of(head: Head) -> AnchorGrid | None:

@@ -28,8 +28,8 @@ Corners = tuple[float, float, float, float]
 class Shot(NamedTuple):
     """A picture to take.
 
-    ``row``: which image of the data set. ``boxes``: px of the original image, with role and tag. ``what`` there is to see,
-    ``where``: its file and ids. ``rank``: how much it is worth seeing.
+    ``row``: which image of the data set. ``boxes``: px of the original image, with role and tag. ``what``: there is to
+    see. ``where``: file and ids. ``rank``: how much it is worth seeing.
     """
 
     row: int
@@ -40,8 +40,9 @@ class Shot(NamedTuple):
 
 
 def album(shots: Sequence[Shot], dataset: DetectionDataset, roles: dict[str, int]) -> str:
-    """HTML: ``shots`` in rows, above them what the colours of ``roles`` (words -> role) mean."""
-    colors = {words: class_color(role) for words, role in roles.items()}
+    """HTML: ``shots`` in rows, above them what the colours in them mean, by ``roles`` (words -> role)."""
+    drawn = {role for shot in shots for _, role, _ in shot.boxes}
+    colors = {words: class_color(role) for words, role in roles.items() if role in drawn}
     return legend(colors) + pictures([(take(shot, dataset), shot.what, shot.where) for shot in shots])
 
 
