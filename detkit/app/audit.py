@@ -202,7 +202,7 @@ class Audit:
         """Why object ``i`` has a poor fit."""
         if self.crowded_out[i]:
             return "another object has its reference"
-        return "its references overlap it by less than half" if self.num_positive[i] else "no reference fits"
+        return "its references overlap it by less than half" if self.positives[i].any() else "no reference fits"
 
     def describe(self, i: int) -> dict[str, Any]:
         """Object ``i`` by file and id, for a reader."""
@@ -245,12 +245,13 @@ def _num_batches(node: Mapping[str, Any], split: str, dataset: DetectionDataset)
 
 
 def _batches(node: Mapping[str, Any], split: str, dataset: DetectionDataset) -> Iterator[Batch]:
-    """The batches of the first epoch, with their sizes and boxes as in the training; the pixels take no memory."""
+    """The batches of the first epoch, with their sizes and boxes as in the training; the pixels take no memory.
+
+    Where batches are grouped by their aspect, some images come in the second epoch; each counts once.
+    """
     loader = _loader(node, split, dataset)
-    batches = iter(loader) if split == "val" else loader.iterate()
     seen: set[int] = set()
-    for _, batch in zip(range(len(loader) if split == "val" else loader.batches_per_epoch), batches, strict=False):
-        # the last batch may run into the next epoch: each image counts once
+    for batch in loader if split == "val" else itertools.islice(loader.iterate(), 2 * loader.batches_per_epoch):
         first = {meta.image_id: i for i, meta in reversed(list(enumerate(batch.images.meta)))}
         rows = sorted(i for image_id, i in first.items() if image_id not in seen)
         metas = tuple(batch.images.meta[i] for i in rows)
@@ -258,6 +259,8 @@ def _batches(node: Mapping[str, Any], split: str, dataset: DetectionDataset) -> 
         pixels = torch.zeros(1, dtype=torch.uint8).expand(len(rows), *batch.images.pixels.shape[1:])
         if rows:
             yield Batch(Images(pixels, metas), tuple(batch.targets[i] for i in rows))
+        if split == "train" and len(seen) == loader.num_images:
+            return
 
 
 def _annotation_ids(truth: GroundTruth, target: Target) -> np.ndarray:

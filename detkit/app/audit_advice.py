@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,6 +25,9 @@ GOOD_FIT = 0.5
 
 #: Images, about, on which changes are tried: some hundreds of objects.
 _NUM_TRIED = 200
+
+#: A first look at all changes takes one of so many of these.
+_SCREENED = 4
 
 #: A change is worth its words from this gain on, as a share of all objects.
 _WORTH = 0.02
@@ -76,17 +79,14 @@ def advise(
     before = poor_share(planner, chosen)
     if before < _WORTH:
         return [Advice(f"{before:.1%} of the objects have {words}: nothing needs to change.", "", before)]
-    tried: dict[str, tuple[float, _Change]] = {}
-    for change in _changes(node, sizes, audit, planner, categories):
-        with suppress(ValueError, AssertionError):  # a head for one input size, a stride that the backbone has not
-            if change.overrides not in tried:
-                tried[change.overrides] = poor_share(change.planner, chosen, change.scale), change
+    changes = list({c.overrides: c for c in _changes(node, sizes, audit, planner, categories)}.values())
+    promising = _the_best(_tried(changes, chosen[::_SCREENED]), 2 * _MOST)
     number = sum(len(batch) for batch in chosen)
     where = f" (tried on {number} of the images)" if number < audit.num_images else ""
     helpful = [
         Advice(f"{c.overrides}: {c.words}; {after:.1%} instead of {before:.1%} of the objects have {words}{where}",
                c.overrides, after)
-        for after, c in _the_best(tried.values())
+        for after, c in _the_best(_tried([c for _, c in promising], chosen), _MOST)
         if after < before - _WORTH
     ]  # fmt: skip
     if helpful:
@@ -94,10 +94,19 @@ def advise(
     return [Advice(f"{before:.1%} of the objects have {words}, and no change that was tried helps much.", "", before)]
 
 
-def _the_best(tried: Iterable[tuple[float, _Change]]) -> list[tuple[float, _Change]]:
-    """The changes to tell of: those at the same input size, which cost little, before a larger input."""
+def _tried(changes: Sequence[_Change], batches: Sequence[Batch]) -> list[tuple[float, _Change]]:
+    """The share of objects with few references after each of ``changes``."""
+    tried = []
+    for change in changes:
+        with suppress(ValueError, AssertionError):  # a head for one input size
+            tried.append((poor_share(change.planner, batches, change.scale), change))
+    return tried
+
+
+def _the_best(tried: Sequence[tuple[float, _Change]], count: int) -> list[tuple[float, _Change]]:
+    """The changes to tell of: ``count`` at the same input size, which cost little, before a larger input."""
     ordered = sorted(tried, key=lambda each: each[0])
-    return [each for each in ordered if each[1].scale == 1][:_MOST] + [e for e in ordered if e[1].scale > 1][:1]
+    return [each for each in ordered if each[1].scale == 1][:count] + [e for e in ordered if e[1].scale > 1][:1]
 
 
 def poor_share(planner: Planner, batches: Sequence[Batch], scale: float = 1.0) -> float:

@@ -101,6 +101,15 @@ def _parts(batch):
     return batch.images, batch.targets
 
 
+def test_every_image_counts_once(shapes):
+    """Batches of one aspect end their epoch late: all the same each image is looked at, none twice."""
+    node = node_of("quickstart", shapes, "data.train.num_train=50", "data.loader.train.group_by_aspect=true")
+    _, batches, dataset, found = audited(node)
+    assert sorted(m.image_id for m in found.metas) == sorted(t.image_id for t in dataset.truths)
+    assert len(found.labels) == sum(len(t) for t in dataset.truths)
+    assert all(len({m.size[0] > m.size[1] for m in b.images.meta}) <= 1 for b in batches)
+
+
 def test_advice_is_tried_before_it_is_given(shapes):
     """Tiny objects: what is advised can be pasted into a command line, and there does what was promised."""
     tiny = ("data=shapes_tiny", "data.train.num_train=12")
