@@ -247,11 +247,11 @@ def _num_batches(node: Mapping[str, Any], split: str, dataset: DetectionDataset)
 def _batches(node: Mapping[str, Any], split: str, dataset: DetectionDataset) -> Iterator[Batch]:
     """The batches of the first epoch, with their sizes and boxes as in the training; the pixels take no memory.
 
-    Where batches are grouped by their aspect, some images come in the second epoch; each counts once.
+    Batches that are grouped by their aspect mix the end of an epoch with the next one; each image counts once.
     """
     loader = _loader(node, split, dataset)
     seen: set[int] = set()
-    for batch in loader if split == "val" else itertools.islice(loader.iterate(), 2 * loader.batches_per_epoch):
+    for batch in loader if split == "val" else loader.iterate():
         first = {meta.image_id: i for i, meta in reversed(list(enumerate(batch.images.meta)))}
         rows = sorted(i for image_id, i in first.items() if image_id not in seen)
         metas = tuple(batch.images.meta[i] for i in rows)
@@ -260,7 +260,7 @@ def _batches(node: Mapping[str, Any], split: str, dataset: DetectionDataset) -> 
         if rows:
             yield Batch(Images(pixels, metas), tuple(batch.targets[i] for i in rows))
         if split == "train" and len(seen) == loader.num_images:
-            return
+            return  # within some batches after the first epoch, see TrainSampler
 
 
 def _annotation_ids(truth: GroundTruth, target: Target) -> np.ndarray:

@@ -5,7 +5,9 @@ A healthy step pays for a few numbers; everything else is done after the failure
 
 from __future__ import annotations
 
+import re
 import statistics
+import zipfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -98,9 +100,11 @@ def load_bundle(path: str | Path) -> Bundle:
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file")
     try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is no archive, or cut off")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"{path}: damaged or no bundle: {str(error).partition(chr(10))[0]}") from error
+    except Exception as error:  # torch's second sentence advises to let the file run code
+        raise CheckpointError(f"{path}: damaged or no bundle: {re.split(r'[.] |\n', str(error))[0]}") from error
     if not isinstance(state, dict) or state.get("kind") != "divergence":
         raise CheckpointError(f"{path}: not a divergence report; a failing run writes one as divergence_step....pt")
     if state["format"] != FORMAT:
