@@ -104,7 +104,8 @@ def load_bundle(path: str | Path) -> Bundle:
             raise ValueError("it is no archive, or cut off")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's second sentence advises to let the file run code
-        raise CheckpointError(f"{path}: damaged or no bundle: {re.split(r'[.] |\n', str(error))[0]}") from error
+        reason = re.split(r"[.] |\n", str(error))[0]
+        raise CheckpointError(f"{path}: damaged or no bundle: {reason}") from error
     if not isinstance(state, dict) or state.get("kind") != "divergence":
         raise CheckpointError(f"{path}: not a divergence report; a failing run writes one as divergence_step....pt")
     if state["format"] != FORMAT:
