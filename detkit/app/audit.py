@@ -192,9 +192,10 @@ class Audit:
         """The whole in a sentence."""
         count = self.num_positive
         crowded = f" ({self.crowded_out.sum()} since another object has theirs)" if self.crowded_out.any() else ""
+        loose = f", {self.poor.mean():.1%} have none that overlaps them by half" * bool((self.poor & (count > 0)).any())
         return (
             f"{len(count)} objects in {self.num_images} images: {(count == 0).mean():.1%} have no reference{crowded}, "
-            f"{(count == 1).mean():.1%} have one, {self.poor.mean():.1%} have none that overlaps them by half; "
+            f"{(count == 1).mean():.1%} have one{loose}; "
             f"{count.sum() / self.num_images:.2f} positives an image"
         )
 

@@ -26,6 +26,13 @@ GOOD_FIT = 0.5
 #: Images, about, on which changes are tried: some hundreds of objects.
 _NUM_TRIED = 200
 
+#: A map shows what an object is from two of its cells on (see tools/inspect_model.py).
+_LEAST_CELLS = 2
+
+#: From this share of such objects on, anchors of their size help less than a larger input: on data=shapes_tiny, where
+#: it is a half, AR of small objects rose by 3 points with the anchors and by 15 with the input (docs/see_why.md).
+_MANY_TINY = 0.25
+
 #: A first look at all changes takes one of so many of these.
 _SCREENED = 4
 
@@ -67,7 +74,9 @@ def advise(
     batches: Sequence[Batch],
     categories: Categories,
 ) -> list[Advice]:
-    """The changes that help, the best first and a larger input last; one line where nothing needs to change or helps.
+    """The changes that help, the best first, and a larger input last, or first for tiny objects.
+
+    One line where nothing needs to change or helps.
 
     Args:
         node: the whole configuration, resolved.
@@ -80,15 +89,17 @@ def advise(
     if before < _WORTH:
         return [Advice(f"{before:.1%} of the objects have {words}: nothing needs to change.", "", before)]
     changes = list({c.overrides: c for c in _changes(node, sizes, audit, planner, categories)}.values())
-    promising = _the_best(_tried(changes, chosen[::_SCREENED]), 2 * _MOST)
+    tiny = float((audit.sides[audit.poor] < _LEAST_CELLS * min(planner.strides)).mean()) if has_anchors else 0.0
+    promising = _the_best(_tried(changes, chosen[::_SCREENED]), 2 * _MOST, tiny)
     number = sum(len(batch) for batch in chosen)
-    where = f" (tried on {number} of the images)" if number < audit.num_images else ""
-    helpful = [
-        Advice(f"{c.overrides}: {c.words}; {after:.1%} instead of {before:.1%} of the objects have {words}{where}",
-               c.overrides, after)
-        for after, c in _the_best(_tried([c for _, c in promising], chosen), _MOST)
-        if after < before - _WORTH
-    ]  # fmt: skip
+    notes = f" (tried on {number} of the images)" if number < audit.num_images else ""
+    if tiny >= _MANY_TINY:
+        notes += f"; {tiny:.0%} of them are smaller than two cells of the finest level, where anchors help little"
+    helpful = []
+    for after, (overrides, what, *_) in _the_best(_tried([c for _, c in promising], chosen), _MOST, tiny):
+        if after < before - _WORTH:
+            shares = f"{after:.1%} instead of {before:.1%} of the objects have {words}"
+            helpful.append(Advice(f"{overrides}: {what}; {shares}{notes}", overrides, after))
     if helpful:
         return helpful
     return [Advice(f"{before:.1%} of the objects have {words}, and no change that was tried helps much.", "", before)]
@@ -103,10 +114,17 @@ def _tried(changes: Sequence[_Change], batches: Sequence[Batch]) -> list[tuple[f
     return tried
 
 
-def _the_best(tried: Sequence[tuple[float, _Change]], count: int) -> list[tuple[float, _Change]]:
-    """The changes to tell of: ``count`` at the same input size, which cost little, before a larger input."""
+def _the_best(tried: Sequence[tuple[float, _Change]], count: int, tiny: float) -> list[tuple[float, _Change]]:
+    """The changes to tell of: ``count`` at the same input size, which cost little, before a larger input.
+
+    The larger input comes first where a share ``tiny`` of the objects is so small that the maps hardly show them, which
+    no other anchors change.
+    """
     ordered = sorted(tried, key=lambda each: each[0])
-    return [each for each in ordered if each[1].scale == 1][:count] + [e for e in ordered if e[1].scale > 1][:1]
+    same, larger = ([each for each in ordered if (each[1].scale > 1) == is_larger] for is_larger in (False, True))
+    if tiny < _MANY_TINY:
+        return same[:count] + larger[:1]
+    return larger[:1] + same[:count]
 
 
 def poor_share(planner: Planner, batches: Sequence[Batch], scale: float = 1.0) -> float:

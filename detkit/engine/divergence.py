@@ -186,7 +186,7 @@ class StepWatch:
         limit = self._max_loss_ratio
         if limit is not None and losses and loss > limit * LEAST_USUAL:
             usual = min(statistics.median(losses), self._first_loss)
-            if loss > limit * max(usual, LEAST_USUAL):
+            if loss > limit * usual:
                 raise ExplodingLossError(
                     f"step {self._step}: the loss explodes: {loss:.4g} is more than {limit:g} times the usual "
                     f"{usual:.4g} (trainer.max_loss_ratio)",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shlex
 from collections import Counter
 
@@ -95,6 +96,9 @@ def test_anchors_that_fit_badly_by_hand(shapes):
     assert (found.counts.sum(dim=1) > 0).all()
     assert found.fit.tolist() == pytest.approx([0.25, 1.0])
     assert found.counts[:, 1:].sum() == 0, "both on the finest level"
+    (found,) = Planner(detector).assigned(*_parts(batch_of([32.0, 32, 96, 96], size=(128, 128))))
+    assert found.counts[0].nonzero().squeeze(1).tolist() == [2], "anchors of 64 px are those of stride 16"
+    assert found.fit.tolist() == pytest.approx([1.0])
 
 
 def _parts(batch):
@@ -119,9 +123,11 @@ def test_advice_is_tried_before_it_is_given(shapes):
     assert found.poor.mean() > 0.8
     assert len({a.change for a in advice}) == len(advice) > 2
     assert all(a.poor < found.poor.mean() - 0.5 for a in advice)
-    assert [a.change.startswith("model.head.rpn.anchors.scales=[") for a in advice] == [True] * (len(advice) - 1) + [
-        False
-    ]
+    anchors_last = [a.change.startswith("model.head.rpn.anchors.scales=[") for a in advice]
+    assert anchors_last == [False] + [True] * (len(advice) - 1)
+    assert re.search(
+        r"; \d\d% of them are smaller than two cells of the finest level, where anchors help", advice[0].text
+    )
     for one in (advice[0], advice[-1]):
         *_, again = audited(node_of("quickstart", shapes, *tiny, *shlex.split(one.change)))
         assert again.poor.mean() == pytest.approx(one.poor, abs=0.02), one.change
