@@ -1,39 +1,36 @@
 """``tools/audit.py``: before training, which objects the head's own assigner leaves without anything to learn from.
 
-Nothing is decoded and no network runs: the loader of the training makes its batches from blank images of the right
-sizes, and the assigner gets the shapes of the feature maps.
+No network runs, and no image is decoded but those that the page shows: the loader of the training makes its batches
+from blank images of the right sizes, and the assigner gets the shapes of the feature maps.
 """
 
 from __future__ import annotations
 
-import copy
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import rich
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
-from torch import Tensor
 
 from detkit.app.audit_advice import GOOD_FIT, Advice, advise
 from detkit.app.audit_page import COLUMNS, audit_page, in_columns
+from detkit.app.audit_pictures import albums
+from detkit.app.audit_plan import Planner
 from detkit.app.entry import run_tool
 from detkit.app.schema import AuditSchema
 from detkit.app.setup import build_dataset, build_transforms, without_pretrained_weights
 from detkit.config import ConfigError, build, validate
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.sample import trainable_boxes
-from detkit.matching import AnchorGrid
-from detkit.models import ComposedDetector, Detector, Head, build_detector
-from detkit.structures import Batch, GroundTruth, Images, Target
-from detkit.structures.boxes import paired_iou
+from detkit.models import build_detector
+from detkit.structures import Batch, GroundTruth, ImageMeta, Images, Target
 from detkit.utils.files import atomic_write
 from detkit.utils.log import set_up_logging
 from detkit.utils.progress import track
@@ -54,6 +51,8 @@ def run(cfg: DictConfig, folder: Path) -> None:
     set_up_logging()
     node: Any = OmegaConf.to_container(cfg, resolve=True)
     split = node["split"]
+    if node["num_pictures"] < 0:
+        raise ConfigError(f"num_pictures: must be 0 or more, not {node['num_pictures']}")
     if node["data"].get(split) is None:
         raise ConfigError(f"split: the configuration has no data.{split}")
     seed_everything(node["seed"])
@@ -67,108 +66,23 @@ def run(cfg: DictConfig, folder: Path) -> None:
     planner = Planner(detector)
     batches = list(track(_batches(node, split, dataset), _num_batches(node, split, dataset), "reading boxes"))
     audit = Audit.of(planner, batches, dataset)
-    advice = advise(node, audit, planner, batches, dataset.categories)
+    sizes: Any = OmegaConf.to_container(cfg.transform)
+    advice = advise(node, sizes, audit, planner, batches, dataset.categories)
     atomic_write(folder / "audit.json", json.dumps(audit.to_dict(advice), indent=1) + "\n")
     source = f"{type(planner.head).__name__} on data.{split} ({dataset.report.source})"
-    atomic_write(folder / "audit.html", audit_page(audit, advice, source))
+    pictures = albums(audit, planner, batches, dataset, node["num_pictures"])
+    atomic_write(folder / "audit.html", audit_page(audit, advice, source, pictures))
     rich.print(audit.table())
     for line in [audit.in_words(), *(a.text for a in advice)]:
         rich.get_console().print(line, markup=False, highlight=False, soft_wrap=True)
     rich.print(f"report: [bold]{folder / 'audit.html'}[/bold]")
 
 
-class Assigned(NamedTuple):
-    """For the N objects of an image: ``counts`` (N, L) int64, the references of each level that answer for each object,
-    and ``fit`` (N,), the best IoU of these with it; 1 where references are no boxes, 0 without a reference."""
-
-    counts: Tensor
-    fit: Tensor
-
-
-class Planner:
-    """Asks a detector's head for assignments, without running the detector.
-
-    Raises:
-        ConfigError: the detector has no head that assigns.
-    """
-
-    def __init__(self, detector: Detector) -> None:
-        head = getattr(detector, "head", None)
-        if not isinstance(detector, ComposedDetector) or not isinstance(head, Head):
-            raise ConfigError(
-                f"model: {type(detector).__name__} has no head that assigns references to objects: nothing to audit"
-            )
-        self.head: Head = head
-        self._anchors = _anchors_of(head)
-        self.out_spec = detector.neck.out_spec
-        self.strides = self.out_spec.strides
-        self._neck, self._backbone = detector.neck, detector.backbone
-        self._shapes: dict[tuple[int, int], list[tuple[int, int]]] = {}
-        self._on_meta: tuple[torch.nn.Module, torch.nn.Module] | None = None
-
-    def with_head(self, head: Head) -> Planner:
-        """The same neck and backbone with another head."""
-        other = copy.copy(self)
-        other.head, other._anchors = head, _anchors_of(head)
-        return other
-
-    def shapes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
-        """(h, w) of the map of each level for a batch of ``size`` (h, w): a pass that moves no numbers."""
-        if size not in self._shapes:
-            if self._on_meta is None:
-                neck, backbone = (copy.deepcopy(module).to("meta").eval() for module in (self._neck, self._backbone))
-                self._on_meta = neck, backbone
-            neck, backbone = self._on_meta
-            with torch.no_grad():
-                maps = neck(torch.empty(1, 3, *size, device="meta"), backbone)
-            self._shapes[size] = [(m.shape[2], m.shape[3]) for m in maps]
-        return self._shapes[size]
-
-    def each(self, batches: Sequence[Batch]) -> Iterator[list[Assigned]]:
-        """:meth:`assigned` for all ``batches``, each on one of torch's threads.
-
-        The tensors of one image are small: threads that share them wait for each other.
-        """
-        threads = torch.get_num_threads()
-        for batch in batches:
-            self.shapes(batch.images.padded_size)  # filled by one thread, read by all
-        torch.set_num_threads(1)
-        try:
-            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                yield from pool.map(lambda batch: self.assigned(batch.images, batch.targets), batches)
-        finally:
-            torch.set_num_threads(threads)
-
-    def assigned(self, images: Images, targets: Sequence[Target]) -> list[Assigned]:
-        """What the head's assigner gives the objects of each image."""
-        shapes = self.shapes(images.padded_size)
-        cells = torch.tensor([h * w for h, w in shapes])
-        anchors = None if self._anchors is None else torch.cat(self._anchors(shapes, torch.device("cpu")))
-        found = []
-        for assignment, target in zip(self.head.assign(shapes, images, targets), targets, strict=True):
-            # whatever a head has on a cell (anchors, boxes), it is as many on all; a pyramid's levels follow each other
-            per_cell = len(assignment.matched) // int(cells.sum())
-            level = torch.repeat_interleave(torch.arange(len(shapes)), cells * per_cell)
-            rows = assignment.positive.nonzero().squeeze(1)
-            objects = assignment.matched[rows]
-            pairs = objects * len(shapes) + level[rows]
-            counts = torch.bincount(pairs, minlength=len(target) * len(shapes)).view(-1, len(shapes))
-            fit = torch.zeros(len(target))
-            overlap = torch.ones(len(rows)) if anchors is None else paired_iou(anchors[rows], target.boxes[objects])
-            found.append(Assigned(counts, fit.scatter_reduce_(0, objects, overlap, "amax")))
-        return found
-
-
-def _anchors_of(head: Head) -> AnchorGrid | None:
-    """The anchors that ``head`` assigns, wherever in it they are."""
-    return next((v for m in head.modules() for v in vars(m).values() if isinstance(v, AnchorGrid)), None)
-
-
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """One row for each object, crowds left out; ``num_images`` of them.
+    """One row for each object, crowds left out.
 
-    ``images`` (N,) index into ``files`` and ``image_ids``; ``annotations`` (N,) the annotation's id, -1 where the
+    ``metas`` of all images; ``images`` (N,) index into it; ``annotations`` (N,) the annotation's id, -1 where the
     transforms have mixed the order; ``boxes`` (N, 4) px of the network input; ``labels`` (N,); ``positives`` (N, L) and
     ``fit`` (N,): see :class:`Assigned`; ``crowded_out`` (N,) bool: has no reference, but would have one if it were
     alone in its image.
@@ -176,9 +90,7 @@ class Audit:
 
     names: tuple[str, ...]
     strides: tuple[float, ...]
-    num_images: int
-    files: list[str]
-    image_ids: list[int]
+    metas: Sequence[ImageMeta]
     images: np.ndarray
     annotations: np.ndarray
     boxes: np.ndarray
@@ -197,18 +109,21 @@ class Audit:
             for i, (target, (counts, fit)) in enumerate(zip(batch.targets, assigned, strict=True)):
                 meta, wanted = batch.images.meta[i], (~target.ignore).numpy()
                 ids = _annotation_ids(truths[meta.image_id], target)
-                lonely = np.array([_is_crowded_out(planner, batch, i, k, counts) for k in range(len(target))], bool)
+                without = (counts.sum(dim=1) == 0).numpy() & wanted
+                lonely = np.array([bad and planner.is_crowded_out(batch, i, k) for k, bad in enumerate(without)], bool)
                 columns = (ids, target.boxes.numpy(), target.labels.numpy(), counts.numpy(), fit.numpy(), lonely)
                 parts.append(tuple(column[wanted] for column in columns))
         return cls(
             dataset.categories.names,
             planner.strides,
-            len(metas),
-            [meta.file for meta in metas],
-            [meta.image_id for meta in metas],
+            metas,
             np.repeat(np.arange(len(metas)), [len(part[0]) for part in parts]),
             *(np.concatenate(column) for column in zip(*parts, strict=True)),
         )
+
+    @property
+    def num_images(self) -> int:
+        return len(self.metas)
 
     @property
     def num_positive(self) -> np.ndarray:
@@ -276,27 +191,31 @@ class Audit:
     def in_words(self) -> str:
         """The whole in a sentence."""
         count = self.num_positive
+        crowded = f" ({self.crowded_out.sum()} since another object has theirs)" if self.crowded_out.any() else ""
+        loose = f", {self.poor.mean():.1%} have none that overlaps them by half" * bool((self.poor & (count > 0)).any())
         return (
-            f"{len(count)} objects in {self.num_images} images: {(count == 0).mean():.1%} have no reference, "
-            f"{(count == 1).mean():.1%} have one, {self.poor.mean():.1%} have none that overlaps them by half; "
+            f"{len(count)} objects in {self.num_images} images: {(count == 0).mean():.1%} have no reference{crowded}, "
+            f"{(count == 1).mean():.1%} have one{loose}; "
             f"{count.sum() / self.num_images:.2f} positives an image"
         )
 
-    def _reason(self, i: int) -> str:
+    def cause(self, i: int) -> str:
+        """Why object ``i`` has a poor fit."""
         if self.crowded_out[i]:
             return "another object has its reference"
-        return f"its best anchor overlaps it by {self.fit[i]:.2f}" if self.num_positive[i] else "no reference fits"
+        return "its references overlap it by less than half" if self.positives[i].any() else "no reference fits"
 
     def describe(self, i: int) -> dict[str, Any]:
         """Object ``i`` by file and id, for a reader."""
-        image = int(self.images[i])
+        meta = self.metas[int(self.images[i])]
         return {
-            "image_id": self.image_ids[image],
-            "file": self.files[image],
+            "image_id": meta.image_id,
+            "file": meta.file,
             "annotation_id": int(self.annotations[i]) if self.annotations[i] >= 0 else None,
             "class": self.names[int(self.labels[i])],
             "box_in_network": [round(float(v), 1) for v in self.boxes[i]],
-            "reason": self._reason(i),
+            "reason": self.cause(i),
+            "fit": round(float(self.fit[i]), 3),
         }
 
 
@@ -327,12 +246,13 @@ def _num_batches(node: Mapping[str, Any], split: str, dataset: DetectionDataset)
 
 
 def _batches(node: Mapping[str, Any], split: str, dataset: DetectionDataset) -> Iterator[Batch]:
-    """The batches of the first epoch, with their sizes and boxes as in the training; the pixels take no memory."""
+    """The batches of the first epoch, with their sizes and boxes as in the training; the pixels take no memory.
+
+    Batches that are grouped by their aspect mix the end of an epoch with the next one; each image counts once.
+    """
     loader = _loader(node, split, dataset)
-    batches = iter(loader) if split == "val" else loader.iterate()
     seen: set[int] = set()
-    for _, batch in zip(range(len(loader) if split == "val" else loader.batches_per_epoch), batches, strict=False):
-        # the last batch may run into the next epoch: each image counts once
+    for batch in loader if split == "val" else loader.iterate():
         first = {meta.image_id: i for i, meta in reversed(list(enumerate(batch.images.meta)))}
         rows = sorted(i for image_id, i in first.items() if image_id not in seen)
         metas = tuple(batch.images.meta[i] for i in rows)
@@ -340,19 +260,11 @@ def _batches(node: Mapping[str, Any], split: str, dataset: DetectionDataset) -> 
         pixels = torch.zeros(1, dtype=torch.uint8).expand(len(rows), *batch.images.pixels.shape[1:])
         if rows:
             yield Batch(Images(pixels, metas), tuple(batch.targets[i] for i in rows))
+        if split == "train" and len(seen) == loader.num_images:
+            return  # within some batches after the first epoch, see TrainSampler
 
 
 def _annotation_ids(truth: GroundTruth, target: Target) -> np.ndarray:
     usable = trainable_boxes(truth)[1]
     same = usable.sum() == len(target) and np.array_equal(truth.labels[usable], target.labels.numpy())
     return truth.annotation_ids[usable] if same else np.full(len(target), -1)
-
-
-def _is_crowded_out(planner: Planner, batch: Batch, i: int, k: int, positives: Tensor) -> bool:
-    """Whether object ``k`` of image ``i`` has no reference, but has one where it is alone."""
-    target = batch.targets[i]
-    if positives[k].sum() or target.ignore[k] or len(target) == 1:
-        return False
-    alone = target.select(torch.tensor([k]))
-    (found,) = planner.assigned(Images(batch.images.pixels[i : i + 1], batch.images.meta[i : i + 1]), [alone])
-    return bool(found.counts.sum())

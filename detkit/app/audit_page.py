@@ -17,14 +17,19 @@ if TYPE_CHECKING:
 #: "crowded": of those with none, how many would have one if they were alone; "ceiling": the recall at most.
 COLUMNS = ("objects of", "all", "none", "crowded", "one", "many", "poor fit", "mean", "ceiling")
 
+_COLUMNS = (
+    "Crowded: of those with none, how many would have one if they were alone in their image. Ceiling: the recall at "
+    "most, if an object without a reference is never found."
+)
+
 _POOR = "Objects without a reference, and those whose anchors all overlap them by less than half."
 
 #: Objects that the page names; audit.json has all.
 _MOST_NAMED = 12
 
 
-def audit_page(audit: Audit, changes: Sequence[Advice], source: str) -> str:
-    """The HTML page."""
+def audit_page(audit: Audit, changes: Sequence[Advice], source: str, albums: Sequence[str] = ()) -> str:
+    """The HTML page; ``albums`` are the sections with pictures."""
     count = audit.num_positive
     todo = [(a.change, a.text.removeprefix(a.change).lstrip(": ").capitalize() + ".") for a in changes if a.change]
     levels = [
@@ -49,9 +54,10 @@ def audit_page(audit: Audit, changes: Sequence[Advice], source: str) -> str:
             section("Poor fit by size", _shares(audit, "size"), note="Side in px of the network input."),
             section("Poor fit by class", _shares(audit, "class"), note=_POOR),
         ),
+        *albums,
         section("Positives by level", bars(levels)),
+        section("All numbers", table(COLUMNS, [in_columns(row) for row in audit.rows()]), note=_COLUMNS),
         section("Objects with a poor fit", _poor_objects(audit), note="The worst ones; audit.json names every one."),
-        section("All numbers", table(COLUMNS, [in_columns(row) for row in audit.rows()])),
     ]  # fmt: skip
     return page("What the head can learn from", f"{source}: {audit.num_images} images", parts)
 
@@ -81,5 +87,6 @@ def _poor_objects(audit: Audit) -> str:
         x1, y1, x2, y2 = row["box_in_network"]
         annotation = "" if row["annotation_id"] is None else str(row["annotation_id"])
         name = f"{Path(row['file']).name}, id {row['image_id']}"
-        rows.append([name, annotation, row["class"], f"{x2 - x1:.0f} x {y2 - y1:.0f}", row["reason"]])
-    return table(["image", "annotation", "class", "px", "why"], rows)
+        size = f"{x2 - x1:.0f} x {y2 - y1:.0f}"
+        rows.append([name, annotation, row["class"], size, f"{row['fit']:.2f}", row["reason"]])
+    return table(["image", "annotation", "class", "px", "IoU", "why"], rows)

@@ -18,7 +18,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FrozenBatchNorm2d
 
-from detkit.app import benchmark_evaluation, benchmark_ops
+from detkit.app import benchmark_divergence, benchmark_evaluation, benchmark_ops
 from detkit.app.components import load_components
 from detkit.app.paths import config_dir
 from detkit.app.timing import time_alternately
@@ -32,12 +32,14 @@ NUM_CLASSES = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line: ``training``, ``ops`` or ``evaluation``."""
+    """The command line: ``training``, ``ops``, ``evaluation`` or ``divergence``."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["evaluation"]:
         return benchmark_evaluation.main(arguments[1:])
+    if arguments[:1] == ["divergence"]:
+        return benchmark_divergence.main(arguments[1:])
     parser = argparse.ArgumentParser(description="Time detkit beside its peers; `evaluation --help` for that one.")
-    parser.add_argument("what", choices=("training", "ops", "evaluation"))
+    parser.add_argument("what", choices=("training", "ops", "evaluation", "divergence"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=10, help="rounds, in each of which every contestant runs once")
     parser.add_argument("--batch", type=int, default=4, help="images in a training step")

@@ -4,31 +4,27 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 
-from detkit.app.page import (
-    Bar,
-    advice,
-    bars,
-    curves,
-    legend,
-    matrix,
-    page,
-    pair,
-    pictures,
-    section,
-    table,
-    tiles,
+from detkit.app.crops import (
+    CANDIDATE,
+    DETECTION,
+    OBJECT,
+    Corners,
+    Shot,
+    album,
+    best_shots,
+    corners,
+    place_of,
+    typical_shots,
 )
+from detkit.app.page import Bar, advice, bars, curves, matrix, page, pair, section, table, tiles
 from detkit.data.datasets.base import DetectionDataset
 from detkit.evaluation.breakdown import by_class, by_size, confusion_matrix, false_alarms
 from detkit.evaluation.causes import FALSE_ALARMS, Cause, Missed, ScoredBox, describe
 from detkit.evaluation.errors import ErrorKind, ImageErrors
-from detkit.structures.draw import class_color, draw_boxes
 
 if TYPE_CHECKING:
     from detkit.app.explain import Explanation
@@ -56,24 +52,7 @@ _REMEDY = {
     Cause.NOT_TRACED: "This detector does not tell what becomes of its candidates.",
 }
 
-#: Roles of boxes in pictures; their colours are those of classes 2, 0 and 1.
-_OBJECT, _DETECTION, _CANDIDATE = 2, 0, 1
-_ROLES = {"object": _OBJECT, "detection, or what suppressed it": _DETECTION, "lost candidate": _CANDIDATE}
-
-#: Pictures are shown at about half this size (px), so lines and letters are drawn twice as large.
-_PICTURE_SIDE, _BOLD = 320, 2.0
-
-
-Corners = tuple[float, float, float, float]
-
-
-class _Shot(NamedTuple):
-    """A picture to take: which image, the boxes with role and tag, and how much it is worth seeing."""
-
-    image: int
-    boxes: list[tuple[Corners, int, str]]
-    caption: str
-    rank: float
+_ROLES = {"object": OBJECT, "detection, or what suppressed it": DETECTION, "lost candidate": CANDIDATE}
 
 
 def explanation_page(explanation: Explanation, dataset: DetectionDataset, source: str, num_pictures: int) -> str:
@@ -94,15 +73,15 @@ def explanation_page(explanation: Explanation, dataset: DetectionDataset, source
         section("What to fix first", advice(_first_steps(explanation))),
         section(
             "What each kind of error costs",
-            bars([Bar(_words(k), v, f"{100 * v:.1f} points") for k, v in explanation.costs.items()]),
+            bars([Bar(_words(k), v, f"{100 * v:.1f} points") for k, v in _by_cost(explanation)]),
             note="Rise of AP50, in hundredths, if all errors of the kind were corrected (TIDE, Bolya et al. 2020).",
         ),
         pair(
             section("Why objects were missed", bars([Bar(k, v, str(v)) for k, v in missed.items()], "var(--bad)")),
             section("What the false alarms are", bars([Bar(k, v, str(v)) for k, v in alarms.items()], "var(--bad)")),
         ),
-        *_albums(explanation, dataset, num_pictures),
         *_tables(explanation, names),
+        *_albums(explanation, dataset, num_pictures),
     ]
     subtitle = (
         f"{source}: {len(explanation.images)} images; detections count from score {explanation.threshold:.3f} on, "
@@ -111,14 +90,17 @@ def explanation_page(explanation: Explanation, dataset: DetectionDataset, source
     return page("Why objects are missed", subtitle, parts)
 
 
+def _by_cost(explanation: Explanation) -> list[tuple[ErrorKind, float]]:
+    return sorted(explanation.costs.items(), key=lambda item: -item[1])
+
+
 def _words(kind: ErrorKind) -> str:
     return FALSE_ALARMS.get(kind, "missed altogether")
 
 
 def _first_steps(explanation: Explanation) -> list[tuple[str, str]]:
-    ranked = sorted(explanation.costs.items(), key=lambda item: -item[1])
     lines = []
-    for kind, cost in ranked[:3]:
+    for kind, cost in _by_cost(explanation)[:3]:
         if cost > 0:
             lines.append((f"{_words(kind).capitalize()} ({100 * cost:.1f} points of AP50).", _ADVICE[kind]))
     counts: dict[Cause, int] = defaultdict(int)
@@ -126,8 +108,15 @@ def _first_steps(explanation: Explanation) -> list[tuple[str, str]]:
         counts[missed.cause] += 1
     for cause, count in sorted(counts.items(), key=lambda item: -item[1])[:2]:
         share = count / sum(counts.values())
-        lines.append((f"{share:.0%} of what is missed: {cause.value}.", _REMEDY[cause]))
+        remedy = _REMEDY[cause] + (_how_low(explanation) if cause == Cause.LOW_SCORE else "")
+        lines.append((f"{share:.0%} of what is missed: {cause.value}.", remedy))
     return lines or [("Nothing.", "Every object was found, and nothing else.")]
+
+
+def _how_low(explanation: Explanation) -> str:
+    scores = [m.candidate.score for each in explanation.missed for m in each
+              if m.cause == Cause.LOW_SCORE and m.candidate is not None]  # fmt: skip
+    return f" Half of them score {np.median(scores):.2f} or more, against the threshold {explanation.threshold:.2f}."
 
 
 def _tables(explanation: Explanation, names: Sequence[str]) -> list[str]:
@@ -166,81 +155,49 @@ def _albums(explanation: Explanation, dataset: DetectionDataset, count: int) -> 
     if count == 0:
         return []
     rows = {truth.image_id: i for i, truth in enumerate(dataset.truths)}
-    shots: dict[str, list[_Shot]] = defaultdict(list)
+    shots: dict[str, list[Shot]] = defaultdict(list)
     for image, missed in zip(explanation.images, explanation.missed, strict=True):
         row = rows[image.truth.image_id]
         for one in missed:
             shots[f"Missed: {one.cause.value}"].append(_missed_shot(image, row, one, explanation))
         for i in np.flatnonzero(false_alarms(image, explanation.threshold)).tolist():
             shots[f"False alarm: {FALSE_ALARMS[image.kinds[i]]}"].append(_alarm_shot(image, row, i, explanation))
-    colors = {role: class_color(number) for role, number in _ROLES.items()}
     albums = []
     for cause, taken in sorted(shots.items(), key=lambda item: (item[0][0] == "F", -len(item[1]))):
-        best = _of_different_images(sorted(taken, key=lambda s: -s.rank), count)
-        images = [(_take(shot, dataset), shot.caption) for shot in best]
-        albums.append(section(f"{cause} ({len(taken)})", legend(colors), pictures(images)))
+        # those that score most would all lie just below the threshold
+        is_low = cause.endswith(Cause.LOW_SCORE)
+        chosen = typical_shots(taken, count) if is_low else best_shots(taken, count)
+        albums.append(section(f"{cause} ({len(taken)})", album(chosen, dataset, _ROLES)))
     return albums
 
 
-def _missed_shot(image: ImageErrors, row: int, missed: Missed, explanation: Explanation) -> _Shot:
+def _missed_shot(image: ImageErrors, row: int, missed: Missed, explanation: Explanation) -> Shot:
     names, truth = explanation.categories.names, image.truth
-    box = _corners(truth.boxes[missed.index])
-    boxes = [(box, _OBJECT, names[truth.labels[missed.index]])]
-    score = 0.0
-    for extra, role in ((missed.candidate, _CANDIDATE), (missed.other, _DETECTION)):
-        if extra is not None:
-            boxes.append((extra.box, role, _tag(extra, names)))
-            score = max(score, extra.score)
-    where = f"{Path(truth.file).name}, id {truth.image_id}, annotation {truth.annotation_ids[missed.index]}"
+    box, label = corners(truth.boxes[missed.index]), int(truth.labels[missed.index])
+    others = [(b, r) for b, r in ((missed.candidate, CANDIDATE), (missed.other, DETECTION)) if b is not None]
+    # colours tell the object from the others; its name is needed where theirs is another
+    tag = "" if others and all(b.label == label for b, _ in others) else names[label]
+    boxes = [(box, OBJECT, tag), *((b.box, role, _tag(b, names)) for b, role in others)]
     # the largest first where no candidate has a score
     area = float((box[2] - box[0]) * (box[3] - box[1]) / (truth.size[0] * truth.size[1]))
-    return _Shot(row, boxes, f"{where}: {describe(missed, names)}", score + 1e-3 * area)
+    what = describe(missed, names).removeprefix(missed.cause.value).removeprefix(", ")
+    where = place_of(truth.file, truth.image_id, int(truth.annotation_ids[missed.index]))
+    rank = max((b.score for b, _ in others), default=0.0) + 1e-3 * area
+    return Shot(row, boxes, (what or names[label]).strip(), where, rank)
 
 
-def _alarm_shot(image: ImageErrors, row: int, i: int, explanation: Explanation) -> _Shot:
+def _alarm_shot(image: ImageErrors, row: int, i: int, explanation: Explanation) -> Shot:
     names, truth, about = explanation.categories.names, image.truth, int(image.objects[i])
     x1, y1, x2, y2 = image.boxes[i].tolist()
     found = ScoredBox((x1, y1, x2, y2), int(image.labels[i]), float(image.scores[i]))
-    boxes: list[tuple[Corners, int, str]] = [(found.box, _DETECTION, _tag(found, names))]
-    caption = f"{Path(truth.file).name}, id {truth.image_id}: {_tag(found, names)}"
+    boxes: list[tuple[Corners, int, str]] = [(found.box, DETECTION, _tag(found, names))]
+    what = _tag(found, names)
     if about >= 0:
-        boxes.insert(0, (_corners(truth.boxes[about]), _OBJECT, names[truth.labels[about]]))
-        caption += f", annotation {truth.annotation_ids[about]}, IoU {image.iou[i, about]:.2f}"
-    return _Shot(row, boxes, caption, found.score)
-
-
-def _take(shot: _Shot, dataset: DetectionDataset) -> np.ndarray:
-    """A square crop around the boxes of ``shot`` with as much again around them, drawn."""
-    image = dataset.read(shot.image)
-    h, w = image.shape[:2]
-    boxes = np.array([box for box, _, _ in shot.boxes])
-    low, high = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
-    side = float(np.clip((high - low).max() * 2, 48, max(h, w)))
-    x, y = ((low + high) / 2 - side / 2).round().astype(int)
-    x, y = int(np.clip(x, 0, max(w - side, 0))), int(np.clip(y, 0, max(h - side, 0)))
-    crop = image[y : y + round(side), x : x + round(side)]
-    ratio = _PICTURE_SIDE / max(crop.shape[:2])
-    crop = cv2.resize(crop, None, fx=ratio, fy=ratio, interpolation=cv2.INTER_AREA if ratio < 1 else cv2.INTER_CUBIC)
-    names = [""] * len(_ROLES)
-    shifted = (boxes - [x, y, x, y]) * ratio
-    for box, (_, role, tag) in zip(shifted, shot.boxes, strict=True):
-        names[role] = tag
-        crop = draw_boxes(crop, box[None], [role], names, bold=_BOLD)
-    return crop
-
-
-def _of_different_images(shots: Sequence[_Shot], count: int) -> list[_Shot]:
-    """The first ``count``, those of images that are shown already after all others."""
-    first: dict[int, _Shot] = {}
-    for shot in shots:
-        first.setdefault(shot.image, shot)
-    chosen = list(first.values())
-    return (chosen + [s for s in shots if s is not first[s.image]])[:count]
-
-
-def _corners(xywh: np.ndarray) -> Corners:
-    x, y, w, h = xywh.tolist()
-    return x, y, x + w, y + h
+        label = int(truth.labels[about])
+        boxes.insert(0, (corners(truth.boxes[about]), OBJECT, "" if label == found.label else names[label]))
+        what += f" on {names[label]}, IoU {image.iou[i, about]:.2f}"
+    where = place_of(truth.file, truth.image_id, int(truth.annotation_ids[about]) if about >= 0 else None)
+    return Shot(row, boxes, what, where, found.score)
 
 
 def _tag(box: ScoredBox, names: Sequence[str]) -> str:

@@ -27,7 +27,7 @@ section { background: #fff; border: 1px solid var(--line); border-radius: 10px; 
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin-top: 18px; }
 .tile { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 12px 16px; }
 .tile b { display: block; font-size: 26px; line-height: 1.2; }
-.bar { display: grid; grid-template-columns: 190px 1fr 92px; gap: 10px; align-items: center; padding: 3px 0; }
+.bar { display: grid; grid-template-columns: 190px 1fr 104px; gap: 10px; align-items: center; padding: 3px 0; }
 .bar i { display: block; height: 16px; border-radius: 3px; background: var(--fill); min-width: 2px; }
 .bar em { font-style: normal; text-align: right; font-variant-numeric: tabular-nums; }
 .advice li { margin-bottom: 8px; }
@@ -35,7 +35,8 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; } .scroll
 th, td { padding: 4px 10px; text-align: right; border-bottom: 1px solid var(--line); } th { color: var(--soft);
 font-weight: 500; font-size: 13px; } th:first-child, td:first-child { text-align: left; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 12px; }
-figure { margin: 0; } figure img { width: 100%; border-radius: 6px; display: block; }
+figure { margin: 0; } figure img { width: 100%; border-radius: 6px; display: block; margin-bottom: 4px; }
+figcaption { line-height: 1.35; } figcaption b { color: var(--ink); font-weight: 500; }
 .key { display: inline-block; width: 11px; height: 11px; border-radius: 2px; margin: 0 5px 0 14px; }
 """
 
@@ -153,15 +154,16 @@ def legend(colors: Mapping[str, tuple[int, int, int]]) -> str:
     )
 
 
-def pictures(images: Sequence[tuple[np.ndarray, str]]) -> str:
-    """Pictures (uint8 RGB) with captions, in rows."""
-    return '<div class="pictures">' + "".join(_figure(image, caption) for image, caption in images) + "</div>"
+def pictures(images: Sequence[tuple[np.ndarray, str, str]]) -> str:
+    """Pictures (uint8 RGB) in rows, each with what is to be seen and where it is."""
+    return '<div class="pictures">' + "".join(_figure(*each) for each in images) + "</div>"
 
 
-def _figure(image: np.ndarray, caption: str) -> str:
+def _figure(image: np.ndarray, what: str, where: str) -> str:
     done, jpeg = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
     assert done
     source = base64.b64encode(jpeg.tobytes()).decode()
     return (
-        f'<figure><img src="data:image/jpeg;base64,{source}" alt=""><figcaption>{escape(caption)}</figcaption></figure>'
+        f'<figure><img src="data:image/jpeg;base64,{source}" alt=""><figcaption><b>{escape(what)}</b><br>'
+        f"{escape(where)}</figcaption></figure>"
     )

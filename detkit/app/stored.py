@@ -23,6 +23,7 @@ from detkit.config.validate import plain
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.loader import EvalLoader
 from detkit.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
+from detkit.engine.finite import refuse_bad_weights
 from detkit.models import Detector, build_detector
 from detkit.utils.log import logger
 
@@ -63,6 +64,7 @@ def load_stored(cfg: DictConfig, options: type) -> tuple[Any, Stored]:
 
     Raises:
         ConfigError: a key that neither has, no checkpoint, or one of a model that this configuration does not build.
+        ValueError: a weight of the checkpoint is not finite.
     """
     names = {field.name for field in dataclasses.fields(options)}
     given = {str(k): v for k, v in cfg.items_ex(resolve=False)}
@@ -84,6 +86,7 @@ def load_stored(cfg: DictConfig, options: type) -> tuple[Any, Stored]:
     without_pretrained_weights(model)
     detector = build_detector(model, checkpoint.categories)
     load_weights(detector, checkpoint.weights, checkpoint.source)
+    refuse_bad_weights(detector, f"{checkpoint.source} is of no use")
     device = choose_device(chosen.device)
     return chosen, Stored(checkpoint, node, detector.to(device).eval(), device)
 

@@ -95,6 +95,7 @@ class TrainLoader:
         self._sampler()  # refuses what is out of range now, not in the first step
         self.dataset = dataset
         self.batch_size = batch_size // world_size  # of this process
+        self.num_images = len(chosen)
         self.batches_per_epoch = -(-len(chosen) // batch_size)
         self.replaced: dict[str, str] = {}
         source = _Source(dataset, transforms, chosen, seed, replace_bad=on_bad_image == "replace")

@@ -25,6 +25,9 @@ GROWTH = 10.0
 #: No layer of a network that works has such a weight; a flipped bit in the exponent of a float gives one.
 LARGE_WEIGHT = 1e6
 
+#: States of torch's optimisers whose root is taken.
+_SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg")
+
 
 @dataclass(slots=True)
 class Rerun:
@@ -62,7 +65,7 @@ def run_again(
             seen.terms = {name: term.item() for name, term in losses.terms.items()}
             if all(map(is_finite, seen.terms.values())):
                 (losses.total * scale).backward()
-        except (RuntimeError, IndexError, ValueError) as error:
+        except Exception as error:  # whatever it is, it must not take the place of what the run died of
             seen.error = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     if seen.gradient is None and seen.terms is not None:
         gradients = ((name, p.grad) for name, p in detector.named_parameters() if p.grad is not None)
@@ -77,6 +80,7 @@ def diagnose(
     batch: Batch,
     *,
     losses: Sequence[float] = (),
+    rates: Sequence[float] = (),
     num_classes: int,
     device: torch.device,
     precision: Precision,
@@ -87,11 +91,11 @@ def diagnose(
     Args:
         optimizer: None where it is not at hand any more.
         losses: of the steps before.
+        rates: the learning rates of the steps before.
         scale: of the gradient scaler.
     """
-    findings = culprits(detector, [batch], num_classes)
-    if optimizer is not None:
-        findings += _bad_states(detector, optimizer)
+    findings = [] if optimizer is None else _bad_rates(optimizer, rates) + _bad_states(detector, optimizer)
+    findings += culprits(detector, [batch], num_classes)
     seen = run_again(detector, batch, device, precision, scale)
     if not findings and precision != "fp32" and not seen.is_finite:
         exact = run_again(detector, batch, device, "fp32")
@@ -102,9 +106,9 @@ def diagnose(
                 "trainer.precision=bf16 or fp32"
             )
     if not findings and optimizer is not None:
-        findings += _learning_rate(optimizer, losses)
+        findings += _weight_decay(optimizer) or _learning_rate(optimizer, losses)
     if not findings:
-        findings += _large_weights(detector)
+        findings += _large_weights(detector) or _blank_images(batch)
     return findings + _layers(seen), seen
 
 
@@ -138,7 +142,7 @@ def _direction(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor | N
 def _learning_rate(optimizer: torch.optim.Optimizer, losses: Sequence[float]) -> list[str]:
     rates = ", ".join(f"{rate:g}" for rate in sorted({group["lr"] for group in optimizer.param_groups}))
     ratio = update_ratio(optimizer)
-    if losses and losses[-1] > GROWTH * min(losses):
+    if losses and losses[-1] > GROWTH * min(losses) > 0:
         return [
             f"the learning rate {rates} is too high: the loss grew from {min(losses):.3g} to {losses[-1]:.3g} first"
         ]
@@ -150,14 +154,41 @@ def _learning_rate(optimizer: torch.optim.Optimizer, losses: Sequence[float]) ->
     ]
 
 
+def _bad_rates(optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> list[str]:
+    """Learning rates, of this step or of those before, that no schedule should give."""
+    now = [float(group["lr"]) for group in optimizer.param_groups]
+    bad = [rate for rate in [*now, *reversed(rates)] if not (is_finite(rate) and rate >= 0)]
+    return [f"the learning rate is {bad[0]:g}: it must be finite and not negative"] if bad else []
+
+
+def _weight_decay(optimizer: torch.optim.Optimizer) -> list[str]:
+    """Decay that takes much of a weight in one step, or would turn it round."""
+    shares = [(group["lr"] * group.get("weight_decay", 0.0), group) for group in optimizer.param_groups]
+    share, group = max(shares, key=lambda each: each[0])
+    if share < LARGE_UPDATE:
+        return []
+    return [
+        f"the weight decay {group['weight_decay']:g} is too high: at the learning rate {group['lr']:g} it takes "
+        f"{share:.2g} of each weight in a step"
+    ]
+
+
+def _blank_images(batch: Batch) -> list[str]:
+    flat = [m for p, m in zip(batch.images.pixels, batch.images.meta, strict=True) if p.min() == p.max()]
+    return [f"image {meta.image_id} ({meta.file}) is of one colour" for meta in flat]
+
+
 def _bad_states(detector: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
     names: dict[Tensor, str] = {p: name for name, p in detector.named_parameters()}
-    bad = [
-        f"the optimiser's {key} of {names.get(p, 'a parameter')} is not finite"
-        for p, state in optimizer.state.items()
-        for key, value in state.items()
-        if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all()
-    ]
+    bad = []
+    for p, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.is_floating_point():
+                of = f"the optimiser's {key} of {names.get(p, 'a parameter')}"
+                if not value.isfinite().all():
+                    bad.append(f"{of} is not finite")
+                elif key in _SQUARES and (value < 0).any():
+                    bad.append(f"{of} is negative, though it is a mean of squares")
     return bad[:1] + ([f"and {len(bad) - 1} more of its states"] if len(bad) > 1 else [])
 
 

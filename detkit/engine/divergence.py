@@ -5,7 +5,9 @@ A healthy step pays for a few numbers; everything else is done after the failure
 
 from __future__ import annotations
 
+import re
 import statistics
+import zipfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +22,14 @@ import detkit
 from detkit.engine.checkpoint import CheckpointError, current_versions
 from detkit.engine.diagnosis import Rerun, diagnose, run_again
 from detkit.engine.evaluation import Precision
-from detkit.engine.finite import BadStepError, ExplodingLossError, InvalidBatchError, bad_inputs, is_invalid
+from detkit.engine.finite import (
+    BadStepError,
+    ExplodingLossError,
+    InvalidBatchError,
+    bad_inputs,
+    has_odd_pixels,
+    is_invalid,
+)
 from detkit.structures import Batch, Categories, ImageMeta, Images, Losses, Target
 from detkit.structures.affine import Affine
 from detkit.utils import dist
@@ -32,6 +41,10 @@ FORMAT = 1
 
 #: Steps whose losses are remembered, to tell what is usual.
 WINDOW = 50
+
+#: A detector's loss begins at about one. How many times a smaller one it is says more about easy batches, those without
+#: an object among them, than about the run.
+LEAST_USUAL = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,9 +100,12 @@ def load_bundle(path: str | Path) -> Bundle:
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file")
     try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is no archive, or cut off")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"{path}: damaged or no bundle: {str(error).partition(chr(10))[0]}") from error
+    except Exception as error:  # torch's second sentence advises to let the file run code
+        reason = re.split(r"[.] |\n", str(error))[0]
+        raise CheckpointError(f"{path}: damaged or no bundle: {reason}") from error
     if not isinstance(state, dict) or state.get("kind") != "divergence":
         raise CheckpointError(f"{path}: not a divergence report; a failing run writes one as divergence_step....pt")
     if state["format"] != FORMAT:
@@ -128,7 +144,7 @@ class StepWatch:
         detector: on ``device``, without wrappers.
         run_dir: where bundles go.
         max_loss_ratio: how many times the usual a loss may be: the median of the last 50, or the first one since the
-            start or the resume, where that is less. None for any.
+            start or the resume, where that is less, but at least 1. None for any.
     """
 
     def __init__(
@@ -168,7 +184,7 @@ class StepWatch:
         """
         losses = [row[1] for row in self._history]
         limit = self._max_loss_ratio
-        if limit is not None and losses and loss > limit * min(losses):
+        if limit is not None and losses and loss > limit * LEAST_USUAL:
             usual = min(statistics.median(losses), self._first_loss)
             if loss > limit * usual:
                 raise ExplodingLossError(
@@ -189,7 +205,7 @@ class StepWatch:
             InvalidBatchError: there is something in it that no detector can be trained on, and the detector failed, or
                 would have learnt from it without a word. An error without such a cause stays what it is.
         """
-        if is_invalid(batch, len(self._categories)):
+        if is_invalid(batch, len(self._categories)) or (not self._history and has_odd_pixels(batch)):
             raise self._invalid(batch, "a batch cannot be trained on")
         try:
             yield
@@ -253,6 +269,7 @@ class StepWatch:
                 self._optimizer,
                 batch,
                 losses=[row[1] for row in self._history],
+                rates=[row[3] for row in self._history],
                 num_classes=len(self._categories),
                 device=self._device,
                 precision=self._precision,

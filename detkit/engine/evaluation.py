@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from detkit.engine.finite import refuse_bad_weights
 from detkit.evaluation import Evaluation, Evaluator
 from detkit.structures import Batch, Detections, ImageMeta, Images, Losses, Target
 from detkit.utils import dist
@@ -105,11 +106,12 @@ def evaluate(
 
     Raises:
         EvaluationStopped: see ``should_stop``.
-        ValueError: ``precision`` is not for this device.
+        ValueError: ``precision`` is not for this device, or a weight or running statistic is not finite.
     """
     start = time.perf_counter()
     device = torch.device(device)
     check_precision(precision, device)
+    refuse_bad_weights(detector, "the detector cannot be evaluated")
     means = _Means()
     examples: list[Example] = []
     if evaluator is not None:

@@ -12,6 +12,12 @@ from detkit.structures import Batch, Losses
 
 _MOST_NAMED = 5
 
+#: Pixels are 0..255; resampling with overshoot may leave that a little.
+_PIXEL_RANGE = (-16.0, 271.0)
+
+#: Float pixels that all lie below are black, or were normalised already: to 0..1, or to mean 0 and deviation 1.
+_BLACK = 4.0
+
 
 class BadStepError(ValueError):
     """A step that the run ends with. No weight, optimiser state or average has taken it in.
@@ -83,22 +89,55 @@ def bad_inputs(batch: Batch, num_classes: int | None = None) -> Iterator[str]:
     """One line for each image and box of ``batch`` that no detector can be trained on."""
     for pixels, meta, target in zip(batch.images.pixels, batch.images.meta, batch.targets, strict=True):
         name = f"image {meta.image_id} ({meta.file})"
-        if pixels.is_floating_point() and not pixels.isfinite().all():
-            yield f"the pixels of {name} have {_count(pixels)}"
+        if problem := _pixel_problem(pixels):
+            yield f"the pixels of {name} {problem}"
         for i, (box, label) in enumerate(zip(target.boxes.tolist(), target.labels.tolist(), strict=True)):
             if problem := _problem(box, label, meta.size, num_classes):
                 yield f"box {i} of {name} {problem}"
 
 
 def is_invalid(batch: Batch, num_classes: int) -> bool:
-    """Whether a box of ``batch`` has no area or an unknown label: some losses would take either without a word.
+    """Whether a box of ``batch`` is not finite, has no area, lies far away or has an unknown label, or the pixels are
+    of a wrong type: some losses would take each of these without a word.
 
-    Cheap, for every step; what is not finite shows in the loss.
+    Cheap, for every step; pixels that are not finite show in the loss, and :func:`has_odd_pixels` looks at the rest.
     """
     boxes = torch.cat([target.boxes for target in batch.targets])
     labels = torch.cat([target.labels for target in batch.targets])
-    flat = ((boxes[:, 2:] <= boxes[:, :2]).any(dim=1) & boxes.isfinite().all(dim=1)).any()
-    return bool(flat) or bool(((labels < 0) | (labels >= num_classes)).any())
+    far = 2 * max(batch.images.padded_size)
+    good_boxes = (boxes[:, 2:] > boxes[:, :2]).all() & (boxes.abs() <= far).all()
+    good_labels = ((labels >= 0) & (labels < num_classes)).all()
+    return not bool(good_boxes & good_labels) or batch.images.pixels.dtype not in (torch.uint8, torch.float32)
+
+
+def has_odd_pixels(batch: Batch) -> bool:
+    """Whether every image of ``batch`` has finite pixels in another range than 0..255: scaled before, say."""
+    pixels = batch.images.pixels
+    return pixels.is_floating_point() and all(image.isfinite().all() and _pixel_problem(image) for image in pixels)
+
+
+def refuse_bad_weights(detector: nn.Module, what: str) -> None:
+    """Refuse a detector that would find nothing, without a word, since its weights or running statistics are lost.
+
+    Raises:
+        ValueError: one is not finite; the message names it and begins with ``what``.
+    """
+    if bad := _bad_tensors([*detector.named_parameters(), *detector.named_buffers()]):
+        raise ValueError(f"{what}: {', '.join(bad)}")
+
+
+def _pixel_problem(pixels: Tensor) -> str:
+    """What is wrong with the pixels of an image; empty when nothing is."""
+    if pixels.dtype == torch.uint8:
+        return ""
+    if pixels.dtype != torch.float32:
+        return f"are {str(pixels.dtype).removeprefix('torch.')}, not uint8 or float32 in 0..255"
+    if not pixels.isfinite().all():
+        return f"have {_count(pixels)}"
+    low, high = (float(v) for v in pixels.aminmax())
+    if low < _PIXEL_RANGE[0] or high > _PIXEL_RANGE[1] or (high < _BLACK and low != high):
+        return f"lie in {low:.3g}..{high:.3g}, not in 0..255: the detector normalises them itself"
+    return ""
 
 
 def _problem(box: Sequence[float], label: int, size: tuple[int, int], num_classes: int | None) -> str:

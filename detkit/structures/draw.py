@@ -41,7 +41,7 @@ def draw_boxes(
         image: uint8 (H, W, 3) RGB.
         boxes: (N, 4) x1 y1 x2 y2 px; they may reach over the border.
         labels: (N,) in [0, K).
-        names: the K class names.
+        names: the K class names; an empty one is not written.
         scores: (N,) in [0, 1], written behind the names.
         title: written on a strip above the image.
         dashed: (N,) whether to draw a dashed outline (crowd).
@@ -66,7 +66,8 @@ def draw_boxes(
         _outline(canvas, boxes[i], class_color(int(labels[i])), thickness, dashed is not None and bool(dashed[i]))
     for i in order:  # names over all outlines
         text = names[int(labels[i])] + ("" if scores is None else f" {scores[i]:.2f}")
-        _tag(canvas, boxes[i], text, class_color(int(labels[i])), letters)
+        if text:
+            _tag(canvas, boxes[i], text, class_color(int(labels[i])), letters)
     return canvas if title is None else np.concatenate([_strip(title, canvas.shape[1], letters), canvas])
 
 

@@ -1,6 +1,10 @@
 """``tools/audit.py``: its counts are the training's own, for every head; it reads no pixel, and its advice helps."""
 
+import dataclasses
 import json
+import re
+import shlex
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -8,8 +12,10 @@ import torch
 from omegaconf import OmegaConf
 
 from detkit.app import audit
-from detkit.app.audit import Audit, Planner
-from detkit.app.audit_advice import advise, poor_share
+from detkit.app.audit import Audit
+from detkit.app.audit_advice import _larger_input, advise
+from detkit.app.audit_pictures import albums
+from detkit.app.audit_plan import Planner
 from detkit.config import ConfigError
 from detkit.data import ShapesDataset
 from detkit.models import Detector, build_detector
@@ -90,25 +96,122 @@ def test_anchors_that_fit_badly_by_hand(shapes):
     assert (found.counts.sum(dim=1) > 0).all()
     assert found.fit.tolist() == pytest.approx([0.25, 1.0])
     assert found.counts[:, 1:].sum() == 0, "both on the finest level"
+    (found,) = Planner(detector).assigned(*_parts(batch_of([32.0, 32, 96, 96], size=(128, 128))))
+    assert found.counts[0].nonzero().squeeze(1).tolist() == [2], "anchors of 64 px are those of stride 16"
+    assert found.fit.tolist() == pytest.approx([1.0])
 
 
 def _parts(batch):
     return batch.images, batch.targets
 
 
+def test_every_image_counts_once(shapes):
+    """Batches of one aspect end their epoch late: all the same each image is looked at, none twice."""
+    node = node_of("quickstart", shapes, "data.train.num_train=50", "data.loader.train.group_by_aspect=true")
+    _, batches, dataset, found = audited(node)
+    assert sorted(m.image_id for m in found.metas) == sorted(t.image_id for t in dataset.truths)
+    assert len(found.labels) == sum(len(t) for t in dataset.truths)
+    assert all(len({m.size[0] > m.size[1] for m in b.images.meta}) <= 1 for b in batches)
+
+
 def test_advice_is_tried_before_it_is_given(shapes):
-    """Tiny objects: smaller anchors are advised, and with them the objects are well covered."""
-    node = node_of("quickstart", shapes, "data.train.image_size=64", "data.train.max_objects=3")
+    """Tiny objects: what is advised can be pasted into a command line, and there does what was promised."""
+    tiny = ("data=shapes_tiny", "data.train.num_train=12")
+    node = node_of("quickstart", shapes, *tiny)
     detector, batches, dataset, found = audited(node)
-    advice = advise(node, found, Planner(detector), batches, dataset.categories)
-    assert found.poor.mean() > 0.1
-    anchors = [a for a in advice if a.change.startswith("model.head.rpn.anchors.scales=[")]
-    assert anchors
-    assert all(a.poor < found.poor.mean() - 0.02 for a in advice)
-    again = node_of("quickstart", shapes, "data.train.image_size=64", "data.train.max_objects=3", anchors[0].change)
-    other = build_detector(again["model"], dataset.categories)
-    assert poor_share(Planner(other), batches) == pytest.approx(anchors[0].poor), "what was promised"
-    assert any("as large" in a.change for a in advice)
+    advice = advise(node, {"train": {"flip": {}}, "val": {}}, found, Planner(detector), batches, dataset.categories)
+    assert found.poor.mean() > 0.8
+    assert len({a.change for a in advice}) == len(advice) > 2
+    assert all(a.poor < found.poor.mean() - 0.5 for a in advice)
+    anchors_last = [a.change.startswith("model.head.rpn.anchors.scales=[") for a in advice]
+    assert anchors_last == [False] + [True] * (len(advice) - 1)
+    assert re.search(
+        r"; \d\d% of them are smaller than two cells of the finest level, where anchors help", advice[0].text
+    )
+    for one in (advice[0], advice[-1]):
+        *_, again = audited(node_of("quickstart", shapes, *tiny, *shlex.split(one.change)))
+        assert again.poor.mean() == pytest.approx(one.poor, abs=0.02), one.change
+        assert f"{one.poor:.1%} instead of {found.poor.mean():.1%} of the objects have" in one.text
+
+
+def test_advice_for_long_objects_and_for_full_cells(shapes):
+    """Wide boxes want wide anchors; objects that share a cell want a finer grid."""
+    wide = batch_of([2.0, 4, 62, 14], [2.0, 40, 62, 52])
+    node = node_of("retinanet/shapes", shapes)
+    changes = {c.split("=")[0]: c for c in advised(node, wide, shapes)}
+    assert "model.head.anchors.ratios" in changes
+    assert "0.25" in changes["model.head.anchors.ratios"]
+    crowd = batch_of([0.0, 0, 10, 10], [10.0, 10, 15, 15], [32.0, 32, 36, 36])
+    assert advised(node_of("yolov1/shapes", shapes), crowd, shapes)[0] == "model.neck.stride=8"
+
+
+def advised(node, batch, folder):
+    detector, _, dataset, _ = audited(node)
+    meta = dataclasses.replace(batch.images.meta[0], image_id=dataset.truths[0].image_id)
+    batch = Batch(Images(batch.images.pixels, (meta,)), batch.targets)
+    planner = Planner(detector)
+    advice = advise(node, {}, Audit.of(planner, [batch], dataset), planner, [batch], dataset.categories)
+    return [a.change for a in advice]
+
+
+@pytest.mark.parametrize(
+    ("transform", "overrides"),
+    [
+        ("short_320", "transform.train.resize.short=[640] transform.train.resize.long=854"),
+        ("fit_320", "transform.train.resize.size=640"),
+        ("square_320", "transform.size=640"),
+        ("multiscale", "transform.train.resize.short=[1280,1344,1408,1472,1536,1600] "
+         "transform.train.resize.long=2666 transform.val.resize.short=[1600]"),
+        ("flip", "'transform.train.resize={_target_: ResizeFit, size: 256}' "
+         "'transform.val.resize={_target_: ResizeFit, size: 256}'"),
+    ],
+)  # fmt: skip
+def test_a_larger_input_in_the_recipes_own_words(transform, overrides):
+    written = OmegaConf.to_container(composed("experiment=quickstart", f"transform={transform}").transform)
+    assert _larger_input(written, 2.0, 128.0) == overrides
+
+
+@pytest.mark.parametrize(("experiment", "per_class"), [("yolov1/shapes", False), ("centernet/shapes", True)])
+def test_collisions_are_counted_over_a_data_set(experiment, per_class, shapes):
+    """By plain loops: objects less the cells (of all classes, or of each) that hold a centre."""
+    dense = ("data.train.image_size=64", "data.train.max_objects=60", "data.train.size_range=[0.07,0.1]")
+    node = node_of(experiment, shapes, "data=shapes_tiny", "data.train.num_train=60", "transform=identity", *dense)
+    detector, _, dataset, found = audited(node)
+    (stride,) = detector.neck.out_spec.strides
+    collisions = 0
+    for truth in dataset.truths:
+        cells = set()
+        for (x, y, w, h), label in zip(truth.boxes.tolist(), truth.labels.tolist(), strict=True):
+            cells.add((int((x + w / 2) // stride), int((y + h / 2) // stride), label if per_class else 0))
+        collisions += len(truth) - len(cells)
+    assert found.crowded_out.sum() == collisions
+    assert collisions > 0
+    assert found.rows()[0]["crowded_out"] == found.rows()[0]["none"] == collisions
+    assert f"({collisions} since another object has theirs)" in found.in_words()
+
+
+def test_pictures_by_cause(shapes):
+    """Each shows the object, the nearest anchor, and who has its reference."""
+    node = node_of("quickstart", shapes, "data=shapes_tiny", "data.train.num_train=60")
+    detector, batches, dataset, found = audited(node)
+    planner = Planner(detector)
+    html = "".join(albums(found, planner, batches, dataset, 3))
+    causes = {found.cause(int(i)) for i in np.flatnonzero(found.poor)}
+    assert "another object has its reference" in causes
+    for cause in causes:
+        assert cause.capitalize() in html
+    assert html.count("<figure>") == sum(
+        min(3, n) for n in Counter(map(found.cause, np.flatnonzero(found.poor))).values()
+    )
+    assert "nearest anchor" in html
+    assert albums(found, planner, batches, dataset, 0) == []
+    batch = batch_of([0.0, 0, 20, 20], [2.0, 2, 18, 18], [40.0, 40, 60, 60])
+    yolo = Planner(audited(node_of("yolov1/shapes", shapes))[0])
+    assert yolo.seen(batch, 0, 1) == (None, 0), "the larger object has the cell"
+    assert yolo.seen(batch, 0, 2) == (None, None)
+    anchor, rival = planner.seen(batch_of([12.0, 12, 20, 20]), 0, 0)
+    assert rival is None
+    assert (anchor[2:] - anchor[:2]).prod() == pytest.approx(256, rel=1e-3), "of 16 px, the smallest there is"
 
 
 def test_the_command_line_needs_no_image_file(shapes, tmp_path, monkeypatch, capsys):
@@ -117,7 +220,7 @@ def test_the_command_line_needs_no_image_file(shapes, tmp_path, monkeypatch, cap
         file.write_bytes(b"")  # whoever decodes one fails
     options = [
         "experiment=quickstart", f"data.root={tmp_path / 'data'}", "data.train.num_train=6", "data.train.num_val=2",
-        "data.train.image_size=96", "data.train.max_objects=6", f"hydra.run.dir={tmp_path / 'out'}",
+        "data.train.image_size=96", "data.train.max_objects=6", "num_pictures=0", f"hydra.run.dir={tmp_path / 'out'}",
     ]  # fmt: skip
     output = call(audit.main, monkeypatch, capsys, *options)
     report = json.loads((tmp_path / "out" / "audit.json").read_text())

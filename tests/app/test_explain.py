@@ -12,8 +12,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detkit.app import evaluate, explain, train
+from detkit.app.explain import Examined
+from detkit.evaluation.synthetic import synthetic_set
 from tests.app.test_configs import composed
 from tests.app.tools import call
+from tests.evaluation.plain_count import count
+from tests.evaluation.test_errors import judged
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +76,36 @@ def test_the_sums_agree_with_an_independent_count(checkpoint, report, monkeypatc
     assert len(numbers["missed_by_cause"]) > 1
     ap50 = json.loads((checkpoint.parent / "evaluation_last_val" / "evaluation.json").read_text())["metrics"]["AP50"]
     assert numbers["AP50"] == pytest.approx(ap50, abs=1e-9)
+
+
+def as_rows(results):
+    columns = (results.image_ids, results.category_ids, results.boxes, results.scores)
+    names = ("image_id", "category_id", "bbox", "score")
+    return [dict(zip(names, row, strict=True)) for row in zip(*(c.tolist() for c in columns), strict=True)]
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.8])
+@pytest.mark.parametrize("seed", range(3))
+def test_each_error_is_the_one_that_plain_loops_find(seed, threshold):
+    """Which objects are missed, and of what kind each false alarm is, on generated detections with crowds."""
+    made = synthetic_set(
+        num_images=12, num_categories=3, detections_per_image=24, objects_per_image=7, crowd_share=0.1, size=200,
+        seed=seed,
+    )  # fmt: skip
+    images = judged(made, made.results)
+    report = explain.explain([Examined(image, None) for image in images], made.categories, threshold).to_dict("")
+    annotations = [
+        {"id": int(i), "image_id": t.image_id, "category_id": int(k) + 1, "bbox": box, "iscrowd": int(crowd)}
+        for t in made.truths
+        for i, k, box, crowd in zip(t.annotation_ids, t.labels, t.boxes.tolist(), t.crowd, strict=True)
+    ]
+    objects, found, missed, alarms = count(annotations, as_rows(made.results), threshold)
+    assert (report["objects"], report["found"]) == (objects, found)
+    assert {row["annotation_id"] for row in report["missed"]} == missed
+    assert sum(report["missed_by_cause"].values()) == len(missed) == len(report["missed"])
+    assert report["false_alarms_by_cause"] == alarms
+    assert sum(alarms.values()) == len(report["false_alarms"])
+    assert len(alarms) == 5 or threshold > 0.5, "all kinds occur"
 
 
 def test_every_error_is_named_by_file_and_id(checkpoint, report):

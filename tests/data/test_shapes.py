@@ -33,7 +33,9 @@ def test_the_same_arguments_give_the_same_bytes(tmp_path):
     assert digest(first.folder) == digest(second.folder)
 
 
-@pytest.mark.parametrize("other", [{"seed": 1}, {"image_size": 100}, {"max_objects": 2}, {"num_val": 4}])
+@pytest.mark.parametrize(
+    "other", [{"seed": 1}, {"image_size": 100}, {"max_objects": 2}, {"num_val": 4}, {"size_range": (0.1, 0.2)}]
+)
 def test_other_arguments_give_another_folder_and_other_pictures(tmp_path, other):
     first, second = make(tmp_path), make(tmp_path, **other)
     assert first.folder != second.folder
@@ -67,6 +69,7 @@ def test_it_is_an_ordinary_coco_data_set(tmp_path):
     assert json.loads((data.folder / "shapes.json").read_text()) == {
         **SMALL,
         "max_objects": 6,
+        "size_range": [0.08, 0.75],
         "seed": 0,
         "version": shapes.VERSION,
     }
@@ -96,6 +99,15 @@ def test_statistics():
         assert (s.boxes[:, 1] + s.boxes[:, 3] <= h).all()
         assert (s.areas <= s.boxes[:, 2] * s.boxes[:, 3]).all()
         assert (s.areas > 0).all()
+
+
+def test_the_sizes_are_those_asked_for():
+    """A figure's width is drawn; turned, stretched and partly hidden its box has between half and one and a half of it."""
+    scenes = [draw_scene(np.random.default_rng([4, i]), 128, 12, (0.05, 0.1)) for i in range(40)]
+    boxes = np.concatenate([s.boxes for s in scenes])
+    assert len(boxes) > 150
+    assert boxes[:, 2:].max(axis=1).min() >= 4
+    assert boxes[:, 2:].max() <= 15
 
 
 def test_figures_overlap():
@@ -193,3 +205,10 @@ def test_a_root_that_cannot_be_written(tmp_path):
 def test_arguments_out_of_range(tmp_path, option, value, least):
     with pytest.raises(ValueError, match=f"^{option} must be at least {least}, not {value}$"):
         make(tmp_path, **{option: value})
+
+
+@pytest.mark.parametrize("sizes", [(0.03, 0.5), (0.5, 0.2), (0.2, 1.5)])
+def test_sizes_out_of_range(tmp_path, sizes):
+    words = "size_range must be two shares of the image's side between 0.042 (4 px) and 1, the lesser one first, not "
+    with pytest.raises(ValueError, match=f"^{re.escape(words + str(list(sizes)))}$"):
+        make(tmp_path, size_range=sizes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -11,8 +11,8 @@ import numpy as np
 #: Masks are drawn this many times larger and averaged down: the edges are then smooth.
 SUPERSAMPLING = 4
 
-#: Width of a figure as a share of the image's longer side, drawn log-uniformly: at 160 px from 13 to 120 px, which is
-#: small, medium and the beginning of large in COCO's terms.
+#: Usual width of a figure as a share of the longer side, drawn log-uniformly: at 160 px from 13 to 120 px, which
+#: is small, medium and the beginning of large in COCO's terms.
 SIZE_RANGE = (0.08, 0.75)
 
 #: So much of each figure stays visible, whatever lies over it and however far it reaches over the border.
@@ -35,15 +35,20 @@ class Scene(NamedTuple):
     areas: np.ndarray
 
 
-def draw_scene(rng: np.random.Generator, image_size: int, max_objects: int) -> Scene:
-    """One scene of 1 to ``max_objects`` figures; its longer side is ``image_size`` px, the other at least 3/4 of it."""
+def draw_scene(
+    rng: np.random.Generator, image_size: int, max_objects: int, size_range: Sequence[float] = SIZE_RANGE
+) -> Scene:
+    """One scene of 1 to ``max_objects`` figures; its longer side is ``image_size`` px, the other at least 3/4 of it.
+
+    ``size_range``: least and greatest width of a figure, as shares of ``image_size``.
+    """
     sides = [image_size, round(image_size * rng.uniform(0.75, 1.0))]
     h, w = sides if rng.random() < 0.5 else sides[::-1]
     image = _background(rng, h, w)
     owner = np.full((h, w), -1, dtype=np.int16)
     labels: list[int] = []
     drawn: list[int] = []  # pixels that each figure would show alone on an endless image
-    log_range = np.log(np.array(SIZE_RANGE) * image_size)
+    log_range = np.log(np.array(size_range) * image_size)
     sizes = np.sort(np.exp(rng.uniform(*log_range, size=rng.integers(1, max_objects + 1))))[::-1]
     for size in sizes:  # the large ones first, so that the small ones lie on top of them
         label = int(rng.integers(len(FIGURES)))

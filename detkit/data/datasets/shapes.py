@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ import numpy as np
 from detkit.config import DATASETS
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.datasets.coco import CocoDataset
-from detkit.data.datasets.scenes import FIGURES, draw_scene
+from detkit.data.datasets.scenes import FIGURES, SIZE_RANGE, draw_scene
 from detkit.data.decode import read_image
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,9 @@ VERSION = 2
 MARKER = "shapes.json"
 SPLITS = ("train", "val")
 JPEG_QUALITY = 92
+
+#: Px below which a star and a circle are the same few pixels.
+MIN_WIDTH = 4.0
 
 
 @DATASETS
@@ -44,6 +48,8 @@ class ShapesDataset(DetectionDataset):
         num_val: number of validation images.
         image_size: longer side of the images in px; the shorter one has between 3/4 of it and all of it.
         max_objects: figures in an image, at most; there is at least one.
+        size_range: least and greatest width of a figure, as shares of ``image_size``; small ones are as frequent as
+            large ones (log-uniform).
         seed: another one gives other images.
 
     Raises:
@@ -59,6 +65,7 @@ class ShapesDataset(DetectionDataset):
         num_val: int = 100,
         image_size: int = 160,
         max_objects: int = 6,
+        size_range: tuple[float, float] = SIZE_RANGE,
         seed: int = 0,
     ) -> None:
         parameters = {
@@ -66,6 +73,7 @@ class ShapesDataset(DetectionDataset):
             "num_val": num_val,
             "image_size": image_size,
             "max_objects": max_objects,
+            "size_range": list(size_range),
             "seed": seed,
         }
         _check(parameters)
@@ -78,14 +86,21 @@ class ShapesDataset(DetectionDataset):
         return read_image(truth.file, truth.size)
 
 
-def _check(parameters: dict[str, int]) -> None:
+def _check(parameters: Mapping[str, Any]) -> None:
     least = {"num_train": 1, "num_val": 1, "image_size": 64, "max_objects": 1, "seed": 0}
-    for name, value in parameters.items():
-        if value < least[name]:
-            raise ValueError(f"{name} must be at least {least[name]}, not {value}")
+    for name, value in least.items():
+        if parameters[name] < value:
+            raise ValueError(f"{name} must be at least {value}, not {parameters[name]}")
+    low, high = parameters["size_range"]
+    least_share = MIN_WIDTH / parameters["image_size"]
+    if not least_share <= low <= high <= 1:
+        raise ValueError(
+            f"size_range must be two shares of the image's side between {least_share:.3f} ({MIN_WIDTH:g} px) and 1, "
+            f"the lesser one first, not {parameters['size_range']}"
+        )
 
 
-def _prepare(root: Path, parameters: dict[str, int]) -> Path:
+def _prepare(root: Path, parameters: Mapping[str, Any]) -> Path:
     """The folder with the pictures that ``parameters`` describe, made now if it is not there."""
     text = json.dumps(parameters, sort_keys=True)
     folder = root / hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -100,7 +115,7 @@ def _prepare(root: Path, parameters: dict[str, int]) -> Path:
     return folder
 
 
-def _make(folder: Path, parameters: dict[str, int]) -> None:
+def _make(folder: Path, parameters: Mapping[str, Any]) -> None:
     """Write beside ``folder`` and rename: whoever sees the folder sees all of it, and a killed run leaves none."""
     logger.info("making %d + %d images in %s", parameters["num_train"], parameters["num_val"], folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -120,14 +135,14 @@ def _make(folder: Path, parameters: dict[str, int]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_split(folder: Path, split: str, parameters: dict[str, int]) -> None:
+def _write_split(folder: Path, split: str, parameters: Mapping[str, Any]) -> None:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     # Ids of the two splits do not meet, so that results of one cannot be scored against the other.
     first_id = 1 if split == "train" else parameters["num_train"] + 1
     for i in range(parameters[f"num_{split}"]):
         rng = np.random.default_rng([parameters["seed"], SPLITS.index(split), i])
-        scene = draw_scene(rng, parameters["image_size"], parameters["max_objects"])
+        scene = draw_scene(rng, parameters["image_size"], parameters["max_objects"], parameters["size_range"])
         name = f"{split}_{i:05d}.jpg"
         written, jpeg = cv2.imencode(".jpg", scene.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
         assert written
