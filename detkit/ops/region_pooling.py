@@ -295,11 +295,8 @@ class Geometry:
 
     def table(self, features: Sequence[Tensor]) -> Tensor:
         """Rows (cells * G * P, D) of all maps, whose channels are ordered (G, D, P)."""
-        sets = self.pooling.channel_sets
-        if self.groups * sets > 1:
-            split = [f.unflatten(1, (self.groups, self.depth, sets)) for f in features]
-            features = [f.permute(0, 1, 3, 2, 4, 5).flatten(1, 3) for f in split]
-        return feature_table(features).view(-1, self.depth)
+        rows = feature_table(features).view(-1, self.depth, self.pooling.channel_sets)
+        return rows.transpose(1, 2).reshape(-1, self.depth)
 
     def maps_of(self, table: Tensor, dtype: torch.dtype) -> list[Tensor]:
         """The maps (B, C, H, W) whose :meth:`table` this is, in memory of their own, channels-last."""
@@ -307,7 +304,7 @@ class Geometry:
         maps = []
         cells = [b * h * w * self.groups * sets for b, _, h, w in self.shapes]
         for part, (b, c, h, w) in zip(table.split(cells), self.shapes, strict=True):
-            part = part.view(b, h, w, self.groups, sets, self.depth).transpose(-1, -2).reshape(b, h, w, c).to(dtype)
+            part = part.view(-1, sets, self.depth).transpose(1, 2).reshape(b, h, w, c).to(dtype)
             shared = part.untyped_storage().data_ptr() == table.untyped_storage().data_ptr()
             maps.append(as_maps(part.clone() if shared and len(cells) > 1 else part.contiguous(), b, c, h, w))
         return maps
