@@ -41,22 +41,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Time detkit beside its peers; `evaluation --help` for that one.")
     parser.add_argument("what", choices=("training", "ops", "evaluation", "divergence"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repeats", type=int, default=10, help="rounds, in each of which every contestant runs once")
+    parser.add_argument("--repeats", type=int, help="rounds of one run of each contestant; 10, for ops on a CPU 3")
     parser.add_argument("--batch", type=int, default=4, help="images in a training step")
     parser.add_argument("--batches", type=int, nargs="+", help="ops: images at once; 2 16 on a GPU, 1 on a CPU")
     parser.add_argument("--shrink", type=int, help="ops: divide the sides of images; 1 on a GPU, 4 on a CPU")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
+    on_gpu = device.type == "cuda"
+    repeats = options.repeats or (10 if on_gpu or options.what == "training" else 3)
     if options.what == "training":
-        times = benchmark_training(device, options.batch, options.repeats)
+        times = benchmark_training(device, options.batch, repeats)
         rich.print(timing_table(times, f"training step, {options.batch} images of {SIZE[1]} x {SIZE[0]} px, float32"))
     else:
-        for title, times in benchmark_roi_align(device, options.repeats).items():
+        for title, times in benchmark_roi_align(device, repeats).items():
             rich.print(timing_table(times, title))
-        on_gpu = device.type == "cuda"
         batches, shrink = options.batches or ([2, 16] if on_gpu else [1]), options.shrink or (1 if on_gpu else 4)
-        for table in benchmark_ops.benchmark_ops(device, options.repeats, batches, shrink):
-            rich.print(table)
+        benchmark_ops.benchmark_ops(device, repeats, batches, shrink)
     return None
 
 

@@ -28,8 +28,9 @@ from detkit.ops.sampling import (
     zero_taps,
 )
 
-#: Numbers in the sampled rows that are made at once: 64 MB in float32 stay in a server's last-level cache or near it.
-_CHUNK = 1 << 24
+#: Numbers in the sampled rows that are made at once. Their 16 MB in float32 are memory that the allocator hands out
+#: again; beyond 32 MB glibc maps fresh pages for each call, and zeroing those takes longer than sampling into them.
+_CHUNK = 1 << 22
 
 
 def deform_conv(
@@ -69,6 +70,17 @@ def deform_conv(
     sizes = Sizes.of(x.shape, weight.shape, offset.shape, stride, padding, dilation)
     sizes.check(offset, mask)
     return torch.ops.detkit.deform_conv(x, offset, mask, weight, bias, list(stride), list(padding), list(dilation))
+
+
+class Chunk(NamedTuple):
+    """What is sampled at once: images, and lines of their output."""
+
+    images: slice
+    lines: slice
+
+    def of(self, places: Tensor) -> Tensor:
+        """The chunk of a value (B, ..., H', W') for each place."""
+        return places[self.images, ..., self.lines, :]
 
 
 class Sizes(NamedTuple):
@@ -133,34 +145,40 @@ class Sizes(NamedTuple):
                 f"mask must be ({self.batch}, {taps}, {self.output[0]}, {self.output[1]}), not {tuple(mask.shape)}"
             )
 
-    def chunks(self) -> Iterator[slice]:
-        """Runs of images whose sampled rows fit the budget."""
-        each = self.output[0] * self.output[1] * self.num_taps * self.channels
-        step = max(1, _CHUNK // max(each, 1))
-        for start in range(0, max(self.batch, 1), step):
-            yield slice(start, min(start + step, self.batch))
+    def chunks(self) -> Iterator[Chunk]:
+        """Runs of images, or of the lines of one, whose sampled rows fit the budget; in the output's order."""
+        h, w = self.output
+        line = max(w * self.num_taps * self.channels, 1)
+        lines = min(max(_CHUNK // line, 1), max(h, 1))
+        images = max(_CHUNK // (line * max(h, 1)), 1)
+        for first in range(0, max(self.batch, 1), images):
+            for top in range(0, max(h, 1), lines):
+                yield Chunk(slice(first, min(first + images, self.batch)), slice(top, min(top + lines, h)))
 
-    def taps(self, offset: Tensor) -> tuple[Taps, Taps]:
-        """Taps of both axes at (b, H', W', k, G) for the offsets of b images."""
-        b = len(offset)
-        (h, w), (kh, kw) = self.output, self.kernel
-        moved = offset.reshape(b, self.offset_groups, kh, kw, 2, h, w).permute(0, 5, 6, 2, 3, 1, 4)
-        y = _places(h, kh, 0, self, offset)[:, None, :, None, None] + moved[..., 0]
-        x = _places(w, kw, 1, self, offset)[None, :, None, :, None] + moved[..., 1]
-        y, x = y.flatten(3, 4), x.flatten(3, 4)
+    def taps(self, offset: Tensor, chunk: Chunk) -> tuple[Taps, Taps]:
+        """Taps of both axes at (b, G, k, h, w) for the offsets (B, 2 G k, H', W') of all places."""
+        moved = widened(chunk.of(offset)).unflatten(1, (self.offset_groups, *self.kernel, 2))
+        y = _places(self.output[0], self.kernel[0], 0, self, moved)[:, chunk.lines]
+        x = _places(self.output[1], self.kernel[1], 1, self, moved)
+        y = (y[:, None, :, None] + moved[:, :, :, :, 0]).flatten(2, 3)
+        x = (x[:, None, :] + moved[:, :, :, :, 1]).flatten(2, 3)
         return zero_taps(y, self.height), zero_taps(x, self.width)
 
+    def cells(self, chunk: Chunk) -> slice:
+        """The chunk's images in the table (B * H * W * G, C / G)."""
+        image = self.height * self.width * self.offset_groups
+        return slice(chunk.images.start * image, chunk.images.stop * image)
+
     def addresses(self, y: Taps, x: Taps) -> Tensor:
-        """Indices (rows, 4) into the table (b * H * W * G, C / G) of the images at hand."""
-        image = torch.arange(len(y.index), device=y.index.device).view(-1, 1, 1, 1, 1, 1)
+        """Indices (rows, 4) into the :meth:`cells` of the taps' images."""
+        image = torch.arange(y.index.shape[1], device=y.index.device).view(-1, 1, 1, 1, 1)
         rows = (y.index + image * self.height) * self.width
-        group = torch.arange(self.offset_groups, device=y.index.device)[:, None]
-        return (outer_index(rows, x.index) * self.offset_groups + group).view(-1, 4)
+        group = torch.arange(self.offset_groups, device=y.index.device).view(-1, 1, 1, 1)
+        return _by_row(outer_index(rows, x.index) * self.offset_groups + group)
 
     def matrix(self, weight: Tensor) -> Tensor:
-        """The kernel (groups, k * C / groups, C' / groups)."""
-        kernel = weight.view(self.groups, -1, *weight.shape[1:]).permute(0, 3, 4, 2, 1)
-        return kernel.reshape(self.groups, -1, self.out_channels // self.groups)
+        """The kernel (groups, C' / groups, k * C / groups); free where it is channels-last."""
+        return weight.permute(0, 2, 3, 1).reshape(self.groups, self.out_channels // self.groups, -1)
 
     def columns(self, rows: Tensor) -> Tensor:
         """Sampled rows (places * k * G, C / G) as (groups, places, k * C / groups)."""
@@ -174,23 +192,28 @@ class Sizes(NamedTuple):
 
 
 def _places(size: int, kernel: int, axis: int, sizes: Sizes, like: Tensor) -> Tensor:
-    """Where the unmoved taps (size, kernel) fall along one axis."""
-    place = torch.arange(size, device=like.device, dtype=like.dtype)[:, None] * sizes.stride[axis]
-    tap = torch.arange(kernel, device=like.device, dtype=like.dtype) * sizes.dilation[axis]
+    """Where the unmoved taps (kernel, size) fall along one axis."""
+    place = torch.arange(size, device=like.device, dtype=like.dtype) * sizes.stride[axis]
+    tap = torch.arange(kernel, device=like.device, dtype=like.dtype)[:, None] * sizes.dilation[axis]
     return place - sizes.padding[axis] + tap
 
 
 def _tap_weights(y: Taps, x: Taps, mask: Tensor | None) -> Tensor:
-    """(rows, 4); ``mask`` (b, H', W', k, G)."""
+    """(4, b, G, k, h, w); ``mask`` is without the 4."""
     weights = outer(y.weight, x.weight)
-    return (weights if mask is None else weights * mask[..., None]).view(-1, 4)
+    return weights if mask is None else weights.mul_(mask)
 
 
-def _mask_rows(mask: Tensor | None, sizes: Sizes) -> Tensor | None:
-    """(b, H', W', k, G) from the op's (b, G k, H', W')."""
+def _by_row(values: Tensor) -> Tensor:
+    """(rows, 4) from (4, b, G, k, h, w): rows are places, at each its taps, at each the groups."""
+    return values.permute(1, 4, 5, 3, 2, 0).reshape(-1, 4)
+
+
+def _mask_of(mask: Tensor | None, sizes: Sizes, chunk: Chunk) -> Tensor | None:
+    """(b, G, k, h, w) from the op's (B, G k, H', W')."""
     if mask is None:
         return None
-    return widened(mask).unflatten(1, (sizes.offset_groups, sizes.num_taps)).permute(0, 3, 4, 2, 1)
+    return widened(chunk.of(mask)).unflatten(1, (sizes.offset_groups, sizes.num_taps))
 
 
 @torch.library.custom_op(
@@ -206,12 +229,12 @@ def _forward(
     if sizes.num_cells > 0 and usable(x, offset, mask, weight, bias):
         return kernels.forward(x, offset, mask, weight, bias, sizes)
     out = []
-    matrix = widened(sizes.matrix(weight))
-    for images in sizes.chunks():
-        y_taps, x_taps = sizes.taps(widened(offset[images]))
-        part = _mask_rows(None if mask is None else mask[images], sizes)
-        table = feature_table([x[images]]).view(-1, sizes.channels // sizes.offset_groups)
-        rows = weighted_rows(table, sizes.addresses(y_taps, x_taps), _tap_weights(y_taps, x_taps, part))
+    matrix = widened(sizes.matrix(weight)).transpose(1, 2)
+    table = feature_table([x]).view(-1, sizes.channels // sizes.offset_groups)
+    for chunk in sizes.chunks():
+        taps = sizes.taps(offset, chunk)
+        weights = _by_row(_tap_weights(*taps, _mask_of(mask, sizes, chunk)))
+        rows = weighted_rows(table[sizes.cells(chunk)], sizes.addresses(*taps), weights)
         product = torch.bmm(sizes.columns(rows), matrix).transpose(0, 1).flatten(1)
         out.append(product if bias is None else product.add_(widened(bias)))
     return as_maps(torch.cat(out).to(x.dtype), sizes.batch, sizes.out_channels, *sizes.output)
@@ -238,56 +261,42 @@ def _backward(
     sizes = Sizes.of(x.shape, weight.shape, offset.shape, *moves)
     if sizes.num_cells > 0 and usable(grad, x, offset, mask, weight):
         return kernels.backward(grad, x, offset, mask, weight, sizes)
-    matrix = widened(sizes.matrix(weight))
-    of_matrix = torch.zeros_like(matrix)
-    of_x, of_offset, of_mask = [], [], []
-    for images in sizes.chunks():
-        y_taps, x_taps = sizes.taps(widened(offset[images]))
-        part = _mask_rows(None if mask is None else mask[images], sizes)
-        table = feature_table([x[images]]).view(-1, sizes.channels // sizes.offset_groups)
-        indices, weights = sizes.addresses(y_taps, x_taps), _tap_weights(y_taps, x_taps, part)
-        upstream = widened(grad[images]).permute(0, 2, 3, 1).reshape(-1, sizes.groups, matrix.shape[2])
-        upstream = upstream.transpose(0, 1)
-        of_matrix.baddbmm_(sizes.columns(weighted_rows(table, indices, weights)).transpose(1, 2), upstream)
-        of_rows = sizes.rows(torch.bmm(upstream, matrix.transpose(1, 2)))
-        of_x.append(scattered_rows(of_rows, indices, weights, len(table)))
-        by_offset, by_mask = _place_gradients(weight_gradient(of_rows, table, indices), y_taps, x_taps, part)
-        of_offset.append(by_offset)
-        of_mask.append(by_mask)
-    return _gathered(sizes, x, offset, mask, weight, of_x, of_offset, of_mask, of_matrix)
+    matrix = widened(sizes.matrix(weight)).contiguous()
+    table = feature_table([x]).view(-1, sizes.channels // sizes.offset_groups)
+    of_matrix, of_table = torch.zeros_like(matrix), torch.zeros_like(table)
+    of_offset = table.new_empty(offset.shape)
+    of_mask = table.new_empty(0 if mask is None else mask.shape)
+    for chunk in sizes.chunks():
+        taps = sizes.taps(offset, chunk)
+        scale = _mask_of(mask, sizes, chunk)
+        indices, weights = sizes.addresses(*taps), _by_row(_tap_weights(*taps, scale))
+        cells = table[sizes.cells(chunk)]
+        columns = sizes.columns(weighted_rows(cells, indices, weights))
+        upstream = widened(chunk.of(grad)).permute(0, 2, 3, 1).reshape(-1, *matrix.shape[:2]).transpose(0, 1)
+        of_matrix.baddbmm_(upstream.transpose(1, 2), columns)
+        of_rows = sizes.rows(torch.bmm(upstream, matrix, out=columns))
+        of_table[sizes.cells(chunk)] += scattered_rows(of_rows, indices, weights, len(cells))
+        by_offset, by_mask = _place_gradients(weight_gradient(of_rows, cells, indices), *taps, scale)
+        chunk.of(of_offset).copy_(by_offset)
+        if mask is not None:
+            chunk.of(of_mask).copy_(by_mask)
+    b, c, h, w = x.shape
+    by_x = as_maps(of_table.view(-1, c).to(x.dtype), b, c, h, w)
+    by_weight = of_matrix.view(-1, *sizes.kernel, c // sizes.groups).permute(0, 3, 1, 2).to(weight.dtype).contiguous()
+    return by_x, of_offset.to(offset.dtype), of_mask if mask is None else of_mask.to(mask.dtype), by_weight
 
 
 def _place_gradients(of_weights: Tensor, y: Taps, x: Taps, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Gradients of the offset (b, 2 G k, H', W') and of the mask (b, G k, H', W') from that of the taps' weights."""
-    of_weights = of_weights.view(*y.weight.shape[:-1], 4)
-    unscaled = of_weights if mask is None else of_weights * mask[..., None]
-    by_y = (outer(y.slope, x.weight) * unscaled).sum(-1)
-    by_x = (outer(y.weight, x.slope) * unscaled).sum(-1)
-    by_offset = torch.stack([by_y, by_x], dim=-1).permute(0, 4, 3, 5, 1, 2).flatten(1, 3)
-    if mask is None:
-        return by_offset, by_offset.new_empty(0)
-    by_mask = (outer(y.weight, x.weight) * of_weights).sum(-1)
-    return by_offset, by_mask.permute(0, 4, 3, 1, 2).flatten(1, 2)
-
-
-def _gathered(
-    sizes: Sizes,
-    x: Tensor,
-    offset: Tensor,
-    mask: Tensor | None,
-    weight: Tensor,
-    of_x: list[Tensor],
-    of_offset: list[Tensor],
-    of_mask: list[Tensor],
-    of_matrix: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The parts of all chunks as the op returns them."""
-    b, c, h, w = x.shape
-    by_x = as_maps(torch.cat(of_x).to(x.dtype), b, c, h, w)
-    by_offset = torch.cat(of_offset).to(offset.dtype).contiguous()
-    by_mask = offset.new_empty(0) if mask is None else torch.cat(of_mask).to(mask.dtype).contiguous()
-    kernel = of_matrix.view(sizes.groups, *sizes.kernel, c // sizes.groups, -1).permute(0, 4, 3, 1, 2)
-    return by_x, by_offset, by_mask, kernel.reshape(weight.shape).to(weight.dtype).contiguous()
+    """Gradients of the offset (b, 2 G k, h, w) and of the mask (b, G k, h, w) from that of the taps' weights."""
+    b, groups, taps, h, w = y.weight.shape[1:]
+    of_weights = of_weights.view(b, h, w, taps, groups, 4).permute(5, 0, 4, 3, 1, 2).contiguous()
+    by_y = outer(y.slope, x.weight).mul_(of_weights).sum(0)
+    by_x = outer(y.weight, x.slope).mul_(of_weights).sum(0)
+    by_offset = torch.stack([by_y, by_x], dim=3)
+    by_mask = outer(y.weight, x.weight).mul_(of_weights).sum(0)
+    if mask is not None:
+        by_offset = by_offset * mask.unsqueeze(3)
+    return by_offset.flatten(1, 3), by_mask.flatten(1, 2)
 
 
 @_backward.register_fake

@@ -1,8 +1,8 @@
-"""Deformable RoI pooling (Dai et al., Deformable Convolutional Networks, ICCV 2017, section 2.2, eqs. 5-7).
+"""Deformable RoI pooling (Dai et al., ICCV 2017, section 2.2, eqs. 5-7), also modulated (Zhu et al., CVPR 2019, eq. 2).
 
 Bin (i, j) of a box is read at a place moved by ``gamma * (dx, dy)`` times the box's width and height. The bins are
 RoIAlign's, with its half-cell correction, so that zero offsets are RoIAlign (the paper's code of 2017 rounded the box's
-corners first; RoIAlign came later).
+corners first; RoIAlign came later). Modulation scales what a bin has read, so that it is a product after the pooling.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def deform_roi_pool(
     gamma: float = GAMMA,
     position_sensitive: bool = False,
     image_sizes: Sequence[tuple[int, int]] | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Pool each box from the map of its level, with each bin moved by its offset.
 
@@ -47,15 +48,27 @@ def deform_roi_pool(
         gamma: see the paper, eq. 7.
         position_sensitive: bin (i, j) reads channels of its own (deformable PS RoI pooling): see ``ps_roi_align``.
         image_sizes: as for ``multi_level_roi_align``.
+        mask: (R, G, h, w), by which each bin is scaled (v2), or None.
 
     Returns:
-        (R, C, h, w) in channels-last memory order, differentiable in features and offsets.
+        (R, C, h, w) in channels-last memory order, differentiable in features, offsets and mask.
+
+    Raises:
+        ValueError: the shapes do not fit together.
     """
-    return pool_regions(
+    groups = offsets.shape[1] // 2
+    if mask is not None and mask.shape != (len(boxes), groups, *output_size):
+        raise ValueError(
+            f"mask must be ({len(boxes)}, {groups}, {output_size[0]}, {output_size[1]}), not {tuple(mask.shape)}"
+        )
+    pooled = pool_regions(
         features, boxes, image_index, levels,
         output_size=output_size, scales=scales, sampling_ratio=sampling_ratio, aligned=True, image_sizes=image_sizes,
         offsets=offsets, position_sensitive=position_sensitive, gamma=gamma,
     )  # fmt: skip
+    if mask is None:
+        return pooled
+    return (pooled.unflatten(1, (groups, pooled.shape[1] // groups)) * mask[:, :, None].to(pooled.dtype)).flatten(1, 2)
 
 
 def deform_roi_pool_reference(
@@ -70,6 +83,7 @@ def deform_roi_pool_reference(
     sampling_ratio: int = 2,
     gamma: float = GAMMA,
     position_sensitive: bool = False,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """:func:`deform_roi_pool` as slow, obvious loops over boxes, channels, bins and samples."""
     h, w = output_size
@@ -90,4 +104,6 @@ def deform_roi_pool_reference(
                         for ix in range(grid_w):
                             y, x = top + (iy + 0.5) / grid_h * bin_h, left + (ix + 0.5) / grid_w * bin_w
                             out[r, c, i, j] += bilinear(channel[None], y, x)[0] / (grid_h * grid_w)
+                    if mask is not None:
+                        out[r, c, i, j] *= mask[r, c // per_group, i, j]
     return out

@@ -96,8 +96,8 @@ def _forward(features: Tensor, boxes: Tensor, image_index: Tensor, output_size: 
     if usable(features, boxes, image_index):
         return _launch_forward(features, boxes, image_index, h, w, scale)
     indices, weights, starts = _cells(features.shape, boxes, image_index, h, w, scale)
-    split = features.unflatten(1, (-1, h * w)).transpose(1, 2).flatten(1, 2)
-    table = feature_table([split]).view(-1, features.shape[1] // (h * w))
+    table = feature_table([features]).view(-1, features.shape[1] // (h * w), h * w)
+    table = table.transpose(1, 2).reshape(-1, table.shape[1])
     rows = weighted_rows(table, indices, weights, starts)
     return as_maps(rows.to(features.dtype), len(boxes), table.shape[1], h, w)
 
@@ -122,7 +122,7 @@ def _backward(grad: Tensor, shape: list[int], boxes: Tensor, image_index: Tensor
     rows = grad.permute(0, 2, 3, 1).reshape(-1, grad.shape[1])
     rows = rows.double() if grad.dtype == torch.float64 else rows.float()
     into_table = scattered_rows(rows, indices, weights, b * h * w * height * width, starts)
-    maps = into_table.view(b, h, w, height * width, grad.shape[1]).transpose(-1, -2).reshape(b, h, w, c)
+    maps = into_table.view(-1, height * width, grad.shape[1]).transpose(1, 2).reshape(b, h, w, c)
     return as_maps(maps.to(grad.dtype).contiguous(), b, c, h, w)
 
 

@@ -295,11 +295,8 @@ class Geometry:
 
     def table(self, features: Sequence[Tensor]) -> Tensor:
         """Rows (cells * G * P, D) of all maps, whose channels are ordered (G, D, P)."""
-        sets = self.pooling.channel_sets
-        if self.groups * sets > 1:
-            split = [f.unflatten(1, (self.groups, self.depth, sets)) for f in features]
-            features = [f.permute(0, 1, 3, 2, 4, 5).flatten(1, 3) for f in split]
-        return feature_table(features).view(-1, self.depth)
+        rows = feature_table(features).view(-1, self.depth, self.pooling.channel_sets)
+        return rows.transpose(1, 2).reshape(-1, self.depth)
 
     def maps_of(self, table: Tensor, dtype: torch.dtype) -> list[Tensor]:
         """The maps (B, C, H, W) whose :meth:`table` this is, in memory of their own, channels-last."""
@@ -307,7 +304,7 @@ class Geometry:
         maps = []
         cells = [b * h * w * self.groups * sets for b, _, h, w in self.shapes]
         for part, (b, c, h, w) in zip(table.split(cells), self.shapes, strict=True):
-            part = part.view(b, h, w, self.groups, sets, self.depth).transpose(-1, -2).reshape(b, h, w, c).to(dtype)
+            part = part.view(-1, sets, self.depth).transpose(1, 2).reshape(b, h, w, c).to(dtype)
             shared = part.untyped_storage().data_ptr() == table.untyped_storage().data_ptr()
             maps.append(as_maps(part.clone() if shared and len(cells) > 1 else part.contiguous(), b, c, h, w))
         return maps
@@ -349,40 +346,40 @@ class Geometry:
     def map(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Taps, Taps]:
         """Indices and weights (R * G * h * w, taps) of the sparse map, and the taps of both axes that make them."""
         (h, w), (gh, gw) = self.pooling.output_size, grid
-        y = _positions(self.y, self.h, h, gh)[:, None, :, None]
-        x = _positions(self.x, self.w, w, gw)[:, None, None, :]
+        y = _positions(self.y, self.h, h, gh)[:, :, None, :, None]
+        x = _positions(self.x, self.w, w, gw)[:, :, None, None, :]
         if self.offsets is not None:
-            shift = self.pooling.gamma * self.offsets[..., None]
+            shift = self.pooling.gamma * self.offsets
             x = x + shift[:, :, 0] * _per_box(self.w)
             y = y + shift[:, :, 1] * _per_box(self.h)
         y, x = border_taps(y, _per_box(self.height)), border_taps(x, _per_box(self.width))
-        rows = y.index.flatten(-2) * _per_box(self.row) + _per_box(self.base)
-        indices = outer_index(rows, x.index.flatten(-2))  # (R, G or 1, h, w, taps)
+        rows = y.index.flatten(0, 1) * _per_box(self.row) + _per_box(self.base)
+        indices = outer_index(rows, x.index.flatten(0, 1))  # (taps, R, G or 1, h, w)
         sets = self.pooling.channel_sets
         if self.groups * sets > 1:
-            group = torch.arange(self.groups, device=indices.device).view(-1, 1, 1, 1)
-            bins = torch.arange(sets, device=indices.device).view(1, *((h, w) if sets > 1 else (1, 1)), 1)
+            group = torch.arange(self.groups, device=indices.device).view(-1, 1, 1)
+            bins = torch.arange(sets, device=indices.device).view((h, w) if sets > 1 else (1, 1))
             indices = (indices * self.groups + group) * sets + bins
-        weights = outer(y.weight.flatten(-2) * _per_box(self.finite) / (gh * gw), x.weight.flatten(-2))
-        taps = indices.shape[-1]
-        return indices.reshape(-1, taps), weights.reshape(-1, taps), y, x
+        weights = outer(y.weight.flatten(0, 1) * _per_box(self.finite) / (gh * gw), x.weight.flatten(0, 1))
+        return indices.flatten(1).t().contiguous(), weights.flatten(1).t().contiguous(), y, x
 
     def offset_gradient(self, of_weights: Tensor, y: Taps, x: Taps, grid: tuple[int, int]) -> Tensor:
         """The gradient (R, 2 G, h, w) of the offsets from that of the weights."""
         (h, w), (gh, gw) = self.pooling.output_size, grid
-        of_weights = of_weights.view(len(self.x), self.groups, h, w, of_weights.shape[1])
-        scale = self.pooling.gamma / (gh * gw) * self.finite[:, None, None, None]
-        by_x = outer(y.weight.flatten(-2), x.slope.flatten(-2)).mul_(of_weights).sum(-1) * scale
-        by_y = outer(y.slope.flatten(-2), x.weight.flatten(-2)).mul_(of_weights).sum(-1) * scale
-        sides = [side[:, None, None, None] for side in (self.w, self.h)]
-        return torch.stack([by_x * sides[0], by_y * sides[1]], dim=2).flatten(1, 2)
+        of_weights = of_weights.t().reshape(of_weights.shape[1], len(self.x), self.groups, h, w)
+        scale = self.pooling.gamma / (gh * gw) * _per_box(self.finite)
+        by_x = outer(y.weight.flatten(0, 1), x.slope.flatten(0, 1)).mul_(of_weights).sum(0) * scale
+        by_y = outer(y.slope.flatten(0, 1), x.weight.flatten(0, 1)).mul_(of_weights).sum(0) * scale
+        return torch.stack([by_x * _per_box(self.w), by_y * _per_box(self.h)], dim=2).flatten(1, 2)
 
 
 def _per_box(value: Tensor) -> Tensor:
-    return value[:, None, None, None, None]
+    """Values (R,) to go with any (..., R, G, h, w)."""
+    return value[:, None, None, None]
 
 
 def _positions(start: Tensor, length: Tensor, bins: int, samples: int) -> Tensor:
-    """Where the samples (R, bins, samples) of each bin fall along one axis, in cells."""
+    """Where the samples (samples, R, bins) of each bin fall along one axis, in cells."""
     offsets = (torch.arange(bins * samples, device=start.device, dtype=start.dtype) + 0.5) / samples
-    return (start[:, None] + length[:, None] / bins * offsets).view(-1, bins, samples)
+    offsets = offsets.view(bins, samples).t()[:, None]
+    return start[:, None] + length[:, None] / bins * offsets

@@ -17,9 +17,10 @@ _SUM = 0  # embedding_bag's number for mode="sum"
 
 
 class Taps(NamedTuple):
-    """Where samples fall on one axis: cells and weights (..., 2), and which weights (..., 2 or 1) move with it.
+    """Where samples fall on one axis: cells and weights (2, ...), and which weights (2 or 1, ...) move with it.
 
-    Moving a sample by one cell changes its two weights by -1 and +1 (:attr:`slope`), unless the edge holds it.
+    Moving a sample by one cell changes its two weights by -1 and +1 (:attr:`slope`), unless the edge holds it. The two
+    come first, so that what is computed for all samples is computed along them: memory is read in order.
     """
 
     index: Tensor
@@ -28,9 +29,9 @@ class Taps(NamedTuple):
 
     @property
     def slope(self) -> Tensor:
-        """The derivative (..., 2) of the weights by the position."""
-        sign = torch.tensor([-1.0, 1.0], dtype=self.weight.dtype, device=self.weight.device)
-        return sign * self.moves
+        """The derivative (2, ...) of the weights by the position."""
+        moves = self.moves.to(self.weight.dtype)
+        return torch.stack([-moves[0], moves[-1]])
 
 
 def widened(x: Tensor) -> Tensor:
@@ -75,9 +76,9 @@ def border_taps(position: Tensor, extent: Tensor) -> Taps:
     low = held.floor()
     fraction = held - low
     low = low.long()
-    index = torch.stack([low, torch.minimum(low + 1, last)], dim=-1)
-    weight = torch.stack([1 - fraction, fraction], dim=-1) * inside[..., None]
-    return Taps(index, weight, (inside & (held == position))[..., None])
+    index = torch.stack([low, torch.minimum(low + 1, last)])
+    weight = torch.stack([1 - fraction, fraction]) * inside
+    return Taps(index, weight, (inside & (held == position))[None])
 
 
 def zero_taps(position: Tensor, extent: int) -> Taps:
@@ -86,20 +87,20 @@ def zero_taps(position: Tensor, extent: int) -> Taps:
     held = torch.where(inside, position, 0)
     low = held.floor()
     fraction = held - low
-    index = torch.stack([low, low + 1], dim=-1).long()
-    exists = inside[..., None] & (index >= 0) & (index < extent)
-    weight = torch.stack([1 - fraction, fraction], dim=-1) * exists
-    return Taps(index.clamp(0, extent - 1), weight, exists)
+    exists = torch.stack([inside & (low >= 0), inside & (low < extent - 1)])
+    weight = torch.stack([1 - fraction, fraction]) * exists
+    low = low.long()
+    return Taps(torch.stack([low.clamp(min=0), (low + 1).clamp(max=extent - 1)]), weight, exists)
 
 
 def outer(rows: Tensor, columns: Tensor) -> Tensor:
-    """Products (..., I * J) of two axes' taps (..., I) and (..., J)."""
-    return (rows[..., :, None] * columns[..., None, :]).flatten(-2)
+    """Products (I * J, ...) of two axes' taps (I, ...) and (J, ...)."""
+    return (rows[:, None] * columns).flatten(0, 1)
 
 
 def outer_index(rows: Tensor, columns: Tensor) -> Tensor:
     """:func:`outer` for addresses, which add up."""
-    return (rows[..., :, None] + columns[..., None, :]).flatten(-2)
+    return (rows[:, None] + columns).flatten(0, 1)
 
 
 def weighted_rows(table: Tensor, indices: Tensor, weights: Tensor, starts: Tensor | None = None) -> Tensor:
@@ -127,14 +128,19 @@ def weighted_rows(table: Tensor, indices: Tensor, weights: Tensor, starts: Tenso
 def scattered_rows(
     grad: Tensor, indices: Tensor, weights: Tensor, num_rows: int, starts: Tensor | None = None
 ) -> Tensor:
-    """The transpose of :func:`weighted_rows`: the gradient (T, C) of its table from ``grad`` (M, C)."""
+    """The transpose of :func:`weighted_rows`: the gradient (T, C) of its table from ``grad`` (M, C).
+
+    It is the same kind of map, once the taps that read one row stand together: a stable sort, so that the order of
+    every sum is always the same.
+    """
     if indices.numel() == 0 or num_rows == 0:
         return grad.new_zeros(num_rows, grad.shape[1])
-    bag, size = _bags(indices, starts)
-    return torch.ops.aten._embedding_bag_dense_backward(
-        grad.contiguous(), indices.reshape(-1), bag, size, size, num_rows, False, _SUM,
-        weights.to(grad.dtype).reshape(-1), -1,
-    )  # fmt: skip
+    flat = indices.reshape(-1)
+    # a radix sort's time goes with the bytes of its keys
+    order = flat.to(_smallest_type(num_rows)).argsort(stable=True)
+    count = torch.bincount(flat, minlength=num_rows)
+    bag = order // indices.shape[1] if starts is None else _bags(indices, starts)[0][order]
+    return weighted_rows(grad.contiguous(), bag, weights.reshape(-1)[order], count.cumsum(0) - count)
 
 
 def weight_gradient(grad: Tensor, table: Tensor, indices: Tensor) -> Tensor:
@@ -145,6 +151,12 @@ def weight_gradient(grad: Tensor, table: Tensor, indices: Tensor) -> Tensor:
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(
         grad.contiguous(), table, indices.reshape(-1), _starts(indices), bag, _SUM, -1
     ).view(indices.shape)
+
+
+def _smallest_type(count: int) -> torch.dtype:
+    """The smallest of three integer types that holds 0 to ``count`` - 1."""
+    types = (torch.int16, torch.int32, torch.int64)
+    return next(t for t in types if count - 1 <= torch.iinfo(t).max)
 
 
 def _starts(indices: Tensor) -> Tensor:

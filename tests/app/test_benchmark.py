@@ -1,8 +1,9 @@
 """The benchmark runs what it says, on both sides. Its times are not tested: see tools/benchmark.py."""
 
+import pytest
 import torch
 
-from detkit.app import benchmark, benchmark_divergence, benchmark_ops
+from detkit.app import benchmark, benchmark_contests, benchmark_divergence, benchmark_ops
 
 CPU = torch.device("cpu")
 
@@ -16,18 +17,60 @@ def test_roi_align_is_timed_on_both_sides():
     )
 
 
-def test_every_op_meets_its_peer_and_its_bound():
+def test_every_op_meets_its_peers_with_every_gradient():
+    ops = set()
+    for make in benchmark_contests.contests(CPU, torch.float32, [1, 2], shrink=16):
+        contest = make()
+        ops.add(contest.op)
+        results = {}
+        for name, op in contest.contestants.items():
+            out = op(*contest.inputs)
+            upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(0))
+            results[name] = [out, *torch.autograd.grad(out, contest.inputs, upstream)]
+        assert set(results) == {"detkit", "pure torch"} | (
+            {"torchvision"} if "RoI pooling" not in contest.op else set()
+        )
+        for peer in results.values():
+            for ours, theirs in zip(results["detkit"], peer, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3, msg=lambda m, c=contest: f"{c.op}: {m}")
+    assert len(ops) == 5
+
+
+def test_ops_are_timed_against_the_hardware_bound():
     machine = benchmark_ops.Machine(bandwidth=1e9, rate=1e12)
-    assert machine.bound(2e9, 1e12) == 2.0
-    assert machine.bound(1e9, 3e12) == 3.0
-    made = benchmark_ops.contests(CPU, torch.float32, [1], shrink=16)
-    for contest in made:
-        ours, theirs = contest.ours(*contest.inputs), contest.theirs(*contest.inputs)
-        assert ours.shape == theirs.shape
-        if "deformable RoI" not in contest.title:
-            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
-    rows = benchmark_ops.rows(made[0], machine, 1, CPU)
-    assert [row[1] for row in rows] == ["forward", "and backward"]
+    assert machine.times(2e9, 1e12) == (2.0, 1.0)
+    contest = benchmark_contests.Contest(
+        "op", "shape", {"detkit": torch.relu, "torchvision": _refuses, "pure torch": torch.relu},
+        (torch.ones(3, requires_grad=True),), (1e6, 2e6), (5e9, 1e9),
+    )  # fmt: skip
+    first, second = benchmark_ops.rows(contest, machine, 1, CPU)
+    assert (first[0], first[1], second[0], second[1]) == ("op", "forward", "shape", "both")
+    assert first[3] == "none"
+    assert first[4] == ""
+    assert float(first[5]) > 0
+    assert float(first[6]) > 0
+    assert first[7:11] == ("1.0", "5.00", "1.000", "5.000")
+    assert second[7:11] == ("2.0", "1.00", "2.000", "1.000")
+
+
+def test_what_was_timed_before_an_interruption_is_shown(monkeypatch, capsys):
+    def rows(contest, *rest):
+        if "position" in contest.op:
+            raise KeyboardInterrupt
+        return [(contest.op, *"abcdefghijk")]
+
+    monkeypatch.setattr(benchmark_ops, "rows", rows)
+    monkeypatch.setattr(benchmark_ops, "measure", lambda *a: benchmark_ops.Machine(1e9, 1e12))
+    with pytest.raises(KeyboardInterrupt):
+        benchmark_ops.benchmark_ops(CPU, 1, [1], shrink=16)
+    shown = capsys.readouterr().out
+    assert "RoIAlign of four levels" in shown
+    assert "copies at 1 GB/s" in shown
+    assert f"torch {torch.__version__}" in shown
+
+
+def _refuses(x):
+    raise NotImplementedError
 
 
 def test_training_compares_models_of_one_size():

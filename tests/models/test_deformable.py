@@ -68,18 +68,22 @@ def test_a_file_that_lacks_more_than_offsets_is_refused(tmp_path):
         ResNet(depth=18, weights=str(tmp_path / "resnet.pth"), stage_conv=("conv", "conv", "conv", "deform"))
 
 
-def test_fresh_deformable_pooling_is_roi_align_and_its_offsets_learn():
+@pytest.mark.parametrize(("modulated", "share"), [(False, 1.0), (True, 0.5)])
+def test_fresh_deformable_pooling_is_roi_align_and_its_offsets_learn(modulated, share):
     g = torch.Generator().manual_seed(0)
     maps = [torch.randn(1, 3, 16, 20, generator=g), torch.randn(1, 3, 8, 10, generator=g)]
     boxes = torch.tensor([[8.0, 8.0, 60.0, 44.0], [20.0, 4.0, 100.0, 90.0]])
     index, levels = torch.zeros(2, dtype=torch.int64), torch.tensor([0, 1])
-    layer = DeformRoIPool(channels=3, resolution=4, sampling_ratio=2)
+    layer = DeformRoIPool(channels=3, resolution=4, sampling_ratio=2, modulated=modulated, hidden=8)
     options = {"scales": (1 / 8, 1 / 16), "image_sizes": [(128, 160)]}
     out = layer(maps, boxes, index, levels, **options)
-    plain = multi_level_roi_align(maps, boxes, index, levels, output_size=(4, 4), **options)
+    plain = share * multi_level_roi_align(maps, boxes, index, levels, output_size=(4, 4), **options)
     torch.testing.assert_close(out, plain)
     out.square().sum().backward()
-    assert layer.offset.weight.grad.any()
+    assert all(part.any() for part in layer.offset.weight.grad.split(16)), "of dx, of dy and of the mask"
     with torch.no_grad():
-        layer.offset.bias.fill_(5.0)
+        layer.offset.bias[:32] = 5.0
     assert not torch.allclose(layer(maps, boxes, index, levels, **options), plain)
+    with torch.no_grad():
+        layer.offset.bias[:32], layer.offset.bias[32:] = 0.0, 20.0
+    torch.testing.assert_close(layer(maps, boxes, index, levels, **options), plain / share)

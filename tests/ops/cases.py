@@ -81,8 +81,9 @@ def ps_roi_pool(*, num=5, dtype=torch.float32, device="cpu", size=(3, 2), channe
 
 
 def deform_roi_pool(
-    sampling, sensitive, groups, *, num=5, dtype=torch.float32, device="cpu", size=(3, 2), channels=4, seed=0
-) -> Case:
+    sampling, sensitive, groups, modulated=False,
+    *, num=5, dtype=torch.float32, device="cpu", size=(3, 2), channels=4, seed=0,
+) -> Case:  # fmt: skip
     g = torch.Generator().manual_seed(seed)
     bins = size[0] * size[1] if sensitive else 1
     features = torch.randn(2, channels * bins, 9, 13, generator=g).to(device, dtype)
@@ -96,10 +97,11 @@ def deform_roi_pool(
     raw = (
         [features, coarse], boxes, index, levels, offsets, [], list(size), [1 / 8, 1 / 16], sampling, True, sensitive, 0.1
     )  # fmt: skip
+    mask = [torch.rand(num, groups, *size, generator=g).to(device, boxes.dtype)] if modulated else []
     return Case(
-        lambda f, c, o: ops.deform_roi_pool([f, c], boxes, index, levels, o, **options),
-        lambda f, c, o: ops.deform_roi_pool_reference([f, c], boxes, index, levels, o, **options),
-        (features, coarse, offsets), ("region_pooling", raw),
+        lambda f, c, o, m=None: ops.deform_roi_pool([f, c], boxes, index, levels, o, mask=m, **options),
+        lambda f, c, o, m=None: ops.deform_roi_pool_reference([f, c], boxes, index, levels, o, mask=m, **options),
+        (features, coarse, offsets, *mask), ("region_pooling", raw),
     )  # fmt: skip
 
 
@@ -151,6 +153,7 @@ CASES: dict[str, Callable[..., Case]] = {
     "deform_roi_pool": lambda **k: deform_roi_pool(2, False, 1, **k),
     "deform_roi_pool, grouped, adaptive": lambda **k: deform_roi_pool(0, False, 2, **k),
     "deform_roi_pool, position-sensitive": lambda **k: deform_roi_pool(2, True, 2, **k),
+    "deform_roi_pool, modulated, grouped": lambda **k: deform_roi_pool(1, False, 2, True, **k),
     "deform_conv v1": lambda **k: deform_conv(modulated=False, bias=False, **k),
     "deform_conv v2": lambda **k: deform_conv(**k),
     "deform_conv v2, grouped": lambda **k: deform_conv((2, 3), (2, 1), (0, 2), (1, 2), 2, 2, **k),

@@ -1,6 +1,7 @@
 """Deformable convolution against torchvision and closed forms."""
 
 import itertools
+import sys
 
 import pytest
 import torch
@@ -61,13 +62,13 @@ def test_whole_offsets_are_shifts(dy, dx, device):
     torch.testing.assert_close(out, F.conv2d(moved, weight), rtol=1e-4, atol=1e-4)
 
 
-def test_images_in_several_chunks_are_images_at_once(monkeypatch):
-    from detkit.ops import deform_conv as module  # the function hides the module of its name
-
-    case = cases.deform_conv(batch=3)
+@pytest.mark.parametrize("budget", [1, 1000])
+def test_lines_and_images_in_several_chunks_are_all_at_once(budget, monkeypatch):
+    module = sys.modules[deform_conv.__module__]  # the function hides the module of its name
+    case = cases.deform_conv((2, 3), (2, 1), (0, 2), (1, 2), 2, 2, batch=3, size=(9, 6))
     outputs = []
-    for budget in (1, 1 << 30):
-        monkeypatch.setattr(__import__("sys").modules[module.__module__], "_CHUNK", budget)
+    for numbers in (budget, 1 << 30):
+        monkeypatch.setattr(module, "_CHUNK", numbers)
         inputs = [t.clone().requires_grad_() for t in case.inputs]
         out = case.op(*inputs)
         outputs.append([out, *torch.autograd.grad(out.square().sum(), inputs)])

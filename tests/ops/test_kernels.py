@@ -4,8 +4,10 @@ The whole CUDA path runs but the driver's launch: which kernel, which instantiat
 with one thread of the machine for each CUDA thread.
 """
 
+import io
 import itertools
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -169,16 +171,46 @@ def instantiations(everything):
                 yield "deform_conv.cu", {**common, "TENSOR": int(name != "Float"), "BN": tile, "PACKED": packed}
 
 
+def resources(log):
+    """NVRTC's log as (bytes of stack, of spilled registers, registers, bytes of shared memory) for each kernel."""
+    stacks = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", log)
+    used = re.findall(r"Used (\d+) registers.*", log)
+    shared = [int((re.search(r"(\d+) bytes smem", line) or [0, 0])[1]) for line in re.findall(r"Used .*", log)]
+    return [(int(a), int(b), int(r), m) for (a, b), r, m in zip(stacks, used, shared, strict=True)]
+
+
 @pytest.mark.parametrize("everything", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_every_kernel_compiles_for_every_type(arch, everything, tmp_path, monkeypatch):
+def test_every_kernel_compiles_for_every_type_and_fits(arch, everything):
+    """Two blocks of 256 threads to a multiprocessor, 48 KB each at most, and no array or many registers kept in memory.
+
+    ptxas gives away a register or two by itself where that makes room for one more block.
+    """
     pytest.importorskip("cuda.core", reason="cuda.core is not installed")
-    monkeypatch.setenv("DETKIT_CACHE", str(tmp_path))
     cases = [(s, tuple(sorted((k, str(v)) for k, v in m.items()))) for s, m in instantiations(everything)]
+
+    def compiled(case):
+        log = io.StringIO()
+        return len(kernels._compile(*case, arch, log)), resources(log.getvalue())
+
     with ThreadPoolExecutor(2) as pool:
-        sizes = list(pool.map(lambda case: len(kernels.binary(*case, arch)), cases))
-    assert min(sizes) > 1000
-    assert len(list(tmp_path.iterdir())) == len(cases), "each is kept under a name of its own"
+        results = list(pool.map(compiled, cases))
+    for case, (size, used) in zip(cases, results, strict=True):
+        assert size > 1000
+        assert used, case
+        for stack, spilled, registers, shared in used:
+            assert max(stack, spilled) <= 16, case
+            assert registers <= 128, case
+            assert shared <= 48 * 1024, case
+
+
+def test_each_instantiation_is_kept_under_a_name_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("DETKIT_CACHE", str(tmp_path))
+    monkeypatch.setattr(kernels, "_versions", lambda: ())
+    monkeypatch.setattr(kernels, "_compile", lambda *case: repr(case).encode())
+    cases = [(s, tuple(sorted((k, str(v)) for k, v in m.items()))) for s, m in instantiations(True)]
+    codes = {kernels.binary(*case, arch) for case in cases for arch in ARCHITECTURES}
+    assert len(codes) == len(list(tmp_path.iterdir())) == len(cases) * len(ARCHITECTURES)
 
 
 SMALL = ("sums.cu", (("FIXED", "1"), ("TYPE", "Float")), "sm_80")
@@ -227,13 +259,16 @@ def test_without_cuda_core_one_line_says_so(tmp_path, monkeypatch, caplog):
         with caplog.at_level("WARNING", "detkit"):
             assert not any(kernels._works_on((9, 0)) for _ in range(3))
             assert not kernels._works_on((7, 5))
+            monkeypatch.setattr(torch.version, "hip", "6.4")
+            assert not kernels._works_on((9, 4))
     finally:
         kernels._versions.cache_clear()
         kernels._works_on.cache_clear()
-    assert len(caplog.messages) == 2
+    assert len(caplog.messages) == 3
     assert caplog.messages[0].startswith("no CUDA kernels for sm_90, sampling ops run in their PyTorch form: ")
     assert "cuda.core" in caplog.messages[0]
     assert caplog.messages[1].endswith("compute capability 7.5 is below 8.0")
+    assert caplog.messages[2].endswith("this torch is built for ROCm")
 
 
 if __name__ == "__main__":  # what runs under ThreadSanitizer

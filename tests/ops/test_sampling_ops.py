@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from detkit.ops.sampling import scattered_rows
 from tests.ops.cases import CASES, DEVICES
 
 
@@ -116,6 +117,24 @@ def test_offsets_that_lead_nowhere_read_nothing(name, bad, device):
     assert out.isfinite().all()
     assert all(g.isfinite().all() for g in grads)
     torch.testing.assert_close(out[1:], case.op(*case.inputs)[1:])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("num_rows", [7, 1 << 15, (1 << 15) + 1])
+def test_the_transposed_map_adds_what_the_map_reads(num_rows, device):
+    """Table rows that none, one and many read, the last too; rows of two taps, and of different lengths."""
+    g = torch.Generator().manual_seed(0)
+    indices = torch.randint(0, num_rows, (20, 2), generator=g)
+    indices[3:7] = num_rows - 1
+    weights, grad = torch.rand(20, 2, generator=g), torch.randn(20, 3, generator=g)
+    expected = torch.zeros(num_rows, 3).index_add_(
+        0, indices.view(-1), (weights[..., None] * grad[:, None]).view(-1, 3)
+    )
+    given = [t.to(device) for t in (grad, indices, weights)]
+    torch.testing.assert_close(scattered_rows(*given, num_rows).cpu(), expected)
+    starts = torch.arange(0, 40, 2, device=device)
+    grad, indices, weights = given[0], given[1].view(-1), given[2].view(-1)
+    torch.testing.assert_close(scattered_rows(grad, indices, weights, num_rows, starts).cpu(), expected)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -47,7 +47,8 @@ class RoIHead(RegionHead):
         resolution: side of the pooled grid.
         sampling_ratio: RoIAlign's samples per bin and axis; 0 for one per feature cell.
         aligned: RoIAlign's half-cell correction; false for torchvision's published weights.
-        pooling: RoIAlign, or deformable RoI pooling (Dai et al., ICCV 2017, section 2.2), which is aligned.
+        pooling: RoIAlign, or deformable RoI pooling (Dai et al., ICCV 2017, section 2.2), which is aligned, or its
+            modulated form (Zhu et al., CVPR 2019, section 3.2).
         hidden: widths of the fully connected layers.
         class_agnostic: one box per region rather than one per class.
         num_levels: the finest levels, from which regions are pooled (FPN leaves out P6); null for all.
@@ -70,7 +71,7 @@ class RoIHead(RegionHead):
         resolution: int = 7,
         sampling_ratio: int = 2,
         aligned: bool = True,
-        pooling: Literal["align", "deform"] = "align",
+        pooling: Literal["align", "deform", "modulated_deform"] = "align",
         hidden: tuple[int, ...] = (1024, 1024),
         class_agnostic: bool = False,
         num_levels: int | None = 4,
@@ -90,13 +91,14 @@ class RoIHead(RegionHead):
         self.strides = in_spec.strides[:num_levels]
         if len(set(in_spec.channels[:num_levels])) != 1:
             raise ValueError(f"the RoI head pools from levels of equal channels, not {in_spec.channels[:num_levels]}")
-        if pooling == "deform" and not aligned:
-            raise ValueError("pooling='deform' is aligned: aligned must be true")
+        if pooling != "align" and not aligned:
+            raise ValueError(f"pooling={pooling!r} is aligned: aligned must be true")
         self.deform = None
-        if pooling == "deform":
+        if pooling != "align":
             self.deform = DeformRoIPool(
-                channels=in_spec.channels[0], resolution=resolution, sampling_ratio=sampling_ratio
-            )
+                channels=in_spec.channels[0], resolution=resolution, sampling_ratio=sampling_ratio,
+                modulated=pooling == "modulated_deform",
+            )  # fmt: skip
         self.canonical_size, self.canonical_stride = canonical_size, canonical_stride
         self.add_ground_truth = add_ground_truth
         self.score_threshold, self.nms_iou = score_threshold, nms_iou

@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -46,6 +46,8 @@ def _works_on(capability: tuple[int, int]) -> bool:
     """Compile the smallest kernel as a trial; where that fails say so, once."""
     arch = f"sm_{capability[0]}{capability[1]}"
     try:
+        if torch.version.hip is not None:  # its GPUs pass for CUDA devices, and NVRTC compiles without looking at them
+            raise RuntimeError("this torch is built for ROCm")
         if capability < MIN_CAPABILITY:
             raise RuntimeError(f"compute capability {capability[0]}.{capability[1]} is below 8.0")
         binary("sums.cu", (("FIXED", "1"), ("TYPE", "Float")), arch)
@@ -73,13 +75,15 @@ def binary(source: str, macros: Macros, arch: str) -> bytes:
     return code
 
 
-def _compile(source: str, macros: Macros, arch: str) -> bytes:
+def _compile(source: str, macros: Macros, arch: str, logs: TextIO | None = None) -> bytes:
+    """What NVRTC makes of it; to ``logs`` it tells what each kernel takes of registers and memory."""
     from cuda.core import Program, ProgramOptions  # pyright: ignore
 
     options = ProgramOptions(
-        name=source, arch=arch, std="c++17", define_macro=list(macros), include_path=str(FOLDER)
+        name=source, arch=arch, std="c++17", define_macro=list(macros), include_path=str(FOLDER), ptxas_options=["-v"]
     )  # fmt: skip
-    return bytes(Program((FOLDER / source).read_text(), code_type="c++", options=options).compile("cubin").code)
+    program = Program((FOLDER / source).read_text(), code_type="c++", options=options)
+    return bytes(program.compile("cubin", logs=logs).code)
 
 
 @functools.cache
@@ -118,9 +122,8 @@ def _write(path: Path, code: bytes) -> None:
 
 @functools.cache
 def _kernel(source: str, name: str, macros: Macros, device: int) -> Any:
-    from cuda.core import Device, ObjectCode  # pyright: ignore
+    from cuda.core import ObjectCode  # pyright: ignore
 
-    Device(device).set_current()
     major, minor = torch.cuda.get_device_capability(device)
     return ObjectCode.from_cubin(binary(source, macros, f"sm_{major}{minor}")).get_kernel(name)
 
@@ -160,10 +163,11 @@ def run(
     device: torch.device,
 ) -> None:
     """What :func:`launch` does in the end. Tests put the CPU here."""
-    from cuda.core import LaunchConfig  # pyright: ignore
+    from cuda.core import Device, LaunchConfig  # pyright: ignore
     from cuda.core import launch as start  # pyright: ignore
 
     with torch.cuda.device(device):
+        Device(torch.cuda.current_device()).set_current()  # a thread in which torch did nothing yet has no context
         kernel = _kernel(source, name, macros, torch.cuda.current_device())
         values = [a.data_ptr() if isinstance(a, Tensor) else 0 if a is None else a for a in arguments]
         start(torch.cuda.current_stream(), LaunchConfig(grid=grid, block=block), kernel, *values)

@@ -30,7 +30,8 @@ __device__ inline void multiply(float* sums, const Cell (*a)[ROW], const Cell (*
     int warp = thread_number() / 32, lane = thread_number() % 32;
     int first_row = warp % 2 * 32 + lane / 4, first_column = warp / 2 * (BN / 4) + lane / 4;
 #pragma unroll
-    for (int k = lane % 4 * 2; k < BK; k += 16) {
+    for (int step = 0; step < BK; step += 16) {  // counted alike by all lanes: mma wants the warp together
+        int k = step + lane % 4 * 2;
         unsigned left[2][4];
 #pragma unroll
         for (int i = 0; i < 2; i++) {
