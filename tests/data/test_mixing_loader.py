@@ -22,6 +22,7 @@ from detkit.data import (
     Transform,
 )
 from detkit.data.samplers import TrainSampler
+from detkit.data.workers import WorkerError
 from tests.data.builders import annotation, coco_set, image, write_coco
 from tests.data.test_loader import UPRIGHT, Broken, assert_same, damage, evaluate, ids, take, train
 
@@ -202,7 +203,7 @@ def test_a_step_that_breaks_or_dies_on_a_partner_names_its_file(data):
     with pytest.raises(KeyError) as caught:
         take(train(data, (Broken("raise"), Mosaic(size=64)), **options), 1)
     assert re.search(rf"while transforming \S*/{UPRIGHT}", caught.value.__notes__[0])
-    with pytest.raises(RuntimeError, match=rf"images being loaded: \S*/{UPRIGHT}$"):
+    with pytest.raises(WorkerError, match=rf"images being loaded: \S*/{UPRIGHT}$"):
         take(train(data, (Broken("die"), Mosaic(size=64)), num_workers=1, timeout=30, **options), 1)
 
 
