@@ -36,6 +36,9 @@ VECTOR = {
     "deform_conv": lambda **k: cases.deform_conv(
         (1, 2), (1, 1), (0, 0), (1, 1), 2, 1, channels=32, out_channels=16, size=(5, 8), **k
     ),
+    "deform_conv, long": lambda **k: cases.deform_conv(  # more than one step in each product
+        (1, 2), (1, 1), (0, 0), (1, 1), 1, 2, channels=16, out_channels=40, size=(3, 12), **k
+    ),
     "deform_conv, wide": lambda **k: cases.deform_conv(
         (1, 1), (1, 1), (0, 0), (1, 1), 1, 2, channels=80, out_channels=136, size=(3, 5), **k
     ),
@@ -190,7 +193,7 @@ def test_each_barrier_is_missed_where_it_is_left_out(number, tmp_path):
     assert len(barriers) == BARRIERS
     start, end = barriers[number]
     (folder / "deform_conv.cu").write_text(text[:start] + text[end:])
-    assert under_thread_sanitizer("deform_conv", folder)[0] == 66
+    assert under_thread_sanitizer("deform_conv, long", folder)[0] == 66
 
 
 # ---- compilation ------------------------------------------------------------------------------------------------------
