@@ -257,7 +257,7 @@ def _(
 def _backward(
     grad: Tensor, x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, *moves: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, offset, mask (empty without one) and weight. Rows are sampled again rather than kept."""
+    """Gradients of x, offset, mask (empty without one) and weight, in its layout. Rows are sampled again, not kept."""
     sizes = Sizes.of(x.shape, weight.shape, offset.shape, *moves)
     if sizes.num_cells > 0 and usable(grad, x, offset, mask, weight):
         return kernels.backward(grad, x, offset, mask, weight, sizes)
@@ -282,7 +282,7 @@ def _backward(
             chunk.of(of_mask).copy_(by_mask)
     b, c, h, w = x.shape
     by_x = as_maps(of_table.view(-1, c).to(x.dtype), b, c, h, w)
-    by_weight = of_matrix.view(-1, *sizes.kernel, c // sizes.groups).permute(0, 3, 1, 2).to(weight.dtype).contiguous()
+    by_weight = torch.empty_like(weight).copy_(of_matrix.view(-1, *sizes.kernel, c // sizes.groups).permute(0, 3, 1, 2))
     return by_x, of_offset.to(offset.dtype), of_mask if mask is None else of_mask.to(mask.dtype), by_weight
 
 
@@ -308,7 +308,7 @@ def _(
         empty_maps(x, b, c, h, w),
         offset.new_empty(offset.shape),
         offset.new_empty(0) if mask is None else mask.new_empty(mask.shape),
-        weight.new_empty(weight.shape),
+        torch.empty_like(weight),
     )
 
 

@@ -29,13 +29,21 @@ struct Dim {
 };
 
 namespace host {
-struct Barrier {  // std::barrier spins before it sleeps, which a few hundred threads on two cores cannot afford
-    pthread_barrier_t barrier;
-    explicit Barrier(unsigned count) { pthread_barrier_init(&barrier, nullptr, count); }
-    ~Barrier() { pthread_barrier_destroy(&barrier); }
-    void arrive_and_wait() { pthread_barrier_wait(&barrier); }
+// std::barrier spins before it sleeps, which a few hundred threads on two cores cannot afford. Two take turns: a thread that
+// wakes late from one must not meet there those who went on to the next barrier, or ThreadSanitizer would think that it
+// knows what they did in between.
+struct Barrier {
+    pthread_barrier_t turns[2];
+    explicit Barrier(unsigned count) {
+        for (auto& one : turns) pthread_barrier_init(&one, nullptr, count);
+    }
+    ~Barrier() {
+        for (auto& one : turns) pthread_barrier_destroy(&one);
+    }
+    void arrive_and_wait(unsigned& passed) { pthread_barrier_wait(&turns[passed++ % 2]); }
 };
 
+inline thread_local unsigned passed_in_block, passed_in_warp;
 inline thread_local Dim thread, block;
 inline Dim threads, blocks;
 inline std::unique_ptr<Barrier> block_barrier;
@@ -46,7 +54,7 @@ inline unsigned fragments[64][32][6];  // mma operands of each lane
 inline unsigned number() { return thread.x + threads.x * (thread.y + threads.y * thread.z); }
 inline unsigned warp() { return number() / 32; }
 inline unsigned lane() { return number() % 32; }
-inline void warp_sync() { warp_barriers[warp()]->arrive_and_wait(); }
+inline void warp_sync() { warp_barriers[warp()]->arrive_and_wait(passed_in_warp); }
 
 template <class... A, std::size_t... I>
 void call(void (*kernel)(A...), void** arguments, std::index_sequence<I...>) {
@@ -69,7 +77,7 @@ void launch(void (*kernel)(A...), const unsigned* size, void** arguments) {
                     for (unsigned x = 0; x < blocks.x; x++) {
                         block = {x, y, z};
                         call(kernel, arguments, std::index_sequence_for<A...>());
-                        block_barrier->arrive_and_wait();
+                        block_barrier->arrive_and_wait(passed_in_block);
                     }
         });
     for (auto& one : running) one.join();
@@ -81,7 +89,7 @@ void launch(void (*kernel)(A...), const unsigned* size, void** arguments) {
 #define blockDim host::threads
 #define gridDim host::blocks
 
-inline void __syncthreads() { host::block_barrier->arrive_and_wait(); }
+inline void __syncthreads() { host::block_barrier->arrive_and_wait(host::passed_in_block); }
 
 inline float float_of_bits(unsigned x) {
     float y;

@@ -8,13 +8,16 @@ import io
 import itertools
 import os
 import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 
+from detkit.ops import multi_level_roi_align
 from detkit.ops.cuda import compile as kernels
 from tests.ops import cases, host
 from tests.ops.cases import CASES
@@ -33,10 +36,16 @@ VECTOR = {
     "deform_conv": lambda **k: cases.deform_conv(
         (1, 2), (1, 1), (0, 0), (1, 1), 2, 1, channels=32, out_channels=16, size=(5, 8), **k
     ),
+    "deform_conv, long": lambda **k: cases.deform_conv(  # more than one step in each product
+        (1, 2), (1, 1), (0, 0), (1, 1), 1, 2, channels=16, out_channels=40, size=(3, 12), **k
+    ),
     "deform_conv, wide": lambda **k: cases.deform_conv(
         (1, 1), (1, 1), (0, 0), (1, 1), 1, 2, channels=80, out_channels=136, size=(3, 5), **k
     ),
 }
+
+#: in deform_conv.cu
+BARRIERS = (kernels.FOLDER / "deform_conv.cu").read_text().count("__syncthreads();")
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +87,23 @@ def test_sources_give_the_sparse_forms_values_and_gradients(name):
     ours, expected, launched = both_ways(CASES[name](), torch.float32)
     assert launched == next(v for k, v in LAUNCHES.items() if name.startswith(k))
     assert_same(ours, expected, torch.float32)
+
+
+@host.needs_compiler
+@pytest.mark.parametrize("sampling", [0, 2])
+def test_maps_end_where_their_images_end(sampling):
+    """Each image its own size: 50 x 100 and 72 x 60 px of maps of 72 x 104."""
+    case = cases.roi_align(sampling, True, num=12)
+    boxes, index, levels = case.raw[1][1:4]
+    options = {"output_size": (3, 2), "scales": (1 / 8,), "sampling_ratio": sampling}
+    whole = multi_level_roi_align(case.inputs, boxes, index, levels, **options)
+    sizes = [(50, 100), (72, 60)]
+    case = case._replace(
+        op=lambda f: multi_level_roi_align([f], boxes, index, levels, image_sizes=sizes, **options)
+    )  # fmt: skip
+    ours, expected, _ = both_ways(case, torch.float32)
+    assert_same(ours, expected, torch.float32)
+    assert not torch.allclose(expected[0], whole)
 
 
 @host.needs_compiler
@@ -133,22 +159,41 @@ def test_fixed_point_keeps_the_largest_sum_below_2_to_the_62(largest):
     assert kernels.fixed_point(torch.tensor(torch.inf))[1].isnan()
 
 
-@pytest.mark.slow
-@host.needs_compiler
-@pytest.mark.parametrize("name", ["deform_conv", "deform_roi_pool"])
-def test_no_race_under_thread_sanitizer(name):
+def under_thread_sanitizer(name, folder=kernels.FOLDER):
+    """Exit status and messages of the kernels of ``folder`` at a VECTOR case; what is no race is a failure here."""
     sanitizer = subprocess.run(["g++", "-print-file-name=libtsan.so"], capture_output=True, text=True).stdout.strip()
     if not os.path.isabs(sanitizer):
         pytest.skip("g++ has no ThreadSanitizer")
     options = "ignore_noninstrumented_modules=1 exitcode=66 report_signal_unsafe=0"
     env = {**os.environ, "LD_PRELOAD": sanitizer, "TSAN_OPTIONS": options, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [sys.executable, __file__, name], capture_output=True, text=True, env=env, cwd=host.HERE.parents[1]
-    )
+    command = [sys.executable, __file__, name, str(folder)]
+    run = subprocess.run(command, capture_output=True, text=True, env=env, cwd=host.HERE.parents[1])
     if "unexpected memory mapping" in run.stderr:
         pytest.skip("ThreadSanitizer does not run with this kernel's address layout")
-    assert run.returncode == 0, run.stderr[-4000:]
-    assert "WARNING: ThreadSanitizer" not in run.stderr
+    assert run.returncode in (0, 66), run.stderr[-4000:]
+    return run.returncode, run.stderr
+
+
+@pytest.mark.slow
+@host.needs_compiler
+@pytest.mark.parametrize("name", VECTOR)
+def test_no_race_under_thread_sanitizer(name):
+    status, messages = under_thread_sanitizer(name)
+    assert status == 0, messages[-4000:]
+    assert "WARNING: ThreadSanitizer" not in messages
+
+
+@pytest.mark.slow
+@host.needs_compiler
+@pytest.mark.parametrize("number", range(BARRIERS))
+def test_each_barrier_is_missed_where_it_is_left_out(number, tmp_path):
+    folder = Path(shutil.copytree(kernels.FOLDER, tmp_path / "kernels"))
+    text = (folder / "deform_conv.cu").read_text()
+    barriers = [m.span() for m in re.finditer(r"__syncthreads\(\);", text)]
+    assert len(barriers) == BARRIERS
+    start, end = barriers[number]
+    (folder / "deform_conv.cu").write_text(text[:start] + text[end:])
+    assert under_thread_sanitizer("deform_conv, long", folder)[0] == 66
 
 
 # ---- compilation ------------------------------------------------------------------------------------------------------
@@ -184,7 +229,7 @@ def resources(log):
 def test_every_kernel_compiles_for_every_type_and_fits(arch, everything):
     """Two blocks of 256 threads to a multiprocessor, 48 KB each at most, and no array or many registers kept in memory.
 
-    ptxas gives away a register or two by itself where that makes room for one more block.
+    ptxas gives away a few registers by itself where that makes room for one more block; the smallest array is 32 bytes.
     """
     pytest.importorskip("cuda.core", reason="cuda.core is not installed")
     cases = [(s, tuple(sorted((k, str(v)) for k, v in m.items()))) for s, m in instantiations(everything)]
@@ -199,7 +244,7 @@ def test_every_kernel_compiles_for_every_type_and_fits(arch, everything):
         assert size > 1000
         assert used, case
         for stack, spilled, registers, shared in used:
-            assert max(stack, spilled) <= 16, case
+            assert max(stack, spilled) < 32, case
             assert registers <= 128, case
             assert shared <= 48 * 1024, case
 
@@ -272,4 +317,5 @@ def test_without_cuda_core_one_line_says_so(tmp_path, monkeypatch, caplog):
 
 
 if __name__ == "__main__":  # what runs under ThreadSanitizer
+    kernels.FOLDER = Path(sys.argv[2])
     both_ways(VECTOR[sys.argv[1]](), torch.bfloat16, channels_last=True, sanitize=True)

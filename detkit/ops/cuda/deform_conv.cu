@@ -144,7 +144,7 @@ extern "C" __global__ void __launch_bounds__(256) deform_backward_data(
                 __syncthreads();
             }
             for_each(sums, [&](int row, int column, float sum) { received[row][column] = sum; });
-            __syncthreads();
+            __syncthreads();  // the barriers of the next product come before the next writing
             for (int i0 = run; i0 < end - c && m < s.places; i0 += 32) {
                 int count = min(8, end - c - i0), channel = c + i0;
 #pragma unroll
@@ -167,7 +167,6 @@ extern "C" __global__ void __launch_bounds__(256) deform_backward_data(
                         for (int i = 0; i < count; i++) add_to(to + i, part[i], unit);
                 }
             }
-            __syncthreads();
         }
 #pragma unroll
     for (int lanes = 1; lanes < 4; lanes *= 2) {

@@ -48,7 +48,7 @@ def backward(
     of_x, of_offset, of_mask = _backward_data(grad, x, moves, weight, sizes)
     by_mask = offset.new_empty(0) if mask is None or of_mask is None else of_mask.view(mask.shape).to(mask.dtype)
     of_weight = _backward_weight(grad, x, moves, sizes)
-    return of_x, of_offset.view(offset.shape).to(offset.dtype), by_mask, of_weight.to(weight.dtype).contiguous()
+    return of_x, of_offset.view(offset.shape).to(offset.dtype), by_mask, torch.empty_like(weight).copy_(of_weight)
 
 
 def _backward_data(
