@@ -27,7 +27,7 @@ section { background: #fff; border: 1px solid var(--line); border-radius: 10px; 
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin-top: 18px; }
 .tile { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 12px 16px; }
 .tile b { display: block; font-size: 26px; line-height: 1.2; }
-.bar { display: grid; grid-template-columns: 190px 1fr 104px; gap: 10px; align-items: center; padding: 3px 0; }
+.bar { display: grid; grid-template-columns: 190px 1fr 116px; gap: 10px; align-items: center; padding: 3px 0; }
 .bar i { display: block; height: 16px; border-radius: 3px; background: var(--fill); min-width: 2px; }
 .bar em { font-style: normal; text-align: right; font-variant-numeric: tabular-nums; }
 .advice li { margin-bottom: 8px; }
