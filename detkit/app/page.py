@@ -29,7 +29,7 @@ section { background: #fff; border: 1px solid var(--line); border-radius: 10px; 
 .tile b { display: block; font-size: 26px; line-height: 1.2; }
 .bar { display: grid; grid-template-columns: 190px 1fr 116px; gap: 10px; align-items: center; padding: 3px 0; }
 .bar i { display: block; height: 16px; border-radius: 3px; background: var(--fill); min-width: 2px; }
-.bar em { font-style: normal; text-align: right; font-variant-numeric: tabular-nums; }
+.bar em { font-style: normal; text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .advice li { margin-bottom: 8px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; } .scroll { overflow-x: auto; }
 th, td { padding: 4px 10px; text-align: right; border-bottom: 1px solid var(--line); } th { color: var(--soft);
