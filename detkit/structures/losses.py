@@ -26,10 +26,6 @@ class Losses:
         """The scalar to minimise."""
         return torch.stack([term.float() for term in self.terms.values()]).sum()
 
-    def prefixed(self, prefix: str) -> Losses:
-        """The same with ``prefix`` before every name."""
-        return Losses({prefix + k: v for k, v in self.terms.items()}, {prefix + k: v for k, v in self.stats.items()})
-
     @staticmethod
     def merge(*parts: Losses) -> Losses:
         """All terms and stats of ``parts``; a name that occurs twice is an error."""

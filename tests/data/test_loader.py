@@ -1,74 +1,23 @@
 """Loaders: the same batches whatever the workers, and failures that name the culprit."""
 
 import dataclasses
-import gc
 import itertools
 import logging
 import multiprocessing
-import os
 import random
 import re
-import signal
-import time
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data._utils.pin_memory import pin_memory
 
-from detkit.data import CocoDataset, EvalLoader, HorizontalFlip, ResizeFit, ResizeShortestEdge, TrainLoader, Transform
-from detkit.data.collate import Refusal, unpack
-from detkit.data.loader import MAX_REPLACEMENTS, Place
-from detkit.data.workers import WorkerError, worker_deaths_explained
-from detkit.structures import Batch
+from detkit.data import CocoDataset, HorizontalFlip, ResizeFit, Transform
+from detkit.data.loader import MAX_REPLACEMENTS
 from detkit.utils.seed import derive_key
-from tests.data.builders import annotation, coco_set, image, write_coco
+from tests.data.builders import annotation, image, write_coco
+from tests.data.loaders import UPRIGHT, Broken, assert_same, damage, evaluate, ids, take, train
 
-AUGMENT = (ResizeShortestEdge(short=(32, 40), long=80), HorizontalFlip())
-
-
-@pytest.fixture(autouse=True)
-def _no_orphans():
-    yield
-    gc.collect()  # pytest keeps exceptions, and they their frames
-    assert no_children_left()
-
-
-@pytest.fixture
-def data(tmp_path) -> CocoDataset:
-    return CocoDataset(root=str(coco_set(tmp_path)))
-
-
-def train(data, transforms: Sequence[Transform] = AUGMENT, **options) -> TrainLoader:
-    options = {"batch_size": 4, "num_workers": 0} | options
-    return TrainLoader(dataset=data, transforms=transforms, **options)
-
-
-def evaluate(data, transforms: Sequence[Transform] = (), **options) -> EvalLoader:
-    return EvalLoader(dataset=data, transforms=transforms, **({"batch_size": 4, "num_workers": 0} | options))
-
-
-def take(loader: TrainLoader, number: int, start: int = 0) -> list[Batch]:
-    iterator = loader.iterate(start)
-    batches = list(itertools.islice(iterator, number))
-    iterator.close()
-    return batches
-
-
-def assert_same(first: Sequence[Batch], second: Sequence[Batch]) -> None:
-    assert len(first) == len(second)
-    for a, b in zip(first, second, strict=True):
-        assert a.images.meta == b.images.meta
-        assert torch.equal(a.images.pixels, b.images.pixels)
-        for s, t in zip(a.targets, b.targets, strict=True):
-            assert torch.equal(s.boxes, t.boxes)
-            assert torch.equal(s.labels, t.labels)
-            assert torch.equal(s.ignore, t.ignore)
-
-
-def ids(batches: Sequence[Batch]) -> list[int]:
-    return [meta.image_id for batch in batches for meta in batch.images.meta]
+pytestmark = pytest.mark.usefixtures("no_orphans")
 
 
 def test_a_batch_is_uint8_padded_with_zeros_to_a_common_size(data):
@@ -237,14 +186,6 @@ def test_evaluation_needs_transforms_with_an_inverse(data):
     assert take(train(data, [NoWayBack()]), 1)[0].images.meta[0].affine is None
 
 
-def damage(data: CocoDataset, *indices: int) -> list[str]:
-    files = [data.truths[i].file for i in indices]
-    for file in files:
-        with open(file, "r+b") as stream:
-            stream.truncate(200)
-    return files
-
-
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_an_unreadable_image_is_an_error_that_names_it(data, num_workers):
     (file,) = damage(data, 3)
@@ -290,38 +231,6 @@ def test_when_nothing_can_be_read_it_ends(data):
     assert MAX_REPLACEMENTS >= 12
 
 
-class Broken(Transform):
-    """Fails, dies or hangs at one image, as ``how`` says."""
-
-    def __init__(self, how: str) -> None:
-        self.how = how
-
-    def __call__(self, sample, key):
-        boxes, labels = sample.boxes, sample.labels
-        if sample.size == (56, 40):
-            if self.how == "raise":
-                raise KeyError("no such thing")
-            if self.how == "value":
-                raise ValueError("too dark")
-            if self.how == "die":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if self.how == "hang":
-                time.sleep(3)
-            if self.how == "nan":
-                boxes = np.full((1, 4), np.nan, np.float32)
-            if self.how == "flat":
-                boxes = np.array([[1, 1, 1, 5]], np.float32)
-            if self.how == "label":
-                boxes, labels = np.array([[1, 1, 4, 5]], np.float32), np.array([2])
-            if boxes is not sample.boxes:
-                labels = labels if self.how == "label" else np.zeros(1, int)
-                return dataclasses.replace(sample, boxes=boxes, labels=labels, ignore=np.zeros(1, bool))
-        return sample
-
-
-UPRIGHT = r"(3|6|9|12)\.png"  # the images of 56 x 40 px
-
-
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize(
     ("how", "message"),
@@ -348,94 +257,6 @@ def test_any_other_exception_keeps_its_type_and_names_the_file(data, num_workers
     told = str(caught.value) + "".join(getattr(caught.value, "__notes__", ()))
     assert re.search(rf"while transforming \S*/{UPRIGHT}", told)
     assert "no such thing" in told
-
-
-def no_children_left() -> bool:
-    deadline = time.monotonic() + 10
-    while multiprocessing.active_children() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not multiprocessing.active_children()
-
-
-def test_a_worker_that_dies_ends_the_run_with_the_image_s_name(data):
-    start = time.monotonic()
-    with pytest.raises(WorkerError, match=rf"loading a batch failed: .*[Ww]orker.*; images being loaded: \S*{UPRIGHT}"):
-        take(train(data, [Broken("die")], num_workers=1, timeout=30), 3)
-    assert time.monotonic() - start < 20
-    assert no_children_left()
-
-
-def test_a_worker_that_hangs_ends_the_run_within_the_timeout(data):
-    start = time.monotonic()
-    with pytest.raises(WorkerError, match=rf"timed out after 1\S* seconds; images being loaded: \S*{UPRIGHT}"):
-        take(train(data, [Broken("hang")], num_workers=1, timeout=1), 3)
-    assert time.monotonic() - start < 20
-    assert no_children_left()
-
-
-def test_only_images_at_work_are_named(data):
-    with pytest.raises(WorkerError, match="timed out") as caught:
-        take(train(data, [Broken("hang")], batch_size=1, num_workers=2, timeout=1), 12)
-    files = str(caught.value).partition("images being loaded: ")[2].split(", ")
-    assert files
-    assert all(re.search(UPRIGHT, file) for file in files)
-
-
-@pytest.mark.parametrize("how", ["value", "raise", "die"])
-def test_after_a_failure_no_worker_is_left_even_while_the_loader_lives(data, how):
-    loader = evaluate(data, [Broken(how)], num_workers=2, timeout=30)
-    for _ in range(2):  # and the next evaluation starts with new ones
-        with pytest.raises((ValueError, KeyError)):
-            list(loader)
-        assert no_children_left()
-
-
-def test_a_worker_s_death_is_told_wherever_the_main_process_is(data):
-    """torch raises it from a signal handler: during a training step, or in the middle of a save."""
-    iterator = train(data, num_workers=1).iterate()
-    next(iterator)
-    (worker,) = multiprocessing.active_children()
-
-    @worker_deaths_explained()
-    def work():
-        os.kill(worker.pid, signal.SIGKILL)
-        for _ in range(500):
-            time.sleep(0.01)
-
-    with pytest.raises(WorkerError, match=r"^loading a batch failed: DataLoader worker .* killed by signal"):
-        work()
-    with pytest.raises(RuntimeError, match=r"^another$"), worker_deaths_explained():
-        raise RuntimeError("another")
-
-
-def test_workers_end_with_the_loader(data):
-    iterator = train(data, num_workers=2).iterate()
-    next(iterator)
-    assert len(multiprocessing.active_children()) == 2
-    iterator.close()
-    assert no_children_left()
-
-
-def test_workers_leave_the_interrupt_to_the_main_process(data):
-    iterator = train(data, num_workers=1).iterate()
-    next(iterator)
-    (worker,) = multiprocessing.active_children()
-    os.kill(worker.pid, signal.SIGINT)
-    assert len(list(itertools.islice(iterator, 10))) == 10
-    assert worker.is_alive()
-    iterator.close()
-
-
-def test_a_parcel_survives_the_thread_that_pins_it(data, monkeypatch):
-    """What DataLoader does to a parcel where a GPU is at hand, with the one CUDA call taken out."""
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self, *device: self.clone())
-    workers = evaluate(data, batch_size=12)._workers
-    parcel = workers.collate([workers.source[Place(0, i, 0)] for i in range(12)])
-    (expected,) = evaluate(data, batch_size=12)
-    assert_same([unpack(pin_memory(parcel))], [expected])
-    refusal = pin_memory(Refusal(ValueError("x")))
-    assert isinstance(refusal, Refusal)
-    assert str(refusal.error) == "x"
 
 
 @pytest.mark.parametrize("option", ["num_workers", "timeout"])

@@ -23,15 +23,10 @@ from detkit.data import (
 )
 from detkit.data.samplers import TrainSampler
 from detkit.data.workers import WorkerError
-from tests.data.builders import annotation, coco_set, image, write_coco
-from tests.data.test_loader import UPRIGHT, Broken, assert_same, damage, evaluate, ids, take, train
+from tests.data.builders import annotation, image, write_coco
+from tests.data.loaders import UPRIGHT, Broken, assert_same, damage, evaluate, ids, take, train
 
 MIX = (HorizontalFlip(), Mosaic(size=64), MixUp(), ResizeFit(size=(32, 64, 96), per_batch=True))
-
-
-@pytest.fixture
-def data(tmp_path) -> CocoDataset:
-    return CocoDataset(root=str(coco_set(tmp_path)))
 
 
 @pytest.mark.parametrize("start", [0, 5])
