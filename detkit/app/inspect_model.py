@@ -253,7 +253,7 @@ def _pictures(
         h, w = sample.size
         images = Images(pixels, (ImageMeta(0, dataset.truths[i].file, (h, w), (h, w)),))
         top, left = max(0, (h - window[0]) // 2), max(0, (w - window[1]) // 2)
-        middle = detector.normalize(images)[:, :, top : top + window[0], left : left + window[1]]
+        middle = normalize(images, detector._mean, detector._std)[:, :, top : top + window[0], left : left + window[1]]
         yield F.pad(middle, (0, window[1] - middle.shape[3], 0, window[0] - middle.shape[2]))
 
 

@@ -57,8 +57,14 @@ def _build(value: Any, annotation: Any, runtime: Mapping[str, Any], key: str) ->
 
 def _construct(cls: type, node: Mapping[str, Any], runtime: Mapping[str, Any], key: str) -> Any:
     known = parameters(cls)
+    try:
+        of_parts = _runtime_of_parts(cls, node, runtime)
+    except ValueError as error:
+        raise ConfigError(f"{key}: {cls.__name__}: {error}") from error
     arguments = {
-        name: _build(value, known[name].annotation if name in known else Any, runtime, _join(key, name))
+        name: _build(
+            value, known[name].annotation if name in known else Any, of_parts.get(name, runtime), _join(key, name)
+        )
         for name, value in node.items()
         if name not in SPECIAL
     }
@@ -71,6 +77,17 @@ def _construct(cls: type, node: Mapping[str, Any], runtime: Mapping[str, Any], k
         raise
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise ConfigError(f"{key}: {cls.__name__}: {error}" if key else f"{cls.__name__}: {error}") from error
+
+
+def _runtime_of_parts(cls: type, node: Mapping[str, Any], runtime: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """What arrives at run time in those parts of ``cls`` that are given other maps than ``cls`` itself.
+
+    A class says so by ``part_specs(in_spec, options)``: the spec of the maps of each such part.
+    """
+    if not hasattr(cls, "part_specs") or "in_spec" not in runtime:
+        return {}
+    specs: Mapping[str, Any] = cls.part_specs(runtime["in_spec"], node)  # pyright: ignore[reportAttributeAccessIssue]
+    return {name: {**runtime, "in_spec": spec} for name, spec in specs.items()}
 
 
 def _join(key: str, name: str) -> str:

@@ -3,12 +3,14 @@
 from detkit.losses.box import L1, BoxLoss, CIoULoss, DIoULoss, GIoULoss, IoULoss, SmoothL1
 from detkit.losses.classification import BCE, ClassificationLoss, CrossEntropy, Focal
 from detkit.losses.heatmap import HeatmapLoss, PenaltyReducedFocal
+from detkit.losses.layers import ClassLayer, LinearClassLayer
 
 __all__ = [
     "BCE",
     "L1",
     "BoxLoss",
     "CIoULoss",
+    "ClassLayer",
     "ClassificationLoss",
     "CrossEntropy",
     "DIoULoss",
@@ -16,6 +18,7 @@ __all__ = [
     "GIoULoss",
     "HeatmapLoss",
     "IoULoss",
+    "LinearClassLayer",
     "PenaltyReducedFocal",
     "SmoothL1",
 ]

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detkit.config import LOSSES
+from detkit.losses.layers import ClassLayer, LinearClassLayer
 
 
 class ClassificationLoss(ABC):
@@ -40,6 +41,13 @@ class ClassificationLoss(ABC):
     @abstractmethod
     def initial_bias(self, num_classes: int) -> Tensor:
         """Bias (``num_outputs``,) of the last layer before training."""
+
+    def make_layer(self, width: int, num_classes: int) -> ClassLayer:
+        """The layer that turns features (N, ``width``) of regions into the logits that this loss compares.
+
+        A loss owns no weights: what its logits need (normalised weights, a scale) is this layer's.
+        """
+        return LinearClassLayer(width, self.initial_bias(num_classes))
 
 
 @LOSSES
@@ -145,7 +153,8 @@ class Focal(ClassificationLoss):
 
 def one_hot(labels: Tensor, logits: Tensor) -> Tensor:
     """(N, K) of the logits' type; label K (background) gives a row of zeros."""
-    return F.one_hot(labels, logits.shape[-1] + 1)[..., :-1].to(logits.dtype)
+    rows = logits.new_zeros(*labels.shape, logits.shape[-1] + 1)
+    return rows.scatter_(-1, labels[..., None], 1.0)[..., :-1]
 
 
 def sigmoid_bias(prior_prob: float | None, num_outputs: int) -> Tensor:

@@ -1,11 +1,20 @@
 """Which reference answers for which object, and which candidates survive."""
 
-from detkit.matching.anchors import AnchorGrid
-from detkit.matching.assigners import IGNORED, NEGATIVE, Assignment, MaxIoUAssigner
-from detkit.matching.coders import DeltaCoder
+from detkit.matching.anchors import AnchorGrid, Anchors
+from detkit.matching.assigners import IGNORED, NEGATIVE, Assigner, Assignment, MaxIoUAssigner
+from detkit.matching.coders import Coder, DeltaCoder
 from detkit.matching.fusion import NMS, WBF, Merge, SoftNMS
-from detkit.matching.ranges import SizeRange, assign_anchors, check_ranges, of_level
-from detkit.matching.samplers import BalancedSampler
+from detkit.matching.groups import nms_by_group
+from detkit.matching.ranges import (
+    allowed_pairs,
+    assign_allowed,
+    assign_anchors,
+    found_in_range,
+    in_own_range,
+    only_in_range,
+)
+from detkit.matching.samplers import BalancedSampler, Sampler
+from detkit.matching.selector import Selector
 from detkit.matching.select import (
     select_candidates,
     select_detections,
@@ -22,19 +31,27 @@ __all__ = [
     "NMS",
     "WBF",
     "AnchorGrid",
+    "Anchors",
+    "Assigner",
     "Assignment",
     "BalancedSampler",
+    "Coder",
     "DeltaCoder",
     "Fate",
     "MaxIoUAssigner",
     "Merge",
+    "Sampler",
     "Selection",
-    "SizeRange",
+    "Selector",
     "SoftNMS",
     "Trace",
+    "allowed_pairs",
+    "assign_allowed",
     "assign_anchors",
-    "check_ranges",
-    "of_level",
+    "found_in_range",
+    "in_own_range",
+    "nms_by_group",
+    "only_in_range",
     "select_candidates",
     "select_detections",
     "select_proposals",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -11,10 +12,33 @@ from detkit.config import ANCHORS
 from detkit.structures import FeatureSpec
 
 
-@ANCHORS
-class AnchorGrid:
-    """Boxes of several scales and ratios centred on the cells of each level (Ren et al., NeurIPS 2015, section 3.1).
+class Anchors(ABC):
+    """What a head needs to know of its anchors.
 
+    ``strides``: px of the network input per cell of each level; ``num_per_cell``: A, the same on all levels.
+    """
+
+    strides: tuple[float, ...]
+    num_per_cell: int
+
+    @abstractmethod
+    def __call__(self, shapes: Sequence[tuple[int, int]], device: torch.device) -> list[Tensor]:
+        """Anchors (H_l * W_l * A, 4) px of the network input for each level, cell by cell in row-major order."""
+
+    @abstractmethod
+    def inside(self, shapes: Sequence[tuple[int, int]], size: tuple[int, int], device: torch.device) -> list[Tensor]:
+        """Masks (H_l * W_l * A,) of the anchors whose centre lies in an image of ``size`` (h, w), not in the padding.
+
+        What stands in the padding depends on the other images of the batch; leaving it out makes results independent
+        of them.
+        """
+
+
+@ANCHORS
+class AnchorGrid(Anchors):
+    """Boxes of several scales and ratios at the cells of each level (Ren et al., NeurIPS 2015, section 3.1).
+
+    Their centres are the top left corners of the cells, as in torchvision and detectron2, or moved by ``offset``.
     Sizes follow the level's stride, so that the same YAML fits every neck: scale 8 on strides 4..64 gives FPN's
     32..512 px (Lin et al., CVPR 2017, section 4.1).
 
@@ -22,6 +46,7 @@ class AnchorGrid:
         scales: anchor side (square root of the area) in strides of the level.
         ratios: height / width.
         rounded: round the corners to whole px around the centre, as torchvision does.
+        offset: from a cell's top left corner to the centres of its anchors, in cells; 0.5 is its middle.
     """
 
     def __init__(
@@ -31,33 +56,36 @@ class AnchorGrid:
         scales: tuple[float, ...] = (8.0,),
         ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
         rounded: bool = False,
+        offset: float = 0.0,
     ) -> None:
         for name, values in (("scales", scales), ("ratios", ratios)):
             if not values or min(values) <= 0:
                 raise ValueError(f"{name} must be positive numbers, not {list(values)}")
+        if not 0 <= offset < 1:
+            raise ValueError(f"offset must lie in [0, 1), a place in the cell, not {offset}")
         self.strides = in_spec.strides
         self.num_per_cell = len(scales) * len(ratios)
+        self.offset = offset
         self._base = [_base_anchors(stride, scales, ratios, rounded) for stride in self.strides]
 
     def __call__(self, shapes: Sequence[tuple[int, int]], device: torch.device) -> list[Tensor]:
-        """Anchors (H_l * W_l * A, 4) px of the network input for each level, cell by cell in row-major order."""
         return [
-            (cell_origins(shape, stride, device)[:, None].repeat(1, 1, 2) + base.to(device)).reshape(-1, 4)
+            (self._centres(shape, stride, device)[:, None].repeat(1, 1, 2) + base.to(device)).reshape(-1, 4)
             for shape, stride, base in zip(shapes, self.strides, self._base, strict=True)
         ]
 
     def inside(self, shapes: Sequence[tuple[int, int]], size: tuple[int, int], device: torch.device) -> list[Tensor]:
-        """Masks (H_l * W_l * A,) of the anchors whose centre lies in an image of ``size`` (h, w), not in the padding.
-
-        What stands in the padding depends on the other images of the batch; leaving it out makes results independent
-        of them.
-        """
         h, w = size
         masks = []
         for shape, stride in zip(shapes, self.strides, strict=True):
-            x, y = cell_origins(shape, stride, device).unbind(1)
+            x, y = self._centres(shape, stride, device).unbind(1)
             masks.append(((x < w) & (y < h)).repeat_interleave(self.num_per_cell))
         return masks
+
+    def _centres(self, shape: tuple[int, int], stride: float, device: torch.device) -> Tensor:
+        """(H * W, 2) x, y in px."""
+        origins = cell_origins(shape, stride, device)
+        return origins + self.offset * stride if self.offset else origins
 
 
 def cell_origins(shape: tuple[int, int], stride: float, device: torch.device) -> Tensor:

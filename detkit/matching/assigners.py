@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +14,6 @@ from detkit.structures.boxes import pairwise_cover, pairwise_iou
 
 NEGATIVE = -1
 IGNORED = -2
-
-#: A reference that overlaps an object which it may not answer for by more than this is ignored (SNIP, section 5).
-FORBIDDEN_IOU = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +43,22 @@ class Assignment:
         return Assignment(torch.where(mask, IGNORED, self.matched))
 
 
+class Assigner(ABC):
+    """What a head needs to know of its assigner."""
+
+    @abstractmethod
+    def __call__(self, references: Tensor, target: Target, allowed: Tensor | None = None) -> Assignment:
+        """Assign references to objects.
+
+        Args:
+            references: (M, 4) px.
+            target: N objects in the same frame; those to be ignored answer for nothing.
+            allowed: (N, M) bool, which reference may answer for which object; None allows all.
+        """
+
+
 @ASSIGNERS
-class MaxIoUAssigner:
+class MaxIoUAssigner(Assigner):
     """Each reference goes to the object it overlaps most, if enough (Ren et al., NeurIPS 2015, section 3.1.2).
 
     References between the two thresholds, and those mostly inside a crowd or difficult region, are ignored.
@@ -69,14 +81,6 @@ class MaxIoUAssigner:
         self.crowd_cover = crowd_cover
 
     def __call__(self, references: Tensor, target: Target, allowed: Tensor | None = None) -> Assignment:
-        """Assign references to objects.
-
-        Args:
-            references: (M, 4) px.
-            target: N objects in the same frame.
-            allowed: (N, M) bool, which reference may answer for which object; None allows all. A reference that
-                overlaps an object forbidden to it, and answers for none, is ignored: neither learns from the other.
-        """
         matched = torch.full((len(references),), NEGATIVE, dtype=torch.int64, device=references.device)
         if len(references) == 0 or len(target) == 0:
             return Assignment(matched)
@@ -91,9 +95,7 @@ class MaxIoUAssigner:
 
     def _match(self, references: Tensor, boxes: Tensor, allowed: Tensor | None) -> Tensor:
         iou = pairwise_iou(boxes, references)
-        forbidden = None
         if allowed is not None:
-            forbidden = torch.where(allowed, 0, iou).amax(dim=0) > FORBIDDEN_IOU
             iou = iou * allowed
         best, index = iou.max(dim=0)
         matched = torch.where(best >= self.positive, index, IGNORED)
@@ -103,6 +105,4 @@ class MaxIoUAssigner:
             best_of_object = iou.max(dim=1, keepdim=True).values
             tied = ((iou == best_of_object) & (best_of_object > 0)).any(dim=0)
             matched = torch.where(tied, index, matched)
-        if forbidden is not None:
-            matched = torch.where((matched == NEGATIVE) & forbidden, IGNORED, matched)
         return matched

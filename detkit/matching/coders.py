@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
@@ -11,8 +12,20 @@ from detkit.config import CODERS
 from detkit.structures.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 
 
+class Coder(ABC):
+    """What a head needs to know of its coder: four numbers for a box, relative to a reference box."""
+
+    @abstractmethod
+    def encode(self, boxes: Tensor, references: Tensor) -> Tensor:
+        """Deltas (N, 4) that take ``references`` (N, 4) px to ``boxes`` (N, 4) px."""
+
+    @abstractmethod
+    def decode(self, deltas: Tensor, references: Tensor) -> Tensor:
+        """Boxes (N, ..., 4) px for ``deltas`` (N, ..., 4) relative to ``references`` (N, 4) px."""
+
+
 @CODERS
-class DeltaCoder:
+class DeltaCoder(Coder):
     """Centre offsets relative to the reference's size, and log sizes (R-CNN, Girshick et al. CVPR 2014, appendix C).
 
     Args:
@@ -28,14 +41,12 @@ class DeltaCoder:
         self.weights = weights
 
     def encode(self, boxes: Tensor, references: Tensor) -> Tensor:
-        """Deltas (N, 4) that take ``references`` (N, 4) px to ``boxes`` (N, 4) px."""
         target, source = xyxy_to_cxcywh(boxes), xyxy_to_cxcywh(references)
         centre = (target[:, :2] - source[:, :2]) / source[:, 2:]
         size = torch.log(target[:, 2:] / source[:, 2:])
         return torch.cat([centre, size], dim=1) * boxes.new_tensor(self.weights)
 
     def decode(self, deltas: Tensor, references: Tensor) -> Tensor:
-        """Boxes (N, ..., 4) px for ``deltas`` (N, ..., 4) relative to ``references`` (N, 4) px."""
         shape = (len(references),) + (1,) * (deltas.ndim - 2) + (4,)
         source = xyxy_to_cxcywh(references).view(shape)
         deltas = deltas / deltas.new_tensor(self.weights)

@@ -14,9 +14,9 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from detkit.config import MERGES
+from detkit.matching.groups import nms_by_group
 from detkit.structures import Detections
 
 #: Weight of a box of score 0 in a mean, so that a mean of such boxes alone is defined.
@@ -50,7 +50,7 @@ class NMS(Merge):
 
     def __call__(self, views: Sequence[Detections]) -> Detections:
         found = _join(views)
-        return found.select(batched_nms(found.boxes, found.scores, found.labels, self.iou_threshold))
+        return found.select(nms_by_group(found.boxes, found.scores, found.labels, self.iou_threshold))
 
 
 @MERGES

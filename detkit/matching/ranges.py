@@ -1,7 +1,8 @@
-"""Which level of a pyramid may answer for an object, by its size (SNIP: Singh and Davis, CVPR 2018, section 5).
+"""Which references may answer for which objects, by the objects' sizes (SNIP: Singh and Davis, CVPR 2018, section 5).
 
-The size of an object is the square root of its area, in px of the network input. An object outside a level's range is
-neither positive nor negative there: anchors that overlap it drop out of the loss.
+A range belongs to an image (one scale of several, one branch of several) or to a level of a pyramid; where both have
+one, both must hold. An object out of range is neither positive nor negative: a reference that overlaps one by more than
+0.3 drops out of the loss, whatever else it overlaps (section 5; SNIPER's and simpledet's code do the same).
 """
 
 from __future__ import annotations
@@ -11,50 +12,85 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from detkit.matching.anchors import AnchorGrid
-from detkit.matching.assigners import Assignment, MaxIoUAssigner
-from detkit.structures import Images, Target
-from detkit.structures.boxes import area, clip
+from detkit.matching.anchors import Anchors
+from detkit.matching.assigners import Assigner, Assignment
+from detkit.structures import Images, SizeRange, Target
+from detkit.structures.boxes import clip, pairwise_iou
 
-#: Least and largest size (px); None leaves the range open above.
-SizeRange = tuple[float, float | None]
+#: A reference that overlaps an object which it may not answer for by more than this is ignored.
+FORBIDDEN_IOU = 0.3
 
 
-def check_ranges(ranges: Sequence[SizeRange] | None, num_levels: int) -> None:
-    """Refuse ranges that do not fit a pyramid.
+def allowed_pairs(
+    boxes: Tensor, of_image: SizeRange | None, of_levels: Sequence[SizeRange] | None, level: Tensor
+) -> Tensor | None:
+    """(N, M) bool: which of M references may answer for which of ``boxes`` (N, 4) px; None where all may.
 
-    Raises:
-        ValueError: there is not one for each level, or one is empty.
+    Args:
+        of_image: the range of the image.
+        of_levels: the range of each level.
+        level: (M,) int64, of each reference.
     """
-    if ranges is None:
-        return
-    if len(ranges) != num_levels:
-        raise ValueError(f"valid_ranges needs one range for each of the {num_levels} levels, not {len(ranges)}")
-    for low, high in ranges:
-        if low < 0 or (high is not None and high <= low):
-            raise ValueError(f"valid_ranges: [{low}, {high}] holds no size")
+    held = _held(boxes, of_image, of_levels)
+    return None if held is None else held[:, level if of_levels else torch.zeros_like(level)]
 
 
-def in_range(boxes: Tensor, ranges: Sequence[SizeRange]) -> Tensor:
-    """(N, L) bool: whether the size of each of ``boxes`` (N, 4) px lies in the range of each level."""
-    size = area(boxes).sqrt()[:, None]
-    low = boxes.new_tensor([low for low, _ in ranges])
-    high = boxes.new_tensor([float("inf") if high is None else high for _, high in ranges])
-    return (size >= low) & (size <= high)
+def in_own_range(
+    boxes: Tensor, of_image: SizeRange | None, of_levels: Sequence[SizeRange] | None, level: Tensor
+) -> Tensor | None:
+    """(N,) bool: which of ``boxes`` (N, 4) px are of a size that their image and their own ``level`` (N,) hold."""
+    held = _held(boxes, of_image, of_levels)
+    if held is None:
+        return None
+    return held.gather(1, level[:, None])[:, 0] if of_levels else held[:, 0]
 
 
-def of_level(boxes: Tensor, size: tuple[int, int], ranges: Sequence[SizeRange] | None, level: int) -> Tensor | None:
-    """(P,) bool: whether ``level`` answers for boxes (P, 4) px of that size, once they are clipped at the image.
+def _held(boxes: Tensor, of_image: SizeRange | None, of_levels: Sequence[SizeRange] | None) -> Tensor | None:
+    """(N, L) bool: whether the range of the image and that of each level hold each size; L is 1 without levels."""
+    if of_image is None and of_levels is None:
+        return None
+    image = of_image or SizeRange()
+    ranges = [SizeRange(max(image.low, r.low), min(image.high, r.high)) for r in of_levels or (image,)]
+    return torch.stack([r.holds(boxes) for r in ranges], dim=1)
 
-    What lies outside its range a level has never learnt; SNIP drops it at test as well. None where there are no ranges.
+
+def assign_allowed(assigner: Assigner, references: Tensor, target: Target, allowed: Tensor | None) -> Assignment:
+    """What ``assigner`` says of ``references`` (M, 4) px, without those on an object that is forbidden to them.
+
+    Args:
+        allowed: (N, M), see :func:`allowed_pairs`.
     """
-    return None if ranges is None else in_range(clip(boxes, size), [ranges[level]])[:, 0]
+    assignment = assigner(references, target, allowed)
+    if allowed is None or len(target) == 0 or len(references) == 0:
+        return assignment
+    overlap = pairwise_iou(target.boxes, references) > FORBIDDEN_IOU
+    return assignment.without((overlap & ~allowed & ~target.ignore[:, None]).any(dim=0))
+
+
+def found_in_range(boxes: Tensor, size: tuple[int, int], *ranges: SizeRange | None) -> Tensor | None:
+    """(P,) bool: whether boxes (P, 4) px, clipped at an image of ``size``, are of a size that all ``ranges`` hold.
+
+    What lies outside its range an image or a level has never learnt; SNIP drops it at test as well. None where there
+    are no ranges.
+    """
+    given = [r for r in ranges if r is not None]
+    if not given:
+        return None
+    clipped = clip(boxes, size)
+    return torch.stack([r.holds(clipped) for r in given]).all(dim=0)
+
+
+def only_in_range(target: Target, valid_range: SizeRange | None) -> Target:
+    """``target`` with the objects out of range to be ignored, for heads whose references are cells and not boxes."""
+    if valid_range is None:
+        return target
+    return Target(target.boxes, target.labels, target.ignore | ~valid_range.holds(target.boxes))
 
 
 @torch.no_grad()
 def assign_anchors(
-    anchors: AnchorGrid,
-    assigner: MaxIoUAssigner,
+    anchors: Anchors,
+    assigner: Assigner,
     shapes: Sequence[tuple[int, int]],
     images: Images,
     targets: Sequence[Target],
@@ -69,13 +105,12 @@ def assign_anchors(
     device = images.pixels.device
     levels = anchors(shapes, device)
     boxes = torch.cat(levels)
+    level = torch.cat([torch.full((len(a),), i, device=device) for i, a in enumerate(levels)])
     assignments = []
-    for size, target in zip(images.sizes, targets, strict=True):
-        inside = torch.cat(anchors.inside(shapes, size, device))
-        allowed = None
-        if valid_ranges is not None:
-            counts = torch.tensor([len(level) for level in levels], device=device)
-            allowed = in_range(target.boxes, valid_ranges).repeat_interleave(counts, dim=1)
+    for meta, target in zip(images.meta, targets, strict=True):
+        inside = torch.cat(anchors.inside(shapes, meta.size, device))
+        allowed = allowed_pairs(target.boxes, meta.valid_range, valid_ranges, level)
         # anchors in the padding become empty boxes first, so that none of them is the best of an object
-        assignments.append(assigner(boxes * inside[:, None], target, allowed).without(~inside))
+        assignment = assign_allowed(assigner, boxes * inside[:, None], target, allowed)
+        assignments.append(assignment.without(~inside))
     return assignments

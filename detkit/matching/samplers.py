@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -9,8 +11,30 @@ from detkit.config import SAMPLERS
 from detkit.matching.assigners import Assignment
 
 
+class Sampler(ABC):
+    """What a head needs to know of its sampler.
+
+    ``needs_losses``: it chooses by the loss of each reference (Shrivastava et al., OHEM, CVPR 2016), which the head
+    then computes for all of them.
+    """
+
+    needs_losses: bool = False
+
+    @abstractmethod
+    def __call__(
+        self, assignment: Assignment, generator: torch.Generator, losses: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Indices of the positives and of the negatives that enter the loss.
+
+        Args:
+            assignment: of the M references of one image.
+            generator: on the CPU, seeded by the image's key: the only source of chance.
+            losses: (M,), where the sampler needs them; what is ignored has the loss of background.
+        """
+
+
 @SAMPLERS
-class BalancedSampler:
+class BalancedSampler(Sampler):
     """A fixed number of references per image, with at most a given share of positives (Fast R-CNN, section 2.3).
 
     Args:
@@ -24,8 +48,9 @@ class BalancedSampler:
         self.num = num
         self.positive_share = positive_share
 
-    def __call__(self, assignment: Assignment, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Indices of the positives and of the negatives that were drawn, by a ``generator`` on the CPU."""
+    def __call__(
+        self, assignment: Assignment, generator: torch.Generator, losses: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         positive = assignment.positive.nonzero().squeeze(1)
         negative = assignment.negative.nonzero().squeeze(1)
         positive = _draw(positive, int(self.num * self.positive_share), generator)

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import batched_nms
 
+from detkit.matching.groups import nms_by_group
 from detkit.matching.trace import MOST_TRACED, NO_CLASS, Fate, Selection, active_trace, best_of, selection_of_nms
 from detkit.structures import Detections
 from detkit.structures.boxes import clip, is_larger
@@ -24,9 +24,10 @@ def select_detections(
     size: tuple[int, int],
     *,
     score_threshold: float,
-    iou_threshold: float,
+    iou_threshold: float | None,
     max_detections: int,
     min_size: float = 0.0,
+    valid: Tensor | None = None,
 ) -> Detections:
     """The detections of one image from its candidates.
 
@@ -38,6 +39,7 @@ def select_detections(
         iou_threshold: of two candidates of one class that overlap more, the better one stays.
         max_detections: at most so many, the best.
         min_size: px; smaller boxes go.
+        valid: (P, K) or (P, 1) bool, False for boxes of a size that does not count; None for none.
     """
     high = scores > score_threshold
     if trace := active_trace():
@@ -49,6 +51,7 @@ def select_detections(
     return select_candidates(
         boxes[candidate, label if boxes.shape[1] > 1 else 0], scores[candidate, label], label, size,
         iou_threshold=iou_threshold, max_detections=max_detections, min_size=min_size,
+        valid=None if valid is None else valid[candidate, label if valid.shape[1] > 1 else 0],
     )  # fmt: skip
 
 
@@ -70,7 +73,7 @@ def select_candidates(
         scores: (P,) in [0, 1].
         labels: (P,) int64 in [0, K).
         iou_threshold: None goes without NMS, for heads whose candidates are peaks already.
-        valid: (P,) bool, False for candidates of a size that their level does not answer for; None for none.
+        valid: (P,) bool, False for candidates of a size that their image or level does not answer for; None for none.
     """
     boxes, keep = _select(
         boxes, scores, labels, labels, size,
@@ -98,8 +101,8 @@ def top_candidates(
         the boxes (Q, 4), scores (Q,) and labels (Q,) of the pairs.
     """
     flat, num_classes = scores.flatten(), scores.shape[1]
-    best, index = flat.topk(min(num, flat.numel()))
-    index = index[best > score_threshold]
+    index = (flat > score_threshold).nonzero().squeeze(1)  # first: of millions few score enough
+    index = index[flat[index].topk(min(num, len(index))).indices]
     if trace := active_trace():
         rest = best_of(flat, _without(index, flat.numel()), MOST_TRACED)
         rest_boxes = clip(boxes_of(rest // num_classes), size)
@@ -203,7 +206,7 @@ def _select(
     if iou_threshold is None:
         order = scores[index].argsort(descending=True, stable=True)
     else:
-        order = batched_nms(boxes[index], scores[index], groups[index], iou_threshold)
+        order = nms_by_group(boxes[index], scores[index], groups[index], iou_threshold)
     survivors = index[order]
     if trace := active_trace():
         trace.selections.append(

@@ -3,10 +3,21 @@
 from detkit.models import backbones, heads, necks
 from detkit.models.build import build_detector
 from detkit.models.detector import ComposedDetector
-from detkit.models.interfaces import Backbone, Detector, Head, Neck, ProposalHead, RegionHead
+from detkit.models.interfaces import (
+    AssigningHead,
+    Backbone,
+    Detector,
+    Head,
+    Neck,
+    ProposalHead,
+    RegionHead,
+    RegionNetwork,
+    RegionPool,
+)
 from detkit.models.tta import MultiView
 
 __all__ = [
+    "AssigningHead",
     "Backbone",
     "ComposedDetector",
     "Detector",
@@ -15,6 +26,8 @@ __all__ = [
     "Neck",
     "ProposalHead",
     "RegionHead",
+    "RegionNetwork",
+    "RegionPool",
     "backbones",
     "build_detector",
     "heads",

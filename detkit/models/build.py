@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from typing import Any
+
+import torch
+from torch import nn
 
 from detkit.config import build
 from detkit.models.detector import ComposedDetector
-from detkit.models.interfaces import Detector
+from detkit.models.interfaces import Backbone, Detector, Neck
 from detkit.structures import Categories
+from detkit.utils.log import logger
 
 
 def build_detector(cfg: Any, categories: Categories) -> Detector:
@@ -20,4 +26,25 @@ def build_detector(cfg: Any, categories: Categories) -> Detector:
     backbone = build(cfg["backbone"], key="model.backbone")
     neck = build(cfg["neck"], key="model.neck", in_spec=backbone.out_spec)
     head = build(cfg["head"], key="model.head", in_spec=neck.out_spec, num_classes=len(categories))
+    if head.reads is not None and len(head.reads) < len(neck.out_spec.strides):
+        _leave_untrained(backbone, neck, head.reads)
     return ComposedDetector(backbone=backbone, neck=neck, head=head)
+
+
+def _leave_untrained(backbone: Backbone, neck: Neck, reads: Sequence[int]) -> None:
+    """Freeze what only makes maps that the head does not read: it would have no gradient, for which others wait."""
+    copies = nn.ModuleList(copy.deepcopy(module).to("meta") for module in (backbone, neck))
+    side = 4 * int(max(neck.out_spec.strides))
+    maps = copies[1](torch.empty(1, 3, side, side, device="meta"), copies[0])
+    trained = {name: p for name, p in copies.named_parameters() if p.requires_grad}
+    total = torch.stack([maps[i].sum() for i in reads]).sum()
+    gradients = torch.autograd.grad(total, list(trained.values()), allow_unused=True)
+    own = dict(nn.ModuleList((backbone, neck)).named_parameters())
+    unread = [name for name, gradient in zip(trained, gradients, strict=True) if gradient is None]
+    for name in unread:
+        own[name].requires_grad_(False)
+    if unread:
+        strides = ", ".join(f"{neck.out_spec.strides[i]:g}" for i in reads)
+        logger.info(
+            "the head reads the neck's map of stride %s: %d tensors of others stay untrained", strides, len(unread)
+        )

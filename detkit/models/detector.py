@@ -26,14 +26,19 @@ class ComposedDetector(Detector):
         self.register_buffer("_std", torch.tensor(backbone.pixel_stats.std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Images, targets: Sequence[Target] | None = None) -> Losses | list[Detections]:
-        features = self.neck(self.normalize(images), self.backbone)
+        features = self.neck(normalize(images, self._mean, self._std), self.backbone)
         if targets is None:
             return self.head.predict(features, images)
         return self.head.loss(features, images, targets)
 
-    def normalize(self, images: Images) -> Tensor:
-        """(B, 3, H, W) float32: zero mean and unit deviation by the backbone's own statistics, 0 in the padding."""
-        pixels = (images.pixels.float() - self._mean) / self._std
-        if all(size == images.padded_size for size in images.sizes):
-            return pixels
-        return pixels * images.valid_mask()
+
+def normalize(images: Images, mean: Tensor, std: Tensor) -> Tensor:
+    """(B, 3, H, W) float32: zero mean and unit deviation, 0 in the padding.
+
+    Args:
+        mean, std: (1, 3, 1, 1), the statistics in 0..255 that the backbone's weights were trained with.
+    """
+    pixels = (images.pixels.float() - mean) / std
+    if all(size == images.padded_size for size in images.sizes):
+        return pixels
+    return pixels * images.valid_mask()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -42,15 +43,12 @@ class Neck(nn.Module, ABC):
 
 
 class Head(nn.Module, ABC):
-    """Owns its loss and its decoding. Feature maps arrive fine to coarse, as ``in_spec`` of its constructor told."""
+    """Owns its loss and its decoding. Feature maps arrive fine to coarse, as ``in_spec`` of its constructor told.
 
-    @abstractmethod
-    def assign(self, shapes: Sequence[tuple[int, int]], images: Images, targets: Sequence[Target]) -> list[Assignment]:
-        """Which of the head's references answers for which object of each image; the loss uses this very function.
+    ``reads``: the numbers of those maps that it reads, None for all.
+    """
 
-        Args:
-            shapes: (h, w) of the map of each level. No feature is needed: the answer depends on geometry alone.
-        """
+    reads: tuple[int, ...] | None = None
 
     @abstractmethod
     def loss(self, features: Sequence[Tensor], images: Images, targets: Sequence[Target]) -> Losses: ...
@@ -59,12 +57,26 @@ class Head(nn.Module, ABC):
     def predict(self, features: Sequence[Tensor], images: Images) -> list[Detections]: ...
 
 
-class ProposalHead(nn.Module, ABC):
-    """First stage of a two-stage detector: where something is, whatever it is."""
+class AssigningHead(ABC):
+    """A head whose references answer for objects by geometry alone: what the audit can ask before any training.
+
+    A head that assigns by what it predicts is none. ``levels``: the maps, of those it is given, on whose cells its
+    references stand, as many on each cell; they follow each other level by level.
+    """
+
+    levels: tuple[int, ...]
 
     @abstractmethod
     def assign(self, shapes: Sequence[tuple[int, int]], images: Images, targets: Sequence[Target]) -> list[Assignment]:
-        """As :meth:`Head.assign`."""
+        """Which of the head's references answers for which object of each image; the loss uses this very function.
+
+        Args:
+            shapes: (h, w) of each map that the head is given.
+        """
+
+
+class ProposalHead(nn.Module, AssigningHead):
+    """First stage of a two-stage detector: where something is, whatever it is."""
 
     @abstractmethod
     def propose(self, features: Sequence[Tensor], images: Images) -> list[Tensor]:
@@ -87,3 +99,55 @@ class RegionHead(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, features: Sequence[Tensor], proposals: Sequence[Tensor], images: Images) -> list[Detections]: ...
+
+
+class RegionPool(nn.Module, ABC):
+    """Turns boxes into grids of equal size, read from the maps of a pyramid.
+
+    ``resolution``: side of the grid. ``num_levels``: how many of the maps, the finest, it reads.
+    """
+
+    resolution: int
+    num_levels: int
+
+    @abstractmethod
+    def out_channels(self, channels: int) -> int:
+        """Channels of the grids that are read from maps of ``channels``."""
+
+    @abstractmethod
+    def levels(self, boxes: Tensor) -> Tensor:
+        """The level (R,) int64 that each of ``boxes`` (R, 4) px is read from."""
+
+    @abstractmethod
+    def forward(self, features: Sequence[Tensor], regions: Sequence[Tensor], images: Images) -> Tensor:
+        """Grids (R, C, resolution, resolution).
+
+        Args:
+            features: maps (B, C, H_l, W_l), of which the first ``num_levels`` are read.
+            regions: boxes (R_i, 4) px of the network input for each image; R is all of them, in turn.
+        """
+
+
+class RawRegions(NamedTuple):
+    """For R regions: ``logits`` (R, O) float32 and ``deltas`` (R, K or 1, 4)."""
+
+    logits: Tensor
+    deltas: Tensor
+
+
+class RegionNetwork(nn.Module, ABC):
+    """What the second stage makes of a region: maps that a pool reads, then an answer to each grid.
+
+    A factory (``_partial_: true``): the head gives it the ``pool`` whose grids it will see and the ``cls_loss`` that
+    makes its last layer.
+    """
+
+    runtime_arguments = ("pool", "cls_loss")
+
+    @abstractmethod
+    def maps(self, features: Sequence[Tensor]) -> Sequence[Tensor]:
+        """What the pool reads, from the features of its levels (B, C, H_l, W_l): these themselves, or score maps."""
+
+    @abstractmethod
+    def forward(self, pooled: Tensor) -> RawRegions:
+        """The raw outputs for grids (R, C', resolution, resolution) of :meth:`maps`."""

@@ -8,6 +8,7 @@ from detkit.structures.feature_spec import FeatureSpec, PixelStats
 from detkit.structures.ground_truth import GroundTruth
 from detkit.structures.images import ImageMeta, Images
 from detkit.structures.losses import Losses
+from detkit.structures.size_range import SizeRange, size_ranges
 from detkit.structures.target import Target
 
 __all__ = [
@@ -21,5 +22,7 @@ __all__ = [
     "Images",
     "Losses",
     "PixelStats",
+    "SizeRange",
     "Target",
+    "size_ranges",
 ]

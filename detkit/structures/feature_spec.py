@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -13,6 +14,25 @@ class FeatureSpec(NamedTuple):
 
     channels: tuple[int, ...]
     strides: tuple[float, ...]
+
+    def which(self, levels: Sequence[int] | int | None, name: str) -> tuple[int, ...]:
+        """``levels`` as numbers from 0, the finest: -1 is the coarsest, None are all.
+
+        Raises:
+            ValueError: there is none of that number; the message speaks of the argument ``name``.
+        """
+        num = len(self.strides)
+        if levels is None:
+            return tuple(range(num))
+        wanted = [levels] if isinstance(levels, int) else list(levels)
+        if not wanted or not all(-num <= level < num for level in wanted):
+            strides = ", ".join(f"{i} (stride {s:g})" for i, s in enumerate(self.strides))
+            raise ValueError(f"{name} must name maps that there are: {strides}, or -1 for the last; not {levels}")
+        return tuple(level % num for level in wanted)
+
+    def select(self, levels: Sequence[int]) -> FeatureSpec:
+        """The spec of these maps alone."""
+        return FeatureSpec(tuple(self.channels[i] for i in levels), tuple(self.strides[i] for i in levels))
 
 
 class PixelStats(NamedTuple):

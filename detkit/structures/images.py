@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from detkit.structures.affine import Affine
+from detkit.structures.size_range import SizeRange
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,8 @@ class ImageMeta:
     ``size`` is (h, w) in px inside the batch before padding, ``original_size`` (h, w) of the file. ``affine`` maps the
     original to the network input and is None where random augmentation has no known inverse. ``key`` is
     hash(seed, epoch, index): it seeds whatever is drawn for this image, so that batch order cannot change a result.
+    ``valid_range``: the sizes that count in this image, None for all; what lies outside is neither learnt nor found (SNIP,
+    see ``matching.ranges``).
     """
 
     image_id: int
@@ -25,6 +28,7 @@ class ImageMeta:
     original_size: tuple[int, int]
     affine: Affine | None = None
     key: int = 0
+    valid_range: SizeRange | None = None
 
 
 @dataclass(frozen=True, slots=True)

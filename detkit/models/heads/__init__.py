@@ -1,10 +1,24 @@
 """Heads: they own their loss and their decoding."""
 
 from detkit.models.heads.centernet import CenterNetHead
+from detkit.models.heads.pools import DeformRoIPool, ModulatedDeformRoIPool, PSRoIAlign, RoIAlign
+from detkit.models.heads.regions import RegionMLP
 from detkit.models.heads.retinanet import RetinaHead
 from detkit.models.heads.roi import RoIHead
 from detkit.models.heads.rpn import RPN
 from detkit.models.heads.two_stage import TwoStageHead
 from detkit.models.heads.yolov1 import YOLOv1Head
 
-__all__ = ["RPN", "CenterNetHead", "RetinaHead", "RoIHead", "TwoStageHead", "YOLOv1Head"]
+__all__ = [
+    "RPN",
+    "CenterNetHead",
+    "DeformRoIPool",
+    "ModulatedDeformRoIPool",
+    "PSRoIAlign",
+    "RegionMLP",
+    "RetinaHead",
+    "RoIAlign",
+    "RoIHead",
+    "TwoStageHead",
+    "YOLOv1Head",
+]

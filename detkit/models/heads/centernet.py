@@ -24,12 +24,13 @@ from torch import Tensor, nn
 from detkit.config import HEADS
 from detkit.losses import HeatmapLoss
 from detkit.losses.classification import sigmoid_bias
-from detkit.matching import Assignment, select_candidates, top_peaks
+from detkit.matching import Assignment, Selector, found_in_range, only_in_range, top_peaks
 from detkit.matching.assigners import IGNORED
 from detkit.matching.gaussian import RadiusRule, draw_gaussians, gaussian_radius
 from detkit.models.heads.common import mean_count
 from detkit.models.heads.dense import CellMasks, DenseHead, cells_inside
-from detkit.models.heads.grid import assign_centres, cell_corners, centre_cells, matched_objects
+from detkit.models.heads.grid import assign_centres, cell_corners, centre_cells, matched_objects, targets_in_range
+from detkit.models.interfaces import AssigningHead
 from detkit.structures import Detections, FeatureSpec, Images, Losses, Target
 from detkit.structures.boxes import xyxy_to_cxcywh
 
@@ -43,11 +44,12 @@ class RawCentres(NamedTuple):
 
 
 @HEADS
-class CenterNetHead(DenseHead):
+class CenterNetHead(DenseHead, AssigningHead):
     """Peaks of a heatmap as objects, on one feature map.
 
     Args:
-        heat_loss: compares the heatmap.
+        heat_loss, selector: its parts. Peaks need no NMS: ``nms_iou`` of the selector is null in the paper.
+        level: the map it reads, counted from 0 for the finest, -1 for the coarsest; the paper's has stride 4.
         init_std: deviation of the random weights of the offset and size outputs, 0.001 in the published code; null for
             PyTorch's own start, from which they learn sooner. The heatmap always has that.
         channels: of the 3x3 convolution before each output; 64 for the paper's ResNets, 256 for DLA.
@@ -55,8 +57,6 @@ class CenterNetHead(DenseHead):
             algebraically right solution; see ``gaussian_radius``.
         min_overlap: the IoU that this radius preserves.
         offset_weight, size_weight: factors on the two L1 losses.
-        score_threshold, max_detections, min_size: which peaks come out; ``min_size`` in px.
-        nms_iou: NMS after all; null for none.
     """
 
     def __init__(
@@ -65,28 +65,22 @@ class CenterNetHead(DenseHead):
         in_spec: FeatureSpec,
         num_classes: int,
         heat_loss: HeatmapLoss,
+        selector: Selector,
+        level: int = 0,
         channels: int = 64,
         init_std: float | None = 0.001,
         radius: RadiusRule = "official",
         min_overlap: float = 0.7,
         offset_weight: float = 1.0,
         size_weight: float = 0.1,
-        score_threshold: float = 0.0,
-        max_detections: int = 100,
-        min_size: float = 1e-2,
-        nms_iou: float | None = None,
     ) -> None:
         super().__init__()
-        if len(in_spec.strides) != 1:
-            raise ValueError(
-                f"CenterNet reads one feature map, not {len(in_spec.strides)}: "
-                "choose model/neck=upsample or single_level"
-            )
-        self.strides, self.num_classes, self.heat_loss = in_spec.strides, num_classes, heat_loss
+        self.levels = self.reads = in_spec.which(level, "level")
+        in_spec = in_spec.select(self.levels)
+        self.strides, self.num_classes = in_spec.strides, num_classes
+        self.heat_loss, self.selector = heat_loss, selector
         self.radius: RadiusRule = radius
         self.min_overlap, self.offset_weight, self.size_weight = min_overlap, offset_weight, size_weight
-        self.score_threshold, self.max_detections = score_threshold, max_detections
-        self.min_size, self.nms_iou = min_size, nms_iou
         self.heat = _branch(in_spec.channels[0], channels, num_classes, None)
         self.offsets = _branch(in_spec.channels[0], channels, 2, init_std)
         self.sizes = _branch(in_spec.channels[0], channels, 2, init_std)
@@ -104,12 +98,15 @@ class CenterNetHead(DenseHead):
 
         Of two objects of one class with their centres in one cell the smaller stays: it has no other chance.
         """
-        return assign_centres(shapes[0], self.strides[0], images, targets, num_classes=self.num_classes, largest=False)
+        return self._assign(shapes[self.levels[0]], images, targets)
+
+    def _assign(self, shape: tuple[int, int], images: Images, targets: Sequence[Target]) -> list[Assignment]:
+        return assign_centres(shape, self.strides[0], images, targets, num_classes=self.num_classes, largest=False)
 
     def loss_from_raw(self, raw: RawCentres, images: Images, targets: Sequence[Target]) -> Losses:
         shape, stride = (raw.heat.shape[2], raw.heat.shape[3]), self.strides[0]
-        matched = torch.stack([a.matched for a in self.assign([shape], images, targets)])
-        heat = self.heatmaps(shape, targets)
+        matched = torch.stack([a.matched for a in self._assign(shape, images, targets)])
+        heat = self.heatmaps(shape, targets_in_range(images, targets))
         used = (matched != IGNORED).view_as(heat)
         num_objects = mean_count(int((matched >= 0).sum()), raw.heat)
         heat_loss = (self.heat_loss(raw.heat, heat) * used).sum() / num_objects
@@ -147,16 +144,17 @@ class CenterNetHead(DenseHead):
         shape, stride = (raw.heat.shape[2], raw.heat.shape[3]), self.strides[0]
         scores = raw.heat.sigmoid() * cells_inside(shape, stride, images)[:, None]
         detections = []
-        for i, size in enumerate(images.sizes):
+        for i, meta in enumerate(images.meta):
             boxes_of = functools.partial(self._boxes_of, raw.offsets[i].flatten(1).T, raw.sizes[i].flatten(1).T, shape)
             boxes, best, labels = top_peaks(
-                scores[i], boxes_of, size, score_threshold=self.score_threshold, num=self.max_detections
+                scores[i],
+                boxes_of,
+                meta.size,
+                score_threshold=self.selector.score_threshold,
+                num=self.selector.max_detections,
             )
-            found = select_candidates(
-                boxes, best, labels, size,
-                iou_threshold=self.nms_iou, max_detections=self.max_detections, min_size=self.min_size,
-            )  # fmt: skip
-            detections.append(found)
+            valid = found_in_range(boxes, meta.size, meta.valid_range)
+            detections.append(self.selector.of_one_class(boxes, best, labels, meta.size, valid))
         return detections
 
     def _boxes_of(self, offsets: Tensor, sizes: Tensor, shape: tuple[int, int], cell: Tensor) -> Tensor:

@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 from detkit.losses import BoxLoss
-from detkit.matching import DeltaCoder
+from detkit.matching import Coder
 from detkit.utils.dist import mean_over_processes
 
 
-def regression_loss(loss: BoxLoss, coder: DeltaCoder, deltas: Tensor, references: Tensor, boxes: Tensor) -> Tensor:
-    """Sum of ``loss`` over N boxes, in the space that it compares: offsets, or decoded boxes in px."""
+def regression_losses(loss: BoxLoss, coder: Coder, deltas: Tensor, references: Tensor, boxes: Tensor) -> Tensor:
+    """``loss`` (N,) of each of N boxes, in the space that it compares: offsets, or decoded boxes in px."""
     if loss.space == "delta":
-        return loss(deltas, coder.encode(boxes, references)).sum()
-    return loss(coder.decode(deltas, references), boxes).sum()
+        return loss(deltas, coder.encode(boxes, references))
+    return loss(coder.decode(deltas, references), boxes)
 
 
 def mean_count(count: int, like: Tensor) -> Tensor:

@@ -20,10 +20,11 @@ CellMasks = Sequence[Tensor] | None
 class DenseHead(Head):
     """A dense head is its ``forward``, ``loss_from_raw`` and ``decode``; here they become losses and detections.
 
-    ``forward`` runs in the precision of the network, the two others in float32. ``strides``: input px per cell of each
-    level.
+    ``forward`` runs in the precision of the network, the two others in float32. ``levels``: the maps that it reads, of
+    those it is given; ``strides``: input px per cell of each of these. The three see only them.
     """
 
+    levels: tuple[int, ...]
     strides: tuple[float, ...]
 
     @abstractmethod
@@ -51,6 +52,7 @@ class DenseHead(Head):
         return full_precision(self.decode)(self._raw(features, images), images)
 
     def _raw(self, features: Sequence[Tensor], images: Images) -> Any:
+        features = [features[level] for level in self.levels]
         masks = self.masks(features, images)
         if masks is not None:  # a network's own maps are not zero in the padding: norms and biases reach there
             features = [feature * mask for feature, mask in zip(features, masks, strict=True)]

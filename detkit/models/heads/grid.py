@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from detkit.matching import NEGATIVE, Assignment
+from detkit.matching import NEGATIVE, Assignment, only_in_range
 from detkit.matching.assigners import IGNORED
 from detkit.models.heads.dense import cells_inside
 from detkit.structures import Images, Target
@@ -20,7 +20,8 @@ def assign_centres(
 ) -> list[Assignment]:
     """The cell that holds its centre answers for an object, among ``num_classes`` * H * W cells on a map of ``shape``.
 
-    Cells that begin in the padding and those in ignored objects, where they hold no centre, are ignored.
+    Cells that begin in the padding and those in ignored objects, where they hold no centre, are ignored; so are objects
+    of a size that does not count in their image.
 
     Args:
         num_classes: K for cells of each class, 1 for cells that all classes share.
@@ -28,7 +29,7 @@ def assign_centres(
     """
     height, width = shape
     assignments = []
-    for target, inside in zip(targets, cells_inside(shape, stride, images), strict=True):
+    for target, inside in zip(targets_in_range(images, targets), cells_inside(shape, stride, images), strict=True):
         crowded = cells_in_boxes(target.boxes[target.ignore], shape, stride)
         matched = torch.where(inside & ~crowded, NEGATIVE, IGNORED).flatten().repeat(num_classes)
         objects = (~target.ignore).nonzero().squeeze(1)
@@ -37,6 +38,11 @@ def assign_centres(
         layer = target.labels[objects] if num_classes > 1 else 0
         assignments.append(Assignment(last_of_cell(matched, (layer * height + y) * width + x, objects)))
     return assignments
+
+
+def targets_in_range(images: Images, targets: Sequence[Target]) -> list[Target]:
+    """``targets`` with the objects out of their image's range to be ignored."""
+    return [only_in_range(target, meta.valid_range) for target, meta in zip(targets, images.meta, strict=True)]
 
 
 def matched_objects(targets: Sequence[Target], matched: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,32 +1,35 @@
-"""The second stage of Faster R-CNN (Girshick ICCV 2015; on a pyramid, Lin et al. CVPR 2017, section 4.2)."""
+"""The second stage of Faster R-CNN (Girshick ICCV 2015; on a pyramid, Lin et al. CVPR 2017, section 4.2).
+
+It samples regions, scores and decodes them. How a region is read is its pool's (:mod:`detkit.models.heads.pools`), what
+is made of that its network's (:mod:`detkit.models.heads.regions`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from detkit.config import ROI_HEADS
 from detkit.losses import BoxLoss, ClassificationLoss
-from detkit.matching import Assignment, BalancedSampler, DeltaCoder, MaxIoUAssigner, select_detections
-from detkit.models.heads.common import mean_count, regression_loss
-from detkit.models.interfaces import RegionHead
-from detkit.models.layers import DeformRoIPool
-from detkit.ops import multi_level_roi_align
-from detkit.structures import Detections, FeatureSpec, Images, Losses, Target
-from detkit.structures.boxes import area
+from detkit.matching import (
+    Assigner,
+    Assignment,
+    Coder,
+    Sampler,
+    Selector,
+    allowed_pairs,
+    assign_allowed,
+    found_in_range,
+    in_own_range,
+)
+from detkit.models.heads.common import mean_count, regression_losses
+from detkit.models.interfaces import RawRegions, RegionHead, RegionNetwork, RegionPool
+from detkit.structures import Detections, FeatureSpec, ImageMeta, Images, Losses, Target, size_ranges
 from detkit.utils.precision import full_precision
 from detkit.utils.seed import generator
-
-
-class RawRegions(NamedTuple):
-    """For R regions: ``logits`` (R, O) and ``deltas`` (R, K or 1, 4)."""
-
-    logits: Tensor
-    deltas: Tensor
 
 
 class Sampled(NamedTuple):
@@ -40,22 +43,13 @@ class Sampled(NamedTuple):
 
 @ROI_HEADS
 class RoIHead(RegionHead):
-    """RoIAlign, two fully connected layers, then a class and a box for each region.
+    """Samples regions in training; a pool and a network give each of them a class and a box.
 
     Args:
-        assigner, sampler, coder, cls_loss, box_loss: its parts.
-        resolution: side of the pooled grid.
-        sampling_ratio: RoIAlign's samples per bin and axis; 0 for one per feature cell.
-        aligned: RoIAlign's half-cell correction; false for torchvision's published weights.
-        pooling: RoIAlign, or deformable RoI pooling (Dai et al., ICCV 2017, section 2.2), which is aligned, or its
-            modulated form (Zhu et al., CVPR 2019, section 3.2).
-        hidden: widths of the fully connected layers.
-        class_agnostic: one box per region rather than one per class.
-        num_levels: the finest levels, from which regions are pooled (FPN leaves out P6); null for all.
-        canonical_size: a region of this side (px) is pooled at ``canonical_stride`` (Lin et al., eq. 1: 224 at 16).
-        canonical_stride: see there.
+        pool, network, assigner, sampler, coder, cls_loss, box_loss, selector: its parts.
         add_ground_truth: let the objects themselves be regions in training, so that there are positives from the start.
-        score_threshold, nms_iou, max_detections, min_size: which detections come out; ``min_size`` in px.
+        valid_ranges: SNIP: for each level that regions are pooled from [from, to], the sizes of its objects, px of the
+            network input, null for no upper bound; see ``matching.ranges``. null lets every level answer for every one.
     """
 
     def __init__(
@@ -63,128 +57,107 @@ class RoIHead(RegionHead):
         *,
         in_spec: FeatureSpec,
         num_classes: int,
-        assigner: MaxIoUAssigner,
-        sampler: BalancedSampler,
-        coder: DeltaCoder,
+        pool: RegionPool,
+        network: Callable[..., RegionNetwork],
+        assigner: Assigner,
+        sampler: Sampler,
+        coder: Coder,
         cls_loss: ClassificationLoss,
         box_loss: BoxLoss,
-        resolution: int = 7,
-        sampling_ratio: int = 2,
-        aligned: bool = True,
-        pooling: Literal["align", "deform", "modulated_deform"] = "align",
-        hidden: tuple[int, ...] = (1024, 1024),
-        class_agnostic: bool = False,
-        num_levels: int | None = 4,
-        canonical_size: float = 224.0,
-        canonical_stride: float = 16.0,
+        selector: Selector,
         add_ground_truth: bool = True,
-        score_threshold: float = 0.05,
-        nms_iou: float = 0.5,
-        max_detections: int = 100,
-        min_size: float = 1e-2,
+        valid_ranges: tuple[tuple[float, float | None], ...] | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.pool = pool
+        spec = FeatureSpec(in_spec.channels[: pool.num_levels], in_spec.strides[: pool.num_levels])
+        self.network = network(in_spec=spec, num_classes=num_classes, pool=pool, cls_loss=cls_loss)
         self.assigner, self.sampler, self.coder = assigner, sampler, coder
-        self.cls_loss, self.box_loss = cls_loss, box_loss
-        self.resolution, self.sampling_ratio, self.aligned = resolution, sampling_ratio, aligned
-        self.strides = in_spec.strides[:num_levels]
-        if len(set(in_spec.channels[:num_levels])) != 1:
-            raise ValueError(f"the RoI head pools from levels of equal channels, not {in_spec.channels[:num_levels]}")
-        if pooling != "align" and not aligned:
-            raise ValueError(f"pooling={pooling!r} is aligned: aligned must be true")
-        self.deform = None
-        if pooling != "align":
-            self.deform = DeformRoIPool(
-                channels=in_spec.channels[0], resolution=resolution, sampling_ratio=sampling_ratio,
-                modulated=pooling == "modulated_deform",
-            )  # fmt: skip
-        self.canonical_size, self.canonical_stride = canonical_size, canonical_stride
+        self.cls_loss, self.box_loss, self.selector = cls_loss, box_loss, selector
         self.add_ground_truth = add_ground_truth
-        self.score_threshold, self.nms_iou = score_threshold, nms_iou
-        self.max_detections, self.min_size = max_detections, min_size
-        widths = (in_spec.channels[0] * resolution**2, *hidden)
-        self.fcs = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, hidden, strict=False))
-        self.cls_score = nn.Linear(widths[-1], cls_loss.num_outputs(num_classes))
-        self.bbox_pred = nn.Linear(widths[-1], 4 if class_agnostic else 4 * num_classes)
-        self._initialize()
-
-    def _initialize(self) -> None:
-        for fc in self.fcs:
-            assert isinstance(fc, nn.Linear)
-            nn.init.kaiming_uniform_(fc.weight, a=1)
-            nn.init.zeros_(fc.bias)
-        nn.init.normal_(self.cls_score.weight, std=0.01)
-        nn.init.normal_(self.bbox_pred.weight, std=0.001)
-        nn.init.zeros_(self.bbox_pred.bias)
-        with torch.no_grad():
-            self.cls_score.bias.copy_(self.cls_loss.initial_bias(self.num_classes))
+        self.valid_ranges = size_ranges(valid_ranges, pool.num_levels, "levels that regions are pooled from")
 
     def forward(self, features: Sequence[Tensor], regions: Sequence[Tensor], images: Images) -> RawRegions:
         """The raw outputs for ``regions``, boxes (R_i, 4) px of each image, all images after one another."""
-        boxes = torch.cat(list(regions))
-        counts = torch.tensor([len(r) for r in regions], device=boxes.device)
-        image_index = torch.arange(len(regions), device=boxes.device).repeat_interleave(counts)
-        x = self._pool(features[: len(self.strides)], boxes, image_index, images).flatten(1)
-        for fc in self.fcs:
-            x = F.relu(fc(x))
-        return RawRegions(self.cls_score(x), self.bbox_pred(x).unflatten(1, (-1, 4)))
-
-    def _pool(self, features: Sequence[Tensor], boxes: Tensor, image_index: Tensor, images: Images) -> Tensor:
-        levels, scales = self.levels(boxes), [1 / s for s in self.strides]
-        if self.deform is not None:
-            return self.deform(features, boxes, image_index, levels, scales=scales, image_sizes=images.sizes)
-        return multi_level_roi_align(
-            features, boxes, image_index, levels, output_size=(self.resolution, self.resolution), scales=scales,
-            sampling_ratio=self.sampling_ratio, aligned=self.aligned, image_sizes=images.sizes,
-        )  # fmt: skip
-
-    def levels(self, boxes: Tensor) -> Tensor:
-        """The level (R,) from which each box is pooled: k = floor(k0 + log2(sqrt(w h) / 224)) (Lin et al., eq. 1)."""
-        size = area(boxes).clamp(min=0).sqrt()
-        octave = torch.floor(torch.log2(size / self.canonical_size + 1e-8) + 1e-6)
-        stride = self.canonical_stride * torch.exp2(octave.nan_to_num())
-        index = torch.bucketize(stride, boxes.new_tensor(self.strides))  # the first level at least that coarse
-        return index.clamp(max=len(self.strides) - 1)
+        maps = self.network.maps(features[: self.pool.num_levels])
+        return self.network(self.pool(maps, regions, images))
 
     def loss(
         self, features: Sequence[Tensor], proposals: Sequence[Tensor], images: Images, targets: Sequence[Target]
     ) -> Losses:
-        sampled = [
-            self.sample(p, target, meta.key) for p, target, meta in zip(proposals, targets, images.meta, strict=True)
-        ]
+        sampled = self.sample(features, proposals, images, targets)
         return self._loss_from_raw(self(features, [s.regions for s in sampled], images), sampled)
 
     def predict(self, features: Sequence[Tensor], proposals: Sequence[Tensor], images: Images) -> list[Detections]:
         return self._decode(self(features, proposals, images), proposals, images)
 
     @torch.no_grad()
-    def assign(self, proposals: Tensor, target: Target) -> tuple[Tensor, Assignment]:
-        """The candidate regions of one image (its objects added where asked) and which object each answers for."""
+    def assign(self, proposals: Tensor, target: Target, meta: ImageMeta) -> tuple[Tensor, Assignment]:
+        """The candidate regions of one image (its objects added where asked) and which object each answers for.
+
+        What is out of range is no region, no object, and no background either.
+        """
+        ranges = (meta.valid_range, self.valid_ranges)
         if self.add_ground_truth:
-            proposals = torch.cat([proposals, target.wanted.boxes])
-        return proposals, self.assigner(proposals, target)
+            objects = target.wanted.boxes
+            learnt = in_own_range(objects, *ranges, self.pool.levels(objects))
+            proposals = torch.cat([proposals, objects if learnt is None else objects[learnt]])
+        levels = self.pool.levels(proposals)
+        assignment = assign_allowed(self.assigner, proposals, target, allowed_pairs(target.boxes, *ranges, levels))
+        learnt = in_own_range(proposals, *ranges, levels)
+        return proposals, assignment if learnt is None else assignment.without(~learnt)
 
     @torch.no_grad()
-    def sample(self, proposals: Tensor, target: Target, key: int) -> Sampled:
-        """The regions of one image that enter the loss, positives first."""
-        proposals, assignment = self.assign(proposals, target)
-        positive, negative = self.sampler(assignment, generator(key, "roi"))
+    def sample(
+        self, features: Sequence[Tensor], proposals: Sequence[Tensor], images: Images, targets: Sequence[Target]
+    ) -> list[Sampled]:
+        """The regions of each image that enter the loss, positives first."""
+        assigned = [self.assign(*of_image) for of_image in zip(proposals, targets, images.meta, strict=True)]
+        losses: Sequence[Tensor | None] = [None] * len(images)
+        if self.sampler.needs_losses:
+            raw = self(features, [regions for regions, _ in assigned], images)
+            losses = self._losses_of_all(raw, assigned, targets)
+        return [
+            self._drawn(regions, assignment, target, meta.key, loss)
+            for (regions, assignment), target, meta, loss in zip(assigned, targets, images.meta, losses, strict=True)
+        ]
+
+    def _drawn(
+        self, regions: Tensor, assignment: Assignment, target: Target, key: int, losses: Tensor | None
+    ) -> Sampled:
+        positive, negative = self.sampler(assignment, generator(key, "roi"), losses)
         index = torch.cat([positive, negative])
         labels = assignment.labels(target, self.num_classes)[index]
-        return Sampled(proposals[index], labels, target.boxes[assignment.matched[positive]], len(positive))
+        return Sampled(regions[index], labels, target.boxes[assignment.matched[positive]], len(positive))
+
+    @full_precision
+    def _losses_of_all(
+        self, raw: RawRegions, assigned: Sequence[tuple[Tensor, Assignment]], targets: Sequence[Target]
+    ) -> list[Tensor]:
+        """(R_i,) for each image: what each region would add to the loss, those ignored as if they were background."""
+        labels = torch.cat([a.labels(t, self.num_classes) for (_, a), t in zip(assigned, targets, strict=True)])
+        matched = [t.boxes[a.matched[a.positive]] for (_, a), t in zip(assigned, targets, strict=True)]
+        positive = (labels < self.num_classes).nonzero().squeeze(1)
+        regions = torch.cat([r for r, _ in assigned])
+        losses = self.cls_loss(raw.logits, labels)
+        losses = losses.index_add(0, positive, self._box_losses(raw, regions, labels, positive, torch.cat(matched)))
+        return list(losses.split([len(r) for r, _ in assigned]))
+
+    def _box_losses(self, raw: RawRegions, regions: Tensor, labels: Tensor, positive: Tensor, boxes: Tensor) -> Tensor:
+        """(P,): the box loss of each of the ``positive`` (P,) among R regions, against ``boxes`` (P, 4) px."""
+        box_index = labels[positive] if raw.deltas.shape[1] > 1 else 0
+        return regression_losses(self.box_loss, self.coder, raw.deltas[positive, box_index], regions[positive], boxes)
 
     @full_precision
     def _loss_from_raw(self, raw: RawRegions, sampled: Sequence[Sampled]) -> Losses:
         labels = torch.cat([s.labels for s in sampled])
         regions, boxes = torch.cat([s.regions for s in sampled]), torch.cat([s.boxes for s in sampled])
         positive = (labels < self.num_classes).nonzero().squeeze(1)
-        box_index = labels[positive] if raw.deltas.shape[1] > 1 else 0
         norm = mean_count(len(labels), raw.logits)  # all regions, so that a positive weighs the same in every image
         cls_norm = mean_count(len(positive), raw.logits) if self.cls_loss.normalizer == "positives" else norm
         cls_loss = self.cls_loss(raw.logits, labels).sum() / cls_norm
-        deltas = raw.deltas[positive, box_index]
-        box_loss = regression_loss(self.box_loss, self.coder, deltas, regions[positive], boxes)
+        box_loss = self._box_losses(raw, regions, labels, positive, boxes).sum()
         with torch.no_grad():
             found = self.cls_loss.scores(raw.logits[positive]).argmax(1) == labels[positive]
         stats = {
@@ -197,14 +170,11 @@ class RoIHead(RegionHead):
     @full_precision
     def _decode(self, raw: RawRegions, proposals: Sequence[Tensor], images: Images) -> list[Detections]:
         counts = [len(p) for p in proposals]
-        scores = self.cls_loss.scores(raw.logits).split(counts)
-        return [
-            select_detections(
-                self.coder.decode(deltas, regions), score, size,
-                score_threshold=self.score_threshold, iou_threshold=self.nms_iou,
-                max_detections=self.max_detections, min_size=self.min_size,
-            )
-            for deltas, regions, score, size in zip(
-                raw.deltas.split(counts), proposals, scores, images.sizes, strict=True
-            )
-        ]  # fmt: skip
+        scores, deltas = self.cls_loss.scores(raw.logits).split(counts), raw.deltas.split(counts)
+        found = []
+        for score, delta, regions, meta in zip(scores, deltas, proposals, images.meta, strict=True):
+            boxes = self.coder.decode(delta, regions)
+            valid = found_in_range(boxes.flatten(0, 1), meta.size, meta.valid_range)
+            valid = None if valid is None else valid.view(boxes.shape[:2])
+            found.append(self.selector.of_each_class(boxes, score, meta.size, valid))
+        return found

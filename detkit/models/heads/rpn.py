@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,32 +13,28 @@ from torch import Tensor, nn
 from detkit.config import PROPOSAL_HEADS
 from detkit.losses import BoxLoss, ClassificationLoss
 from detkit.matching import (
-    AnchorGrid,
+    Anchors,
+    Assigner,
     Assignment,
-    BalancedSampler,
-    DeltaCoder,
-    MaxIoUAssigner,
-    SizeRange,
+    Coder,
+    Sampler,
     assign_anchors,
-    check_ranges,
-    of_level,
     select_proposals,
     top_proposals,
 )
-from detkit.models.heads.common import mean_count, per_anchor, regression_loss
+from detkit.models.heads.anchors import (
+    LevelAnchors,
+    RawAnchors,
+    candidates_of,
+    equal_channels,
+    initialize_predictions,
+)
+from detkit.models.heads.common import mean_count, per_anchor, regression_losses
 from detkit.models.interfaces import ProposalHead
-from detkit.ops.sampling import feature_table
-from detkit.structures import FeatureSpec, Images, Losses, Target
+from detkit.ops import can_conv_at, conv_at
+from detkit.structures import FeatureSpec, Images, Losses, Target, size_ranges
 from detkit.utils.precision import full_precision
 from detkit.utils.seed import generator
-
-
-class RawProposals(NamedTuple):
-    """What the network says: ``logits`` (B, N_l, O) and ``deltas`` (B, N_l, 4) for the N_l anchors of each level."""
-
-    logits: list[Tensor]
-    deltas: list[Tensor]
-    shapes: list[tuple[int, int]]
 
 
 class SampledAnchors(NamedTuple):
@@ -60,58 +57,59 @@ class RPN(ProposalHead):
         num_proposals: proposals per image after NMS, in training and at test.
         nms_iou: NMS threshold, within a level.
         min_size: px; smaller proposals go.
-        valid_ranges: SNIP: for each level the least and the largest size of its objects, see ``matching.ranges``; null
-            lets every level answer for every object.
+        valid_ranges: SNIP: for each level [from, to], the sizes of its objects, px of the network input, null for no
+            upper bound; see ``matching.ranges``. null lets every level answer for every object.
+        num_convs: 3x3 convolutions before the predictions; with more than one the loss costs dense maps.
     """
 
     def __init__(
         self,
         *,
         in_spec: FeatureSpec,
-        anchors: AnchorGrid,
-        assigner: MaxIoUAssigner,
-        sampler: BalancedSampler,
-        coder: DeltaCoder,
+        anchors: Anchors,
+        assigner: Assigner,
+        sampler: Sampler,
+        coder: Coder,
         cls_loss: ClassificationLoss,
         box_loss: BoxLoss,
         num_before_nms: tuple[int, int] = (2000, 1000),
         num_proposals: tuple[int, int] = (1000, 1000),
         nms_iou: float = 0.7,
         min_size: float = 1e-3,
-        valid_ranges: tuple[SizeRange, ...] | None = None,
+        valid_ranges: tuple[tuple[float, float | None], ...] | None = None,
+        num_convs: int = 1,
     ) -> None:
         super().__init__()
-        check_ranges(valid_ranges, len(in_spec.strides))
-        channels = in_spec.channels[0]
-        if set(in_spec.channels) != {channels}:
-            raise ValueError(f"the RPN is shared by all levels, which must have equal channels, not {in_spec.channels}")
+        if num_convs < 1:
+            raise ValueError(f"num_convs must be at least 1, not {num_convs}")
+        channels = equal_channels(in_spec, "the RPN")
+        self.levels = tuple(range(len(in_spec.strides)))
+        self.valid_ranges = size_ranges(valid_ranges, len(self.levels), "levels")
         self.anchors, self.assigner, self.sampler, self.coder = anchors, assigner, sampler, coder
         self.cls_loss, self.box_loss = cls_loss, box_loss
         self.num_before_nms = num_before_nms
         self.num_proposals = num_proposals
         self.nms_iou = nms_iou
         self.min_size = min_size
-        self.valid_ranges = valid_ranges
         self.num_outputs = cls_loss.num_outputs(1)
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        convs = [nn.Conv2d(channels, channels, 3, padding=1) for _ in range(num_convs)]
+        self.conv = convs[0] if num_convs == 1 else nn.Sequential(*_with_relus(convs))
         self.cls_logits = nn.Conv2d(channels, anchors.num_per_cell * self.num_outputs, 1)
         self.bbox_pred = nn.Conv2d(channels, anchors.num_per_cell * 4, 1)
-        for layer in (self.conv, self.cls_logits, self.bbox_pred):
-            assert layer.bias is not None
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
-        assert self.cls_logits.bias is not None
-        with torch.no_grad():
-            self.cls_logits.bias.copy_(cls_loss.initial_bias(1).repeat(anchors.num_per_cell))
+        for conv in convs:
+            assert conv.bias is not None
+            nn.init.normal_(conv.weight, std=0.01)
+            nn.init.zeros_(conv.bias)
+        initialize_predictions(self.cls_logits, self.bbox_pred, cls_loss, 1)
 
-    def forward(self, features: Sequence[Tensor]) -> RawProposals:
+    def forward(self, features: Sequence[Tensor]) -> RawAnchors:
         """The raw outputs for ``features``, L maps (B, C, H_l, W_l)."""
         logits, deltas = [], []
         for x in features:
             x = F.relu(self.conv(x))
             logits.append(per_anchor(self.cls_logits(x), self.num_outputs))
             deltas.append(per_anchor(self.bbox_pred(x), 4))
-        return RawProposals(logits, deltas, [(f.shape[2], f.shape[3]) for f in features])
+        return RawAnchors(logits, deltas, [(f.shape[2], f.shape[3]) for f in features])
 
     def propose(self, features: Sequence[Tensor], images: Images) -> list[Tensor]:
         with torch.no_grad():
@@ -121,23 +119,30 @@ class RPN(ProposalHead):
     def loss(
         self, features: Sequence[Tensor], images: Images, targets: Sequence[Target]
     ) -> tuple[Losses, list[Tensor]]:
-        with torch.no_grad():  # proposals carry no gradient, and the loss looks at a few hundred anchors: see at()
+        sparse = self._is_plain()  # the loss looks at a few hundred anchors: see at()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not sparse):
             raw = self(features)
-        anchors = self.anchors(raw.shapes, images.pixels.device)
-        samples = self.sample(raw.shapes, images, targets)
-        logits, deltas = self.at(features, samples)
-        losses = self._loss_from_sampled(logits, deltas, torch.cat(anchors), samples, targets)
-        return losses, self._decode(raw, anchors, images, training=True)
+        by_level = self.anchors(raw.shapes, images.pixels.device)
+        anchors = torch.cat(by_level)
+        samples = self.sample(raw, anchors, images, targets)
+        logits, deltas = self.at(features, samples) if sparse else _picked(raw, samples)
+        losses = self._loss_from_sampled(logits, deltas, anchors, samples, targets)
+        return losses, self._decode(raw, by_level, images, training=True)
+
+    def _is_plain(self) -> bool:
+        """Whether :meth:`at` does what :meth:`forward` does; any other layers that stand here are run densely."""
+        layers = (self.conv, self.cls_logits, self.bbox_pred)
+        return all(map(can_conv_at, layers)) and self.cls_logits.kernel_size == self.bbox_pred.kernel_size == (1, 1)
 
     def at(self, features: Sequence[Tensor], samples: Sequence[SampledAnchors]) -> tuple[Tensor, Tensor]:
         """The raw outputs for sampled anchors alone: ``logits`` (S, O) and ``deltas`` (S, 4), all images in turn.
 
-        What :meth:`forward` says of them, computed again from the 3x3 cells around each. The gradient of all other
-        anchors is zero; not computing it saves a tenth of a training step, and the memory of the dense maps.
+        What :meth:`forward` says of them, computed again from the cells around each. The gradient of all other anchors
+        is zero; not computing it saves a tenth of a training step, and the memory of the dense maps.
         """
-        cells, inside, anchor = self._neighbourhoods(features, samples)
-        rows = F.embedding(cells, feature_table(features)) * inside[:, :, None]
-        x = F.linear(rows.flatten(1), self.conv.weight.permute(0, 2, 3, 1).flatten(1), self.conv.bias).relu()
+        assert isinstance(self.conv, nn.Conv2d)
+        image, level, cell, anchor = self._places(features, samples)
+        x = conv_at(features, self.conv, image, level, cell).relu()
         logits = F.linear(x, self.cls_logits.weight.flatten(1), self.cls_logits.bias).unflatten(
             1, (-1, self.num_outputs)
         )
@@ -145,29 +150,20 @@ class RPN(ProposalHead):
         pick = torch.arange(len(anchor), device=anchor.device)
         return logits[pick, anchor], deltas[pick, anchor]
 
-    def _neighbourhoods(
+    def _places(
         self, features: Sequence[Tensor], samples: Sequence[SampledAnchors]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows (S, 9) of the feature table around each sampled anchor, which of them exist, and the anchor's number."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Image, level, cell and number within the cell (S,) of each sampled anchor."""
         device = features[0].device
-        shapes = torch.tensor([f.shape[2:] for f in features], device=device)
-        cells = shapes.prod(1)
-        first_cell = cells.cumsum(0) - cells
         index = torch.cat([s.index for s in samples])
         counts = torch.tensor([len(s.index) for s in samples], device=device)
         image = torch.arange(len(samples), device=device).repeat_interleave(counts)
-        first_anchor = first_cell * self.anchors.num_per_cell
+        num_anchors = torch.tensor([f.shape[2] * f.shape[3] for f in features], device=device)
+        num_anchors = num_anchors * self.anchors.num_per_cell
+        first_anchor = num_anchors.cumsum(0) - num_anchors
         level = torch.bucketize(index, first_anchor, right=True) - 1
-        h, w = shapes[level].unbind(1)
         place = index - first_anchor[level]
-        cell, anchor = place // self.anchors.num_per_cell, place % self.anchors.num_per_cell
-        step = torch.arange(-1, 2, device=device)
-        y = (cell // w)[:, None] + step.repeat_interleave(3)
-        x = (cell % w)[:, None] + step.repeat(3)
-        inside = (y >= 0) & (y < h[:, None]) & (x >= 0) & (x < w[:, None])
-        first_row = first_cell[level] * len(samples) + image * h * w
-        rows = first_row[:, None] + y * w[:, None] + x
-        return torch.where(inside, rows, 0), inside, anchor
+        return image, level, place // self.anchors.num_per_cell, place % self.anchors.num_per_cell
 
     def assign(self, shapes: Sequence[tuple[int, int]], images: Images, targets: Sequence[Target]) -> list[Assignment]:
         """Which anchor answers for which object, on maps of ``shapes``. The loss uses this very function."""
@@ -175,15 +171,30 @@ class RPN(ProposalHead):
 
     @torch.no_grad()
     def sample(
-        self, shapes: Sequence[tuple[int, int]], images: Images, targets: Sequence[Target]
+        self, raw: RawAnchors, anchors: Tensor, images: Images, targets: Sequence[Target]
     ) -> list[SampledAnchors]:
-        """The anchors of each image that enter the loss."""
+        """The anchors of each image that enter the loss; ``anchors`` (N, 4) px are those of all levels."""
         samples = []
-        for assignment, meta in zip(self.assign(shapes, images, targets), images.meta, strict=True):
-            positive, negative = self.sampler(assignment, generator(meta.key, "rpn"))
+        for i, assignment in enumerate(self.assign(raw.shapes, images, targets)):
+            losses = None
+            if self.sampler.needs_losses:
+                logits, deltas = (torch.cat([level[i] for level in part]) for part in raw[:2])
+                losses = self._losses_of_all(logits, deltas, anchors, assignment, targets[i])
+            positive, negative = self.sampler(assignment, generator(images.meta[i].key, "rpn"), losses)
             index = torch.cat([positive, negative])
             samples.append(SampledAnchors(index, assignment.matched[positive]))
         return samples
+
+    @full_precision
+    def _losses_of_all(
+        self, logits: Tensor, deltas: Tensor, anchors: Tensor, assignment: Assignment, target: Target
+    ) -> Tensor:
+        """(N,): what each anchor of one image would add to the loss, those ignored as if they were background."""
+        losses = self.cls_loss(logits, torch.where(assignment.positive, 0, 1))
+        positive = assignment.positive.nonzero().squeeze(1)
+        boxes = target.boxes[assignment.matched[positive]]
+        of_boxes = regression_losses(self.box_loss, self.coder, deltas[positive], anchors[positive], boxes)
+        return losses.index_add(0, positive, of_boxes)
 
     @full_precision
     def _loss_from_sampled(
@@ -200,7 +211,7 @@ class RPN(ProposalHead):
         boxes = torch.cat([target.boxes[s.matched] for s, target in zip(samples, targets, strict=True)])
         norm = mean_count(len(labels), logits)
         cls_norm = mean_count(len(boxes), logits) if self.cls_loss.normalizer == "positives" else norm
-        box_loss = regression_loss(self.box_loss, self.coder, deltas[is_positive], references, boxes)
+        box_loss = regression_losses(self.box_loss, self.coder, deltas[is_positive], references, boxes).sum()
         return Losses(
             {"rpn_cls": self.cls_loss(logits, labels).sum() / cls_norm, "rpn_box": box_loss / norm},
             {"rpn_num_pos": anchors.new_tensor(len(boxes) / len(targets))},
@@ -208,34 +219,40 @@ class RPN(ProposalHead):
 
     @torch.no_grad()
     @full_precision
-    def _decode(self, raw: RawProposals, anchors: Sequence[Tensor], images: Images, *, training: bool) -> list[Tensor]:
+    def _decode(self, raw: RawAnchors, anchors: Sequence[Tensor], images: Images, *, training: bool) -> list[Tensor]:
         num_before, num_after = (counts[0 if training else 1] for counts in (self.num_before_nms, self.num_proposals))
+        best = functools.partial(self._best, num=num_before)
         proposals = []
-        for i, size in enumerate(images.sizes):
-            boxes, scores, levels, valid = [], [], [], []
-            masks = self.anchors.inside(raw.shapes, size, images.pixels.device)
-            for level, (logits, deltas, anchor, mask) in enumerate(
-                zip(raw.logits, raw.deltas, anchors, masks, strict=True)
-            ):
-                box, score = self._best(logits[i], deltas[i], anchor, mask, size, num_before)
-                boxes.append(box)
-                valid.append(of_level(box, size, self.valid_ranges, level))
-                scores.append(score)
-                levels.append(torch.full_like(score, level, dtype=torch.int64))
+        # an image's own range is the second stage's to keep: a proposal may still grow or shrink
+        found = candidates_of(raw, self.anchors, anchors, images, best, self.valid_ranges, of_image=False)
+        for (columns, level, valid), size in zip(found, images.sizes, strict=True):
+            boxes, scores = columns
             kept, _ = select_proposals(
-                torch.cat(boxes), torch.cat(scores), torch.cat(levels), size,
-                iou_threshold=self.nms_iou, max_proposals=num_after, min_size=self.min_size,
-                valid=None if self.valid_ranges is None else torch.cat(valid),
+                boxes, scores, level, size,
+                iou_threshold=self.nms_iou, max_proposals=num_after, min_size=self.min_size, valid=valid,
             )  # fmt: skip
             proposals.append(kept)
         return proposals
 
-    def _best(
-        self, logits: Tensor, deltas: Tensor, anchors: Tensor, inside: Tensor, size: tuple[int, int], num: int
-    ) -> tuple[Tensor, Tensor]:
-        """Boxes and scores of the best ``num`` anchors of one level that are ``inside`` the image."""
+    def _best(self, of_level: LevelAnchors, size: tuple[int, int], num: int) -> tuple[Tensor, Tensor]:
+        """Boxes and scores of the best ``num`` anchors of one level that are inside the image."""
+        logits, deltas, anchors, inside = of_level
         index = inside.nonzero().squeeze(1)
         scores = self.cls_loss.scores(logits[index]).squeeze(-1)
         return top_proposals(
             scores, lambda best: self.coder.decode(deltas[index[best]], anchors[index[best]]), size, num=num
         )
+
+
+def _picked(raw: RawAnchors, samples: Sequence[SampledAnchors]) -> tuple[Tensor, Tensor]:
+    """The sampled rows of dense outputs: ``logits`` (S, O) and ``deltas`` (S, 4), all images in turn."""
+    logits, deltas = (torch.cat(part, dim=1) for part in (raw.logits, raw.deltas))
+    return tuple(torch.cat([part[i, s.index] for i, s in enumerate(samples)]) for part in (logits, deltas))  # pyright: ignore
+
+
+def _with_relus(convs: Sequence[nn.Conv2d]) -> list[nn.Module]:
+    """``convs`` with a ReLU between two of them."""
+    layers: list[nn.Module] = [convs[0]]
+    for conv in convs[1:]:
+        layers += [nn.ReLU(inplace=True), conv]
+    return layers

@@ -30,11 +30,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkit.config import HEADS
-from detkit.matching import Assignment, select_candidates, top_candidates
+from detkit.matching import Assignment, Selector, found_in_range, top_candidates
 from detkit.matching.assigners import IGNORED
 from detkit.models.heads.common import mean_count
 from detkit.models.heads.dense import CellMasks, DenseHead, cells_inside
-from detkit.models.heads.grid import assign_centres, cell_corners, matched_objects
+from detkit.models.heads.grid import assign_centres, cell_corners, matched_objects, targets_in_range
+from detkit.models.interfaces import AssigningHead
 from detkit.models.layers import LEAK, ConvTower
 from detkit.structures import Detections, FeatureSpec, Images, Losses, Target
 from detkit.structures.boxes import cxcywh_to_xyxy, paired_iou, xyxy_to_cxcywh
@@ -49,10 +50,12 @@ class RawGrid(NamedTuple):
 
 
 @HEADS
-class YOLOv1Head(DenseHead):
+class YOLOv1Head(DenseHead, AssigningHead):
     """A grid of cells that each predict ``num_boxes`` boxes and one class distribution.
 
     Args:
+        selector: its part.
+        level: the map it reads, counted from 0 for the finest; -1 is the coarsest.
         num_boxes: B, predictors per cell.
         hidden: width of the paper's fully connected layer, 4096; null predicts by convolution, for maps of any size.
         grid_size: (S_h, S_w) that the fully connected layers are made for; needed with ``hidden``.
@@ -60,7 +63,6 @@ class YOLOv1Head(DenseHead):
         num_convs: 3x3 convolutions before the predictions of the convolutional form; null for 1, with ``hidden`` none.
         lambda_coord, lambda_noobj: factors of equation 3.
         num_before_nms: the best (box, class) pairs that enter NMS.
-        score_threshold, nms_iou, max_detections, min_size: which detections come out; ``min_size`` in px.
     """
 
     def __init__(
@@ -68,6 +70,8 @@ class YOLOv1Head(DenseHead):
         *,
         in_spec: FeatureSpec,
         num_classes: int,
+        selector: Selector,
+        level: int = -1,
         num_boxes: int = 2,
         hidden: int | None = None,
         grid_size: tuple[int, int] | None = None,
@@ -76,14 +80,10 @@ class YOLOv1Head(DenseHead):
         lambda_coord: float = 5.0,
         lambda_noobj: float = 0.5,
         num_before_nms: int = 1000,
-        score_threshold: float = 0.001,
-        nms_iou: float = 0.5,
-        max_detections: int = 100,
-        min_size: float = 1e-2,
     ) -> None:
         super().__init__()
-        if len(in_spec.strides) != 1:
-            raise ValueError(f"YOLOv1 reads one map, not {len(in_spec.strides)}: choose model/neck=single_level")
+        self.levels = self.reads = in_spec.which(level, "level")
+        in_spec = in_spec.select(self.levels)
         if (hidden is None) != (grid_size is None):
             raise ValueError("hidden and grid_size go together: fully connected layers are made for one grid")
         if hidden is not None and num_convs is not None:
@@ -92,8 +92,7 @@ class YOLOv1Head(DenseHead):
         self.strides, self.num_classes, self.num_boxes = in_spec.strides, num_classes, num_boxes
         self.grid_size = grid_size
         self.lambda_coord, self.lambda_noobj = lambda_coord, lambda_noobj
-        self.num_before_nms, self.score_threshold, self.nms_iou = num_before_nms, score_threshold, nms_iou
-        self.max_detections, self.min_size = max_detections, min_size
+        self.num_before_nms, self.selector = num_before_nms, selector
         channels, num_outputs = in_spec.channels[0], num_boxes * 5 + num_classes
         self.tower = ConvTower(channels, channels, num_convs)
         if hidden is None or grid_size is None:
@@ -128,11 +127,14 @@ class YOLOv1Head(DenseHead):
 
     def assign(self, shapes: Sequence[tuple[int, int]], images: Images, targets: Sequence[Target]) -> list[Assignment]:
         """The references are the S_h * S_w cells: the one that holds its centre answers for an object."""
-        return assign_centres(shapes[0], self.strides[0], images, targets, num_classes=1, largest=True)
+        return self._assign(shapes[self.levels[0]], images, targets)
+
+    def _assign(self, shape: tuple[int, int], images: Images, targets: Sequence[Target]) -> list[Assignment]:
+        return assign_centres(shape, self.strides[0], images, targets, num_classes=1, largest=True)
 
     def loss_from_raw(self, raw: RawGrid, images: Images, targets: Sequence[Target]) -> Losses:
         shape = (raw.boxes.shape[1], raw.boxes.shape[2])
-        matched = torch.stack([a.matched for a in self.assign([shape], images, targets)])
+        matched = torch.stack([a.matched for a in self._assign(shape, images, targets)])
         image, cell = (matched >= 0).nonzero().unbind(1)  # obj_i
         objects, labels = matched_objects(targets, matched)
 
@@ -159,7 +161,7 @@ class YOLOv1Head(DenseHead):
             "noobj": self.lambda_noobj * (confidence * no_object).square().sum(),
             "cls": (classes - one_hot).square().sum(),
         }
-        num_wanted = sum(int((~t.ignore).sum()) for t in targets)
+        num_wanted = sum(int((~t.ignore).sum()) for t in targets_in_range(images, targets))
         stats = {
             "num_pos": confidence.new_tensor(len(cell) / len(targets)),
             "num_collided": confidence.new_tensor((num_wanted - len(cell)) / len(targets)),
@@ -197,13 +199,10 @@ class YOLOv1Head(DenseHead):
             scores = scores * inside[i][:, None, None]
             candidates = top_candidates(
                 scores.flatten(0, 1), boxes.flatten(0, 1).__getitem__, size,
-                score_threshold=self.score_threshold, num=self.num_before_nms,
+                score_threshold=self.selector.score_threshold, num=self.num_before_nms,
             )  # fmt: skip
-            found = select_candidates(
-                *candidates, size,
-                iou_threshold=self.nms_iou, max_detections=self.max_detections, min_size=self.min_size,
-            )  # fmt: skip
-            detections.append(found)
+            valid = found_in_range(candidates[0], size, images.meta[i].valid_range)
+            detections.append(self.selector.of_one_class(*candidates, size, valid))
         return detections
 
 

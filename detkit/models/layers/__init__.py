@@ -11,7 +11,6 @@ from detkit.models.layers.norm import (
     make_norm,
     with_frozen_norms,
 )
-from detkit.models.layers.roi_pool import DeformRoIPool
 from detkit.models.layers.tower import LEAK, ConvTower
 
 __all__ = [
@@ -23,7 +22,6 @@ __all__ = [
     "ConvNorm",
     "ConvTower",
     "DeformConv",
-    "DeformRoIPool",
     "NormName",
     "OffsetConv",
     "conv_norm",

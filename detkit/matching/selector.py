@@ -1,0 +1,66 @@
+"""Which of a head's candidates come out as detections."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from detkit.config import SELECTORS
+from detkit.matching.select import select_candidates, select_detections
+from detkit.structures import Detections
+
+
+@SELECTORS
+class Selector:
+    """A least score, NMS within each class, and the best of what is left.
+
+    Args:
+        score_threshold: detections score more.
+        nms_iou: of two candidates of one class that overlap more, the better one stays; null for no NMS.
+        max_detections: at most so many in an image.
+        min_size: px; smaller boxes go.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        score_threshold: float = 0.05,
+        nms_iou: float | None = 0.5,
+        max_detections: int = 100,
+        min_size: float = 1e-2,
+    ) -> None:
+        if not 0 <= score_threshold < 1:
+            raise ValueError(f"score_threshold must lie in [0, 1), not {score_threshold}")
+        if nms_iou is not None and not 0 <= nms_iou <= 1:
+            raise ValueError(f"nms_iou must lie in [0, 1] or be null, not {nms_iou}")
+        if max_detections < 1:
+            raise ValueError(f"max_detections must be at least 1, not {max_detections}")
+        self.score_threshold, self.nms_iou = score_threshold, nms_iou
+        self.max_detections, self.min_size = max_detections, min_size
+
+    def of_each_class(
+        self, boxes: Tensor, scores: Tensor, size: tuple[int, int], valid: Tensor | None = None
+    ) -> Detections:
+        """The detections of an image of ``size`` (h, w), from candidates that may be of any class.
+
+        Args:
+            boxes: (P, K, 4) px, a box for each class, or (P, 1, 4), one for all.
+            scores: (P, K).
+            valid: see :func:`detkit.matching.select_candidates`, (P, K) or (P, 1) here.
+        """
+        return select_detections(
+            boxes, scores, size, score_threshold=self.score_threshold, iou_threshold=self.nms_iou,
+            max_detections=self.max_detections, min_size=self.min_size, valid=valid,
+        )  # fmt: skip
+
+    def of_one_class(
+        self, boxes: Tensor, scores: Tensor, labels: Tensor, size: tuple[int, int], valid: Tensor | None = None
+    ) -> Detections:
+        """The detections of an image from candidates of one class each, which score enough: see
+        :func:`detkit.matching.select_candidates`."""
+        return select_candidates(
+            boxes, scores, labels, size, iou_threshold=self.nms_iou,
+            max_detections=self.max_detections, min_size=self.min_size, valid=valid,
+        )  # fmt: skip

@@ -1,0 +1,228 @@
+"""Region pools: which map of a pyramid a box is read from, and how its grid is read there.
+
+The level rule is common to all (Lin et al., FPN, CVPR 2017, equation 1): k = floor(k0 + log2(sqrt(w h) / 224)).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from detkit.config import REGION_POOLS
+from detkit.models.interfaces import RegionPool
+from detkit.ops import deform_roi_pool, multi_level_roi_align
+from detkit.ops.region_pooling import pool_regions
+from detkit.structures import FeatureSpec, Images
+from detkit.structures.boxes import area
+
+
+class Placed(NamedTuple):
+    """All regions of a batch: ``boxes`` (R, 4) px, the ``image`` (R,) of each and the ``level`` (R,) it is read from."""
+
+    boxes: Tensor
+    image: Tensor
+    level: Tensor
+
+
+class _PyramidPool(RegionPool):
+    """Everything but how a grid is read: what all pools are told, and the level rule."""
+
+    def __init__(
+        self,
+        *,
+        in_spec: FeatureSpec,
+        resolution: int = 7,
+        sampling_ratio: int = 2,
+        num_levels: int | None = 4,
+        canonical_size: float = 224.0,
+        canonical_stride: float = 16.0,
+    ) -> None:
+        super().__init__()
+        for name, value in (("resolution", resolution), ("num_levels", num_levels), ("canonical_size", canonical_size),
+                            ("canonical_stride", canonical_stride)):  # fmt: skip
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be positive, not {value}")
+        channels, self.strides = in_spec.channels[:num_levels], in_spec.strides[:num_levels]
+        if len(set(channels)) != 1:
+            raise ValueError(
+                f"regions are pooled from levels of equal channels, not {list(channels)}: choose a neck that makes them "
+                "equal, such as model/neck=fpn"
+            )
+        self.resolution, self.sampling_ratio, self.num_levels = resolution, sampling_ratio, len(channels)
+        self.canonical_size, self.canonical_stride = canonical_size, canonical_stride
+
+    def levels(self, boxes: Tensor) -> Tensor:
+        """The first level that is as coarse as equation 1 has it, or the last."""
+        size = area(boxes).clamp(min=0).sqrt()
+        octave = torch.floor(torch.log2(size / self.canonical_size + 1e-8) + 1e-6)
+        stride = self.canonical_stride * torch.exp2(octave.nan_to_num())
+        index = torch.bucketize(stride, boxes.new_tensor(self.strides))
+        return index.clamp(max=len(self.strides) - 1)
+
+    def forward(self, features: Sequence[Tensor], regions: Sequence[Tensor], images: Images) -> Tensor:
+        boxes = torch.cat(list(regions))
+        counts = torch.tensor([len(r) for r in regions], device=boxes.device)
+        image = torch.arange(len(regions), device=boxes.device).repeat_interleave(counts)
+        return self.read(
+            features[: self.num_levels],
+            Placed(boxes, image, self.levels(boxes)),
+            output_size=(self.resolution, self.resolution),
+            scales=[1 / stride for stride in self.strides],
+            sampling_ratio=self.sampling_ratio,
+            image_sizes=images.sizes,
+        )
+
+    @abstractmethod
+    def read(self, features: Sequence[Tensor], placed: Placed, **options: Any) -> Tensor:
+        """The grids (R, C', resolution, resolution); ``options`` are those that the pooling ops share."""
+
+
+@REGION_POOLS
+class RoIAlign(_PyramidPool):
+    """Bins that are means of bilinear samples (He et al., Mask R-CNN, ICCV 2017, section 3).
+
+    Args:
+        resolution: side of the grid.
+        sampling_ratio: samples per bin and axis; 0 for one per feature cell.
+        num_levels: the finest levels, from which regions are pooled (FPN leaves out P6); null for all.
+        canonical_size: a region of this side (px) is pooled at ``canonical_stride`` (Lin et al., eq. 1: 224 at 16).
+        canonical_stride: see there.
+        aligned: the half-cell correction; false for torchvision's published weights.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_spec: FeatureSpec,
+        resolution: int = 7,
+        sampling_ratio: int = 2,
+        num_levels: int | None = 4,
+        canonical_size: float = 224.0,
+        canonical_stride: float = 16.0,
+        aligned: bool = True,
+    ) -> None:
+        super().__init__(
+            in_spec=in_spec, resolution=resolution, sampling_ratio=sampling_ratio, num_levels=num_levels,
+            canonical_size=canonical_size, canonical_stride=canonical_stride,
+        )  # fmt: skip
+        self.aligned = aligned
+
+    def out_channels(self, channels: int) -> int:
+        return channels
+
+    def read(self, features: Sequence[Tensor], placed: Placed, **options: Any) -> Tensor:
+        return multi_level_roi_align(features, *placed, aligned=self.aligned, **options)
+
+
+@REGION_POOLS
+class PSRoIAlign(_PyramidPool):
+    """Position-sensitive: each bin reads channels of its own (Dai et al., R-FCN, NeurIPS 2016, equation 1).
+
+    By RoIAlign's samples with the half-cell correction. Maps must have a multiple of ``resolution`` squared channels.
+
+    Args:
+        resolution: side of the grid, k in the paper.
+        sampling_ratio, num_levels, canonical_size, canonical_stride: as of :class:`RoIAlign`.
+    """
+
+    def out_channels(self, channels: int) -> int:
+        bins = self.resolution**2
+        if channels % bins:
+            raise ValueError(
+                f"position-sensitive pooling to {self.resolution} x {self.resolution} bins needs maps of a multiple of "
+                f"{bins} channels, not {channels}: change the resolution or the channels of the neck"
+            )
+        return channels // bins
+
+    def read(self, features: Sequence[Tensor], placed: Placed, **options: Any) -> Tensor:
+        return pool_regions(features, *placed, aligned=True, position_sensitive=True, **options)
+
+
+@REGION_POOLS
+class DeformRoIPool(_PyramidPool):
+    """RoIAlign whose bins move by offsets that a layer makes of what RoIAlign sees (Dai et al., ICCV 2017, section 2.2).
+
+    The layer starts at zero, so that a fresh pool is RoIAlign.
+
+    Args:
+        resolution, sampling_ratio, num_levels, canonical_size, canonical_stride: as of :class:`RoIAlign`.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_spec: FeatureSpec,
+        resolution: int = 7,
+        sampling_ratio: int = 2,
+        num_levels: int | None = 4,
+        canonical_size: float = 224.0,
+        canonical_stride: float = 16.0,
+    ) -> None:
+        super().__init__(
+            in_spec=in_spec, resolution=resolution, sampling_ratio=sampling_ratio, num_levels=num_levels,
+            canonical_size=canonical_size, canonical_stride=canonical_stride,
+        )  # fmt: skip
+        self.offset = _zero_linear(in_spec.channels[0] * resolution**2, 2 * resolution**2)
+
+    def out_channels(self, channels: int) -> int:
+        return channels
+
+    def read(self, features: Sequence[Tensor], placed: Placed, **options: Any) -> Tensor:
+        fixed = multi_level_roi_align(features, *placed, **options)
+        moves = self.offset(fixed.flatten(1)).view(len(fixed), 2, self.resolution, self.resolution)
+        return deform_roi_pool(features, *placed, moves, **options)
+
+
+@REGION_POOLS
+class ModulatedDeformRoIPool(_PyramidPool):
+    """:class:`DeformRoIPool` whose bins are also scaled, each by a sigmoid (Zhu et al., CVPR 2019, section 3.2).
+
+    The last of its layers starts at zero, so that a fresh pool is half of RoIAlign, as the paper has it.
+
+    Args:
+        resolution, sampling_ratio, num_levels, canonical_size, canonical_stride: as of :class:`RoIAlign`.
+        hidden: width of the two layers before the last, 1024 in the paper.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_spec: FeatureSpec,
+        resolution: int = 7,
+        sampling_ratio: int = 2,
+        num_levels: int | None = 4,
+        canonical_size: float = 224.0,
+        canonical_stride: float = 16.0,
+        hidden: int = 1024,
+    ) -> None:
+        super().__init__(
+            in_spec=in_spec, resolution=resolution, sampling_ratio=sampling_ratio, num_levels=num_levels,
+            canonical_size=canonical_size, canonical_stride=canonical_stride,
+        )  # fmt: skip
+        layers: list[nn.Module] = []
+        for inputs in (in_spec.channels[0] * resolution**2, hidden):
+            layer = nn.Linear(inputs, hidden)
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+            layers += [layer, nn.ReLU(inplace=True)]
+        self.hidden = nn.Sequential(*layers)
+        self.offset = _zero_linear(hidden, 3 * resolution**2)
+
+    def out_channels(self, channels: int) -> int:
+        return channels
+
+    def read(self, features: Sequence[Tensor], placed: Placed, **options: Any) -> Tensor:
+        fixed = multi_level_roi_align(features, *placed, **options)
+        moves = self.offset(self.hidden(fixed.flatten(1))).view(len(fixed), 3, self.resolution, self.resolution)
+        return deform_roi_pool(features, *placed, moves[:, :2], mask=moves[:, 2:].sigmoid(), **options)
+
+
+def _zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
