@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from detkit.app.components import load_components
-from detkit.app.entry import normalize_overrides
+from detkit.app.overrides import normalize_overrides
 from detkit.app.paths import config_dir
 from detkit.app.run_folder import config_hash, leaves
 from detkit.app.sweep import process, queue
