@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -83,7 +83,8 @@ def wrong_slots(
 
 def _no_slot(key: str, slots: Iterable[str], base: DictConfig) -> str:
     group, _, package = key.partition("@")
-    if package in (keys := set(_keys(base))):
+    content: Any = OmegaConf.to_container(base, resolve=False)
+    if package in (keys := set(_keys(content))):
         return f"{key}: nothing is chosen there yet; to put something in, write +{key}=NAME"
     ours = [slot for slot in slots if not slot.startswith("hydra/")]
     if same := sorted(slot for slot in ours if slot.partition("@")[0] == group):
@@ -94,11 +95,11 @@ def _no_slot(key: str, slots: Iterable[str], base: DictConfig) -> str:
     return f"{key}: there is nothing of {group!r} to choose here; known: {', '.join(whole)}"
 
 
-def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
+def _keys(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """All keys below ``node``, dotted."""
-    for name, value in node.items_ex(resolve=False):
+    for name, value in node.items():
         yield f"{prefix}{name}"
-        if isinstance(value, DictConfig) and not (OmegaConf.is_interpolation(node, name) or OmegaConf.is_missing(node, name)):
+        if isinstance(value, Mapping):
             yield from _keys(value, f"{prefix}{name}.")
 
 
