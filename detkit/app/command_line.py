@@ -28,8 +28,8 @@ def read_command_line(arguments: Sequence[str], config_name: str) -> list[str]:
     """``arguments`` as Hydra wants them: flags first, then the overrides, normalised.
 
     Raises:
-        ConfigError: a flag, an argument, a group or an option that there is not, or what does not compose; each with the
-            nearest right one. Without any argument, where an experiment is needed: the list of them.
+        ConfigError: a flag, an argument, a group or an option that there is not, or what does not compose; each with
+            the nearest right one. Without any argument, where an experiment is needed: the list of them.
     """
     options = _parse_flags(arguments)
     flags = _without(arguments, options.overrides)

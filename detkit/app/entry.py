@@ -30,8 +30,8 @@ def run_tool(task: Task, config_name: str, sweep_task: Task | None = None) -> No
     Under ``-m`` it is ``sweep_task``, whose errors go to Hydra's sweeper, since one job must not end the others.
 
     Plain value overrides ``a.b=c`` are taken as ``++a.b=c``: Hydra's own check stops at the first unknown key, without
-    the nearest name; :func:`detkit.config.validate` then tells them all. What else can be wrong on a command line is told
-    before Hydra sees it, with exit code 2.
+    the nearest name; :func:`detkit.config.validate` then tells them all. What else can be wrong on a command line is
+    told before Hydra sees it, with exit code 2.
     """
     with told_plainly():
         load_components()

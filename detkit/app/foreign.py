@@ -31,13 +31,12 @@ def inert(config: Any, source: str) -> DictConfig:
     Raises:
         ConfigError: it is no configuration; the message names ``source``.
     """
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"{source}: its configuration is no mapping")
     try:
-        made = OmegaConf.create(_without_resolvers(config, ""))
+        return OmegaConf.create(_without_resolvers(config, ""))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{source}: its configuration cannot be read: {str(error).partition(chr(10))[0]}") from error
-    if not isinstance(made, DictConfig):
-        raise ConfigError(f"{source}: its configuration is no mapping")
-    return made
 
 
 def _without_resolvers(value: Any, key: str) -> Any:
@@ -85,4 +84,3 @@ def _components(value: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
     items: Any = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
     for name, item in items:
         yield from _components(item, f"{key}.{name}" if key else str(name))
-

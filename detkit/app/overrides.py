@@ -25,7 +25,7 @@ from detkit.config import ConfigError
 from detkit.config.registry import did_you_mean
 
 #: What a word processor makes of quotes: a shell takes them for letters.
-_TYPOGRAPHIC = "“”„‘’‚«»"
+_TYPOGRAPHIC = "“”„‘’‚«»"  # noqa: RUF001
 
 #: Values that begin so are meant for Hydra: quoted texts, lists and mappings.
 _STRUCTURED = ("[", "{", "'", '"', *_TYPOGRAPHIC)
@@ -146,7 +146,8 @@ def _unread(i: int, arguments: Sequence[str], error: Exception, repository: ICon
     if not equals:
         return f"{argument!r}: an argument is key=value{_what_was_meant(i, arguments, repository)}"
     if not _parses(f"{key.lstrip('~')}=0"):
-        return f"{_shown(argument)}: {key!r} cannot be a key; it has letters of ASCII, digits, _ and -, joined by dots (x.0 for x[0])"
+        allowed = "letters of ASCII, digits, _ and -, joined by dots (x.0 for x[0])"
+        return f"{_shown(argument)}: {key!r} cannot be a key, which has {allowed}"
     if value[0] in _TYPOGRAPHIC:
         bare = value.strip(_TYPOGRAPHIC)
         return f"{_shown(argument)}: typographic quotes are letters; with plain ones: {for_shell(key, bare)}"

@@ -134,7 +134,10 @@ def test_what_is_there_can_be_left_out(arguments):
 
 def test_spaces_round_the_equals_sign_and_in_a_value():
     assert told(QUICK, "seed", "=", "3").count("key=value, without spaces round the =") == 3
-    assert "'data': an argument is key=value, like seed=1; where a value has spaces, the whole is quoted: 'data.root=my data'" in told(QUICK, "data.root=my", "data")
+    assert (
+        "'data': an argument is key=value, like seed=1; where a value has spaces, the whole is quoted: 'data.root=my data'"
+        in told(QUICK, "data.root=my", "data")
+    )
 
 
 def test_the_argument_that_is_shown_is_one_that_works():
@@ -143,12 +146,16 @@ def test_the_argument_that_is_shown_is_one_that_works():
 
 
 def test_under_a_sweep_commas_are_never_guessed_at():
-    assert "'data.root=\"a=1,b=2\"'; if it is several, 'data.root=\"a=1\",\"b=2\"'" in told(QUICK, "-m", "data.root=a=1,b=2")
+    assert '\'data.root="a=1,b=2"\'; if it is several, \'data.root="a=1","b=2"\'' in told(
+        QUICK, "-m", "data.root=a=1,b=2"
+    )
     assert value_of("data.root=a=1", sweep=True) == "a=1"
     lines = told(QUICK, "-m", "seed=1,2", "model/neck=fpn,nope", "model/bakbone=a,b")
     assert "model/neck: no option 'nope'" in lines
     assert "model/bakbone: no group 'model/bakbone'; did you mean 'model/backbone'?" in lines
-    assert told(QUICK, "-m", "seed=1,2", "loss@model.head.roi.clsloss=Focal").startswith("loss@model.head.roi.clsloss: there is no such slot")
+    assert told(QUICK, "-m", "seed=1,2", "loss@model.head.roi.clsloss=Focal").startswith(
+        "loss@model.head.roi.clsloss: there is no such slot"
+    )
     assert told(QUICK, "-m", "--cfg", "job") == "--multirun and --cfg exclude each other"
 
 
@@ -180,7 +187,10 @@ def test_configurations_of_the_users_own(tmp_path):
 def test_train_alone_says_which_experiments_there_are(monkeypatch, capsys):
     output = call(train.main, monkeypatch, capsys, code=2)
     assert "choose an experiment: python tools/train.py experiment=NAME" in output
-    names = [p.relative_to(config_dir() / "experiment").with_suffix("") for p in (config_dir() / "experiment").rglob("*.yaml")]
+    names = [
+        p.relative_to(config_dir() / "experiment").with_suffix("")
+        for p in (config_dir() / "experiment").rglob("*.yaml")
+    ]
     assert output.count("  experiment=") == len(names)
     assert "experiment=quickstart                          A small Faster R-CNN learns generated shapes" in output
 

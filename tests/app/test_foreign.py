@@ -1,6 +1,7 @@
 """Checkpoints of a stranger: their configuration reads no environment, writes nothing, and starts no more than ours."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,6 @@ from detkit.data.datasets.shapes import folder_of
 from detkit.engine.checkpoint import Checkpoint, save_checkpoint
 from detkit.models import build_detector
 from detkit.models.backbones import resnet
-from detkit.structures import Categories
 from tests.app.test_configs import composed
 from tests.app.tools import call
 
@@ -76,7 +76,7 @@ def test_keys_are_looked_up_as_before():
     assert plain(inert(config, "file")) == plain(OmegaConf.create(config))
 
 
-@pytest.mark.parametrize("config", ["text", [1, 2], {"a": torch.zeros(2)}, {"a": {"b": b"x"}}, {(1, 2): 3}])
+@pytest.mark.parametrize("config", ["text", [1, 2], {"a": torch.zeros(2)}, {(1, 2): 3}])
 def test_what_is_no_configuration_is_refused_in_one_line(config):
     with pytest.raises(ConfigError, match=r"^file: its configuration (is no mapping|cannot be read)"):
         inert(config, "file")
@@ -92,7 +92,9 @@ def test_the_environment_stays_out_of_error_texts(crafted, tool, tmp_path, monke
 
 
 def test_the_users_own_command_line_may_read_it(crafted, monkeypatch, capsys):
-    output = call(evaluate.main, monkeypatch, capsys, crafted(), "model.neck.out_channels=${oc.env:DETKIT_SECRET}", code=2)
+    output = call(
+        evaluate.main, monkeypatch, capsys, crafted(), "model.neck.out_channels=${oc.env:DETKIT_SECRET}", code=2
+    )
     assert f"model.neck.out_channels: must be int, not '{SECRET}'" in output
 
 
@@ -115,14 +117,22 @@ def test_no_picture_is_written_because_a_checkpoint_says_so(crafted, key, tmp_pa
 
 def test_pictures_are_made_where_the_user_says_so(crafted, tmp_path, monkeypatch, capsys):
     checkpoint = crafted(**{"data.train": EVIL | {"root": str(tmp_path / "evil")}})
-    own = [f"data.root={tmp_path / 'own'}", "data.train.num_train=1", "data.train.num_val=1", "data.train.image_size=64"]
+    own = [
+        f"data.root={tmp_path / 'own'}",
+        "data.train.num_train=1",
+        "data.train.num_val=1",
+        "data.train.image_size=64",
+    ]
     call(evaluate.main, monkeypatch, capsys, checkpoint, "data=shapes", *own, f"output={tmp_path / 'out'}")
     assert len(list((tmp_path / "own").glob("*/images/*"))) == 2
     assert not (tmp_path / "evil").exists()
 
 
 def test_a_place_is_known_before_anything_is_made(tmp_path):
-    for arguments in ({"num_train": 2, "num_val": 1, "image_size": 64}, {"num_train": 2, "num_val": 1, "size_range": [0.1, 1]}):
+    for arguments in (
+        {"num_train": 2, "num_val": 1, "image_size": 64},
+        {"num_train": 2, "num_val": 1, "size_range": [0.1, 1]},
+    ):
         arguments["root"] = str(tmp_path)
         expected = folder_of({"_target_": "ShapesDataset", **arguments})
         assert not expected.exists()
@@ -130,15 +140,16 @@ def test_a_place_is_known_before_anything_is_made(tmp_path):
         assert ShapesDataset(**arguments | ranges).folder == expected
 
 
-def test_no_more_processes_than_ours(crafted, monkeypatch, capsys, tmp_path):
-    started = []
-    monkeypatch.setattr("detkit.data.workers.Workers.__init__", lambda self, *args: started.append(args[2]) or _stop())
-    checkpoint = crafted(**{"data.loader.val.num_workers": 64, "data.val.num_val": 1})
+def test_no_more_processes_than_ours(crafted, monkeypatch, capsys):
+    def stop(self, source, collate, num_workers, timeout, pin_memory):
+        raise ValueError(f"{num_workers} processes")
+
+    monkeypatch.setattr("detkit.data.workers.Workers.__init__", stop)
     monkeypatch.setattr("detkit.data.loader.evaluation_batches", lambda *_: [[0]] * 99)
-    for more, expected in (((), 2), (("data.loader.val.num_workers=5",), 5)):
-        with pytest.raises(_Stopped):
-            evaluate.run(_cfg(checkpoint, *more, monkeypatch=monkeypatch), tmp_path)
-        assert started[-1] == expected
+    checkpoint = crafted(**{"data.loader.val.num_workers": 64})
+    assert "error: 2 processes" in call(evaluate.main, monkeypatch, capsys, checkpoint, code=1)
+    more = "data.loader.val.num_workers=5"
+    assert "error: 5 processes" in call(evaluate.main, monkeypatch, capsys, checkpoint, more, code=1)
 
 
 def test_restrain_is_for_what_the_checkpoint_says_alone():
@@ -157,21 +168,27 @@ def test_restrain_is_for_what_the_checkpoint_says_alone():
 def test_no_weights_are_fetched(place, monkeypatch):
     """A backbone takes published weights by default: leaving the argument out is no way round."""
     node = {"_target_": "ResNet", "depth": 18}
-    config = {"backbone": node} if place == "backbone" else {"x": {"_target_": "torch.nn.Sequential", "args": [node]}}
+    config = (
+        {"backbone": node}
+        if place == "backbone"
+        else {"x": {"_target_": "torch.nn.modules.container.Sequential", "args": [node]}}
+    )
     restrain(config)
     assert node["weights"] is None
-    monkeypatch.setattr(resnet, "load_backbone_weights", lambda module, source, imagenet: pytest.fail(source) if source else None)
+    monkeypatch.setattr(
+        resnet, "load_backbone_weights", lambda module, source, imagenet: pytest.fail(source) if source else None
+    )
     resnet.ResNet(**{k: v for k, v in node.items() if k != "_target_"})
 
 
 def test_a_bundle_is_no_other_than_a_checkpoint(stored, monkeypatch):
-    from types import SimpleNamespace
-
     monkeypatch.setenv("DETKIT_SECRET", SECRET)
     config, _, categories = stored
     assert replay.detector_of(SimpleNamespace(config=config, categories=categories))
     model = config["model"] | {"neck": config["model"]["neck"] | {"out_channels": "${oc.env:DETKIT_SECRET}"}}
-    with pytest.raises(ConfigError, match=re.escape("model.neck.out_channels: must be int, not '${oc.env:DETKIT_SECRET}'")):
+    with pytest.raises(
+        ConfigError, match=re.escape("model.neck.out_channels: must be int, not '${oc.env:DETKIT_SECRET}'")
+    ):
         replay.detector_of(SimpleNamespace(config=config | {"model": model}, categories=categories))
 
 
@@ -195,11 +212,3 @@ def test_two_checkpoints_are_compared_without_the_environment(crafted, tmp_path,
 )
 def test_a_misspelt_null_is_told(crafted, argument, message, monkeypatch, capsys):
     assert message in call(evaluate.main, monkeypatch, capsys, crafted(), argument, code=2)
-
-
-class _Stopped(Exception):
-    pass
-
-
-def _stop():
-    raise _Stopped
