@@ -140,7 +140,10 @@ def nothing_there(base: DictConfig, key: str, deleted: bool = False) -> str | No
     sections are known to the checker, and have defaults that null replaces.
     """
     parent, _, name = key.rpartition(".")
-    if not deleted and not names_freely(base, TrainSchema, parent):
+    try:
+        if not deleted and not names_freely(base, TrainSchema, parent):
+            return None
+    except ConfigError:  # a component that there is not, which the checker tells with its key
         return None
     node: Any = OmegaConf.select(base, parent) if parent else base
     known = list(map(str, node.keys())) if isinstance(node, DictConfig) else []

@@ -34,7 +34,8 @@ def inert(config: Any, source: str) -> DictConfig:
     if not isinstance(config, Mapping):
         raise ConfigError(f"{source}: its configuration is no mapping")
     try:
-        return OmegaConf.create(_without_resolvers(config, ""))
+        made: Any = OmegaConf.create(_without_resolvers(config, ""))
+        return made
     except OmegaConfBaseException as error:
         raise ConfigError(f"{source}: its configuration cannot be read: {str(error).partition(chr(10))[0]}") from error
 
@@ -71,8 +72,9 @@ def restrain(config: dict[str, Any], own: DictConfig | None = None) -> None:
                 f"{key}: {folder} is not there, and no pictures are made because a checkpoint says so; "
                 "data.root says where they are, and data=shapes makes those of that preset"
             )
-        most, asked = default_node(cls).get("num_workers"), node.get("num_workers")
-        if isinstance(asked, int) and asked > most and OmegaConf.select(own, f"{key}.num_workers") is None:
+        asked = node.get("num_workers", 0)
+        most = default_node(cls).get("num_workers", asked)
+        if asked > most and OmegaConf.select(own, f"{key}.num_workers") is None:
             logger.info("%s.num_workers: %d, not the checkpoint's %d; the command line may say more", key, most, asked)
             node["num_workers"] = most
 

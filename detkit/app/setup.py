@@ -48,7 +48,7 @@ def build_transforms(steps: Mapping[str, Any], key: str) -> list[Transform]:
 
 def without_pretrained_weights(model: dict[str, Any]) -> None:
     """Let the backbone of a ``model`` section start at random: a checkpoint is about to bring its weights."""
-    backbone = model.get("backbone")
+    backbone = model.get("backbone", {})
     if is_component(backbone):
         withhold_pretrained_weights(backbone, resolve(backbone["_target_"]))
 

@@ -110,8 +110,8 @@ def names_freely(cfg: Mapping[str, Any] | DictConfig, schema: type, key: str) ->
     """Whether what stands at ``key`` of ``cfg`` is a mapping whose names the configuration gives itself, like steps."""
     node, annotation = cfg, schema
     for part in filter(None, key.split(".")):
-        has_target = isinstance(node, Mapping | DictConfig) and isinstance(node.get("_target_"), str)
-        cls = resolve(node["_target_"]) if has_target else section_of(annotation)
+        target = node.get("_target_") if isinstance(node, Mapping | DictConfig) else None
+        cls = resolve(target) if isinstance(target, str) else section_of(annotation)
         if cls is None:
             annotation = element_annotation(annotation)
         else:
