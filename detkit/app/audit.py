@@ -268,3 +268,7 @@ def _annotation_ids(truth: GroundTruth, target: Target) -> np.ndarray:
     usable = trainable_boxes(truth)[1]
     same = usable.sum() == len(target) and np.array_equal(truth.labels[usable], target.labels.numpy())
     return truth.annotation_ids[usable] if same else np.full(len(target), -1)
+
+
+if __name__ == "__main__":
+    main()

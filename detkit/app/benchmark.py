@@ -164,3 +164,7 @@ def _with_backward(forward: Callable[[], Tensor], x: Tensor) -> Callable[[], Non
         out.backward(torch.ones_like(out))
 
     return run
+
+
+if __name__ == "__main__":
+    main()

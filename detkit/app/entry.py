@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from detkit.app.command_line import read_command_line
 from detkit.app.components import load_components
 from detkit.app.failure import fail, told_plainly
 from detkit.app.paths import config_dir
@@ -30,12 +30,12 @@ def run_tool(task: Task, config_name: str, sweep_task: Task | None = None) -> No
     Under ``-m`` it is ``sweep_task``, whose errors go to Hydra's sweeper, since one job must not end the others.
 
     Plain value overrides ``a.b=c`` are taken as ``++a.b=c``: Hydra's own check stops at the first unknown key, without
-    the nearest name; :func:`detkit.config.validate` then tells them all.
+    the nearest name; :func:`detkit.config.validate` then tells them all. What else can be wrong on a command line is
+    told before Hydra sees it, with exit code 2.
     """
     with told_plainly():
         load_components()
     OmegaConf.register_new_resolver("or_custom", lambda name: name or "custom", replace=True)
-    sys.argv[1:] = normalize_overrides(sys.argv[1:])
 
     def job(cfg: DictConfig) -> Any:
         runtime = HydraConfig.get().runtime
@@ -52,33 +52,10 @@ def run_tool(task: Task, config_name: str, sweep_task: Task | None = None) -> No
             fail(error)
 
     job.__module__ = "__main__"
-    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)()
-
-
-def normalize_overrides(arguments: Sequence[str]) -> list[str]:
-    """The command line with value overrides as ``++key=value``; groups, flags and Hydra's own keys as they are.
-
-    ``resume=X`` is short for ``resume.path=X``; ``group=null`` leaves the group out.
-    """
-    return [_normalize(argument) for argument in arguments]
-
-
-def _normalize(argument: str) -> str:
-    key, equals, value = argument.partition("=")
-    if not equals or key.startswith(("-", "+", "~")) or "@" in key or "/" in key:
-        return argument
-    if key.partition(".")[0] == "hydra":
-        return argument
-    if _is_group(key):
-        return f"~{key}" if value == "null" else argument  # Hydra takes no null for a group
-    if key == "resume":
-        key = "resume.path"
-    return f"++{key}={value}"
-
-
-def _is_group(key: str) -> bool:
-    in_store = ConfigStore.instance().repo.get(key)
-    return isinstance(in_store, dict) or (config_dir() / key).is_dir()
+    start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)
+    with told_plainly():
+        sys.argv[1:] = read_command_line(sys.argv[1:], config_name)
+    start()
 
 
 def _remove_unused(folder: Path) -> None:

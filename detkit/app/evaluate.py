@@ -41,3 +41,7 @@ def run(cfg: DictConfig, _: Path) -> float:
     report_evaluation(folder, result, dataset)
     write_results(folder / "detections.json", evaluator.results())
     return result.metrics["AP"]
+
+
+if __name__ == "__main__":
+    main()

@@ -212,3 +212,7 @@ def _alarm_rows(image: ImageErrors, threshold: float, names: Sequence[str]) -> I
             "cause": FALSE_ALARMS[ErrorKind(image.kinds[i])],
             "annotation_id": int(image.truth.annotation_ids[about]) if about >= 0 else None,
         }
+
+
+if __name__ == "__main__":
+    main()

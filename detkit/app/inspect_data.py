@@ -242,3 +242,7 @@ def _png(image: np.ndarray) -> bytes:
     done, content = cv2.imencode(".png", image[..., ::-1])
     assert done
     return content.tobytes()
+
+
+if __name__ == "__main__":
+    main()

@@ -274,3 +274,7 @@ def _anchor_sides(head: torch.nn.Module, num_levels: int) -> list[tuple[float, .
                 areas = [(a[:, 2:] - a[:, :2]).prod(1).sqrt() for a in grids]
                 return [tuple(sorted({round(side, 1) for side in level.tolist()})) for level in areas]
     return [()] * num_levels
+
+
+if __name__ == "__main__":
+    main()

@@ -82,3 +82,7 @@ def options(cls: type, registry: Registry) -> Table:
     if shapes:
         table.add_row(", ".join(shapes), "", "derived")
     return table
+
+
+if __name__ == "__main__":
+    main()

@@ -28,6 +28,9 @@ from detkit.utils.log import logger
 
 MANIFEST, DIFF = "manifest.json", "uncommitted.diff"
 
+#: Of files that git does not know: data that lie in the checkout may be many.
+_SHOWN_UNTRACKED = 5
+
 #: Beside those that every checkpoint names.
 _LIBRARIES = ("numpy", "opencv-python-headless", "albumentations", "pycocotools", "hydra-core", "omegaconf")
 
@@ -150,7 +153,12 @@ def _git(folder: Path) -> dict[str, Any] | None:
     if changes:
         atomic_write(folder / DIFF, changes + "\n")
     digest = hashlib.sha256(changes.encode()).hexdigest()[:10] if changes else None
-    return {"revision": revision, "diff": DIFF if changes else None, "diff_hash": digest, "not_in_git": new}
+    return {"revision": revision, "diff": DIFF if changes else None, "diff_hash": digest, "not_in_git": counted(new)}
+
+
+def counted(names: Sequence[str]) -> dict[str, Any]:
+    """How many there are, and the first few."""
+    return {"files": len(names), "first": list(names[:_SHOWN_UNTRACKED])}
 
 
 def _ask_git(*command: str) -> str | None:

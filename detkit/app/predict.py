@@ -117,3 +117,7 @@ class Pictures:
             path = self.output / "detections.mp4"
             self._writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, size)
         self._writer.write(picture)
+
+
+if __name__ == "__main__":
+    main()

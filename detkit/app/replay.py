@@ -6,18 +6,18 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import rich
 import torch
-from omegaconf import OmegaConf
 
 from detkit.app.components import load_components
 from detkit.app.failure import told_plainly
-from detkit.app.setup import choose_device, without_pretrained_weights
+from detkit.app.foreign import inert, restrain
+from detkit.app.setup import choose_device
 from detkit.config import ConfigError
+from detkit.config.validate import plain
 from detkit.engine.diagnosis import Rerun
 from detkit.engine.divergence import Bundle, describe, load_bundle, replay
 from detkit.engine.finite import bad_inputs
@@ -60,9 +60,9 @@ def detector_of(bundle: Bundle) -> Detector:
     """
     if "model" not in bundle.config:
         raise ConfigError("the bundle has no configuration; the run was not started by tools/train.py")
-    config: Any = OmegaConf.to_container(OmegaConf.create(dict(bundle.config)), resolve=True)
-    without_pretrained_weights(config["model"])
-    return build_detector(config["model"], bundle.categories)
+    model = {"model": plain(inert(bundle.config, "the bundle"))["model"]}
+    restrain(model)
+    return build_detector(model["model"], bundle.categories)
 
 
 def in_words(seen: Rerun, bundle: Bundle) -> str:
@@ -110,3 +110,7 @@ def _png(image: np.ndarray) -> bytes:
     done, content = cv2.imencode(".png", image[..., ::-1])
     assert done
     return content.tobytes()
+
+
+if __name__ == "__main__":
+    main()

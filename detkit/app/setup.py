@@ -9,8 +9,11 @@ from typing import Any
 import torch
 
 from detkit.config import ConfigError, build
+from detkit.config.registry import parameters, resolve
+from detkit.config.validate import is_component
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.transforms import Transform
+from detkit.models import Backbone
 from detkit.structures import Categories
 from detkit.utils.log import logger
 
@@ -46,9 +49,16 @@ def build_transforms(steps: Mapping[str, Any], key: str) -> list[Transform]:
 def without_pretrained_weights(model: dict[str, Any]) -> None:
     """Let the backbone of a ``model`` section start at random: a checkpoint is about to bring its weights."""
     backbone = model.get("backbone", {})
+    if is_component(backbone):
+        withhold_pretrained_weights(backbone, resolve(backbone["_target_"]))
+
+
+def withhold_pretrained_weights(node: dict[str, Any], cls: type) -> None:
+    """Let ``node`` of the class ``cls`` start at random where it is a backbone, also one that takes weights unasked."""
+    known = parameters(cls) if issubclass(cls, Backbone) else {}
     for argument, value in (("weights", None), ("pretrained", False), ("checkpoint", None)):
-        if argument in backbone:
-            backbone[argument] = value
+        if argument in known:
+            node[argument] = value
 
 
 def check_same_classes(train: Categories, other: Categories, what: str) -> None:

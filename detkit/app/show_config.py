@@ -14,7 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from detkit.app.failure import told_plainly
-from detkit.app.manifest import MANIFEST
+from detkit.app.foreign import inert
+from detkit.app.manifest import MANIFEST, counted
 from detkit.app.run_folder import is_free, leaves
 from detkit.config import ConfigError
 from detkit.config.validate import plain
@@ -72,9 +73,9 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[
 def show_differences(one: Path, other: Path) -> None:
     """Print in what two runs differ: first what changes the result, then what does not, then their surroundings.
 
-    Interpolations count by what they lead to.
+    Interpolations count by what they lead to; those that look outside the configuration, as they stand.
     """
-    found = differences(*(plain(OmegaConf.create(read_config(path))) for path in (one, other)))
+    found = differences(*(plain(inert(read_config(path), str(path))) for path in (one, other)))
     console = rich.get_console()
     for free, title in ((False, "what is computed"), (True, "what changes no result")):
         rows = [row for row in found if is_free(row[0]) is free and not row[0].startswith("resume.")]
@@ -91,10 +92,15 @@ def manifest_differences(one: Path, other: Path) -> list[tuple[str, Any, Any]]:
     files = [path / MANIFEST for path in (one, other)]
     if not all(file.is_file() for file in files):
         return []
-    first, second = (
-        {k: v for k, v in json.loads(f.read_text(encoding="utf-8")).items() if k not in _OF_A_START} for f in files
-    )
-    return differences(first, second)
+    return differences(*map(_surroundings, files))
+
+
+def _surroundings(manifest: Path) -> dict[str, Any]:
+    content = json.loads(manifest.read_text(encoding="utf-8"))
+    git = content.get("git")
+    if git and isinstance(git.get("not_in_git"), list):  # as older runs have it, with every file of the checkout
+        git["not_in_git"] = counted(git["not_in_git"])
+    return {key: value for key, value in content.items() if key not in _OF_A_START}
 
 
 def _table(title: str, one: Path, other: Path, rows: Sequence[tuple[str, Any, Any]]) -> Table:
@@ -112,3 +118,7 @@ class _Absent:
 
 
 _ABSENT = _Absent()
+
+
+if __name__ == "__main__":
+    main()

@@ -10,6 +10,9 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from detkit.app.composition import nothing_there
+from detkit.app.foreign import inert, restrain
+from detkit.app.run_folder import leaves
 from detkit.app.schema import TrainSchema
 from detkit.app.setup import (
     build_dataset,
@@ -62,6 +65,8 @@ def load_stored(cfg: DictConfig, options: type) -> tuple[Any, Stored]:
         cfg: the composed command line: the fields of ``options``, and keys of the training configuration, which
             override the stored ones. A group that was chosen (``data=coco``) replaces the stored section whole.
 
+    What the checkpoint's own configuration says is held back as :mod:`~detkit.app.foreign` tells.
+
     Raises:
         ConfigError: a key that neither has, no checkpoint, or one of a model that this configuration does not build.
         ValueError: a weight of the checkpoint is not finite.
@@ -81,10 +86,10 @@ def load_stored(cfg: DictConfig, options: type) -> tuple[Any, Stored]:
     checkpoint = load_checkpoint(chosen.checkpoint)
     config = _merge(checkpoint, {k: v for k, v in given.items() if k not in names})
     validate(config, TrainSchema)
-    node: Any = OmegaConf.to_container(config, resolve=True)
-    model = node["model"]
-    without_pretrained_weights(model)
-    detector = build_detector(model, checkpoint.categories)
+    node = plain(config)
+    restrain(node, cfg)
+    without_pretrained_weights(node["model"])
+    detector = build_detector(node["model"], checkpoint.categories)
     load_weights(detector, checkpoint.weights, checkpoint.source)
     refuse_bad_weights(detector, f"{checkpoint.source} is of no use")
     device = choose_device(chosen.device)
@@ -110,13 +115,12 @@ def open_split(stored: Stored, split: str) -> tuple[DetectionDataset, EvalLoader
 def _merge(checkpoint: Checkpoint, overrides: dict[str, Any]) -> DictConfig:
     if not checkpoint.config:
         raise ConfigError(f"{checkpoint.source} has no configuration; it was not written by tools/train.py")
-    config = OmegaConf.create(dict(checkpoint.config))
-    choices = HydraConfig.get().runtime.choices
+    config = inert(checkpoint.config, checkpoint.source)
+    chosen = HydraConfig.get().runtime.choices
+    said: Any = OmegaConf.to_container(OmegaConf.create({k: v for k, v in overrides.items() if not chosen.get(k)}))
+    if errors := [line for key, value in leaves(said) if value is None and (line := nothing_there(config, key))]:
+        raise ConfigError(errors)
     for name, value in overrides.items():
-        if value is not None and choices.get(name) is not None:
-            config[name] = value
-        elif value is not None:
-            config[name] = (
-                OmegaConf.merge(config[name], value) if name in config and OmegaConf.is_dict(value) else value
-            )
+        is_part = OmegaConf.is_dict(value) and name in config and not chosen.get(name)
+        config[name] = OmegaConf.merge(config[name], value) if is_part else value
     return config

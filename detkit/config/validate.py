@@ -11,7 +11,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
 
@@ -104,6 +104,24 @@ def element_annotation(annotation: Any, index: int = 0) -> Any:
         if issubclass(origin, collections.abc.Iterable):
             return args[0]
     return Any
+
+
+def names_freely(cfg: Mapping[str, Any] | DictConfig, schema: type, key: str) -> bool:
+    """Whether what stands at ``key`` of ``cfg`` is a mapping whose names the configuration gives itself, like steps."""
+    node, annotation = cfg, schema
+    for part in filter(None, key.split(".")):
+        target = node.get("_target_") if isinstance(node, Mapping | DictConfig) else None
+        cls = resolve(target) if isinstance(target, str) else section_of(annotation)
+        if cls is None:
+            annotation = element_annotation(annotation)
+        else:
+            parameter = parameters(cls).get(part)
+            annotation = Any if parameter is None or _is_third_party(cls) else parameter.annotation
+        node = node.get(part) if isinstance(node, Mapping | DictConfig) else None
+    if section_of(annotation) or (isinstance(node, Mapping | DictConfig) and "_target_" in node):
+        return False
+    origins = [typing.get_origin(option) for option in alternatives(annotation)]
+    return any(isinstance(origin, type) and issubclass(origin, collections.abc.Mapping) for origin in origins)
 
 
 def alternatives(annotation: Any) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ from torch import nn
 
 from detkit.app import train
 from detkit.app.components import load_components
-from detkit.app.entry import normalize_overrides
+from detkit.app.overrides import normalize_overrides
 from detkit.app.paths import config_dir
 from detkit.app.schema import EvaluateOptions, PredictOptions, TrainSchema
 from detkit.app.stored import Stored

@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 
 from detkit.app import inspect_model, model_report
 from detkit.app.components import load_components
-from detkit.app.entry import normalize_overrides
 from detkit.app.inspect_model import Inspection, checked, inspect, main
+from detkit.app.overrides import normalize_overrides
 from detkit.app.paths import config_dir
 from detkit.config import ConfigError
 from detkit.models import Neck, build_detector

@@ -78,6 +78,18 @@ def test_a_half_written_state_falls_back_and_two_end_it(run: Path, caplog: pytes
         run_folder.find_run(str(run), run.parent, CONFIG)
 
 
+def test_untracked_files_are_counted_and_a_few_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"datasets/mine/{i}.jpg" for i in range(60_000)]
+    answers = {"rev-parse": "abc", "diff": "", "ls-files": "\n".join(names)}
+    monkeypatch.setattr(manifest, "_ask_git", lambda command, *_: answers[command])
+    manifest.write_manifest(tmp_path, CONFIG, {})
+    assert json.loads((tmp_path / "manifest.json").read_text())["git"]["not_in_git"] == {
+        "files": 60_000,
+        "first": names[:5],
+    }
+    assert (tmp_path / "manifest.json").stat().st_size < 5000
+
+
 def test_the_manifest_names_everything(tmp_path: Path) -> None:
     data = ShapesDataset(root=str(tmp_path / "data"), num_train=2, num_val=1, image_size=96)
     hashes = {"train": manifest.data_hash(data)}

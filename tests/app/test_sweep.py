@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from detkit.app.components import load_components
-from detkit.app.entry import normalize_overrides
+from detkit.app.overrides import normalize_overrides
 from detkit.app.paths import config_dir
 from detkit.app.run_folder import config_hash, leaves
 from detkit.app.sweep import process, queue
@@ -70,6 +70,17 @@ def test_every_mistake_names_its_job_before_anything_runs() -> None:
         "job 2 (model/neck=nope): In 'model/faster_rcnn_fpn': Could not find 'model/neck/nope'; there are "
     )
     assert "fpn_se" in caught.value.errors[2]
+
+
+def test_misspelt_groups_slots_and_nulls_get_the_nearest_name() -> None:
+    """As a sweep's file may have them, which nothing reads before its jobs are composed."""
+    with pytest.raises(ConfigError) as caught:
+        planned(["model/bakbone=ResNet"], ["loss@model.head.roi.clsloss=Focal"], ["callbacks.csw=null"])
+    assert [line.partition("): ")[2] for line in caught.value.errors] == [
+        "model/bakbone: no group 'model/bakbone'; did you mean 'model/backbone'?",
+        "loss@model.head.roi.clsloss: there is no such slot; did you mean 'loss@model.head.roi.cls_loss'?",
+        "callbacks.csw: there is no 'csw' to leave out; did you mean 'csv'?",
+    ]
 
 
 def test_a_mistake_of_several_jobs_is_told_once() -> None:

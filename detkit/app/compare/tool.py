@@ -107,3 +107,7 @@ def _notes(rows: Sequence[Row], metric: str, num_samples: int) -> list[str]:
         "the logged steps. Memory: the peak, of the GPU or, on the CPU, of the whole process."
     )
     return notes
+
+
+if __name__ == "__main__":
+    main()

@@ -14,7 +14,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from detkit.app.entry import normalize_overrides
+from detkit.app.composition import idle_removals, in_one_line, wrong_groups, wrong_slots
+from detkit.app.overrides import normalize_overrides
 from detkit.app.run_folder import config_hash, is_free
 from detkit.app.schema import TrainSchema
 from detkit.config import ConfigError, validate
@@ -46,6 +47,7 @@ def plan_jobs(batch: Iterable[Sequence[str]], master: DictConfig, loader: Config
         ConfigError: one or more configurations cannot be run; each line names the job and the key.
     """
     given = _fixed(master.hydra.overrides.task)
+    config_name = master.hydra.job.config_name
     jobs: list[Job] = []
     mistakes: dict[str, list[str]] = {}  # by line: the jobs that have it
     lines = list(batch)
@@ -54,8 +56,10 @@ def plan_jobs(batch: Iterable[Sequence[str]], master: DictConfig, loader: Config
         try:
             cfg = compose_job(master, loader, overrides)
             validate(cfg, TrainSchema)
+            if errors := idle_removals(loader, config_name, overrides):
+                raise ConfigError(errors)
         except (ConfigError, HydraException) as error:
-            for line in _told(error):
+            for line in _told(error, loader, config_name, overrides):
                 mistakes.setdefault(line, []).append(f"job {number} ({label})")
             continue
         key = config_hash(_plain(cfg))
@@ -102,13 +106,14 @@ def job_hash(root: DictConfig) -> str:
     return config_hash(_plain(cfg))
 
 
-def _told(error: ConfigError | HydraException) -> Sequence[str]:
+def _told(
+    error: ConfigError | HydraException, loader: ConfigLoader, config_name: str, overrides: Sequence[str]
+) -> Sequence[str]:
     if isinstance(error, ConfigError):
         return error.errors
-    what = str(error).partition("\n")[0]
-    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
-        what += f"; there are {', '.join(error.options)}"
-    return [what]
+    if isinstance(error, MissingConfigException):
+        return [in_one_line(error)]
+    return wrong_groups(loader, overrides) or wrong_slots(loader, config_name, overrides) or [in_one_line(error)]
 
 
 def _whose(jobs: Sequence[str], num_jobs: int) -> str:

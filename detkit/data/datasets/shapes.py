@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -100,10 +101,23 @@ def _check(parameters: Mapping[str, Any]) -> None:
         )
 
 
+def folder_of(arguments: Mapping[str, Any]) -> Path:
+    """Where the pictures of a ``ShapesDataset`` of these arguments, as YAML gives them, are or would be made."""
+    known = inspect.signature(ShapesDataset).parameters
+    values = {name: arguments.get(name, parameter.default) for name, parameter in known.items()}
+    values["size_range"] = [float(share) for share in values["size_range"]]
+    parameters = {name: value for name, value in values.items() if name not in ("root", "split")}
+    return _named(Path(values["root"]), parameters | {"version": VERSION})
+
+
+def _named(root: Path, parameters: Mapping[str, Any]) -> Path:
+    text = json.dumps(parameters, sort_keys=True)
+    return root / hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 def _prepare(root: Path, parameters: Mapping[str, Any]) -> Path:
     """The folder with the pictures that ``parameters`` describe, made now if it is not there."""
-    text = json.dumps(parameters, sort_keys=True)
-    folder = root / hashlib.sha256(text.encode()).hexdigest()[:12]
+    folder = _named(root, parameters)
     if not folder.exists():
         try:
             _make(folder, parameters)
