@@ -31,6 +31,7 @@ from detkit.data.transforms import Transform, apply
 from detkit.matching import AnchorGrid
 from detkit.models import ComposedDetector, build_detector
 from detkit.models.cost import Cost, measure_cost
+from detkit.models.detector import normalize
 from detkit.models.receptive_field import (
     Cover,
     LevelField,
@@ -253,7 +254,8 @@ def _pictures(
         h, w = sample.size
         images = Images(pixels, (ImageMeta(0, dataset.truths[i].file, (h, w), (h, w)),))
         top, left = max(0, (h - window[0]) // 2), max(0, (w - window[1]) // 2)
-        middle = normalize(images, detector._mean, detector._std)[:, :, top : top + window[0], left : left + window[1]]
+        whole = normalize(images, detector.pixel_mean, detector.pixel_std)
+        middle = whole[:, :, top : top + window[0], left : left + window[1]]
         yield F.pad(middle, (0, window[1] - middle.shape[3], 0, window[0] - middle.shape[2]))
 
 

@@ -14,7 +14,6 @@ from detkit.matching.ranges import (
     only_in_range,
 )
 from detkit.matching.samplers import BalancedSampler, Sampler
-from detkit.matching.selector import Selector
 from detkit.matching.select import (
     select_candidates,
     select_detections,
@@ -23,6 +22,7 @@ from detkit.matching.select import (
     top_peaks,
     top_proposals,
 )
+from detkit.matching.selector import Selector
 from detkit.matching.trace import Fate, Selection, Trace, tracing
 
 __all__ = [

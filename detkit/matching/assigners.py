@@ -96,7 +96,7 @@ class MaxIoUAssigner(Assigner):
     def _match(self, references: Tensor, boxes: Tensor, allowed: Tensor | None) -> Tensor:
         iou = pairwise_iou(boxes, references)
         if allowed is not None:
-            iou = iou * allowed
+            iou = torch.where(allowed, iou, 0)
         best, index = iou.max(dim=0)
         matched = torch.where(best >= self.positive, index, IGNORED)
         matched = torch.where(best < self.negative, NEGATIVE, matched)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-#: Boxes that are compared with each other in one go. NMS costs the square of their number: groups go in parcels of about
-#: so many (measured on one core: 11,283 boxes of 80 classes in 11 ms, of 5,000 in 8 ms; one by one in 14 and 285 ms). A
+#: Boxes that are compared with each other in one go. NMS costs the square of their number: groups go in parcels of
+#: about so many (measured on one core: 11,283 boxes of 80 classes in 11 ms, of 5,000 in 8; one by one in 14 and 285). A
 #: GPU compares far more at once, and waits for the host at every parcel.
 _PARCEL = {"cpu": 400}
 _PARCEL_ELSEWHERE = 10_000

@@ -111,6 +111,6 @@ def assign_anchors(
         inside = torch.cat(anchors.inside(shapes, meta.size, device))
         allowed = allowed_pairs(target.boxes, meta.valid_range, valid_ranges, level)
         # anchors in the padding become empty boxes first, so that none of them is the best of an object
-        assignment = assign_allowed(assigner, boxes * inside[:, None], target, allowed)
+        assignment = assign_allowed(assigner, boxes.masked_fill(~inside[:, None], 0), target, allowed)
         assignments.append(assignment.without(~inside))
     return assignments

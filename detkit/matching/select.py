@@ -140,7 +140,7 @@ def top_peaks(
         selection.fates[len(slope) :] = Fate.KEPT  # the higher neighbours, here only as those that removed the others
         selection.suppressors[: len(slope)] = torch.arange(len(slope), len(cells), device=cells.device)
         trace.selections.append(selection)
-    peaks = (scores * is_peak).flatten(1).T
+    peaks = scores.masked_fill(~is_peak, 0).flatten(1).T
     return top_candidates(peaks, boxes_of, size, score_threshold=score_threshold, num=num)
 
 

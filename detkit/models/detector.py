@@ -14,19 +14,19 @@ from detkit.structures import Detections, Images, Losses, Target
 class ComposedDetector(Detector):
     """Normalise, run the neck over the backbone, and hand the features to the head."""
 
-    _mean: Tensor
-    _std: Tensor
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     def __init__(self, *, backbone: Backbone, neck: Neck, head: Head) -> None:
         super().__init__()
         self.backbone = backbone
         self.neck = neck
         self.head = head
-        self.register_buffer("_mean", torch.tensor(backbone.pixel_stats.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("_std", torch.tensor(backbone.pixel_stats.std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("pixel_mean", torch.tensor(backbone.pixel_stats.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(backbone.pixel_stats.std).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Images, targets: Sequence[Target] | None = None) -> Losses | list[Detections]:
-        features = self.neck(normalize(images, self._mean, self._std), self.backbone)
+        features = self.neck(normalize(images, self.pixel_mean, self.pixel_std), self.backbone)
         if targets is None:
             return self.head.predict(features, images)
         return self.head.loss(features, images, targets)
@@ -41,4 +41,4 @@ def normalize(images: Images, mean: Tensor, std: Tensor) -> Tensor:
     pixels = (images.pixels.float() - mean) / std
     if all(size == images.padded_size for size in images.sizes):
         return pixels
-    return pixels * images.valid_mask()
+    return pixels.masked_fill(~images.valid_mask(), 0)

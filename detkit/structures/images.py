@@ -18,8 +18,8 @@ class ImageMeta:
     ``size`` is (h, w) in px inside the batch before padding, ``original_size`` (h, w) of the file. ``affine`` maps the
     original to the network input and is None where random augmentation has no known inverse. ``key`` is
     hash(seed, epoch, index): it seeds whatever is drawn for this image, so that batch order cannot change a result.
-    ``valid_range``: the sizes that count in this image, None for all; what lies outside is neither learnt nor found (SNIP,
-    see ``matching.ranges``).
+    ``valid_range``: the sizes that count in this image, None for all; what lies outside is neither learnt nor found
+    (SNIP, see ``matching.ranges``).
     """
 
     image_id: int

@@ -32,8 +32,8 @@ class LevelAnchors(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """One image's: ``columns``, each of P rows, with ``boxes`` (P, 4) px first; the ``level`` (P,) that each comes from;
-    and which are of a ``valid`` (P,) size, None where all are."""
+    """One image's: ``columns``, each of P rows, boxes (P, 4) px first; the ``level`` (P,) that each comes from; and
+    which are of a ``valid`` (P,) size, None where all are."""
 
     columns: tuple[Tensor, ...]
     level: Tensor

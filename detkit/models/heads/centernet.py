@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from detkit.config import HEADS
 from detkit.losses import HeatmapLoss
+from detkit.losses.checks import non_negative
 from detkit.losses.classification import sigmoid_bias
-from detkit.matching import Assignment, Selector, found_in_range, only_in_range, top_peaks
+from detkit.matching import Assignment, Selector, found_in_range, top_peaks
 from detkit.matching.assigners import IGNORED
 from detkit.matching.gaussian import RadiusRule, draw_gaussians, gaussian_radius
 from detkit.models.heads.common import mean_count
@@ -80,7 +81,9 @@ class CenterNetHead(DenseHead, AssigningHead):
         self.strides, self.num_classes = in_spec.strides, num_classes
         self.heat_loss, self.selector = heat_loss, selector
         self.radius: RadiusRule = radius
-        self.min_overlap, self.offset_weight, self.size_weight = min_overlap, offset_weight, size_weight
+        self.min_overlap = min_overlap
+        self.offset_weight = non_negative("offset_weight", offset_weight)
+        self.size_weight = non_negative("size_weight", size_weight)
         self.heat = _branch(in_spec.channels[0], channels, num_classes, None)
         self.offsets = _branch(in_spec.channels[0], channels, 2, init_std)
         self.sizes = _branch(in_spec.channels[0], channels, 2, init_std)
@@ -107,9 +110,10 @@ class CenterNetHead(DenseHead, AssigningHead):
         shape, stride = (raw.heat.shape[2], raw.heat.shape[3]), self.strides[0]
         matched = torch.stack([a.matched for a in self._assign(shape, images, targets)])
         heat = self.heatmaps(shape, targets_in_range(images, targets))
-        used = (matched != IGNORED).view_as(heat)
+        ignored = (matched == IGNORED).view_as(heat)
         num_objects = mean_count(int((matched >= 0).sum()), raw.heat)
-        heat_loss = (self.heat_loss(raw.heat, heat) * used).sum() / num_objects
+        # before the loss too: its gradient at an infinite logit is not finite, and 0 times that is NaN
+        heat_loss = self.heat_loss(raw.heat.masked_fill(ignored, 0), heat).masked_fill(ignored, 0).sum() / num_objects
 
         image, reference = (matched >= 0).nonzero().unbind(1)
         cell = reference % (shape[0] * shape[1])

@@ -55,7 +55,7 @@ class DenseHead(Head):
         features = [features[level] for level in self.levels]
         masks = self.masks(features, images)
         if masks is not None:  # a network's own maps are not zero in the padding: norms and biases reach there
-            features = [feature * mask for feature, mask in zip(features, masks, strict=True)]
+            features = [feature.masked_fill(~mask, 0) for feature, mask in zip(features, masks, strict=True)]
         return self(features, masks)
 
     def masks(self, features: Sequence[Tensor], images: Images) -> CellMasks:

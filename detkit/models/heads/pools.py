@@ -21,7 +21,7 @@ from detkit.structures.boxes import area
 
 
 class Placed(NamedTuple):
-    """All regions of a batch: ``boxes`` (R, 4) px, the ``image`` (R,) of each and the ``level`` (R,) it is read from."""
+    """All regions of a batch: ``boxes`` (R, 4) px, the ``image`` (R,) and the ``level`` (R,) that each is read from."""
 
     boxes: Tensor
     image: Tensor
@@ -49,8 +49,8 @@ class _PyramidPool(RegionPool):
         channels, self.strides = in_spec.channels[:num_levels], in_spec.strides[:num_levels]
         if len(set(channels)) != 1:
             raise ValueError(
-                f"regions are pooled from levels of equal channels, not {list(channels)}: choose a neck that makes them "
-                "equal, such as model/neck=fpn"
+                f"regions are pooled from levels of equal channels, not {list(channels)}: choose a neck that makes "
+                "them equal, such as model/neck=fpn"
             )
         self.resolution, self.sampling_ratio, self.num_levels = resolution, sampling_ratio, len(channels)
         self.canonical_size, self.canonical_stride = canonical_size, canonical_stride
@@ -60,7 +60,7 @@ class _PyramidPool(RegionPool):
         size = area(boxes).clamp(min=0).sqrt()
         octave = torch.floor(torch.log2(size / self.canonical_size + 1e-8) + 1e-6)
         stride = self.canonical_stride * torch.exp2(octave.nan_to_num())
-        index = torch.bucketize(stride, boxes.new_tensor(self.strides))
+        index = torch.bucketize(stride, stride.new_tensor(self.strides))
         return index.clamp(max=len(self.strides) - 1)
 
     def forward(self, features: Sequence[Tensor], regions: Sequence[Tensor], images: Images) -> Tensor:
@@ -144,7 +144,7 @@ class PSRoIAlign(_PyramidPool):
 
 @REGION_POOLS
 class DeformRoIPool(_PyramidPool):
-    """RoIAlign whose bins move by offsets that a layer makes of what RoIAlign sees (Dai et al., ICCV 2017, section 2.2).
+    """RoIAlign with bins that move by offsets, made of what RoIAlign sees (Dai et al., ICCV 2017, section 2.2).
 
     The layer starts at zero, so that a fresh pool is RoIAlign.
 

@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkit.config import HEADS
+from detkit.losses.checks import non_negative
 from detkit.matching import Assignment, Selector, found_in_range, top_candidates
 from detkit.matching.assigners import IGNORED
 from detkit.models.heads.common import mean_count
@@ -91,7 +92,8 @@ class YOLOv1Head(DenseHead, AssigningHead):
         num_convs = 1 if num_convs is None and hidden is None else num_convs or 0
         self.strides, self.num_classes, self.num_boxes = in_spec.strides, num_classes, num_boxes
         self.grid_size = grid_size
-        self.lambda_coord, self.lambda_noobj = lambda_coord, lambda_noobj
+        self.lambda_coord = non_negative("lambda_coord", lambda_coord)
+        self.lambda_noobj = non_negative("lambda_noobj", lambda_noobj)
         self.num_before_nms, self.selector = num_before_nms, selector
         channels, num_outputs = in_spec.channels[0], num_boxes * 5 + num_classes
         self.tower = ConvTower(channels, channels, num_convs)
@@ -158,7 +160,7 @@ class YOLOv1Head(DenseHead, AssigningHead):
             "xy": self.lambda_coord * difference[:, :2].sum(),
             "wh": self.lambda_coord * difference[:, 2:].sum(),
             "obj": (chosen[:, 4] - iou[row, responsible]).square().sum(),
-            "noobj": self.lambda_noobj * (confidence * no_object).square().sum(),
+            "noobj": self.lambda_noobj * torch.where(no_object, confidence, 0).square().sum(),
             "cls": (classes - one_hot).square().sum(),
         }
         num_wanted = sum(int((~t.ignore).sum()) for t in targets_in_range(images, targets))
