@@ -13,7 +13,7 @@ import torch
 
 from detkit.app.audit_plan import Planner
 from detkit.config import ConfigError, build
-from detkit.models import Head, build_detector
+from detkit.models import AssigningHead, build_detector
 from detkit.structures import Batch, Categories, Images
 
 if TYPE_CHECKING:
@@ -187,12 +187,14 @@ def _other_anchors(
     yield "ratios", "wider and taller anchors too", [ratios[0] / 2, *ratios, ratios[-1] * 2]
 
 
-def _head(node: Mapping[str, Any], key: str, value: Sequence[float], planner: Planner, categories: Categories) -> Head:
+def _head(
+    node: Mapping[str, Any], key: str, value: Sequence[float], planner: Planner, categories: Categories
+) -> AssigningHead:
     """The head of the configuration with another value at ``key``."""
     model = _with(node, key, list(value))
     head = build(model["head"], key="model.head", in_spec=planner.out_spec, num_classes=len(categories))
-    if not isinstance(head, Head):
-        raise ConfigError(f"model.head: {type(head).__name__} is no head")
+    if not isinstance(head, AssigningHead):
+        raise ConfigError(f"model.head: {type(head).__name__} does not assign by where objects are")
     return head
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from detkit.config import ConfigError
-from detkit.matching import AnchorGrid, Assignment
-from detkit.models import ComposedDetector, Detector, Head
+from detkit.matching import Anchors, Assignment
+from detkit.models import AssigningHead, ComposedDetector, Detector
 from detkit.structures import Batch, Images, Target
 from detkit.structures.boxes import paired_iou
 
@@ -34,22 +34,28 @@ class Planner:
 
     def __init__(self, detector: Detector) -> None:
         head = getattr(detector, "head", None)
-        if not isinstance(detector, ComposedDetector) or not isinstance(head, Head):
+        if not isinstance(detector, ComposedDetector):
             raise ConfigError(
                 f"model: {type(detector).__name__} has no head that assigns references to objects: nothing to audit"
             )
-        self.head: Head = head
+        if not isinstance(head, AssigningHead):
+            raise ConfigError(
+                f"model.head: {type(head).__name__} assigns by what it predicts, not by where objects are: there is "
+                "nothing to audit before training"
+            )
+        self.head: AssigningHead = head
         self._anchors = _anchors_of(head)
         self.out_spec = detector.neck.out_spec
-        self.strides = self.out_spec.strides
+        self.strides = self.out_spec.select(head.levels).strides
         self._neck, self._backbone = detector.neck, detector.backbone
         self._shapes: dict[tuple[int, int], list[tuple[int, int]]] = {}
         self._on_meta: tuple[torch.nn.Module, torch.nn.Module] | None = None
 
-    def with_head(self, head: Head) -> Planner:
+    def with_head(self, head: AssigningHead) -> Planner:
         """The same neck and backbone with another head."""
         other = copy.copy(self)
         other.head, other._anchors = head, _anchors_of(head)
+        other.strides = self.out_spec.select(head.levels).strides
         return other
 
     def shapes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
@@ -81,11 +87,12 @@ class Planner:
 
     def assigned(self, images: Images, targets: Sequence[Target]) -> list[Assigned]:
         """What the head's assigner gives the objects of each image."""
-        shapes = self.shapes(images.padded_size)
+        given = self.shapes(images.padded_size)
+        shapes = [given[level] for level in self.head.levels]
         cells = torch.tensor([h * w for h, w in shapes])
-        anchors = None if self._anchors is None else torch.cat(self._anchors(shapes, torch.device("cpu")))
+        anchors = self._boxes(images.padded_size)
         found = []
-        for assignment, target in zip(self.head.assign(shapes, images, targets), targets, strict=True):
+        for assignment, target in zip(self.head.assign(given, images, targets), targets, strict=True):
             # whatever a head has on a cell (anchors, boxes), it is as many on all; a pyramid's levels follow each other
             per_cell = len(assignment.matched) // int(cells.sum())
             level = torch.repeat_interleave(torch.arange(len(shapes)), cells * per_cell)
@@ -119,11 +126,18 @@ class Planner:
             rows = self._assign(batch, i, target.select(torch.tensor([k]))).positive.nonzero().squeeze(1)
             owners = matched[rows]
             rival = int(owners[owners >= 0][0]) if (owners >= 0).any() else None
-        if self._anchors is None:
+        anchors = self._boxes(batch.images.padded_size)
+        if anchors is None:
             return None, rival
-        anchors = torch.cat(self._anchors(self.shapes(batch.images.padded_size), torch.device("cpu")))
         near = anchors[rows] if len(rows) else anchors
         return near[paired_iou(near, target.boxes[k].expand_as(near)).argmax()], rival
+
+    def _boxes(self, size: tuple[int, int]) -> Tensor | None:
+        """The anchors (M, 4) px of all levels for a batch of ``size``; None for a head without any."""
+        if self._anchors is None:
+            return None
+        shapes = self.shapes(size)
+        return torch.cat(self._anchors([shapes[level] for level in self.head.levels], torch.device("cpu")))
 
     def _assign(self, batch: Batch, i: int, target: Target) -> Assignment:
         """The assignment of image ``i`` as if it had the objects of ``target``."""
@@ -132,6 +146,7 @@ class Planner:
         return assignment
 
 
-def _anchors_of(head: Head) -> AnchorGrid | None:
+def _anchors_of(head: AssigningHead) -> Anchors | None:
     """The anchors that ``head`` assigns, wherever in it they are."""
-    return next((v for m in head.modules() for v in vars(m).values() if isinstance(v, AnchorGrid)), None)
+    assert isinstance(head, torch.nn.Module)
+    return next((v for m in head.modules() for v in vars(m).values() if isinstance(v, Anchors)), None)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -18,6 +20,7 @@ from detkit.app.command_line import read_command_line
 from detkit.app.components import load_components
 from detkit.app.failure import fail, told_plainly
 from detkit.app.paths import config_dir
+from detkit.app.slots import settle_slots
 from detkit.data.workers import worker_deaths_explained
 from detkit.utils.lock import LOCK
 
@@ -44,6 +47,8 @@ def run_tool(task: Task, config_name: str, sweep_task: Task | None = None) -> No
             return sweep_task(cfg, folder)
         is_new = folder != Path(runtime.cwd) and not any(folder.iterdir())
         try:
+            for note in settle_slots(cfg, HydraConfig.get().overrides.task, config_name, _loader()):
+                print(f"note: {note}", file=sys.stderr)
             with worker_deaths_explained():
                 return task(cfg, folder)
         except (ValueError, FileNotFoundError) as error:
@@ -56,6 +61,11 @@ def run_tool(task: Task, config_name: str, sweep_task: Task | None = None) -> No
     with told_plainly():
         sys.argv[1:] = read_command_line(sys.argv[1:], config_name)
     start()
+
+
+def _loader() -> ConfigLoader:
+    hydra = GlobalHydra.instance()
+    return hydra.config_loader()
 
 
 def _remove_unused(folder: Path) -> None:

@@ -28,7 +28,7 @@ from detkit.data.at_scale import at_input_scale, input_size
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.sample import Sample
 from detkit.data.transforms import Transform, apply
-from detkit.matching import AnchorGrid
+from detkit.matching import Anchors
 from detkit.models import ComposedDetector, build_detector
 from detkit.models.cost import Cost, measure_cost
 from detkit.models.detector import normalize
@@ -271,7 +271,7 @@ def _anchor_sides(head: torch.nn.Module, num_levels: int) -> list[tuple[float, .
     """The different sides (root of the area, px) of the anchors of each level; none where the head has no anchors."""
     for module in head.modules():
         for part in vars(module).values():
-            if isinstance(part, AnchorGrid) and len(part.strides) == num_levels:
+            if isinstance(part, Anchors) and len(part.strides) == num_levels:
                 grids = part([(1, 1)] * num_levels, torch.device("cpu"))
                 areas = [(a[:, 2:] - a[:, :2]).prod(1).sqrt() for a in grids]
                 return [tuple(sorted({round(side, 1) for side in level.tolist()})) for level in areas]

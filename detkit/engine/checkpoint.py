@@ -16,6 +16,7 @@ import torchvision
 from torch import Tensor, nn
 
 import detkit
+from detkit.engine.upgrade import upgrade_config, upgrade_weights
 from detkit.structures import Categories
 from detkit.utils.files import atomic_write
 from detkit.utils.log import logger
@@ -23,8 +24,8 @@ from detkit.utils.log import logger
 #: The names in a run folder: the newest state, the one before it, and the weights of the best evaluation.
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 
-#: Grows when the meaning of what is stored changes: detkit then refuses the file instead of misreading it.
-FORMAT = 1
+#: Grows when the meaning of what is stored changes: an older detkit then refuses the file instead of misreading it.
+FORMAT = 2
 
 _MOST_NAMED = 5
 
@@ -209,11 +210,13 @@ def _check_archive(path: Path) -> None:
 def _parse(state: Any, path: Path) -> Checkpoint:
     if not isinstance(state, dict) or not {"format", "detector"} <= state.keys():
         raise CheckpointError(f"{path}: not a checkpoint of detkit: it holds {_contents(state)}")
+    if state["format"] == 1:
+        state = _upgraded(state)
     if state["format"] != FORMAT:
         writer = state.get("versions", {}).get("detkit", "unknown")
         raise CheckpointError(
             f"{path}: format {state['format']}, written by detkit {writer}; this is detkit {detkit.__version__}, which "
-            f"reads format {FORMAT}"
+            f"reads formats 1 to {FORMAT}"
         )
     return Checkpoint(
         step=state["step"],
@@ -226,6 +229,15 @@ def _parse(state: Any, path: Path) -> Checkpoint:
         versions=state["versions"],
         source=str(path),
     )
+
+
+def _upgraded(state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a checkpoint of format 1 as one of format 2."""
+    average = state["average"]
+    if average is not None:
+        average = {**average, "detector": upgrade_weights(average["detector"])}
+    detector, config = upgrade_weights(state["detector"]), upgrade_config(state["config"])
+    return {**state, "format": 2, "detector": detector, "average": average, "config": config}
 
 
 def _contents(state: Any) -> str:

@@ -30,14 +30,15 @@ from detkit.engine.finite import (
     has_odd_pixels,
     is_invalid,
 )
-from detkit.structures import Batch, Categories, ImageMeta, Images, Losses, Target
+from detkit.engine.upgrade import upgrade_config, upgrade_weights
+from detkit.structures import Batch, Categories, ImageMeta, Images, Losses, SizeRange, Target
 from detkit.structures.affine import Affine
 from detkit.utils import dist
 from detkit.utils.files import atomic_write
 from detkit.utils.log import logger
 
 #: Grows when the meaning of what is stored changes.
-FORMAT = 1
+FORMAT = 2
 
 #: Steps whose losses are remembered, to tell what is usual.
 WINDOW = 50
@@ -108,10 +109,13 @@ def load_bundle(path: str | Path) -> Bundle:
         raise CheckpointError(f"{path}: damaged or no bundle: {reason}") from error
     if not isinstance(state, dict) or state.get("kind") != "divergence":
         raise CheckpointError(f"{path}: not a divergence report; a failing run writes one as divergence_step....pt")
+    if state["format"] == 1:
+        weights = None if state["weights"] is None else upgrade_weights(state["weights"])
+        state |= {"format": 2, "weights": weights, "config": upgrade_config(state["config"])}
     if state["format"] != FORMAT:
         raise CheckpointError(
             f"{path}: format {state['format']}, written by detkit {state['versions']['detkit']}; this is detkit "
-            f"{detkit.__version__}, which reads format {FORMAT}"
+            f"{detkit.__version__}, which reads formats 1 to {FORMAT}"
         )
     fields = {name: state[name] for name in Bundle.__slots__}
     fields["categories"] = Categories.from_dict(state["categories"])
@@ -312,17 +316,25 @@ def _rank_suffix() -> str:
     return "" if dist.is_main() else f"_rank{dist.rank()}"
 
 
+#: Fields of a meta that are tuples of numbers with names, which a file holds as lists.
+_TUPLES = {"affine": Affine, "valid_range": SizeRange}
+
+
+def _listed(numbers: tuple[float, ...] | None) -> list[float] | None:
+    return None if numbers is None else list(numbers)
+
+
 def _plain_batch(batch: Batch) -> dict[str, Any]:
     return {
         "pixels": batch.images.pixels.cpu().contiguous(),
-        "meta": [asdict(meta) | {"affine": meta.affine and list(meta.affine)} for meta in batch.images.meta],
+        "meta": [asdict(meta) | {name: _listed(getattr(meta, name)) for name in _TUPLES} for meta in batch.images.meta],
         "targets": [[t.boxes.cpu(), t.labels.cpu(), t.ignore.cpu()] for t in batch.targets],
     }
 
 
 def _batch_of(plain: Mapping[str, Any]) -> Batch:
     metas = tuple(
-        ImageMeta(**{**meta, "affine": None if meta["affine"] is None else Affine(*meta["affine"])})
+        ImageMeta(**meta | {name: of(*meta[name]) for name, of in _TUPLES.items() if meta.get(name) is not None})
         for meta in plain["meta"]
     )
     return Batch(Images(plain["pixels"], metas), tuple(Target(*columns) for columns in plain["targets"]))

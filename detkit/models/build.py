@@ -35,7 +35,7 @@ def _leave_untrained(backbone: Backbone, neck: Neck, reads: Sequence[int]) -> No
     """Freeze what only makes maps that the head does not read: it would have no gradient, for which others wait."""
     copies = nn.ModuleList(copy.deepcopy(module).to("meta") for module in (backbone, neck))
     side = 4 * int(max(neck.out_spec.strides))
-    maps = copies[1](torch.empty(1, 3, side, side, device="meta"), copies[0])
+    maps = copies[1](torch.empty(2, 3, side, side, device="meta"), copies[0])
     trained = {name: p for name, p in copies.named_parameters() if p.requires_grad}
     total = torch.stack([maps[i].sum() for i in reads]).sum()
     gradients = torch.autograd.grad(total, list(trained.values()), allow_unused=True)

@@ -18,9 +18,9 @@ _RENAMES = (
     (r"^backbone\.fpn\.layer_blocks\.(\d+)\.(?:0\.)?(weight|bias)$", r"neck.output.\1.\2"),
     (r"^rpn\.head\.conv\.(?:0\.0\.)?(weight|bias)$", r"head.rpn.conv.\1"),
     (r"^rpn\.head\.(cls_logits|bbox_pred)\.", r"head.rpn.\1."),
-    (r"^roi_heads\.box_head\.fc6\.", "head.roi.fcs.0."),
-    (r"^roi_heads\.box_head\.fc7\.", "head.roi.fcs.1."),
-    (r"^roi_heads\.box_predictor\.(cls_score|bbox_pred)\.", r"head.roi.\1."),
+    (r"^roi_heads\.box_head\.fc6\.", "head.roi.network.fcs.0."),
+    (r"^roi_heads\.box_head\.fc7\.", "head.roi.network.fcs.1."),
+    (r"^roi_heads\.box_predictor\.(cls_score|bbox_pred)\.", r"head.roi.network.\1."),
 )
 
 
@@ -44,13 +44,13 @@ def from_torchvision(state: Mapping[str, Tensor], categories: Categories) -> tup
         if name is None:
             raise ValueError(f"{key!r} is not a key of torchvision's fasterrcnn_resnet50_fpn")
         renamed[name] = value
-    score = "head.roi.cls_score.weight"
+    score = "head.roi.network.cls_score.weight"
     if score not in renamed:
         raise ValueError("the state dict of torchvision's fasterrcnn_resnet50_fpn must have a box predictor")
     rows = _class_rows(renamed[score].shape[0], categories)
     for layer in ("cls_score", "bbox_pred"):
         for kind in ("weight", "bias"):
-            name = f"head.roi.{layer}.{kind}"
+            name = f"head.roi.network.{layer}.{kind}"
             value = renamed.pop(name)
             if rows is not None and layer == "cls_score":
                 renamed[name] = value[[*rows, 0]]

@@ -13,8 +13,8 @@ from torch import Tensor
 from detkit.config import TTA
 from detkit.matching import NMS, Merge
 from detkit.models.interfaces import Detector
-from detkit.structures import Affine, Detections, ImageMeta, Images, Losses, Target
-from detkit.structures.boxes import area, clip
+from detkit.structures import Affine, Detections, ImageMeta, Images, Losses, SizeRange, Target, size_ranges
+from detkit.structures.boxes import clip
 
 
 class View(NamedTuple):
@@ -26,7 +26,7 @@ class View(NamedTuple):
 
     scale: float
     flip: bool
-    sizes: tuple[float, float] | None
+    sizes: SizeRange | None
 
 
 @TTA
@@ -173,25 +173,19 @@ def _brought_back(found: Detections, meta: ImageMeta, seen: ImageMeta, view: Vie
         return found
     if meta.affine is None:
         raise ValueError(f"{meta.file}: valid_ranges count px of the original image, but meta.affine is missing")
-    size = area(meta.affine.undo(boxes)).sqrt()
-    least, most = view.sizes
-    return found.select((size >= least) & (size <= most))
+    return found.select(view.sizes.holds(meta.affine.undo(boxes)))
 
 
 def _checked_sizes(
     ranges: Sequence[tuple[float, float | None]] | None, scales: Sequence[float], merge: Merge
-) -> list[tuple[float, float] | None]:
+) -> Sequence[SizeRange | None]:
     """The sizes to keep, scale by scale."""
-    if ranges is None:
+    sizes = size_ranges(ranges, len(scales), "scales")
+    if sizes is None:
         return [None] * len(scales)
-    if len(ranges) != len(scales):
-        raise ValueError(f"valid_ranges must have a [from, to] for each of the {len(scales)} scales, not {len(ranges)}")
-    sizes = [(least, math.inf if most is None else most) for least, most in ranges]
-    if not all(0 <= least < most for least, most in sizes):
-        raise ValueError(f"valid_ranges must be [from, to] with 0 <= from < to, not {[list(r) for r in ranges]}")
     if merge.counts_views:
         raise ValueError(
             f"valid_ranges leave each size to some of the views, but {type(merge).__name__} scores a box by how many "
             "of all views found it; merge by NMS or SoftNMS"
         )
-    return [*sizes]
+    return sizes

@@ -2,6 +2,7 @@
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 from torch import nn
@@ -11,6 +12,7 @@ from detkit.app.components import load_components
 from detkit.app.overrides import normalize_overrides
 from detkit.app.paths import config_dir
 from detkit.app.schema import EvaluateOptions, PredictOptions, TrainSchema
+from detkit.app.slots import settle_slots
 from detkit.app.stored import Stored
 from detkit.config import ConfigError, Registry, build, validate
 from detkit.data import ShapesDataset
@@ -24,8 +26,15 @@ SECTIONS = ["data", "transform", "optim", "schedule", "trainer", "evaluator", "c
 
 
 def composed(*overrides):
+    return settled(*overrides)[0]
+
+
+def settled(*overrides):
+    """The configuration as a tool gets it, and what was left out of its slots."""
+    overrides = normalize_overrides(overrides)
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return compose("train", overrides=normalize_overrides(overrides))
+        cfg = compose("train", overrides=overrides)
+        return cfg, settle_slots(cfg, overrides, "train", GlobalHydra.instance().config_loader())
 
 
 def presets(group):

@@ -18,7 +18,7 @@ LAYERS = [f"head.roi.{layer}.{kind}" for layer in ("cls_score", "bbox_pred") for
 
 @pytest.fixture(scope="module")
 def model():
-    overrides = ["model/backbone=resnet18_narrow", "model.neck.out_channels=16", "model.head.roi.hidden=[32]"]
+    overrides = ["model/backbone=resnet18_narrow", "model.neck.out_channels=16", "model.head.roi.network.hidden=[32]"]
     return compose_model("faster_rcnn_fpn", overrides)
 
 
@@ -57,7 +57,7 @@ def test_other_classes_start_their_layers_anew_even_when_as_many(model, checkpoi
         before, state = loaded(model, path, OTHER)
     for name, value in trained.items():
         assert torch.equal(state[name], before[name] if name in LAYERS else value), name
-    assert "head.roi.cls_score.weight" in caplog.text
+    assert "head.roi.network.cls_score.weight" in caplog.text
 
 
 def test_files_that_do_not_fit(model, checkpoint, tmp_path):

@@ -18,7 +18,7 @@ def bundle(tmp_path_factory):
     )  # fmt: skip
     trainer, _ = train.build_trainer(cfg, folder)
     with torch.no_grad():
-        trainer.detector.head.roi.cls_score.weight[3, 5] = torch.inf
+        trainer.detector.head.roi.network.cls_score.weight[3, 5] = torch.inf
     with pytest.raises(NonFiniteError):
         trainer.fit()
     return folder / "divergence_step1.pt"
@@ -27,10 +27,10 @@ def bundle(tmp_path_factory):
 def test_the_step_is_shown_again(bundle, capsys):
     replay.main([str(bundle)])
     output = capsys.readouterr().out
-    assert "likeliest cause: head.roi.cls_score.weight has 1 of" in output
+    assert "likeliest cause: head.roi.network.cls_score.weight has 1 of" in output
     assert "train_00000.jpg" in output
     assert "loss terms: rpn_cls" in output
-    assert "again: the first layer whose output is not finite: head.roi.cls_score; rpn_cls" in output
+    assert "again: the first layer whose output is not finite: head.roi.network.cls_score; rpn_cls" in output
     assert "(as in the run)" in output
     picture = cv2.imread(str(bundle.with_suffix(".png")))
     assert picture.shape[1] > 600, "two images beside each other"
@@ -38,7 +38,7 @@ def test_the_step_is_shown_again(bundle, capsys):
 
 def test_another_outcome_is_said(bundle, tmp_path, capsys):
     state = torch.load(bundle, weights_only=True)
-    state["weights"]["head.roi.cls_score.weight"][3, 5] = 0
+    state["weights"]["head.roi.network.cls_score.weight"][3, 5] = 0
     torch.save(state, tmp_path / "mended.pt")
     replay.main([str(tmp_path / "mended.pt")])
     output = capsys.readouterr().out

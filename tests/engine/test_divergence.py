@@ -261,7 +261,7 @@ class InfLoader:
 
 def test_replay_goes_the_same_way_again(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    overrides = ["model/backbone=resnet18_narrow", "model.neck.out_channels=32", "model.head.roi.hidden=[64]"]
+    overrides = ["model/backbone=resnet18_narrow", "model.neck.out_channels=32", "model.head.roi.network.hidden=[64]"]
     detector = build_model("faster_rcnn_fpn", ABC, overrides)
     options = {"detector": detector, "optim": SGD(lr=1e-3), "train_loader": InfLoader(), "categories": ABC}
     trainer = make_trainer(tmp_path, **without_evaluation(ema_decay=None, **options))
@@ -300,7 +300,9 @@ def test_bundles_that_cannot_be_used(tmp_path: Path) -> None:
     assert error.bundle is not None
     state = torch.load(error.bundle, weights_only=True)
     torch.save(state | {"format": 99, "versions": {"detkit": "9.1"}}, tmp_path / "other.pt")
-    with pytest.raises(CheckpointError, match=r"format 99, written by detkit 9\.1; this is detkit .*reads format 1$"):
+    with pytest.raises(
+        CheckpointError, match=r"format 99, written by detkit 9\.1; this is detkit .*reads formats 1 to 2$"
+    ):
         load_bundle(tmp_path / "other.pt")
     save_bundle(tmp_path / "no_weights.pt", dataclasses.replace(bundle, weights=None))
     with pytest.raises(ValueError, match="the bundle has no weights"):

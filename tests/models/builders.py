@@ -16,7 +16,7 @@ SMALL = [
     *("model.backbone.weights=null", "model.backbone.norm=bn", "model.backbone.frozen_stages=0"),
     "model.backbone.width=16",
 ]
-_SMALL_RCNN = ["model/backbone=resnet18", *SMALL, "model.head.roi.hidden=[64]"]
+_SMALL_RCNN = ["model/backbone=resnet18", *SMALL, "model.head.roi.network.hidden=[64]"]
 _SMALL_MODELS = {
     "faster_rcnn_fpn": _SMALL_RCNN,
     "faster_rcnn_fpn_torchvision": [*_SMALL_RCNN, "model.backbone.norm_eps=1e-5"],  # its 0 is for published statistics
@@ -39,8 +39,8 @@ def build_awake(name: str, categories: Categories) -> Detector:
             0.3 + torch.rand_like(parameter) / 2 if parameter.ndim == 1 else torch.randn_like(parameter) / 150
         )
     for module in detector.modules():
-        if hasattr(module, "score_threshold"):
-            module.score_threshold = 0.0
+        if hasattr(module, "selector"):
+            module.selector.score_threshold = 0.0
     return detector
 
 

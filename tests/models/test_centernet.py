@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from detkit.losses import PenaltyReducedFocal
-from detkit.matching import NEGATIVE
+from detkit.matching import NEGATIVE, Selector
 from detkit.matching.assigners import IGNORED
 from detkit.models.heads.centernet import CenterNetHead, RawCentres
 from detkit.structures import FeatureSpec
@@ -15,9 +15,12 @@ from tests.models.builders import images, target
 SHAPE = (8, 12)  # 32 x 48 px at stride 4
 
 
-def head(**options):
+PEAKS = Selector(score_threshold=0.0, nms_iou=None)
+
+
+def head(selector=PEAKS, **options):
     spec = FeatureSpec((8,), (4.0,))
-    return CenterNetHead(in_spec=spec, num_classes=2, heat_loss=PenaltyReducedFocal(), **options)
+    return CenterNetHead(in_spec=spec, num_classes=2, heat_loss=PenaltyReducedFocal(), selector=selector, **options)
 
 
 # centre (21, 14): cell column 5, row 3, offset (0.25, 0.5); 18 x 12 px are 4.5 x 3 cells
@@ -123,7 +126,7 @@ def test_a_plateau_has_one_peak():
     raw.heat[0, 1, 4, 5] = 2.0
     raw.offsets[0] = torch.tensor([0.25, 0.5])[:, None, None]
     raw.sizes[0] = torch.tensor([4.5, 3.0])[:, None, None]
-    found = head(score_threshold=0.1).decode(raw, images((32, 48)))[0]
+    found = head(Selector(score_threshold=0.1, nms_iou=None)).decode(raw, images((32, 48)))[0]
     torch.testing.assert_close(found.boxes, torch.tensor([BOX]))
 
 
@@ -133,7 +136,7 @@ def test_overlapping_peaks_stay_unless_nms_is_asked_for():
         raw.heat[0, 0, 3, column] = logit
         raw.sizes[0, :, 3, column] = torch.tensor([8.0, 5.0])
     assert len(head().decode(raw, images((32, 48)))[0]) == 2
-    assert len(head(nms_iou=0.5).decode(raw, images((32, 48)))[0]) == 1
+    assert len(head(Selector(score_threshold=0.0)).decode(raw, images((32, 48)))[0]) == 1
 
 
 def test_the_published_bias():

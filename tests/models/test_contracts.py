@@ -9,6 +9,7 @@ import torch
 from detkit.app.paths import config_dir
 from detkit.config import BACKBONES, NECKS, ConfigError, build
 from detkit.matching import Fate, tracing
+from detkit.models.detector import normalize
 from detkit.models.heads.dense import DenseHead
 from detkit.models.interfaces import Backbone
 from detkit.structures import Categories, FeatureSpec, ImageMeta, Images, Losses, Target
@@ -30,8 +31,6 @@ NECK_OPTIONS = {
     "SingleLevel": [{}, {"stride": 8}, {"out_channels": 7}],
     "Upsample": [{}, {"channels": [8], "mode": "bilinear"}, {"lateral": True}, {"conv": "modulated_deform"}],
 }
-#: necks of one level, which heads of one map can read
-ONE_MAP = ["image_pyramid_sum", "single_level", "single_level_16", "upsample", "upsample_dcn", "upsample_lateral"]
 
 
 def batch(sizes=((64, 96), (64, 96)), seed=0, empty=()):
@@ -93,8 +92,7 @@ def test_neck_maps_are_what_out_spec_says(name, options):
 
 @pytest.mark.parametrize(
     ("model", "neck"),
-    [(m, n) for m in ("faster_rcnn_fpn", "retinanet") for n in NECK_PRESETS]
-    + [(m, n) for m in ("centernet", "yolov1") for n in ONE_MAP],
+    [(m, n) for m in ("faster_rcnn_fpn", "retinanet", "centernet", "yolov1") for n in NECK_PRESETS],
 )
 def test_every_neck_takes_every_head(model, neck):
     detector = build_model(model, CATEGORIES, [f"model/neck={neck}", *small(model)])
@@ -103,11 +101,23 @@ def test_every_neck_takes_every_head(model, neck):
     assert len(detector(images)) == 2
 
 
-@pytest.mark.parametrize("model", ["centernet", "yolov1"])
-@pytest.mark.parametrize("neck", sorted(set(NECK_PRESETS) - set(ONE_MAP)))
-def test_a_head_of_one_map_refuses_a_pyramid(model, neck):
-    with pytest.raises(ConfigError, match=r"reads one (feature )?map, not \d"):
-        build_model(model, CATEGORIES, ["model/backbone=resnet18", f"model/neck={neck}", *SMALL])
+@pytest.mark.parametrize(
+    ("model", "level", "stride"), [("centernet", None, 4), ("centernet", 1, 8), ("yolov1", None, 64)]
+)
+def test_a_head_of_one_map_says_which_of_a_pyramid_it_reads(model, level, stride):
+    overrides = ["model/neck=fpn", *([] if level is None else [f"model.head.level={level}"])]
+    detector = build_model(model, CATEGORIES, [*overrides, *small(model)])
+    assert detector.head.strides == (stride,)
+    images, targets = batch()
+    detector(images, targets).total.backward()
+    without = [n for n, p in detector.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without, "what only other maps need is not trained"
+
+
+def test_a_level_that_there_is_not_is_named_with_those_that_there_are():
+    words = r"^model.head: YOLOv1Head: level must name maps that there are: 0 \(stride 4\), .*4 \(stride 64\), or -1 for the last; not 5"
+    with pytest.raises(ConfigError, match=words):
+        build_model("yolov1", CATEGORIES, ["model/neck=fpn", "model.head.level=5", *small("yolov1")])
 
 
 @pytest.mark.parametrize("model", MODEL_PRESETS)
@@ -197,7 +207,9 @@ def test_what_is_in_the_padding_changes_nothing(detector, padding):
         pytest.skip("fully connected layers take maps of one size")
     if padding and not isinstance(head, DenseHead):
         pytest.skip("a dense head's promise")
-    shapes = [f.shape for f in detector.neck(detector.normalize(images), detector.backbone)]
+    shapes = [
+        f.shape for f in detector.neck(normalize(images, detector.pixel_mean, detector.pixel_std), detector.backbone)
+    ]
     g = torch.Generator().manual_seed(1)
     features = [torch.randn(s, generator=g) for s in shapes]
     padded_features = [torch.nn.functional.pad(f, (0, f.shape[3], 0, f.shape[2]), value=padding) for f in features]

@@ -1,5 +1,7 @@
 """Deformable layers in the models: what a fresh one is, how pretrained weights reach it, and that it learns."""
 
+from functools import partial
+
 import pytest
 import torch
 import torchvision
@@ -7,8 +9,10 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from detkit.models.backbones import ResNet
-from detkit.models.layers import ConvNorm, DeformConv, DeformRoIPool, OffsetConv, conv_norm, make_conv
-from detkit.ops import multi_level_roi_align
+from detkit.models.heads import DeformRoIPool, ModulatedDeformRoIPool, RoIAlign
+from detkit.models.layers import ConvNorm, DeformConv, OffsetConv, conv_norm, make_conv
+from detkit.structures import FeatureSpec
+from tests.models.builders import images
 
 PIXELS = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
@@ -68,22 +72,22 @@ def test_a_file_that_lacks_more_than_offsets_is_refused(tmp_path):
         ResNet(depth=18, weights=str(tmp_path / "resnet.pth"), stage_conv=("conv", "conv", "conv", "deform"))
 
 
-@pytest.mark.parametrize(("modulated", "share"), [(False, 1.0), (True, 0.5)])
-def test_fresh_deformable_pooling_is_roi_align_and_its_offsets_learn(modulated, share):
+@pytest.mark.parametrize(("make", "share"), [(DeformRoIPool, 1.0), (partial(ModulatedDeformRoIPool, hidden=8), 0.5)])
+def test_fresh_deformable_pooling_is_roi_align_and_its_offsets_learn(make, share):
     g = torch.Generator().manual_seed(0)
     maps = [torch.randn(1, 3, 16, 20, generator=g), torch.randn(1, 3, 8, 10, generator=g)]
     boxes = torch.tensor([[8.0, 8.0, 60.0, 44.0], [20.0, 4.0, 100.0, 90.0]])
-    index, levels = torch.zeros(2, dtype=torch.int64), torch.tensor([0, 1])
-    layer = DeformRoIPool(channels=3, resolution=4, sampling_ratio=2, modulated=modulated, hidden=8)
-    options = {"scales": (1 / 8, 1 / 16), "image_sizes": [(128, 160)]}
-    out = layer(maps, boxes, index, levels, **options)
-    plain = share * multi_level_roi_align(maps, boxes, index, levels, output_size=(4, 4), **options)
+    options = {"in_spec": FeatureSpec((3, 3), (8.0, 16.0)), "resolution": 4, "canonical_size": 80.0}
+    layer, inputs = make(**options), (maps, [boxes], images((128, 160)))
+    assert layer.levels(boxes).tolist() == [0, 1]
+    out = layer(*inputs)
+    plain = share * RoIAlign(**options)(*inputs)
     torch.testing.assert_close(out, plain)
     out.square().sum().backward()
     assert all(part.any() for part in layer.offset.weight.grad.split(16)), "of dx, of dy and of the mask"
     with torch.no_grad():
         layer.offset.bias[:32] = 5.0
-    assert not torch.allclose(layer(maps, boxes, index, levels, **options), plain)
+    assert not torch.allclose(layer(*inputs), plain)
     with torch.no_grad():
         layer.offset.bias[:32], layer.offset.bias[32:] = 0.0, 20.0
-    torch.testing.assert_close(layer(maps, boxes, index, levels, **options), plain / share)
+    torch.testing.assert_close(layer(*inputs), plain / share)

@@ -10,6 +10,7 @@ import torch
 from torchvision.ops import box_iou
 
 from detkit.losses import PenaltyReducedFocal
+from detkit.matching import Selector
 from detkit.models.heads.centernet import CenterNetHead, RawCentres
 from detkit.models.heads.yolov1 import RawGrid, YOLOv1Head
 from detkit.structures import FeatureSpec, ImageMeta, Images, Target
@@ -93,7 +94,7 @@ def object_terms(terms, raw, target, k, cell, stride, size):
 @pytest.mark.parametrize("seed", range(4))
 def test_yolov1_equals_a_plain_loop(seed):
     stride = 32.0
-    head = YOLOv1Head(in_spec=FeatureSpec((4,), (stride,)), num_classes=NUM_CLASSES)
+    head = YOLOv1Head(in_spec=FeatureSpec((4,), (stride,)), num_classes=NUM_CLASSES, selector=Selector())
     g = torch.Generator().manual_seed(100 + seed)
     raw = RawGrid(torch.rand(2, 3, 5, 2, 5, generator=g), torch.rand(2, 3, 5, NUM_CLASSES, generator=g))
     if seed == 3:  # boxes that meet nothing: the nearest predictor answers, and that is the second one here and there
@@ -105,7 +106,7 @@ def test_yolov1_equals_a_plain_loop(seed):
 
 
 def test_the_iou_that_confidence_learns_is_a_constant():
-    head = YOLOv1Head(in_spec=FeatureSpec((4,), (32.0,)), num_classes=NUM_CLASSES)
+    head = YOLOv1Head(in_spec=FeatureSpec((4,), (32.0,)), num_classes=NUM_CLASSES, selector=Selector())
     boxes = torch.rand(2, 3, 5, 2, 5, requires_grad=True)
     losses = head.loss_from_raw(RawGrid(boxes, torch.rand(2, 3, 5, NUM_CLASSES)), images(), targets(5, 0))
     (gradient,) = torch.autograd.grad(losses.terms["obj"], boxes)
@@ -163,7 +164,12 @@ def centernet_loop(raw, all_targets, stride):
 @pytest.mark.parametrize("seed", range(3))
 def test_centernet_equals_a_plain_loop(seed):
     stride = 4.0
-    head = CenterNetHead(in_spec=FeatureSpec((4,), (stride,)), num_classes=NUM_CLASSES, heat_loss=PenaltyReducedFocal())
+    head = CenterNetHead(
+        in_spec=FeatureSpec((4,), (stride,)),
+        num_classes=NUM_CLASSES,
+        heat_loss=PenaltyReducedFocal(),
+        selector=Selector(),
+    )
     g = torch.Generator().manual_seed(200 + seed)
     raw = RawCentres(
         torch.randn(2, NUM_CLASSES, 24, 40, generator=g),
@@ -178,11 +184,17 @@ def test_centernet_equals_a_plain_loop(seed):
 
 def test_the_heat_branch_starts_as_published():
     """Only offsets and sizes begin near zero: a heatmap that does would hand its features no gradient."""
-    head = CenterNetHead(in_spec=FeatureSpec((64,), (4.0,)), num_classes=80, heat_loss=PenaltyReducedFocal())
+    head = CenterNetHead(
+        in_spec=FeatureSpec((64,), (4.0,)), num_classes=80, heat_loss=PenaltyReducedFocal(), selector=Selector()
+    )
     raw = head([torch.randn(1, 64, 8, 8)])
     assert raw.heat.std() > 0.05
     assert raw.sizes.std() < 0.01
     free = CenterNetHead(
-        in_spec=FeatureSpec((64,), (4.0,)), num_classes=80, heat_loss=PenaltyReducedFocal(), init_std=None
+        in_spec=FeatureSpec((64,), (4.0,)),
+        num_classes=80,
+        heat_loss=PenaltyReducedFocal(),
+        selector=Selector(),
+        init_std=None,
     )
     assert free([torch.randn(1, 64, 8, 8)]).sizes.std() > 0.05

@@ -6,7 +6,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNet, RetinaNetHead
 
 from detkit.losses import L1, Focal
-from detkit.matching import AnchorGrid, DeltaCoder, MaxIoUAssigner
+from detkit.matching import AnchorGrid, DeltaCoder, MaxIoUAssigner, Selector
 from detkit.models.heads.retinanet import RetinaHead
 from detkit.structures import FeatureSpec, ImageMeta, Images, Target
 
@@ -15,11 +15,11 @@ SPEC = FeatureSpec((CHANNELS,) * 3, (8.0, 16.0, 32.0))
 SCALES = (3.0, 4.0, 5.0)
 
 
-def ours(**options):
+def ours(score_threshold=0.05, **options):
     return RetinaHead(
         in_spec=SPEC, num_classes=NUM_CLASSES, anchors=AnchorGrid(in_spec=SPEC, scales=SCALES, rounded=True),
         assigner=MaxIoUAssigner(positive=0.5, negative=0.4, match_best=True), coder=DeltaCoder(), cls_loss=Focal(),
-        box_loss=L1(), **options,
+        box_loss=L1(), selector=Selector(score_threshold=score_threshold), **options,
     )  # fmt: skip
 
 

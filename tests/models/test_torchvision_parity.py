@@ -98,7 +98,7 @@ def test_losses_and_gradients_equal_torchvision(pair, batch):
         (ours.head.rpn.cls_logits.weight, theirs.rpn.head.cls_logits.weight),
         (ours.head.rpn.bbox_pred.weight, theirs.rpn.head.bbox_pred.weight),
         (ours.head.rpn.conv.weight, theirs.rpn.head.conv[0][0].weight),
-        (ours.head.roi.fcs[0].weight, theirs.roi_heads.box_head.fc6.weight),
+        (ours.head.roi.network.fcs[0].weight, theirs.roi_heads.box_head.fc6.weight),
     ):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-2, atol=1e-4 * float(b.grad.abs().max()))
 
@@ -123,7 +123,7 @@ def test_published_class_rows_are_matched_by_name():
     state["roi_heads.box_predictor.cls_score.bias"] = torch.arange(91.0)
     converted, with_classes = from_torchvision(state, Categories(("person", "cat", "toothbrush"), (1, 17, 90)))
     assert with_classes
-    assert converted["head.roi.cls_score.bias"].tolist() == [1.0, 17.0, 90.0, 0.0]
+    assert converted["head.roi.network.cls_score.bias"].tolist() == [1.0, 17.0, 90.0, 0.0]
 
 
 def test_names_before_2022_are_understood():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from detkit.matching import NEGATIVE
+from detkit.matching import NEGATIVE, Selector
 from detkit.matching.assigners import IGNORED
 from detkit.models.heads.yolov1 import RawGrid, YOLOv1Head
 from detkit.structures import FeatureSpec
@@ -13,8 +13,13 @@ from tests.models.builders import images, target
 SIZE, STRIDE = (448, 448), 64.0
 
 
+SELECTOR = Selector(score_threshold=0.001)
+
+
 def head(num_classes=2, channels=8, **options):
-    return YOLOv1Head(in_spec=FeatureSpec((channels,), (STRIDE,)), num_classes=num_classes, **options)
+    return YOLOv1Head(
+        in_spec=FeatureSpec((channels,), (STRIDE,)), num_classes=num_classes, selector=SELECTOR, **options
+    )
 
 
 def blank(num_images=1, grid=(7, 7), num_boxes=2, num_classes=2):

@@ -1,0 +1,78 @@
+"""A part that the command line puts into a slot starts from its own options, not from those of the part before it."""
+
+import pytest
+
+from detkit.app.schema import TrainSchema
+from detkit.config import validate
+from detkit.models import build_detector
+from detkit.structures import Categories
+from tests.app.test_configs import composed, settled
+
+BCCD = {
+    "faster_rcnn": "experiment=faster_rcnn/bccd_mobilenetv2_fpn",
+    "retinanet": "experiment=retinanet/bccd_mobilenetv2_fpn",
+    "centernet": "experiment=centernet/bccd_mobilenetv2",
+    "yolov1": "experiment=yolov1/bccd_mobilenetv2",
+}
+
+
+def test_another_class_starts_from_its_own_options_and_a_line_says_what_went():
+    cfg, notes = settled("experiment=quickstart", "model/neck=upsample")
+    assert cfg.model.neck == composed("model/neck=Upsample").model.neck
+    assert notes == [
+        "model/neck=upsample: model.neck is Upsample now; left out what the recipe says there for FPN: out_channels=64"
+    ]
+
+
+def test_the_same_class_keeps_what_the_recipe_says():
+    cfg, notes = settled("experiment=quickstart", "model/neck=fpn_se")
+    assert cfg.model.neck.out_channels == 64
+    assert cfg.model.neck.attention._target_ == "SE"
+    assert notes == []
+
+
+def test_what_the_command_line_says_inside_stays_in_any_order():
+    for line in (
+        ["model.neck.out_channels=96", "model/neck=single_level"],
+        ["model/neck=single_level", "model.neck.out_channels=96"],
+    ):
+        cfg, _ = settled("experiment=quickstart", *line)
+        assert cfg.model.neck.out_channels == 96
+    cfg, _ = settled("experiment=quickstart", "model/neck=fpn_se", "attention@model.neck.attention=CBAM")
+    assert cfg.model.neck.attention._target_ == "CBAM"
+    cfg, notes = settled("experiment=quickstart", "optim=SGD", "optim.lr=2")
+    assert (cfg.optim.lr, cfg.optim.weight_decay) == (2, composed("optim=SGD").optim.weight_decay)
+    assert "left out what the recipe says there for AdamW: weight_decay=0.05" in notes[0]
+
+
+def test_a_whole_head_takes_its_parts_with_it():
+    cfg, notes = settled("experiment=quickstart", "model/head=retinanet", "loss@model.head.cls_loss=BCE")
+    assert cfg.model.head.anchors.scales == composed("model=retinanet").model.head.anchors.scales
+    assert cfg.model.head.cls_loss._target_ == "BCE"
+    assert len(notes) == 1
+    assert "rpn.anchors.scales=[4.0]" in notes[0]
+    assert notes[0].endswith("more")
+
+
+def test_what_presets_say_goes_too():
+    cfg, notes = settled(
+        "experiment=quickstart", "loss@model.head.roi.box_loss=SmoothL1", "loss@model.head.rpn.cls_loss=Focal"
+    )
+    assert (cfg.model.head.roi.box_loss._target_, notes) == ("SmoothL1", [])
+    cfg, notes = settled("model=retinanet", "model/head=retinanet_giou", "loss@model.head.box_loss=L1")
+    assert cfg.model.head.box_loss.weight == 1.0
+    assert "for GIoULoss: weight=2.0" in notes[0]
+
+
+def test_nothing_chosen_nothing_changed():
+    assert settled("experiment=quickstart", "model.neck.out_channels=32")[1] == []
+    assert settled("experiment=quickstart", "data=shapes_tiny")[1] == []
+
+
+@pytest.mark.parametrize("neck", ["fpn", "image_pyramid", "upsample", "single_level", "fpn_se"])
+@pytest.mark.parametrize("recipe", BCCD)
+def test_every_recipe_takes_every_neck(recipe, neck):
+    """The main promise: one part for another, by one argument."""
+    cfg = composed(BCCD[recipe], "data.root=somewhere", f"model/neck={neck}", "model.backbone.weights=null")
+    validate(cfg, TrainSchema)
+    assert build_detector(cfg.model, Categories(("a", "b", "c"), (1, 2, 3)))
