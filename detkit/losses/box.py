@@ -1,6 +1,7 @@
 """Box regression losses: per box, without weights of their own; the head normalises.
 
-``space`` says what a loss compares: encoded offsets ("delta") or decoded boxes in px ("box").
+``space`` says what a loss compares: encoded offsets ("delta") or decoded boxes in px ("box"). Whatever type they come
+in, the arithmetic is in float32 at least.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 from detkit.config import LOSSES
+from detkit.losses.checks import non_negative
+from detkit.utils.precision import widened
 
 
 class BoxLoss(ABC):
@@ -36,10 +39,10 @@ class L1(BoxLoss):
     space = "delta"
 
     def __init__(self, *, weight: float = 1.0) -> None:
-        self.weight = weight
+        self.weight = non_negative("weight", weight)
 
     def __call__(self, predicted: Tensor, target: Tensor) -> Tensor:
-        return self.weight * (predicted - target).abs().sum(-1)
+        return self.weight * (widened(predicted) - widened(target)).abs().sum(-1)
 
 
 @LOSSES
@@ -56,13 +59,13 @@ class SmoothL1(BoxLoss):
     space = "delta"
 
     def __init__(self, *, weight: float = 1.0, beta: float = 1.0 / 9) -> None:
-        if beta <= 0:
+        if not 0 < beta < math.inf:
             raise ValueError(f"beta must be positive, not {beta}; for beta 0 take L1")
-        self.weight = weight
+        self.weight = non_negative("weight", weight)
         self.beta = beta
 
     def __call__(self, predicted: Tensor, target: Tensor) -> Tensor:
-        d = (predicted - target).abs()
+        d = (widened(predicted) - widened(target)).abs()
         return self.weight * torch.where(d < self.beta, 0.5 * d * d / self.beta, d - 0.5 * self.beta).sum(-1)
 
 
@@ -72,10 +75,10 @@ class _IoULoss(BoxLoss):
     space = "box"
 
     def __init__(self, *, weight: float = 1.0) -> None:
-        self.weight = weight
+        self.weight = non_negative("weight", weight)
 
     def __call__(self, predicted: Tensor, target: Tensor) -> Tensor:
-        return self.weight * (1 - self.measure(predicted, target))
+        return self.weight * (1 - self.measure(widened(predicted), widened(target)))
 
     @abstractmethod
     def measure(self, a: Tensor, b: Tensor) -> Tensor:

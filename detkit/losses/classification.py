@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detkit.config import LOSSES
+from detkit.losses.checks import between_0_and_1, non_negative
 
 
 class ClassificationLoss(ABC):
@@ -53,9 +54,8 @@ class CrossEntropy(ClassificationLoss):
     """
 
     def __init__(self, *, weight: float = 1.0, prior_prob: float | None = None) -> None:
-        _check_prior(prior_prob)
-        self.weight = weight
-        self.prior_prob = prior_prob
+        self.weight = non_negative("weight", weight)
+        self.prior_prob = None if prior_prob is None else between_0_and_1("prior_prob", prior_prob)
 
     def num_outputs(self, num_classes: int) -> int:
         return num_classes + 1
@@ -84,9 +84,8 @@ class BCE(ClassificationLoss):
     """
 
     def __init__(self, *, weight: float = 1.0, prior_prob: float | None = None) -> None:
-        _check_prior(prior_prob)
-        self.weight = weight
-        self.prior_prob = prior_prob
+        self.weight = non_negative("weight", weight)
+        self.prior_prob = None if prior_prob is None else between_0_and_1("prior_prob", prior_prob)
 
     def num_outputs(self, num_classes: int) -> int:
         return num_classes
@@ -110,7 +109,7 @@ class Focal(ClassificationLoss):
 
     Args:
         weight: factor on the loss.
-        alpha: weight of positives; 1 - alpha that of negatives.
+        alpha: weight of positives; 1 - alpha that of negatives. -1 weighs both by 1, as in torchvision.
         gamma: how strongly easy samples are discounted; 0 is alpha-balanced BCE.
         prior_prob: as in :class:`BCE`; the paper's 0.01 by default.
     """
@@ -120,11 +119,12 @@ class Focal(ClassificationLoss):
     def __init__(
         self, *, weight: float = 1.0, alpha: float = 0.25, gamma: float = 2.0, prior_prob: float | None = 0.01
     ) -> None:
-        _check_prior(prior_prob)
-        self.weight = weight
+        self.weight = non_negative("weight", weight)
+        if alpha != -1 and not 0 <= alpha <= 1:
+            raise ValueError(f"alpha must lie between 0 and 1, or be -1 for no balancing, not {alpha}")
         self.alpha = alpha
-        self.gamma = gamma
-        self.prior_prob = prior_prob
+        self.gamma = non_negative("gamma", gamma)
+        self.prior_prob = None if prior_prob is None else between_0_and_1("prior_prob", prior_prob)
 
     def num_outputs(self, num_classes: int) -> int:
         return num_classes
@@ -133,8 +133,8 @@ class Focal(ClassificationLoss):
         target = one_hot(labels, logits)
         cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")  # -log(p_t)
         p_t = torch.exp(-cross_entropy)
-        alpha_t = self.alpha * target + (1 - self.alpha) * (1 - target)
-        return self.weight * (alpha_t * (1 - p_t) ** self.gamma * cross_entropy).sum(-1)
+        alpha_t = 1.0 if self.alpha == -1 else self.alpha * target + (1 - self.alpha) * (1 - target)
+        return self.weight * (alpha_t * focusing(1 - p_t, self.gamma) * cross_entropy).sum(-1)
 
     def scores(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()
@@ -148,12 +148,15 @@ def one_hot(labels: Tensor, logits: Tensor) -> Tensor:
     return F.one_hot(labels, logits.shape[-1] + 1)[..., :-1].to(logits.dtype)
 
 
+def focusing(p: Tensor, exponent: float) -> Tensor:
+    """``p ** exponent`` (...) of probabilities, with a finite gradient everywhere.
+
+    Below 1 the power's own gradient is infinite at 0, to which ``p`` is rounded from a logit of 18 on.
+    """
+    return p.clamp(min=torch.finfo(p.dtype).tiny) ** exponent if 0 < exponent < 1 else p**exponent
+
+
 def sigmoid_bias(prior_prob: float | None, num_outputs: int) -> Tensor:
     """The bias (``num_outputs``,) at which a sigmoid gives ``prior_prob``: -log((1 - p) / p); 0 without a prior."""
     value = 0.0 if prior_prob is None else -math.log((1 - prior_prob) / prior_prob)
     return torch.full((num_outputs,), value)
-
-
-def _check_prior(prior_prob: float | None) -> None:
-    if prior_prob is not None and not 0 < prior_prob < 1:
-        raise ValueError(f"prior_prob must lie between 0 and 1, not {prior_prob}")

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detkit.config import LOSSES
+from detkit.losses.checks import between_0_and_1, non_negative
+from detkit.losses.classification import focusing
 
 
 class HeatmapLoss(ABC):
@@ -36,12 +38,14 @@ class PenaltyReducedFocal(HeatmapLoss):
     """
 
     def __init__(self, *, weight: float = 1.0, alpha: float = 2.0, beta: float = 4.0, prior_prob: float = 0.1) -> None:
-        if not 0 < prior_prob < 1:
-            raise ValueError(f"prior_prob must lie between 0 and 1, not {prior_prob}")
-        self.weight, self.alpha, self.beta, self.prior_prob = weight, alpha, beta, prior_prob
+        self.weight = non_negative("weight", weight)
+        self.alpha, self.beta = non_negative("alpha", alpha), non_negative("beta", beta)
+        self.prior_prob = between_0_and_1("prior_prob", prior_prob)
 
     def __call__(self, logits: Tensor, heat: Tensor) -> Tensor:
+        is_peak = heat == 1
         p = logits.sigmoid()
-        peak = -((1 - p) ** self.alpha) * F.logsigmoid(logits)
-        other = -((1 - heat) ** self.beta) * p**self.alpha * F.logsigmoid(-logits)
-        return self.weight * torch.where(heat == 1, peak, other)
+        right = torch.where(is_peak, logits, -logits)  # chosen before the logarithm, which is infinite on one side
+        easiness = focusing(torch.where(is_peak, 1 - p, p), self.alpha)
+        spared = torch.where(is_peak, 1.0, (1 - heat) ** self.beta)
+        return self.weight * (-spared * easiness * F.logsigmoid(right))

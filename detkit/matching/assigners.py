@@ -94,7 +94,7 @@ class MaxIoUAssigner:
         forbidden = None
         if allowed is not None:
             forbidden = torch.where(allowed, 0, iou).amax(dim=0) > FORBIDDEN_IOU
-            iou = iou * allowed
+            iou = torch.where(allowed, iou, 0)
         best, index = iou.max(dim=0)
         matched = torch.where(best >= self.positive, index, IGNORED)
         matched = torch.where(best < self.negative, NEGATIVE, matched)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from detkit.config import CODERS
 from detkit.structures.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from detkit.utils.precision import widened
 
 
 @CODERS
@@ -32,12 +33,13 @@ class DeltaCoder:
         target, source = xyxy_to_cxcywh(boxes), xyxy_to_cxcywh(references)
         centre = (target[:, :2] - source[:, :2]) / source[:, 2:]
         size = torch.log(target[:, 2:] / source[:, 2:])
-        return torch.cat([centre, size], dim=1) * boxes.new_tensor(self.weights)
+        return torch.cat([centre, size], dim=1) * centre.new_tensor(self.weights)
 
     def decode(self, deltas: Tensor, references: Tensor) -> Tensor:
         """Boxes (N, ..., 4) px for ``deltas`` (N, ..., 4) relative to ``references`` (N, 4) px."""
         shape = (len(references),) + (1,) * (deltas.ndim - 2) + (4,)
         source = xyxy_to_cxcywh(references).view(shape)
+        deltas = widened(deltas)
         deltas = deltas / deltas.new_tensor(self.weights)
         centre = source[..., :2] + deltas[..., :2] * source[..., 2:]
         size = source[..., 2:] * deltas[..., 2:].clamp(max=self.MAX_LOG_SIZE).exp()

@@ -18,6 +18,7 @@ from torchvision.ops import batched_nms
 
 from detkit.config import MERGES
 from detkit.structures import Detections
+from detkit.utils.precision import widened
 
 #: Weight of a box of score 0 in a mean, so that a mean of such boxes alone is defined.
 _LEAST_WEIGHT = 1e-12
@@ -171,10 +172,9 @@ def weighted_boxes_fusion(
 
 
 def _join(views: Sequence[Detections]) -> Detections:
-    """All detections of ``views``, one view after the other."""
-    return Detections(
-        torch.cat([v.boxes for v in views]), torch.cat([v.scores for v in views]), torch.cat([v.labels for v in views])
-    )
+    """All detections of ``views``, one view after the other, in float32 at least."""
+    boxes, scores = widened(torch.cat([v.boxes for v in views])), widened(torch.cat([v.scores for v in views]))
+    return Detections(boxes, scores, torch.cat([v.labels for v in views]))
 
 
 def _by_class(boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -38,8 +38,8 @@ def check_ranges(ranges: Sequence[SizeRange] | None, num_levels: int) -> None:
 def in_range(boxes: Tensor, ranges: Sequence[SizeRange]) -> Tensor:
     """(N, L) bool: whether the size of each of ``boxes`` (N, 4) px lies in the range of each level."""
     size = area(boxes).sqrt()[:, None]
-    low = boxes.new_tensor([low for low, _ in ranges])
-    high = boxes.new_tensor([float("inf") if high is None else high for _, high in ranges])
+    low = size.new_tensor([low for low, _ in ranges])
+    high = size.new_tensor([float("inf") if high is None else high for _, high in ranges])
     return (size >= low) & (size <= high)
 
 
@@ -77,5 +77,5 @@ def assign_anchors(
             counts = torch.tensor([len(level) for level in levels], device=device)
             allowed = in_range(target.boxes, valid_ranges).repeat_interleave(counts, dim=1)
         # anchors in the padding become empty boxes first, so that none of them is the best of an object
-        assignments.append(assigner(boxes * inside[:, None], target, allowed).without(~inside))
+        assignments.append(assigner(boxes.masked_fill(~inside[:, None], 0), target, allowed).without(~inside))
     return assignments

@@ -137,7 +137,7 @@ def top_peaks(
         selection.fates[len(slope) :] = Fate.KEPT  # the higher neighbours, here only as those that removed the others
         selection.suppressors[: len(slope)] = torch.arange(len(slope), len(cells), device=cells.device)
         trace.selections.append(selection)
-    peaks = (scores * is_peak).flatten(1).T
+    peaks = scores.masked_fill(~is_peak, 0).flatten(1).T
     return top_candidates(peaks, boxes_of, size, score_threshold=score_threshold, num=num)
 
 
@@ -203,7 +203,7 @@ def _select(
     if iou_threshold is None:
         order = scores[index].argsort(descending=True, stable=True)
     else:
-        order = batched_nms(boxes[index], scores[index], groups[index], iou_threshold)
+        order = batched_nms(boxes[index], scores[index].to(boxes.dtype), groups[index], iou_threshold)
     survivors = index[order]
     if trace := active_trace():
         trace.selections.append(

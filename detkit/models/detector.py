@@ -36,4 +36,4 @@ class ComposedDetector(Detector):
         pixels = (images.pixels.float() - self._mean) / self._std
         if all(size == images.padded_size for size in images.sizes):
             return pixels
-        return pixels * images.valid_mask()
+        return pixels.masked_fill(~images.valid_mask(), 0)

@@ -24,9 +24,9 @@ from detkit.ops.sampling import (
     scattered_rows,
     weight_gradient,
     weighted_rows,
-    widened,
     zero_taps,
 )
+from detkit.utils.precision import widened
 
 #: Numbers in the sampled rows that are made at once. Their 16 MB in float32 are memory that the allocator hands out
 #: again; beyond 32 MB glibc maps fresh pages for each call, and zeroing those takes longer than sampling into them.
@@ -68,7 +68,7 @@ def deform_conv(
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     sizes = Sizes.of(x.shape, weight.shape, offset.shape, stride, padding, dilation)
-    sizes.check(offset, mask)
+    sizes.check(offset, mask, bias)
     return torch.ops.detkit.deform_conv(x, offset, mask, weight, bias, list(stride), list(padding), list(dilation))
 
 
@@ -127,7 +127,7 @@ class Sizes(NamedTuple):
     def num_cells(self) -> int:
         return self.batch * self.height * self.width
 
-    def check(self, offset: Tensor, mask: Tensor | None) -> None:
+    def check(self, offset: Tensor, mask: Tensor | None, bias: Tensor | None) -> None:
         if self.groups == 0 or self.out_channels % self.groups:
             raise ValueError(f"{self.channels} channels do not divide among weights for {self.out_channels}")
         taps = self.offset_groups * self.num_taps
@@ -144,6 +144,8 @@ class Sizes(NamedTuple):
             raise ValueError(
                 f"mask must be ({self.batch}, {taps}, {self.output[0]}, {self.output[1]}), not {tuple(mask.shape)}"
             )
+        if bias is not None and bias.shape != (self.out_channels,):
+            raise ValueError(f"bias must be ({self.out_channels},), not {tuple(bias.shape)}")
 
     def chunks(self) -> Iterator[Chunk]:
         """Runs of images, or of the lines of one, whose sampled rows fit the budget; in the output's order."""

@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detkit.ops.checks import check_maps, check_regions
 from detkit.ops.cuda.compile import TYPES, deterministic, fixed_point, launch, settled, usable
 from detkit.ops.region_pooling import pool_regions
 from detkit.ops.roi_align import roi_align_reference
 from detkit.ops.sampling import as_maps, empty_maps, feature_table, scattered_rows, weighted_rows
+from detkit.utils.precision import widened
 
 
 def ps_roi_align(
@@ -77,10 +79,8 @@ def ps_roi_pool(
     forward pass, and only there: its backward pass and this function agree.
     """
     h, w = output_size
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"boxes must be (R, 4), not {tuple(boxes.shape)}")
-    if image_index.shape != (len(boxes),):
-        raise ValueError(f"{len(boxes)} boxes but {len(image_index)} image indices")
+    check_maps([features])
+    check_regions(boxes, image_index, None, features.device)
     if features.shape[1] % (h * w):
         raise ValueError(f"{features.shape[1]} channels do not divide into {h} x {w} bins")
     return torch.ops.detkit.ps_roi_pool(features, boxes.detach(), image_index, [h, w], scale)
@@ -120,8 +120,7 @@ def _backward(grad: Tensor, shape: list[int], boxes: Tensor, image_index: Tensor
         return _launch_backward(grad, shape, boxes, image_index, scale)
     indices, weights, starts = _cells(shape, boxes, image_index, height, width, scale)
     rows = grad.permute(0, 2, 3, 1).reshape(-1, grad.shape[1])
-    rows = rows.double() if grad.dtype == torch.float64 else rows.float()
-    into_table = scattered_rows(rows, indices, weights, b * h * w * height * width, starts)
+    into_table = scattered_rows(widened(rows), indices, weights, b * h * w * height * width, starts)
     maps = into_table.view(-1, height * width, grad.shape[1]).transpose(1, 2).reshape(b, h, w, c)
     return as_maps(maps.to(grad.dtype).contiguous(), b, c, h, w)
 
@@ -151,7 +150,7 @@ def _launch_forward(features: Tensor, boxes: Tensor, image_index: Tensor, h: int
     out = empty_maps(features, len(boxes), channels, h, w)
     sizes = (channels, *features.shape[2:], h, w)
     arguments = [
-        features, *(np.int64(s) for s in features.stride()), boxes.float().contiguous(), image_index.contiguous(), out,
+        features, *(np.int64(s) for s in features.stride()), *_places(boxes, image_index), out,
         *(np.int32(n) for n in sizes), np.float32(scale),
     ]  # fmt: skip
     grid = (len(boxes), (h * w + 7) // 8, 1)
@@ -169,7 +168,7 @@ def _launch_backward(grad: Tensor, shape: Sequence[int], boxes: Tensor, image_in
     dtype = torch.float32 if unit is None else torch.int64
     sums = torch.zeros(b * height * width * c, dtype=dtype, device=grad.device)
     arguments = [
-        grad, *(np.int64(s) for s in grad.stride()), boxes.float().contiguous(), image_index.contiguous(), sums, unit,
+        grad, *(np.int64(s) for s in grad.stride()), *_places(boxes, image_index), sums, unit,
         *(np.int32(n) for n in (grad.shape[1], height, width, h, w)), np.float32(scale),
     ]  # fmt: skip
     launch(
@@ -179,11 +178,17 @@ def _launch_backward(grad: Tensor, shape: Sequence[int], boxes: Tensor, image_in
     return as_maps(settled(sums, inverse, grad.dtype), b, c, height, width)
 
 
+def _places(boxes: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:
+    """The boxes in the kernels' types."""
+    return boxes.float().contiguous(), image_index.long().contiguous()
+
+
 def _cells(
     shape: Sequence[int], boxes: Tensor, image_index: Tensor, h: int, w: int, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Indices and weights (N,) of all cells of all bins, bin after bin, and where each bin (R * h * w,) starts."""
     _, _, height, width = shape
+    boxes = widened(boxes)
     finite = boxes.isfinite().all(dim=1)
     # whole cells far outside are as good as just outside, and stay within int64
     corner = torch.where(finite[:, None], boxes * scale, 0).clamp(-1e6, 1e6)

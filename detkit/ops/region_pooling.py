@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from detkit.ops.checks import check_device, check_maps, check_regions
 from detkit.ops.cuda import region_pooling as kernels
 from detkit.ops.cuda.compile import usable
 from detkit.ops.sampling import (
@@ -75,15 +76,17 @@ def pool_regions(
     position_sensitive: bool = False,
     gamma: float = 0.0,
 ) -> Tensor:
-    """Check the shapes and run the op. See :func:`detkit.ops.roi_align` for the arguments that all forms share.
+    """Check what is given and run the op. See :func:`detkit.ops.roi_align` for the arguments that all forms share.
 
     Args:
         offsets: None, or (R, 2 G, h, w): dx and dy of each bin in units of the box, for each of G groups of channels.
+
+    Raises:
+        ValueError: the maps differ in more than height, width and memory order, or shapes, types or devices of the
+            other tensors do not fit.
     """
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"boxes must be (R, 4), not {tuple(boxes.shape)}")
-    if image_index.shape != (len(boxes),) or levels.shape != (len(boxes),):
-        raise ValueError(f"{len(boxes)} boxes but {len(image_index)} image indices and {len(levels)} levels")
+    check_maps(features, image_sizes)
+    check_regions(boxes, image_index, levels, features[0].device)
     if len(features) != len(scales):
         raise ValueError(f"{len(features)} feature maps but {len(scales)} scales")
     bins = output_size[0] * output_size[1]
@@ -91,6 +94,7 @@ def pool_regions(
     if position_sensitive and channels % bins:
         raise ValueError(f"{channels} channels do not divide into {output_size[0]} x {output_size[1]} bins")
     if offsets is not None:
+        check_device("offsets", offsets, features[0].device)
         groups = offsets.shape[1] // 2 if offsets.ndim == 4 else 0
         if offsets.shape != (len(boxes), 2 * groups, *output_size) or groups == 0:
             raise ValueError(

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from detkit.utils.precision import widened
+
 _SUM = 0  # embedding_bag's number for mode="sum"
 
 
@@ -32,11 +34,6 @@ class Taps(NamedTuple):
         """The derivative (2, ...) of the weights by the position."""
         moves = self.moves.to(self.weight.dtype)
         return torch.stack([-moves[0], moves[-1]])
-
-
-def widened(x: Tensor) -> Tensor:
-    """``x`` in at least float32: sums of bfloat16 taps would double the error."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def feature_table(features: Sequence[Tensor]) -> Tensor:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from detkit.utils.precision import widened
+
 
 class Affine(NamedTuple):
     """``x' = scale_x * x + shift_x`` and the same for y, in pixels; a negative scale is a flip."""
@@ -27,11 +29,13 @@ class Affine(NamedTuple):
 
     def apply(self, boxes: Tensor) -> Tensor:
         """Map ``boxes`` (N, 4) x1 y1 x2 y2 forward."""
+        boxes = widened(boxes)
         scale, shift = self._columns(boxes)
         return _ordered(boxes * scale + shift)
 
     def undo(self, boxes: Tensor) -> Tensor:
         """Map ``boxes`` (N, 4) x1 y1 x2 y2 of the network input back to the original image."""
+        boxes = widened(boxes)
         scale, shift = self._columns(boxes)
         return _ordered((boxes - shift) / scale)
 

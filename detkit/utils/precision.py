@@ -26,6 +26,15 @@ def no_autocast() -> Iterator[None]:
         yield
 
 
+def widened(x: Tensor) -> Tensor:
+    """``x`` in at least float32: half types and whole numbers become float32, float64 stays.
+
+    Half types are too small for arithmetic of boxes: an area of 300 x 300 px exceeds float16's largest number, and
+    sums of bfloat16 double the error.
+    """
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
 def upcast(value: Any) -> Any:
     """``value`` with every half-precision tensor as float32, also inside lists, tuples and mappings.
 

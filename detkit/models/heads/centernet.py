@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from detkit.config import HEADS
 from detkit.losses import HeatmapLoss
+from detkit.losses.checks import non_negative
 from detkit.losses.classification import sigmoid_bias
 from detkit.matching import Assignment, select_candidates, top_peaks
 from detkit.matching.assigners import IGNORED
@@ -84,7 +85,9 @@ class CenterNetHead(DenseHead):
             )
         self.strides, self.num_classes, self.heat_loss = in_spec.strides, num_classes, heat_loss
         self.radius: RadiusRule = radius
-        self.min_overlap, self.offset_weight, self.size_weight = min_overlap, offset_weight, size_weight
+        self.min_overlap = min_overlap
+        self.offset_weight = non_negative("offset_weight", offset_weight)
+        self.size_weight = non_negative("size_weight", size_weight)
         self.score_threshold, self.max_detections = score_threshold, max_detections
         self.min_size, self.nms_iou = min_size, nms_iou
         self.heat = _branch(in_spec.channels[0], channels, num_classes, None)
@@ -110,9 +113,10 @@ class CenterNetHead(DenseHead):
         shape, stride = (raw.heat.shape[2], raw.heat.shape[3]), self.strides[0]
         matched = torch.stack([a.matched for a in self.assign([shape], images, targets)])
         heat = self.heatmaps(shape, targets)
-        used = (matched != IGNORED).view_as(heat)
+        ignored = (matched == IGNORED).view_as(heat)
         num_objects = mean_count(int((matched >= 0).sum()), raw.heat)
-        heat_loss = (self.heat_loss(raw.heat, heat) * used).sum() / num_objects
+        # before the loss too: its gradient at an infinite logit is not finite, and 0 times that is NaN
+        heat_loss = self.heat_loss(raw.heat.masked_fill(ignored, 0), heat).masked_fill(ignored, 0).sum() / num_objects
 
         image, reference = (matched >= 0).nonzero().unbind(1)
         cell = reference % (shape[0] * shape[1])

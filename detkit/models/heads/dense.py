@@ -53,7 +53,7 @@ class DenseHead(Head):
     def _raw(self, features: Sequence[Tensor], images: Images) -> Any:
         masks = self.masks(features, images)
         if masks is not None:  # a network's own maps are not zero in the padding: norms and biases reach there
-            features = [feature * mask for feature, mask in zip(features, masks, strict=True)]
+            features = [feature.masked_fill(~mask, 0) for feature, mask in zip(features, masks, strict=True)]
         return self(features, masks)
 
     def masks(self, features: Sequence[Tensor], images: Images) -> CellMasks:

@@ -115,7 +115,7 @@ class RetinaHead(DenseHead):
     def loss_from_raw(self, raw: RawAnchors, images: Images, targets: Sequence[Target]) -> Losses:
         logits, deltas = torch.cat(raw.logits, dim=1), torch.cat(raw.deltas, dim=1)
         anchors = torch.cat(self.anchors(raw.shapes, logits.device))
-        cls_loss, box_loss, num_positive, num_used = logits.new_zeros(()), deltas.sum() * 0, 0, 0
+        cls_loss, box_loss, num_positive, num_used = logits.new_zeros(()), deltas.new_zeros(()), 0, 0
         for i, (assignment, target) in enumerate(zip(self.assign(raw.shapes, images, targets), targets, strict=True)):
             positive = assignment.positive.nonzero().squeeze(1)
             used = assignment.positive | assignment.negative

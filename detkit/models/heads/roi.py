@@ -144,7 +144,7 @@ class RoIHead(RegionHead):
         size = area(boxes).clamp(min=0).sqrt()
         octave = torch.floor(torch.log2(size / self.canonical_size + 1e-8) + 1e-6)
         stride = self.canonical_stride * torch.exp2(octave.nan_to_num())
-        index = torch.bucketize(stride, boxes.new_tensor(self.strides))  # the first level at least that coarse
+        index = torch.bucketize(stride, stride.new_tensor(self.strides))  # the first level at least that coarse
         return index.clamp(max=len(self.strides) - 1)
 
     def loss(

@@ -136,7 +136,7 @@ class RPN(ProposalHead):
         anchors is zero; not computing it saves a tenth of a training step, and the memory of the dense maps.
         """
         cells, inside, anchor = self._neighbourhoods(features, samples)
-        rows = F.embedding(cells, feature_table(features)) * inside[:, :, None]
+        rows = F.embedding(cells, feature_table(features)).masked_fill(~inside[:, :, None], 0)
         x = F.linear(rows.flatten(1), self.conv.weight.permute(0, 2, 3, 1).flatten(1), self.conv.bias).relu()
         logits = F.linear(x, self.cls_logits.weight.flatten(1), self.cls_logits.bias).unflatten(
             1, (-1, self.num_outputs)

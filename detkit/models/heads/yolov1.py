@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkit.config import HEADS
+from detkit.losses.checks import non_negative
 from detkit.matching import Assignment, select_candidates, top_candidates
 from detkit.matching.assigners import IGNORED
 from detkit.models.heads.common import mean_count
@@ -91,7 +92,8 @@ class YOLOv1Head(DenseHead):
         num_convs = 1 if num_convs is None and hidden is None else num_convs or 0
         self.strides, self.num_classes, self.num_boxes = in_spec.strides, num_classes, num_boxes
         self.grid_size = grid_size
-        self.lambda_coord, self.lambda_noobj = lambda_coord, lambda_noobj
+        self.lambda_coord = non_negative("lambda_coord", lambda_coord)
+        self.lambda_noobj = non_negative("lambda_noobj", lambda_noobj)
         self.num_before_nms, self.score_threshold, self.nms_iou = num_before_nms, score_threshold, nms_iou
         self.max_detections, self.min_size = max_detections, min_size
         channels, num_outputs = in_spec.channels[0], num_boxes * 5 + num_classes
@@ -146,7 +148,7 @@ class YOLOv1Head(DenseHead):
             responsible = torch.where(iou.amax(1) > 0, iou.argmax(1), distance.argmin(1))
         row = torch.arange(len(cell), device=cell.device)
         chosen = predictors[row, responsible]  # obj_ij
-        no_object = (matched != IGNORED)[..., None].expand_as(confidence).clone()
+        no_object = (matched != IGNORED)[:, None].repeat(1, self.num_boxes, 1).transpose(1, 2)
         no_object[image, cell, responsible] = False  # noobj_ij
 
         difference = (chosen[:, :4] - truth).square()
@@ -156,7 +158,7 @@ class YOLOv1Head(DenseHead):
             "xy": self.lambda_coord * difference[:, :2].sum(),
             "wh": self.lambda_coord * difference[:, 2:].sum(),
             "obj": (chosen[:, 4] - iou[row, responsible]).square().sum(),
-            "noobj": self.lambda_noobj * (confidence * no_object).square().sum(),
+            "noobj": self.lambda_noobj * torch.where(no_object, confidence, 0).square().sum(),
             "cls": (classes - one_hot).square().sum(),
         }
         num_wanted = sum(int((~t.ignore).sum()) for t in targets)

@@ -40,5 +40,5 @@ class ConvTower(nn.Module):
         for conv in self.convs:
             x = conv(x).relu()
             if mask is not None:
-                x = x * mask
+                x = x.masked_fill(~mask, 0)
         return x
