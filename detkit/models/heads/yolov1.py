@@ -150,7 +150,7 @@ class YOLOv1Head(DenseHead, AssigningHead):
             responsible = torch.where(iou.amax(1) > 0, iou.argmax(1), distance.argmin(1))
         row = torch.arange(len(cell), device=cell.device)
         chosen = predictors[row, responsible]  # obj_ij
-        no_object = (matched != IGNORED)[..., None].expand_as(confidence).clone()
+        no_object = (matched != IGNORED)[:, None].repeat(1, self.num_boxes, 1).transpose(1, 2)
         no_object[image, cell, responsible] = False  # noobj_ij
 
         difference = (chosen[:, :4] - truth).square()
