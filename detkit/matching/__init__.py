@@ -1,6 +1,6 @@
 """Which reference answers for which object, and which candidates survive."""
 
-from detkit.matching.anchors import AnchorGrid
+from detkit.matching.anchors import AnchorGrid, misfit
 from detkit.matching.assigners import IGNORED, NEGATIVE, Assignment, MaxIoUAssigner
 from detkit.matching.coders import DeltaCoder
 from detkit.matching.fusion import NMS, WBF, Merge, SoftNMS
@@ -34,6 +34,7 @@ __all__ = [
     "Trace",
     "assign_anchors",
     "check_ranges",
+    "misfit",
     "of_level",
     "select_candidates",
     "select_detections",
