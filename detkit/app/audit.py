@@ -68,6 +68,9 @@ def run(cfg: DictConfig, folder: Path) -> None:
     audit = Audit.of(planner, batches, dataset)
     sizes: Any = OmegaConf.to_container(cfg.transform)
     advice = advise(node, sizes, audit, planner, batches, dataset.categories)
+    if wrong := planner.misfit(audit.sides, max(max(meta.size) for meta in audit.metas)):
+        poor = float(audit.poor.mean())
+        advice.insert(0, Advice(f"{wrong[0].upper()}{wrong[1:]}.", "", poor))
     atomic_write(folder / "audit.json", json.dumps(audit.to_dict(advice), indent=1) + "\n")
     source = f"{type(planner.head).__name__} on data.{split} ({dataset.report.source})"
     pictures = albums(audit, planner, batches, dataset, node["num_pictures"])

@@ -32,6 +32,7 @@ def audit_page(audit: Audit, changes: Sequence[Advice], source: str, albums: Seq
     """The HTML page; ``albums`` are the sections with pictures."""
     count = audit.num_positive
     todo = [(a.change, a.text.removeprefix(a.change).lstrip(": ").capitalize() + ".") for a in changes if a.change]
+    said = "".join(f"<p>{a.text}</p>" for a in changes if not a.change)
     levels = [
         Bar(f"stride {stride:g}", float(n), str(int(n)))
         for stride, n in zip(audit.strides, audit.positives.sum(axis=0), strict=True)
@@ -47,7 +48,7 @@ def audit_page(audit: Audit, changes: Sequence[Advice], source: str, albums: Seq
             }
         ),
         section(
-            "What to change", advice(todo) if todo else f"<p>{changes[0].text}</p>",
+            "What to change", said + (advice(todo) if todo else ""),
             note="Each change was tried on these boxes. A reference is an anchor, a grid cell or a centre cell.",
         ),
         pair(

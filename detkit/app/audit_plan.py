@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from detkit.config import ConfigError
-from detkit.matching import Anchors, Assignment
+from detkit.matching import Anchors, Assignment, misfit
 from detkit.models import AssigningHead, ComposedDetector, Detector
 from detkit.structures import Batch, Images, Target
 from detkit.structures.boxes import paired_iou
@@ -104,6 +105,10 @@ class Planner:
             overlap = torch.ones(len(rows)) if anchors is None else paired_iou(anchors[rows], target.boxes[objects])
             found.append(Assigned(counts, fit.scatter_reduce_(0, objects, overlap, "amax")))
         return found
+
+    def misfit(self, sides: np.ndarray, long_side: float) -> str:
+        """See :func:`detkit.matching.misfit`; empty for a head without anchors."""
+        return "" if self._anchors is None else misfit(self._anchors, sides, long_side)
 
     def is_crowded_out(self, batch: Batch, i: int, k: int) -> bool:
         """Whether object ``k`` of image ``i``, which has no reference, has one where it is alone."""

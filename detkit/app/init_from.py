@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from detkit.app.origin import check_norms, describe_origin
 from detkit.app.setup import without_pretrained_weights
 from detkit.config import ConfigError
-from detkit.engine.checkpoint import load_checkpoint
+from detkit.engine.checkpoint import CheckpointError, load_checkpoint
 from detkit.models import build_detector
 from detkit.models.backbones.weights import read_state
 from detkit.models.converters import from_torchvision, load_converted
@@ -31,19 +32,27 @@ def initialize(detector: nn.Module, source: str, categories: Categories, model: 
         model: the configuration that ``detector`` was built from.
 
     Raises:
-        ConfigError: there is no such file, or it does not fit the model.
+        ConfigError: there is no such file, it does not fit the model, or its batch norms have another epsilon.
     """
+    path = Path(source.removeprefix(_TORCHVISION))
     try:
         if source.startswith(_TORCHVISION):
-            _from_torchvision(detector, Path(source.removeprefix(_TORCHVISION)), categories)
+            _from_torchvision(detector, path, categories)
         else:
-            _from_checkpoint(detector, Path(source), categories, model)
+            _from_checkpoint(detector, path, categories, model)
     except (ValueError, OSError) as error:
         raise ConfigError(f"init_from: {error}") from error
 
 
 def _from_torchvision(detector: nn.Module, path: Path, categories: Categories) -> None:
-    state, with_classes = from_torchvision(read_state(path), categories)
+    try:
+        published = read_state(path)
+        state, with_classes = from_torchvision(published, categories)
+    except ValueError as error:
+        hint = describe_origin(path)
+        raise ValueError(f"{error}{hint if _TORCHVISION not in hint else ''}") from error
+    if doubt := check_norms(detector, published, path):
+        logger.warning("%s", doubt)
     missing = load_converted(detector, state)
     if missing:
         logger.warning("%s: %d tensors keep their random values: %s", path, len(missing), ", ".join(missing))
@@ -52,7 +61,10 @@ def _from_torchvision(detector: nn.Module, path: Path, categories: Categories) -
 
 
 def _from_checkpoint(detector: nn.Module, path: Path, categories: Categories, model: Mapping[str, Any]) -> None:
-    checkpoint = load_checkpoint(path)
+    try:
+        checkpoint = load_checkpoint(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{describe_origin(path)}") from error
     state = dict(checkpoint.weights)
     if difference := checkpoint.categories.difference(categories):
         layers = class_layers(model, categories)

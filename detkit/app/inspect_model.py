@@ -28,7 +28,7 @@ from detkit.data.at_scale import at_input_scale, input_size
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.sample import Sample
 from detkit.data.transforms import Transform, apply
-from detkit.matching import Anchors
+from detkit.matching import Anchors, misfit
 from detkit.models import ComposedDetector, build_detector
 from detkit.models.cost import Cost, measure_cost
 from detkit.models.detector import normalize
@@ -162,6 +162,9 @@ def inspect(node: Mapping[str, Any]) -> Inspection:
     padded = _padded(size, {} if data is None else data["loader"]["val"])
     sides = None if scale is None else np.sqrt((scale.boxes[:, 2:] - scale.boxes[:, :2]).prod(axis=1))
     levels, inputs, notes = _look(detector, padded, dataset, transforms, node["num_inputs"], node["seed"])
+    for grid in _anchor_grids(detector.head):
+        if wrong := misfit(grid, np.zeros(0) if sides is None else sides, max(padded)):
+            notes.append(wrong)
     costs, uncounted = measure_cost(detector, _blank(size, padded, device))
     if uncounted:
         notes.append(f"not in the FLOPs: {', '.join(uncounted)}")
@@ -269,13 +272,16 @@ def _blank(size: tuple[int, int], padded: tuple[int, int], device: torch.device)
 
 def _anchor_sides(head: torch.nn.Module, num_levels: int) -> list[tuple[float, ...]]:
     """The different sides (root of the area, px) of the anchors of each level; none where the head has no anchors."""
-    for module in head.modules():
-        for part in vars(module).values():
-            if isinstance(part, Anchors) and len(part.strides) == num_levels:
-                grids = part([(1, 1)] * num_levels, torch.device("cpu"))
-                areas = [(a[:, 2:] - a[:, :2]).prod(1).sqrt() for a in grids]
-                return [tuple(sorted({round(side, 1) for side in level.tolist()})) for level in areas]
+    for grid in _anchor_grids(head):
+        if len(grid.strides) == num_levels:
+            grids = grid([(1, 1)] * num_levels, torch.device("cpu"))
+            areas = [(a[:, 2:] - a[:, :2]).prod(1).sqrt() for a in grids]
+            return [tuple(sorted({round(side, 1) for side in level.tolist()})) for level in areas]
     return [()] * num_levels
+
+
+def _anchor_grids(head: torch.nn.Module) -> list[Anchors]:
+    return [part for module in head.modules() for part in vars(module).values() if isinstance(part, Anchors)]
 
 
 if __name__ == "__main__":

@@ -266,6 +266,8 @@ class _Source(Source):
     def _find_mistake(self, sample: Sample) -> str | None:
         """The value checks: once for every image, here, so that no model needs any."""
         boxes, labels = sample.boxes, sample.labels
+        if sample.image.dtype != np.uint8:  # cast to it, pixels in 0..1 would be black without a word
+            return f"the transforms left pixels of {sample.image.dtype}, not uint8 in 0..255: the detector normalises"
         num_classes = len(self.dataset.categories)
         if not np.isfinite(boxes).all():
             return "the transforms left a box that is not finite"

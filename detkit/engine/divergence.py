@@ -29,7 +29,9 @@ from detkit.engine.finite import (
     bad_inputs,
     has_odd_pixels,
     is_invalid,
+    leaves_range,
 )
+from detkit.engine.suspicion import InputWatch
 from detkit.engine.upgrade import upgrade_config, upgrade_weights
 from detkit.structures import Batch, Categories, ImageMeta, Images, Losses, SizeRange, Target
 from detkit.structures.affine import Affine
@@ -169,6 +171,7 @@ class StepWatch:
         self._precision: Precision = precision
         self._categories, self._config, self._run_dir = categories, config, run_dir
         self._max_loss_ratio = max_loss_ratio
+        self._inputs = InputWatch(detector)
         self._history: deque[tuple[int, float, float, float]] = deque(maxlen=WINDOW)
         self._first_loss = 0.0
         self._random = torch.get_rng_state()
@@ -209,8 +212,10 @@ class StepWatch:
             InvalidBatchError: there is something in it that no detector can be trained on, and the detector failed, or
                 would have learnt from it without a word. An error without such a cause stays what it is.
         """
-        if is_invalid(batch, len(self._categories)) or (not self._history and has_odd_pixels(batch)):
+        odd = leaves_range if self._history else has_odd_pixels
+        if is_invalid(batch, len(self._categories)) or odd(batch):
             raise self._invalid(batch, "a batch cannot be trained on")
+        self._inputs.look(self._step, batch)
         try:
             yield
         except (IndexError, RuntimeError, ValueError) as error:

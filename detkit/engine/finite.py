@@ -16,7 +16,7 @@ _MOST_NAMED = 5
 _PIXEL_RANGE = (-16.0, 271.0)
 
 #: Float pixels that all lie below are black, or were normalised already: to 0..1, or to mean 0 and deviation 1.
-_BLACK = 4.0
+BLACK = 4.0
 
 
 class BadStepError(ValueError):
@@ -116,6 +116,15 @@ def has_odd_pixels(batch: Batch) -> bool:
     return pixels.is_floating_point() and all(image.isfinite().all() and _pixel_problem(image) for image in pixels)
 
 
+def leaves_range(batch: Batch) -> bool:
+    """Whether float pixels of ``batch`` are finite and far outside 0..255. On a device, where it would wait: no."""
+    pixels = batch.images.pixels
+    if pixels.device.type != "cpu" or pixels.dtype != torch.float32:
+        return False
+    low, high = (float(v) for v in pixels.aminmax())
+    return is_finite(low) and is_finite(high) and (low < _PIXEL_RANGE[0] or high > _PIXEL_RANGE[1])
+
+
 def refuse_bad_weights(detector: nn.Module, what: str) -> None:
     """Refuse a detector that would find nothing, without a word, since its weights or running statistics are lost.
 
@@ -135,7 +144,7 @@ def _pixel_problem(pixels: Tensor) -> str:
     if not pixels.isfinite().all():
         return f"have {_count(pixels)}"
     low, high = (float(v) for v in pixels.aminmax())
-    if low < _PIXEL_RANGE[0] or high > _PIXEL_RANGE[1] or (high < _BLACK and low != high):
+    if low < _PIXEL_RANGE[0] or high > _PIXEL_RANGE[1] or (high < BLACK and low != high):
         return f"lie in {low:.3g}..{high:.3g}, not in 0..255: the detector normalises them itself"
     return ""
 

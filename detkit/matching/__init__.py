@@ -1,6 +1,6 @@
 """Which reference answers for which object, and which candidates survive."""
 
-from detkit.matching.anchors import AnchorGrid, Anchors
+from detkit.matching.anchors import AnchorGrid, Anchors, misfit
 from detkit.matching.assigners import IGNORED, NEGATIVE, Assigner, Assignment, MaxIoUAssigner
 from detkit.matching.coders import Coder, DeltaCoder
 from detkit.matching.fusion import NMS, WBF, Merge, SoftNMS
@@ -50,6 +50,7 @@ __all__ = [
     "assign_anchors",
     "found_in_range",
     "in_own_range",
+    "misfit",
     "nms_by_group",
     "only_in_range",
     "select_candidates",

@@ -5,11 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from detkit.config import ANCHORS
 from detkit.structures import FeatureSpec
+
+#: Objects differ in size by such a factor in themselves; anchors that do from all of them are a mistake.
+_ORDER = 8.0
 
 
 class Anchors(ABC):
@@ -74,6 +78,12 @@ class AnchorGrid(Anchors):
             for shape, stride, base in zip(shapes, self.strides, self._base, strict=True)
         ]
 
+    @property
+    def sides(self) -> tuple[float, float]:
+        """The least and the largest side (root of the area) in px of the network input."""
+        sides = torch.cat([(base[:, 2:] - base[:, :2]).prod(dim=1).sqrt() for base in self._base])
+        return float(sides.min()), float(sides.max())
+
     def inside(self, shapes: Sequence[tuple[int, int]], size: tuple[int, int], device: torch.device) -> list[Tensor]:
         h, w = size
         masks = []
@@ -86,6 +96,36 @@ class AnchorGrid(Anchors):
         """(H * W, 2) x, y in px."""
         origins = cell_origins(shape, stride, device)
         return origins + self.offset * stride if self.offset else origins
+
+
+def misfit(anchors: Anchors, sides: np.ndarray, long_side: float) -> str:
+    """A line where all of ``anchors`` have another order of size than what they are for; empty else.
+
+    Of anchors of another kind than :class:`AnchorGrid` nothing is known.
+
+    Args:
+        sides: (N,) of the objects, the root of their area, px of the network input.
+        long_side: of the image, in the same px.
+    """
+    if not isinstance(anchors, AnchorGrid):
+        return ""
+    least, largest = anchors.sides
+    scales = "AnchorGrid's scales count strides of the level, not px"
+    if least > long_side:
+        return f"every anchor ({_range(least, largest)} px) is larger than the image of {long_side:g} px: {scales}"
+    if not len(sides):
+        return ""
+    small, large = np.quantile(sides, (0.05, 0.95))
+    if least > _ORDER * large or largest < small / _ORDER:
+        objects = f"nine of ten objects ({_range(small, large)} px)"
+        which = "larger" if least > large else "smaller"
+        return f"every anchor ({_range(least, largest)} px) is over {_ORDER:g} times {which} than {objects}: {scales}"
+    return ""
+
+
+def _range(low: float, high: float) -> str:
+    shown = f"{round(low, 1):g}", f"{round(high, 1):g}"
+    return shown[0] if shown[0] == shown[1] else "..".join(shown)
 
 
 def cell_origins(shape: tuple[int, int], stride: float, device: torch.device) -> Tensor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from detkit.config import build
+from detkit.config import ConfigError, build
+from detkit.models.backbones.check import check_spec
 from detkit.models.detector import ComposedDetector
 from detkit.models.interfaces import Backbone, Detector, Neck
 from detkit.structures import Categories
@@ -20,10 +21,14 @@ def build_detector(cfg: Any, categories: Categories) -> Detector:
     """The detector that ``cfg`` (the ``model`` section) describes, for the classes of ``categories``.
 
     A section with ``_target_`` is a detector of its own; otherwise it has ``backbone``, ``neck`` and ``head``.
+
+    Raises:
+        ConfigError: a part refuses its values, or the backbone's maps are not of the channels and strides it declares.
     """
     if "_target_" in cfg:
         return build(cfg, key="model", num_classes=len(categories))
     backbone = build(cfg["backbone"], key="model.backbone")
+    _check_backbone(backbone, cfg["backbone"])
     neck = build(cfg["neck"], key="model.neck", in_spec=backbone.out_spec)
     head = build(cfg["head"], key="model.head", in_spec=neck.out_spec, num_classes=len(categories))
     if head.reads is not None and len(head.reads) < len(neck.out_spec.strides):
@@ -48,3 +53,11 @@ def _leave_untrained(backbone: Backbone, neck: Neck, reads: Sequence[int]) -> No
         logger.info(
             "the head reads the neck's map of stride %s: %d tensors of others stay untrained", strides, len(unread)
         )
+
+
+def _check_backbone(backbone: Backbone, node: Mapping[str, Any]) -> None:
+    name = f"{node['_target_']} {node['name']}" if "name" in node else node["_target_"]
+    try:
+        check_spec(backbone, backbone.out_spec, name, backbone.example_size)
+    except ValueError as error:
+        raise ConfigError(f"model.backbone: {error}") from error

@@ -23,11 +23,14 @@ class Detector(nn.Module, ABC):
 class Backbone(nn.Module, ABC):
     """Turns normalised pixels (B, 3, H, W) into feature maps (B, C_l, H / s_l, W / s_l), fine to coarse.
 
-    ``out_spec`` tells their channels and strides; ``pixel_stats`` the statistics that its weights were trained with.
+    ``out_spec`` tells their channels and strides, compared with a map of a small image when a detector is built;
+    ``pixel_stats`` the statistics that its weights were trained with; ``example_size`` the only size (H, W) px of
+    images that it takes, None for any.
     """
 
     out_spec: FeatureSpec
     pixel_stats: PixelStats
+    example_size: tuple[int, int] | None = None
 
     @abstractmethod
     def forward(self, pixels: Tensor) -> list[Tensor]: ...

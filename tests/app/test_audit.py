@@ -214,6 +214,18 @@ def test_pictures_by_cause(shapes):
     assert (anchor[2:] - anchor[:2]).prod() == pytest.approx(256, rel=1e-3), "of 16 px, the smallest there is"
 
 
+def test_anchors_fifty_times_too_large_are_told_of(shapes, tmp_path, monkeypatch, capsys):
+    options = [
+        "experiment=quickstart", f"data.root={shapes}", "data.train.num_train=9", "data.train.num_val=2",
+        "num_pictures=0", "model.head.rpn.anchors.scales=[400]",
+    ]  # fmt: skip
+    output = call(audit.main, monkeypatch, capsys, *options, f"hydra.run.dir={tmp_path / 'out'}")
+    line = "Every anchor (1600..25600 px) is larger than the image of "
+    assert line in output
+    assert line in (tmp_path / "out" / "audit.html").read_text()
+    assert json.loads((tmp_path / "out" / "audit.json").read_text())["advice"][0]["text"].startswith(line)
+
+
 def test_the_command_line_needs_no_image_file(shapes, tmp_path, monkeypatch, capsys):
     folder = ShapesDataset(root=str(tmp_path / "data"), num_train=6, num_val=2, image_size=96).folder
     for file in (folder / "images").iterdir():

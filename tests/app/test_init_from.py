@@ -4,8 +4,12 @@ import logging
 
 import pytest
 import torch
+import torchvision
+from torchvision.ops import FrozenBatchNorm2d
 
+from detkit.app import origin
 from detkit.app.init_from import class_layers, initialize
+from detkit.app.origin import check_norms
 from detkit.config import ConfigError
 from detkit.engine.checkpoint import Checkpoint, save_checkpoint
 from detkit.models import build_detector
@@ -69,3 +73,123 @@ def test_files_that_do_not_fit(model, checkpoint, tmp_path):
     (tmp_path / "broken.pth").write_bytes(b"nothing")
     with pytest.raises(ConfigError, match="is not a readable state dict"):
         initialize(detector, f"torchvision:{tmp_path / 'broken.pth'}", ONE, model)
+
+
+def theirs(norm=None, **kind):
+    torch.manual_seed(0)
+    options = {"weights": None, "weights_backbone": None, "num_classes": 4, **kind}
+    return torchvision.models.detection.fasterrcnn_resnet50_fpn(**options, **({"norm_layer": norm} if norm else {}))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "words"),
+    [
+        (lambda s: s, "; it looks like torchvision's Faster R-CNN: init_from=torchvision:{}"),
+        (lambda s: {"model": s, "epoch": 3}, "init_from=torchvision:{} (under 'model': save that alone first)"),
+        (lambda s: {f"module.{k}": v for k, v in s.items()}, "; it looks like torchvision's Faster R-CNN"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_torchvision_file_without_its_prefix_is_told_of(model, tmp_path, wrap, words, zipped):
+    names = (
+        "backbone.body.conv1.weight",
+        "backbone.fpn.inner_blocks.0.0.weight",
+        "roi_heads.box_predictor.bbox_pred.bias",
+    )
+    path = tmp_path / "theirs.pth"
+    torch.save(wrap({n: torch.zeros(1) for n in names}), path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ConfigError) as caught:
+        initialize(build_detector(model, ONE), str(path), ONE, model)
+    assert words.format(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("backbone.bottom_up.res2.conv1.weight", "proposal_generator.a"), "; it looks like detectron2"),
+        (("backbone.layer1.0.conv1.weight", "neck.a", "bbox_head.b"), "; it looks like mmdetection"),
+        (("conv1.weight", "layer1.0.conv1.weight", "layer4.0.conv1.weight", "fc.weight"),
+         "; it looks like a classifier, a ResNet: model.backbone.weights={}"),
+        (("backbone.body.conv1.weight", "head.classification_head.a"), "; it looks like another detector of torchvision's"),
+        (("backbone.body.conv1.weight", "roi_heads.mask_head.a", "roi_heads.b"), "; it looks like torchvision's Mask R-CNN"),
+        (("backbone.a", "neck.b", "head.c"), "; it looks like a detector of detkit's without its checkpoint"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("prefix", ["", "torchvision:"])
+def test_weights_of_others_are_told_of(model, tmp_path, names, words, prefix):
+    path = tmp_path / "foreign.pth"
+    torch.save({n: torch.zeros(1) for n in names}, path)
+    with pytest.raises(ConfigError) as caught:
+        initialize(build_detector(model, ONE), f"{prefix}{path}", ONE, model)
+    assert words.format(path) in str(caught.value)
+
+
+def test_a_checkpoint_under_the_prefix_of_others(model, checkpoint):
+    path, _ = checkpoint
+    with pytest.raises(
+        ConfigError, match=rf"is not a state dict .*; it looks like a checkpoint of detkit's: init_from={path}"
+    ):
+        initialize(build_detector(model, ONE), f"torchvision:{path}", ONE, model)
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ()])
+def test_nothing_is_made_up(model, tmp_path, names):
+    torch.save({n: torch.zeros(1) for n in names}, tmp_path / "other.pth")
+    with pytest.raises(ConfigError) as caught:
+        initialize(build_detector(model, ONE), str(tmp_path / "other.pth"), ONE, model)
+    assert "looks like" not in str(caught.value)
+
+
+class Norms(torch.nn.Module):
+    """A detector with one batch norm."""
+
+    def __init__(self, eps):
+        super().__init__()
+        self.norm = FrozenBatchNorm2d(2, eps=eps)
+
+
+def norms(*variances, trained=False):
+    counter = {"bn.num_batches_tracked": torch.tensor(5)} if trained else {}
+    return {"bn.running_var": torch.tensor(variances), **counter}
+
+
+@pytest.mark.parametrize(
+    ("eps", "trained", "least"), [(1e-5, True, 1e-7), (0.0, False, 1.0), (0.0, True, 1.0), (1e-5, False, 1.0)]
+)
+def test_an_epsilon_that_is_right_or_does_not_matter_needs_no_word(tmp_path, eps, trained, least):
+    (tmp_path / "w.pth").write_bytes(b"")
+    assert check_norms(Norms(eps), norms(1.0, least, trained=trained), tmp_path / "w.pth") == ""
+
+
+def test_an_epsilon_that_is_surely_another(tmp_path, monkeypatch):
+    path = tmp_path / "w.pth"
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"have the epsilon 1e-05 \(they count their batches.* the model has 0; with the "
+                       r"other a channel \(of variance 1e-07\) is scaled 10 times: set model\.backbone\.norm_eps=1e-05"):  # fmt: skip
+        check_norms(Norms(0.0), norms(1.0, 1e-7, trained=True), path)
+    monkeypatch.setattr(origin, "_PUBLISHED_SHA256", "e3b0c442")  # of the empty file
+    assert check_norms(Norms(0.0), norms(1.0, 1e-7), path) == ""
+    with pytest.raises(ValueError, match=r"the epsilon 0 \(these are the published weights\), the model has 1e-05"):
+        check_norms(Norms(1e-5), norms(1.0, 1e-7), path)
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-5])
+def test_an_epsilon_that_nobody_can_know_is_asked_for(tmp_path, eps):
+    (tmp_path / "w.pth").write_bytes(b"")
+    doubt = check_norms(Norms(eps), norms(1.0, 1e-7), tmp_path / "w.pth")
+    assert f"the model has {eps:g}, and with the other a channel (of variance 1e-07) is scaled 10" in doubt
+    assert "scaled inf times" in check_norms(Norms(eps), norms(1.0, 0.0), tmp_path / "w.pth")
+
+
+def test_a_detector_of_torchvisions_with_trained_batch_norms_is_not_taken_in_silence(tmp_path):
+    state = theirs(torch.nn.BatchNorm2d).state_dict()
+    state["backbone.body.layer2.0.bn1.running_var"][3] = 1e-8
+    torch.save(state, tmp_path / "theirs.pth")
+    source = f"torchvision:{tmp_path / 'theirs.pth'}"
+    preset = compose_model("faster_rcnn_fpn_torchvision")
+    with pytest.raises(
+        ConfigError, match=r"init_from: .*theirs\.pth: its batch norms have the epsilon 1e-05 .* the model has 0;"
+    ):
+        initialize(build_detector(preset, ONE), source, ONE, preset)
+    mended = compose_model("faster_rcnn_fpn_torchvision", ["model.backbone.norm_eps=1e-5"])
+    initialize(build_detector(mended, ONE), source, ONE, mended)

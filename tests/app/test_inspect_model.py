@@ -101,6 +101,16 @@ def test_objects_larger_than_every_effective_field_are_counted(found):
     assert "covered, but by no level within its effective field: 2 boxes (50.0%)" in text
 
 
+def test_anchors_fifty_times_too_large_are_noted(root):
+    data = (f"data.root={root}", "data=coco", "transform=identity")
+    for given in (data, ("data=null",)):
+        wrong = look(*given, "num_inputs=0", "model.head.rpn.anchors.scales=[400]")
+        (note,) = [n for n in wrong.notes if "anchor" in n]
+        assert note.startswith("every anchor (1600..")
+        assert f"note: {note}" in model_report.describe(wrong)
+        assert not [n for n in look(*given, "num_inputs=0").notes if "anchor" in n]
+
+
 def test_a_gated_backbone_sees_the_whole_image():
     found = look(
         "data=null",

@@ -80,6 +80,8 @@ class Broken(Transform):
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.how == "hang":
                 time.sleep(3)
+            if self.how == "float":
+                return dataclasses.replace(sample, image=sample.image / np.float32(255))
             if self.how == "nan":
                 boxes = np.full((1, 4), np.nan, np.float32)
             if self.how == "flat":

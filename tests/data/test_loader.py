@@ -238,6 +238,7 @@ def test_when_nothing_can_be_read_it_ends(data):
         ("nan", "the transforms left a box that is not finite"),
         ("flat", r"the transforms left a box without area: \[1.0, 1.0, 1.0, 5.0\]"),
         ("label", r"labels from 2 to 2 are not in \[0, 2\)"),
+        ("float", "the transforms left pixels of float32, not uint8 in 0..255: the detector normalises"),
         ("value", "too dark"),
     ],
 )

@@ -21,7 +21,8 @@ from detkit.engine import (
 )
 from detkit.engine.divergence import LEAST_USUAL
 from detkit.engine.schedule import Schedule
-from detkit.structures import Batch, Images, Losses
+from detkit.matching import AnchorGrid
+from detkit.structures import Batch, FeatureSpec, Images, Losses
 from tests.engine.stubs import StubDetector, StubTrainLoader, make_trainer
 from tests.engine.test_divergence import Faulty, Growing, Poisoned, failed, named, stub_trainer
 from tests.engine.test_finite import Overflowing, with_scaler
@@ -226,3 +227,102 @@ def test_easy_batches_and_negative_losses_are_no_explosion(tmp_path: Path) -> No
 
 def test_a_rate_of_zero_is_none_of_these(tmp_path: Path) -> None:
     stub_trainer(tmp_path, optim=SGD(lr=0.05), schedule=Rates(0.0)).fit()
+
+
+def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(lambda p: p.float() * 1e6, "e+08, not in 0..255: "), (lambda p: p.float() - 500, "lie in -5")],
+)
+def test_pixels_that_are_scaled_in_mid_run(tmp_path: Path, change: Any, words: str) -> None:
+    loader = Poisoned(pixels_as(change))
+    error, _ = failed(stub_trainer(tmp_path, train_loader=loader, max_loss_ratio=None), InvalidBatchError)
+    assert error.step == 8
+    assert words in str(error)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda p: p * 0, "no pixel of the batch is above 0 of 255"),
+        (lambda p: p.float() / 255, "no pixel of the batch is above 1 of 255"),
+        (lambda p: p // 128, "no pixel of the batch is above 1 of 255"),
+        (lambda p: (p > 1e9).float() - 2.1, "no pixel of the batch is above -2.1 of 255"),
+    ],
+)
+def test_black_batches_and_pixels_divided_in_mid_run_are_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, change: Any, words: str
+) -> None:
+    class FromSeven(StubTrainLoader):
+        def batch(self, number: int) -> Batch:
+            batch = super().batch(number)
+            return batch if number < 7 else pixels_as(change)(batch)
+
+    stub_trainer(tmp_path, train_loader=FromSeven(), steps=12, max_loss_ratio=None).fit()
+    (line,) = warned(caplog)
+    first = StubTrainLoader().batch(7).images.meta[0]
+    assert line.startswith(
+        f"step 8: {words}: black images, or divided by 255 before; images {first.image_id} ({first.file}), "
+    )
+
+
+def test_dark_images_are_no_fault(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def night(pixels: torch.Tensor) -> torch.Tensor:
+        dark = pixels // 128
+        dark[1, :, 3, 5] = 90  # one lamp, where no sample is taken
+        return dark
+
+    stub_trainer(tmp_path, train_loader=Scaled(night), steps=10).fit()
+    assert warned(caplog) == []
+
+
+def test_a_box_in_shares_of_the_image_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Relative(StubTrainLoader):
+        def batch(self, number: int) -> Batch:
+            batch = super().batch(number)
+            if number >= 7:
+                first_box(0.25, 0.3, 0.5, 0.75)(batch)
+            return batch
+
+    stub_trainer(tmp_path, train_loader=Relative(), steps=12).fit()
+    (line,) = warned(caplog)
+    where = named(StubTrainLoader().batch(7), 1)
+    assert line == (
+        f"step 8: box 0 of {where} lies within the first pixel: [0.25, 0.3, 0.5, 0.75] px of 16 x 16; is it in shares of "
+        "the image (0..1)? Told once"
+    )
+
+
+@pytest.mark.parametrize("box", [(0, 0.3, 0.5, 0.7), (0, 0, 0.9, 0.9), (0.5, 0.5, 2, 2), (15.2, 15.2, 16, 16)])
+def test_what_a_border_leaves_of_a_box_is_no_fault(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, box: tuple[float, ...]
+) -> None:
+    stub_trainer(tmp_path, train_loader=Poisoned(first_box(*box)), steps=10).fit()
+    assert warned(caplog) == []
+
+
+class Anchored(StubDetector):
+    """With anchors of ``scales``, on maps of stride 2 and 4."""
+
+    def __init__(self, *scales: float) -> None:
+        super().__init__()
+        self.anchors = AnchorGrid(in_spec=FeatureSpec((4, 4), (2.0, 4.0)), scales=scales)
+
+
+@pytest.mark.parametrize(
+    ("scales", "words"),
+    [
+        ((100.0,), "step 1: every anchor (200..400 px) is larger than the image of 16 px: "),
+        ((0.05,), "step 1: every anchor (0.1..0.2 px) is over 8 times smaller than nine of ten objects (4 px): "),
+        ((2.0,), ""),
+        ((0.5, 4.0), ""),
+    ],
+)
+def test_anchors_of_another_order_of_size(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, scales: tuple[float, ...], words: str
+) -> None:
+    stub_trainer(tmp_path, detector=Anchored(*scales), steps=3).fit()
+    assert warned(caplog) == ([words + "AnchorGrid's scales count strides of the level, not px"] if words else [])

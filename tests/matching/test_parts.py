@@ -1,5 +1,6 @@
 """Anchors, coders, samplers and the selection of detections."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -15,6 +16,7 @@ from detkit.matching import (
     Assignment,
     BalancedSampler,
     DeltaCoder,
+    misfit,
     select_detections,
     select_proposals,
 )
@@ -46,6 +48,24 @@ def test_anchors_in_the_padding_are_marked():
     assert (
         mask.tolist() == [True] * 6 + [False] * 6
     )  # the second row starts at y = 8; columns at 0, 8 and 16 are inside
+
+
+@pytest.mark.parametrize(
+    ("scale", "sides", "words"),
+    [
+        (400.0, [], "every anchor (1600..3200 px) is larger than the image of 640 px: "),
+        (100.0, [20.0] * 50, "every anchor (400..800 px) is over 8 times larger than nine of ten objects (20 px): "),
+        (1.0, [500.0] * 50, "every anchor (4..8 px) is over 8 times smaller than nine of ten objects (500 px): "),
+        (8.0, [5.0] * 50, ""),  # tiny objects, usual anchors
+        (1.0, [60.0] * 50, ""),
+        (100.0, [20.0] * 50 + [200.0] * 5, ""),
+        (100.0, [], ""),
+    ],
+)
+def test_anchors_of_another_order_of_size_are_told_of(scale, sides, words):
+    grid = AnchorGrid(in_spec=FeatureSpec((1, 1), (4.0, 8.0)), scales=(scale,))
+    found = misfit(grid, np.array(sides), 640.0)
+    assert found == (words and f"{words}AnchorGrid's scales count strides of the level, not px")
 
 
 def test_anchors_refuse_nonsense():
