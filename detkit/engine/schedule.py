@@ -86,16 +86,31 @@ class Cosine(Schedule):
     """Half a cosine from the full rate, reached after a linear warm-up, to ``final_factor`` at the end of the run.
 
     Loshchilov and Hutter 2017, equation 5, without restarts.
+
+    Args:
+        final_factor: the rate at the end, as a share of the full one.
+        warmup_steps, warmup_factor: of the linear rise.
+        whole_run: the cosine begins at step 0, and the warm-up is a factor on its first steps;
+            else it begins where the warm-up ends.
     """
 
-    def __init__(self, *, final_factor: float = 0.0, warmup_steps: int = 0, warmup_factor: float = 0.001) -> None:
+    def __init__(
+        self,
+        *,
+        final_factor: float = 0.0,
+        warmup_steps: int = 0,
+        warmup_factor: float = 0.001,
+        whole_run: bool = False,
+    ) -> None:
         if not 0 <= final_factor <= 1:
             raise ValueError(f"final_factor must be in [0, 1], not {final_factor}")
         self._final = final_factor
         self._warmup = Warmup(warmup_steps, warmup_factor)
+        self._start = 0 if whole_run else warmup_steps
 
     def factor(self, step: int, num_steps: int) -> float:
-        if step < self._warmup.steps:
+        if step < self._start:
             return self._warmup(step)
-        progress = (step - self._warmup.steps) / max(num_steps - self._warmup.steps, 1)
-        return self._final + (1 - self._final) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+        progress = (step - self._start) / max(num_steps - self._start, 1)
+        cosine = self._final + (1 - self._final) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+        return self._warmup(step) * cosine

@@ -17,7 +17,7 @@ from detkit.structures import Categories
 from tests.models.builders import compose_model
 
 ONE, OTHER = Categories(("a", "b", "c"), (1, 2, 3)), Categories(("x", "y", "z"), (1, 2, 3))
-LAYERS = [f"head.roi.{layer}.{kind}" for layer in ("cls_score", "bbox_pred") for kind in ("weight", "bias")]
+LAYERS = [f"head.roi.network.{layer}.{kind}" for layer in ("cls_score", "bbox_pred") for kind in ("weight", "bias")]
 
 
 @pytest.fixture(scope="module")

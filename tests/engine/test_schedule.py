@@ -55,6 +55,14 @@ def test_cosine_equals_torch() -> None:
         theirs.step()
 
 
+def test_a_cosine_over_the_whole_run_has_the_warm_up_as_a_factor() -> None:
+    plain, whole = Cosine(), Cosine(warmup_steps=10, warmup_factor=0.1, whole_run=True)
+    assert [whole.factor(s, 50) for s in range(10, 50)] == [plain.factor(s, 50) for s in range(10, 50)]
+    assert whole.factor(0, 50) == pytest.approx(0.1)
+    assert whole.factor(5, 50) == pytest.approx(0.55 * plain.factor(5, 50))
+    assert Cosine(warmup_steps=10).factor(10, 50) == 1.0
+
+
 @pytest.mark.parametrize("schedule", [Constant(warmup_steps=9), MultiStep(warmup_steps=9), Cosine(warmup_steps=9)])
 def test_a_run_shorter_than_its_warm_up(schedule: Schedule) -> None:
     assert schedule.factor(0, 2) == pytest.approx(0.001)

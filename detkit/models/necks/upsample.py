@@ -27,7 +27,7 @@ class Upsample(Neck):
 
     Args:
         channels: channels after each doubling; three of them lead from stride 32 to 4.
-        mode: "transposed" convolutions, or "bilinear" interpolation and a 1x1 convolution.
+        mode: "transposed" convolutions, or a 1x1 convolution and "bilinear" interpolation.
         lateral: add the backbone's own map where it has one of the same stride, through a 1x1 convolution. The paper's
             ResNets have none of this; small objects and short schedules gain by it.
         conv: the 3x3 convolutions: plain, or ``deform`` and ``modulated_deform`` as in the published ResNets (DCNv2).
@@ -86,9 +86,10 @@ class _Doubling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_norm(self.conv(x)).relu()
-        if self.mode == "bilinear":
+        x = self.up(x)
+        if self.mode == "bilinear":  # after the 1x1 convolution, which commutes with it, at a quarter of its cost
             x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
-        return self.up_norm(self.up(x)).relu()
+        return self.up_norm(x).relu()
 
 
 def start_as_bilinear(layer: nn.ConvTranspose2d) -> None:
