@@ -213,6 +213,8 @@ def _count_remarkable(findings: Findings, table: TruthTable, raw: RawAnnotations
     for oddity in raw.oddities:
         note_boxes(*oddity)
     note_boxes("crowd or difficult boxes", "ignored in training, passed to the evaluator", table.crowd)
+    if findings.is_refused:
+        return 0  # the boxes that images lack may be those that were refused
     num_all = np.diff(table.offsets)
     num_crowd = np.bincount(table.owners, weights=table.crowd, minlength=len(table)).astype(int)
     note_images("images without boxes", "kept", num_all == 0)

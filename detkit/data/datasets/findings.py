@@ -68,6 +68,11 @@ class Findings:
         """Refuse the data set for something that no option leaves out."""
         self._refusals.append(message)
 
+    @property
+    def is_refused(self) -> bool:
+        """Whether there is something to refuse the data set for."""
+        return bool(self._refusals)
+
     def raise_refused(self) -> None:
         """End here if there is something to refuse the data set for.
 
