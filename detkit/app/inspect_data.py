@@ -22,6 +22,7 @@ from detkit.app.schema import DataSection
 from detkit.config import ConfigError, build, validate
 from detkit.config.validate import plain
 from detkit.data.datasets.base import DetectionDataset
+from detkit.data.datasets.findings import BadDataError
 from detkit.data.decode import ImageError
 from detkit.data.sample import Sample
 from detkit.data.transforms import ResizeFit
@@ -29,9 +30,13 @@ from detkit.evaluation.summary import SIZE_BOUNDS
 from detkit.structures.draw import contact_sheet, draw_boxes
 from detkit.utils.files import atomic_write
 from detkit.utils.progress import track
+from detkit.utils.stderr import captured_stderr
 
 NUM_PICTURES = 16
 PICTURE_SIZE = 400
+
+#: What libjpeg writes when pixels are lost (JWRN_* in its jerror.h).
+JPEG_COMPLAINTS = ("Corrupt JPEG data", "Premature end of JPEG file", "Inconsistent progression", "Invalid SOS")
 
 #: Classes in the console's table, and in the diagram; report.json has all.
 MAX_LISTED = 40
@@ -60,7 +65,30 @@ def run(cfg: DictConfig, folder: Path) -> None:
     splits = [name for name in ("train", "val") if node.get(name) is not None]
     if cfg.split not in splits:
         raise ConfigError(f"split: the configuration has no data.{cfg.split}; it has {', '.join(splits)}")
-    inspect(build(node[cfg.split]), folder, check_images=cfg.check_images)
+    dataset, refusal = open_whole(node[cfg.split])
+    inspect(dataset, folder, check_images=cfg.check_images)
+    if refusal is not None:
+        raise refusal
+
+
+def open_whole(node: Mapping[str, Any]) -> tuple[DetectionDataset, ConfigError | None]:
+    """The data set of ``node``; one that training would refuse without its bad records, and the refusal.
+
+    What is left can then be looked at in the same run, its pictures too.
+
+    Raises:
+        ConfigError: it cannot be opened even so.
+    """
+    try:
+        return build(node), None
+    except ConfigError as error:
+        if not isinstance(error.__cause__, BadDataError):
+            raise
+        lenient = {key: "skip" for key in ("on_missing", "on_bad_annotation") if key in node}
+        try:
+            return build({**node, **lenient}), error
+        except ConfigError:
+            raise error from error.__cause__
 
 
 def inspect(dataset: DetectionDataset, out_dir: str | Path, check_images: bool = True) -> dict[str, Any]:
@@ -91,13 +119,21 @@ def inspect(dataset: DetectionDataset, out_dir: str | Path, check_images: bool =
 
 
 def find_damaged(dataset: DetectionDataset) -> dict[str, str]:
-    """File -> reason, for the images that cannot be read or are not of the size that their annotations say."""
+    """File -> reason, for the images that cannot be read or are not of the size that their annotations say.
+
+    A JPEG with broken data in it is decoded all the same, grey from there on; that libjpeg complains is all one hears.
+    """
     damaged = {}
     for i in track(range(len(dataset)), len(dataset), "reading images"):
+        file = dataset.truths[i].file
         try:
-            dataset.read(i)
+            with captured_stderr() as said:
+                dataset.read(i)
         except ImageError as error:
-            damaged[dataset.truths[i].file] = str(error)
+            damaged[file] = str(error)
+        else:
+            complaints = [line for line in said if line.startswith(JPEG_COMPLAINTS)]
+            damaged |= {file: f"{file}: damaged inside: {line}" for line in complaints[:1]}
     return damaged
 
 
