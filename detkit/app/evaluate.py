@@ -22,7 +22,11 @@ def main() -> None:
 
 
 def run(cfg: DictConfig, _: Path) -> float:
-    """Evaluate ``cfg.checkpoint`` on ``cfg.split``; the files go to ``cfg.output`` or beside the checkpoint."""
+    """Evaluate ``cfg.checkpoint`` on ``cfg.split``; the files go to ``cfg.output`` or beside the checkpoint.
+
+    Returns:
+        AP, nan where there is no object to find.
+    """
     set_up_logging()
     options, stored = load_stored(cfg, EvaluateOptions)
     dataset, loader = open_split(stored, options.split)
@@ -40,7 +44,7 @@ def run(cfg: DictConfig, _: Path) -> float:
     folder.mkdir(parents=True, exist_ok=True)
     report_evaluation(folder, result, dataset)
     write_results(folder / "detections.json", evaluator.results())
-    return result.metrics["AP"]
+    return result.value("AP")
 
 
 if __name__ == "__main__":

@@ -224,6 +224,21 @@ def test_an_undefined_score_is_never_the_best(tmp_path: Path, undefined: float) 
     assert load_checkpoint(tmp_path / BEST).step == 8
 
 
+def test_an_undefined_score_is_no_sign_that_nothing_is_gained(tmp_path: Path) -> None:
+    """Neither patience nor the table of numbers nor the log takes -1 for a score."""
+    seen = Recorder()
+    evaluator = StubEvaluator([-1.0, -1.0, 0.5, -1.0, 0.4, 0.3])
+    callbacks = {"csv": MetricsCsv(), "seen": seen}
+    trainer = make_trainer(tmp_path, steps=40, eval_every=2, patience=2, evaluator=evaluator, callbacks=callbacks)
+    result = trainer.fit()
+    assert (result.step, result.best, result.best_step, result.stopped_early) == (12, 0.5, 6, True)
+    rows = [line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines() if ",val,AP," in line]
+    assert [row[3] for row in rows] == ["nan", "nan", "0.5", "nan", "0.4", "0.3"]
+    words = [record.in_words("AP") for record in seen.of("evaluation")]
+    assert words[0].startswith("AP not defined, AP50 ")
+    assert words[2].startswith("AP 0.5000, AP50 ")
+
+
 def test_patience_ends_the_run(tmp_path: Path) -> None:
     evaluator = StubEvaluator([0.3, 0.5, 0.4, 0.5, 0.9])
     result = make_trainer(tmp_path, steps=40, eval_every=2, patience=2, evaluator=evaluator).fit()

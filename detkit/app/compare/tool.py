@@ -6,17 +6,18 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import rich
 
 from detkit.app.compare.figures import draw_bars, draw_curves
 from detkit.app.compare.page import make_page
 from detkit.app.compare.runs import System, made_unlike, read_systems
-from detkit.app.compare.table import IMAGES_ALONE, Row, as_csv, as_markdown, as_rich, make_rows
+from detkit.app.compare.table import IMAGES_ALONE, NOT_DEFINED, Row, as_csv, as_markdown, as_rich, make_rows
 from detkit.app.failure import told_plainly
 from detkit.app.sweep.folder import JOBS
 from detkit.config import ConfigError
 from detkit.config.registry import did_you_mean
-from detkit.evaluation.bootstrap import CONFIDENCE
+from detkit.evaluation.bootstrap import CONFIDENCE, LEAST_SAMPLES
 from detkit.utils.files import atomic_write
 from detkit.utils.log import set_up_logging
 
@@ -33,8 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the resampling")
     parser.add_argument("--output", type=Path, help="default: comparison/ in the sweep's folder, or here")
     options = parser.parse_args(arguments)
-    if options.samples < 100:
-        parser.error(f"--samples must be 100 or more, not {options.samples}: fewer say nothing about an interval")
+    if options.samples < LEAST_SAMPLES:
+        parser.error(
+            f"--samples must be {LEAST_SAMPLES} or more, not {options.samples}: fewer say nothing about an interval"
+        )
     set_up_logging()
     with told_plainly():
         compare(options.paths, options.output, options.baseline, options.metric, options.samples, options.seed)
@@ -94,6 +97,14 @@ def _notes(rows: Sequence[Row], metric: str, num_samples: int) -> list[str]:
         "that there is none.",
     ]
     differences = [row.difference for row in rows if row.difference is not None]
+    if np.isnan(rows[0].means[metric]):
+        notes.append(f"{NOT_DEFINED}: the validation images have no object that {metric} is about.")
+    elif undefined := max((d.num_undefined for d in differences), default=0):
+        notes.append(
+            f"{undefined} of the {num_samples} resamplings have no object that {metric} is about and are left out: few "
+            "images hold such objects, and an interval can only tell of those few. Fewer than "
+            f"{LEAST_SAMPLES} that define it give no interval; --samples takes more."
+        )
     if any(d.seeds_vary for d in differences):
         notes.append("The noise of training is in them too: the variance over the seeds of both systems enters.")
     if not all(d.seeds_vary for d in differences):

@@ -20,7 +20,8 @@ HEADER = ("step", "split", "name", "value")
 class MetricsCsv(Callback):
     """Writes ``metrics.csv`` into the run folder: step, split (train or val), name, value; one number in a row.
 
-    A resumed run first takes out the rows after the step it goes on from, and a row that a kill has cut off.
+    A score that is not defined on the validation set is nan. A resumed run first takes out the rows after the step it
+    goes on from, and a row that a kill has cut off.
     """
 
     def __init__(self) -> None:
@@ -36,7 +37,7 @@ class MetricsCsv(Callback):
             self._write(record.step, "train", record.scalars())
 
     def on_evaluation_end(self, record: EvaluationRecord) -> None:
-        self._write(record.step, "val", record.result.metrics)
+        self._write(record.step, "val", {name: record.result.value(name) for name in record.result.metrics})
 
     def on_exception(self, error: BaseException) -> None:
         self._close()

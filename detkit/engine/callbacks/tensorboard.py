@@ -50,8 +50,8 @@ class TensorBoardWriter(Callback):
 
     def on_evaluation_end(self, record: EvaluationRecord) -> None:
         assert self._writer is not None
-        for name, value in record.result.metrics.items():
-            self._writer.add_scalar(f"val/{name}", value, record.step)
+        for name in record.result.metrics:
+            self._writer.add_scalar(f"val/{name}", record.result.value(name), record.step)
         for example in record.result.examples[: self._num_images]:
             self._add_pictures(f"image {example.meta.image_id}", example, record.step)
         self._truth_is_shown = True
