@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from detkit.app.components import load_components
 from detkit.app.paths import config_dir
@@ -62,7 +63,7 @@ def _usage(registry: Registry) -> str:
 def show(console: Console, cls: type, registry: Registry) -> None:
     """Print the options of one class, then its docstring."""
     console.print(options(cls, registry))
-    console.print(inspect.cleandoc(cls.__doc__ or "") + "\n", markup=False, highlight=False)
+    console.print(Text(inspect.cleandoc(cls.__doc__ or "") + "\n"))
 
 
 def options(cls: type, registry: Registry) -> Table:
@@ -77,7 +78,7 @@ def options(cls: type, registry: Registry) -> Table:
         annotation = parameter.annotation
         kind = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
         default = "needed" if parameter.default is parameter.empty else repr(parameter.default)
-        table.add_row(name, kind, default)
+        table.add_row(name, Text(kind), Text(default))
     shapes = [name for name in RUNTIME_ARGUMENTS if name in parameters(cls)]
     if shapes:
         table.add_row(", ".join(shapes), "", "derived")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import rich
+from rich.text import Text
 
 from detkit.app.compare.figures import draw_bars, draw_curves
 from detkit.app.compare.page import make_page
@@ -70,8 +71,8 @@ def compare(
     console = rich.get_console()
     console.print(*as_rich(rows, metric, shown))
     for note in notes:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"table, figures and page: [bold]{output / 'index.html'}[/bold]", soft_wrap=True)
+        console.print(Text(note), soft_wrap=True)
+    console.print("table, figures and page:", Text(str(output / "index.html"), "bold"), soft_wrap=True)
     return rows
 
 
