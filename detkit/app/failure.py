@@ -60,7 +60,7 @@ def check_range(key: str, value: float | None, least: float, most: float | None 
     """
     if value is None or (least <= value and (most is None or value <= most)):
         return
-    bounds = f"be {least:g} or more" if most is None else f"lie in [{least:g}, {most:g}]"
+    bounds = f"be {least} or more" if most is None else f"lie in [{least}, {most}]"
     raise ConfigError(f"{key}: must {bounds}, not {value}")
 
 

@@ -15,6 +15,9 @@ from detkit.data.transforms import Transform
 from detkit.structures import Categories
 from detkit.utils.log import logger
 
+#: More of them than any machine has cores cannot even be started.
+_MOST_THREADS = 1024
+
 
 def check_values(node: Mapping[str, Any]) -> None:
     """Refuse what no number at the root of a configuration can mean.
@@ -22,7 +25,7 @@ def check_values(node: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: the message names the key.
     """
-    check_range("threads", node.get("threads"), 1)
+    check_range("threads", node.get("threads"), 1, _MOST_THREADS)
     check_range("seed", node.get("seed"), 0, 2**63 - 1)
     check_range("process_timeout", node.get("process_timeout"), 1)
 

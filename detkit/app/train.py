@@ -183,7 +183,8 @@ def build_trainer(cfg: DictConfig, folder: Path, resumed: bool = False) -> tuple
     batch_size = node["data"]["loader"]["train"]["batch_size"] * node["trainer"]["accumulate"]
     optimizer = build(node["optim"], key="optim")(detector, batch_size)
     logger.info("%d trainable parameters on %s", _num_trainable(detector), device)
-    callbacks = {name: build(callback) for name, callback in node.get("callbacks", {}).items() if callback is not None}
+    given = {name: callback for name, callback in node.get("callbacks", {}).items() if callback is not None}
+    callbacks = {name: build(callback, key=f"callbacks.{name}") for name, callback in given.items()}
     trainer = build(node["trainer"], key="trainer")(
         detector=detector,
         optimizer=optimizer,
