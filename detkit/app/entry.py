@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from detkit.app.command_line import read_command_line
 from detkit.app.components import load_components
-from detkit.app.failure import fail, told_plainly
+from detkit.app.failure import TOLD, fail, told_plainly
 from detkit.app.paths import config_dir
 from detkit.data.workers import worker_deaths_explained
 from detkit.utils.lock import LOCK
 
 Task = Callable[[DictConfig, Path], Any]
+
+#: By this variable Hydra raises an error instead of printing it with its traceback.
+_FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
 def run_tool(task: Task, config_name: str, sweep_task: Task | None = None) -> None:
@@ -46,7 +52,7 @@ def run_tool(task: Task, config_name: str, sweep_task: Task | None = None) -> No
         try:
             with worker_deaths_explained():
                 return task(cfg, folder)
-        except (ValueError, FileNotFoundError) as error:
+        except (*TOLD, KeyboardInterrupt) as error:
             if is_new:
                 _remove_unused(folder)
             fail(error)
@@ -55,7 +61,25 @@ def run_tool(task: Task, config_name: str, sweep_task: Task | None = None) -> No
     start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)
     with told_plainly():
         sys.argv[1:] = read_command_line(sys.argv[1:], config_name)
-    start()
+    with told_plainly(), _errors_let_through():
+        start()
+
+
+@contextmanager
+def _errors_let_through() -> Iterator[None]:
+    """Hydra's own messages as they are; an error of any other kind, which Hydra would print, comes out of the block."""
+    before = os.environ.get(_FULL_ERROR)
+    os.environ[_FULL_ERROR] = "1"
+    try:
+        yield
+    except CompactHydraException as error:
+        causes = [error.__cause__] if isinstance(error.__cause__, OmegaConfBaseException) else []
+        print(error, *causes, sep="\n", file=sys.stderr)
+        sys.exit(1)
+    finally:
+        os.environ.pop(_FULL_ERROR)
+        if before is not None:
+            os.environ[_FULL_ERROR] = before
 
 
 def _remove_unused(folder: Path) -> None:

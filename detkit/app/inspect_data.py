@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import rich
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from detkit.app.entry import run_tool
 from detkit.app.schema import DataSection
@@ -27,7 +26,7 @@ from detkit.data.decode import ImageError
 from detkit.data.sample import Sample
 from detkit.data.transforms import ResizeFit
 from detkit.evaluation.summary import SIZE_BOUNDS
-from detkit.structures.draw import contact_sheet, draw_boxes
+from detkit.structures.draw import PNG_METADATA, contact_sheet, draw_boxes, encode_png
 from detkit.utils.files import atomic_write
 from detkit.utils.progress import track
 from detkit.utils.stderr import captured_stderr
@@ -109,12 +108,12 @@ def inspect(dataset: DetectionDataset, out_dir: str | Path, check_images: bool =
     text = describe(numbers, dataset)
     atomic_write(folder / "report.json", json.dumps(numbers, indent=1) + "\n")
     atomic_write(folder / "report.txt", text + "\n")
-    atomic_write(folder / "classes.png", plot_classes(numbers["classes"]).savefig)
-    atomic_write(folder / "sizes.png", plot_sizes(dataset).savefig)
-    atomic_write(folder / "boxes.png", _png(draw_examples(dataset, damaged)))
+    atomic_write(folder / "classes.png", _png_of(plot_classes(numbers["classes"])))
+    atomic_write(folder / "sizes.png", _png_of(plot_sizes(dataset)))
+    atomic_write(folder / "boxes.png", encode_png(draw_examples(dataset, damaged)))
     rich.print(class_table(numbers["classes"]))
-    rich.get_console().print(text, markup=False, highlight=False, soft_wrap=True)
-    rich.print(f"report and pictures: [bold]{folder}[/bold]")
+    rich.get_console().print(Text(text), soft_wrap=True)
+    rich.print("report and pictures:", Text(str(folder), "bold"))
     return numbers
 
 
@@ -189,7 +188,7 @@ def class_table(classes: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(column, justify="left" if column == "class" else "right")
     total = max(1, sum(c["boxes"] for c in classes))
     for c in sorted(classes, key=lambda c: -c["boxes"])[:MAX_LISTED]:
-        table.add_row(escape(c["name"]), str(c["id"]), str(c["boxes"]), f"{c['boxes'] / total:.1%}", str(c["images"]))
+        table.add_row(Text(c["name"]), str(c["id"]), str(c["boxes"]), f"{c['boxes'] / total:.1%}", str(c["images"]))
     if len(classes) > MAX_LISTED:
         table.add_row(f"and {len(classes) - MAX_LISTED} rarer ones", "", "", "", "")
     return table
@@ -269,15 +268,13 @@ def _histogram(axes: Axes, values: np.ndarray, label: str) -> None:
     _tidy(axes)
 
 
+def _png_of(figure: Figure) -> Callable[[Path], None]:
+    return lambda path: figure.savefig(path, metadata=PNG_METADATA)
+
+
 def _tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
-
-
-def _png(image: np.ndarray) -> bytes:
-    done, content = cv2.imencode(".png", image[..., ::-1])
-    assert done
-    return content.tobytes()
 
 
 if __name__ == "__main__":

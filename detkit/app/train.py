@@ -12,6 +12,7 @@ import rich
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from rich.text import Text
 
 from detkit.app.costs import costs
 from detkit.app.entry import run_tool
@@ -25,6 +26,7 @@ from detkit.app.setup import (
     build_dataset,
     build_transforms,
     check_same_classes,
+    check_values,
     choose_device,
     without_pretrained_weights,
 )
@@ -67,6 +69,7 @@ def run(cfg: DictConfig, folder: Path) -> float | None:
     """
     set_up_logging()
     validate(cfg, TrainSchema)
+    check_values(cfg)
     _refuse_lists()
     with process_group(cfg.device, cfg.process_timeout), ExitStack() as stack:
         made = folder
@@ -111,10 +114,10 @@ def _train(cfg: DictConfig, folder: Path, resumed: bool) -> float | None:
         trainer.restore(load_latest(folder))
     result = trainer.fit()
     if dist.is_main():
+        write_result(folder, result, trainer.monitor, costs(trainer))  # before anything is shown, which may fail
         if val_set is not None:
             report_training(folder, best.record, result, val_set)
-        write_result(folder, result, trainer.monitor, costs(trainer))
-        rich.print(f"run folder: [bold]{folder}[/bold]")
+        rich.print("run folder:", Text(str(folder), "bold"))
     return result.best
 
 
@@ -180,7 +183,8 @@ def build_trainer(cfg: DictConfig, folder: Path, resumed: bool = False) -> tuple
     batch_size = node["data"]["loader"]["train"]["batch_size"] * node["trainer"]["accumulate"]
     optimizer = build(node["optim"], key="optim")(detector, batch_size)
     logger.info("%d trainable parameters on %s", _num_trainable(detector), device)
-    callbacks = {name: build(callback) for name, callback in node.get("callbacks", {}).items() if callback is not None}
+    given = {name: callback for name, callback in node.get("callbacks", {}).items() if callback is not None}
+    callbacks = {name: build(callback, key=f"callbacks.{name}") for name, callback in given.items()}
     trainer = build(node["trainer"], key="trainer")(
         detector=detector,
         optimizer=optimizer,

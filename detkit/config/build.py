@@ -64,13 +64,29 @@ def _construct(cls: type, node: Mapping[str, Any], runtime: Mapping[str, Any], k
     }
     arguments |= {name: value for name, value in runtime.items() if name in known}
     if node.get("_partial_", False):
-        return functools.partial(cls, **arguments)
+        factory = _Factory(cls, **arguments)
+        factory.name = f"{key}: {cls.__name__}" if key else cls.__name__
+        return factory
     try:
         return cls(**arguments)
     except ConfigError:
         raise
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise ConfigError(f"{key}: {cls.__name__}: {error}" if key else f"{cls.__name__}: {error}") from error
+
+
+class _Factory(functools.partial):
+    """A constructor with some of its values; one that refuses them is named by the key that they stand at."""
+
+    name: str
+
+    def __call__(self, /, *args: Any, **runtime: Any) -> Any:
+        try:
+            return super().__call__(*args, **runtime)
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise ConfigError(f"{self.name}: {error}") from error
 
 
 def _join(key: str, name: str) -> str:

@@ -12,6 +12,7 @@ from detkit.app.compare.runs import Run, System
 from detkit.app.compare.table import NOT_DEFINED, NOT_SHOWN, TOO_FEW, Row
 from detkit.evaluation.bootstrap import CONFIDENCE
 from detkit.evaluation.summary import with_nan
+from detkit.structures.draw import PNG_METADATA
 
 #: Okabe and Ito's colours, which the colour-blind can tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -36,7 +37,7 @@ def draw_bars(path: Path, rows: Sequence[Row], metric: str) -> None:
     top.set_xlim(left=0)
     if compared:
         _draw_differences(axes[1, 0], rows, compared, metric)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, metadata=PNG_METADATA)
 
 
 def _draw_differences(axis, rows: Sequence[Row], compared: Sequence[Row], metric: str) -> None:
@@ -54,7 +55,7 @@ def _draw_differences(axis, rows: Sequence[Row], compared: Sequence[Row], metric
     alone = any(row.difference is not None and not row.difference.seeds_vary for row in compared)
     marks = f"hollow: {NOT_SHOWN}{'; dotted: images alone' * alone}"
     told = f"{metric} minus that of {baseline}, {CONFIDENCE:.0%} interval ({marks})"
-    axis.set_xlabel(textwrap.fill(told, width=90))
+    axis.set_xlabel(textwrap.fill(told, width=90), parse_math=False)
 
 
 def _say(axis, words: str, row: int) -> None:
@@ -82,8 +83,11 @@ def draw_curves(path: Path, systems: Sequence[System], metric: str) -> None:
             axis.text(0.5, 0.5, "no metrics.csv in the run folders", ha="center", transform=axis.transAxes)
     handles, labels = left.get_legend_handles_labels()
     if handles:
-        figure.legend(handles, [textwrap.fill(x, 60) for x in labels], loc="outside lower center", ncols=2, fontsize=9)
-    figure.savefig(path, dpi=110)
+        names = [textwrap.fill(x, 60) for x in labels]
+        legend = figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=9)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    figure.savefig(path, dpi=110, metadata=PNG_METADATA)
 
 
 def _draw_lines(axis, series: Sequence[tuple[np.ndarray, np.ndarray]], color: str, name: str) -> None:
@@ -114,7 +118,7 @@ def _smooth(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _name_rows(axis, names: Sequence[str]) -> None:
-    axis.set_yticks(range(len(names)), [textwrap.fill(name, 40) for name in names], fontsize=9)
+    axis.set_yticks(range(len(names)), [textwrap.fill(name, 40) for name in names], fontsize=9, parse_math=False)
     axis.set_ylim(len(names) - 0.5, -0.5)  # the first on top
     axis.spines[["top", "right"]].set_visible(False)
 

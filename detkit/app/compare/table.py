@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
 
 from detkit.app.compare.runs import System
 from detkit.evaluation.bootstrap import CONFIDENCE, Difference, image_weights, paired_difference
@@ -151,7 +151,7 @@ def as_rich(rows: Sequence[Row], metric: str, shown: Sequence[str]) -> list[Tabl
         columns = [0, *range(max(start, 1), end)]
         table = Table(*(Column(names[i], justify="right" if i else "left", overflow="fold") for i in columns))
         for row in told:
-            table.add_row(*(escape(row[i]) for i in columns))
+            table.add_row(*(Text(row[i]) for i in columns))
         tables.append(table)
     return tables
 

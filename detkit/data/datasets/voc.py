@@ -31,7 +31,9 @@ Size = tuple[int, int]
 #: The corners of a <bndbox>, in the order of the numbers inside detkit.
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 
-ZERO_ADVICE = "so all boxes are probably a pixel off: zero_based=true counts from 0, inclusive=false takes plain corners"
+ZERO_ADVICE = (
+    "so all boxes are probably a pixel off: zero_based=true counts from 0, inclusive=false takes plain corners"
+)
 
 #: The second column in the lists of single classes.
 _WITH_FLAG = re.compile(r"(.*\S)\s+(?:-1|0|1)")

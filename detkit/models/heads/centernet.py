@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from detkit.config import HEADS
+from detkit.config import HEADS, Count, Share
 from detkit.losses import HeatmapLoss
 from detkit.losses.checks import non_negative
 from detkit.losses.classification import sigmoid_bias
@@ -66,16 +66,16 @@ class CenterNetHead(DenseHead):
         in_spec: FeatureSpec,
         num_classes: int,
         heat_loss: HeatmapLoss,
-        channels: int = 64,
+        channels: Count = 64,
         init_std: float | None = 0.001,
         radius: RadiusRule = "official",
         min_overlap: float = 0.7,
         offset_weight: float = 1.0,
         size_weight: float = 0.1,
-        score_threshold: float = 0.0,
-        max_detections: int = 100,
+        score_threshold: Share = 0.0,
+        max_detections: Count = 100,
         min_size: float = 1e-2,
-        nms_iou: float | None = None,
+        nms_iou: Share | None = None,
     ) -> None:
         super().__init__()
         if len(in_spec.strides) != 1:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from detkit.config import HEADS
+from detkit.config import HEADS, Count, Share
 from detkit.losses import BoxLoss, ClassificationLoss
 from detkit.matching import (
     AnchorGrid,
@@ -70,10 +70,10 @@ class RetinaHead(DenseHead):
         box_loss: BoxLoss,
         num_convs: int = 4,
         init_std: float | None = 0.01,
-        num_before_nms: int = 1000,
-        score_threshold: float = 0.05,
-        nms_iou: float = 0.5,
-        max_detections: int = 100,
+        num_before_nms: Count = 1000,
+        score_threshold: Share = 0.05,
+        nms_iou: Share = 0.5,
+        max_detections: Count = 100,
         min_size: float = 1e-2,
         valid_ranges: tuple[SizeRange, ...] | None = None,
     ) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.config import ROI_HEADS
+from detkit.config import ROI_HEADS, Count, Share
 from detkit.losses import BoxLoss, ClassificationLoss
 from detkit.matching import Assignment, BalancedSampler, DeltaCoder, MaxIoUAssigner, select_detections
 from detkit.models.heads.common import mean_count, regression_loss
@@ -68,7 +68,7 @@ class RoIHead(RegionHead):
         coder: DeltaCoder,
         cls_loss: ClassificationLoss,
         box_loss: BoxLoss,
-        resolution: int = 7,
+        resolution: Count = 7,
         sampling_ratio: int = 2,
         aligned: bool = True,
         pooling: Literal["align", "deform", "modulated_deform"] = "align",
@@ -78,9 +78,9 @@ class RoIHead(RegionHead):
         canonical_size: float = 224.0,
         canonical_stride: float = 16.0,
         add_ground_truth: bool = True,
-        score_threshold: float = 0.05,
-        nms_iou: float = 0.5,
-        max_detections: int = 100,
+        score_threshold: Share = 0.05,
+        nms_iou: Share = 0.5,
+        max_detections: Count = 100,
         min_size: float = 1e-2,
     ) -> None:
         super().__init__()

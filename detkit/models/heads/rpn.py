@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.config import PROPOSAL_HEADS
+from detkit.config import PROPOSAL_HEADS, Count, Share
 from detkit.losses import BoxLoss, ClassificationLoss
 from detkit.matching import (
     AnchorGrid,
@@ -74,9 +74,9 @@ class RPN(ProposalHead):
         coder: DeltaCoder,
         cls_loss: ClassificationLoss,
         box_loss: BoxLoss,
-        num_before_nms: tuple[int, int] = (2000, 1000),
-        num_proposals: tuple[int, int] = (1000, 1000),
-        nms_iou: float = 0.7,
+        num_before_nms: tuple[Count, Count] = (2000, 1000),
+        num_proposals: tuple[Count, Count] = (1000, 1000),
+        nms_iou: Share = 0.7,
         min_size: float = 1e-3,
         valid_ranges: tuple[SizeRange, ...] | None = None,
     ) -> None:

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.config import HEADS
+from detkit.config import HEADS, Count, Share
 from detkit.losses.checks import non_negative
 from detkit.matching import Assignment, select_candidates, top_candidates
 from detkit.matching.assigners import IGNORED
@@ -69,17 +69,17 @@ class YOLOv1Head(DenseHead):
         *,
         in_spec: FeatureSpec,
         num_classes: int,
-        num_boxes: int = 2,
-        hidden: int | None = None,
-        grid_size: tuple[int, int] | None = None,
+        num_boxes: Count = 2,
+        hidden: Count | None = None,
+        grid_size: tuple[Count, Count] | None = None,
         dropout: float = 0.5,
         num_convs: int | None = None,
         lambda_coord: float = 5.0,
         lambda_noobj: float = 0.5,
-        num_before_nms: int = 1000,
-        score_threshold: float = 0.001,
-        nms_iou: float = 0.5,
-        max_detections: int = 100,
+        num_before_nms: Count = 1000,
+        score_threshold: Share = 0.001,
+        nms_iou: Share = 0.5,
+        max_detections: Count = 100,
         min_size: float = 1e-2,
     ) -> None:
         super().__init__()
