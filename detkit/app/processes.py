@@ -38,7 +38,7 @@ def process_group(device: str, timeout: float) -> Iterator[None]:
         ConfigError: a machine has more processes than GPUs.
         LostProcessError: another process is gone or does not answer.
     """
-    if not all(name in os.environ for name in _VARIABLES) or os.environ["WORLD_SIZE"] == "1":
+    if processes_started() == 1:
         yield
         return
     on_gpu = device != "cpu" and torch.cuda.is_available()
@@ -65,6 +65,11 @@ def process_group(device: str, timeout: float) -> Iterator[None]:
             "  torchrun --max-restarts=3 would start all of them again, and they would go on from the last checkpoint"
         ) from error
     torch_dist.destroy_process_group()  # not after an error: it could wait for the lost one
+
+
+def processes_started() -> int:
+    """How many processes torchrun has started; 1 without it."""
+    return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in _VARIABLES) else 1
 
 
 def meet(store: Store, rank: int, world_size: int, timeout: float) -> str:
