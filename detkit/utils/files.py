@@ -7,6 +7,7 @@ import platform
 import shutil
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -41,6 +42,12 @@ def atomic_write(
     finally:
         new.unlink(missing_ok=True)
         old.unlink(missing_ok=True)
+
+
+def remove_if_empty(folder: str | Path) -> None:
+    """Remove ``folder`` where nothing lies in it; several processes may try the same at once."""
+    with suppress(OSError):  # to look first whether it is there and empty would leave time for another process
+        os.rmdir(folder)
 
 
 def _write(path: Path, content: bytes | str | Callable[[Path], object]) -> None:

@@ -7,12 +7,13 @@ import os
 import platform
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from detkit.utils.files import atomic_write
+from detkit.utils.files import atomic_write, remove_if_empty
 
 
 def names(folder: Path) -> list[str]:
@@ -114,3 +115,16 @@ def test_what_dead_processes_left_is_removed_and_what_living_ones_write_is_not(t
 def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="gone"):
         atomic_write(tmp_path / "gone" / "x", b"1")
+
+
+def test_many_may_remove_an_empty_folder_at_once(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "file").touch()
+    with ThreadPoolExecutor(8) as pool:
+        for i in range(50):
+            folder = tmp_path / f"empty{i}"
+            folder.mkdir()
+            list(pool.map(remove_if_empty, [folder, kept] * 8))
+            assert names(tmp_path) == ["kept"]
+    assert names(kept) == ["file"]
