@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -121,10 +122,21 @@ def test_many_may_remove_an_empty_folder_at_once(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     kept.mkdir()
     (kept / "file").touch()
-    with ThreadPoolExecutor(8) as pool:
-        for i in range(50):
-            folder = tmp_path / f"empty{i}"
-            folder.mkdir()
-            list(pool.map(remove_if_empty, [folder, kept] * 8))
-            assert names(tmp_path) == ["kept"]
+    start = threading.Barrier(8)
+
+    def remove(folder: Path) -> None:
+        start.wait()
+        remove_if_empty(folder)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            for i in range(100):
+                folder = tmp_path / f"empty{i}"
+                folder.mkdir()
+                list(pool.map(remove, [folder, kept] * 4))
+                assert names(tmp_path) == ["kept"]
+    finally:
+        sys.setswitchinterval(interval)
     assert names(kept) == ["file"]
