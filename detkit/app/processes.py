@@ -65,7 +65,7 @@ def process_group(device: str, timeout: float) -> Iterator[None]:
         _end_with_the_other(str(error))
     except Exception as error:
         if not dist.is_loss_of_a_process(error):
-            _tell(store, f"process {rank} has failed: {str(error).partition(chr(10))[0] or type(error).__name__}")
+            _tell(store, f"process {rank} has failed: {dist.in_one_line(error)}")
             raise
         if told := _told(store):
             _end_with_the_other(f"process {rank} of {world_size}: {told}")

@@ -61,19 +61,36 @@ def is_loss_of_a_process(error: BaseException) -> bool:
 
 
 def from_main(function: Callable[[], T]) -> T:
-    """Call ``function`` in the main process alone; every process gets what it returned, or raises what it raised."""
+    """Call ``function`` in the main process alone; every process gets what it returned.
+
+    Raises:
+        FailedElsewhereError: in the other processes, where ``function`` fails in the main one.
+    """
     if world_size() == 1:
         return function()
     told: list[Any] = [None, None]
+    error = None
     if is_main():
         try:
             told = [function(), None]
-        except Exception as error:
-            told = [None, error]
+        except Exception as caught:
+            error, told = caught, [None, in_one_line(caught)]
     torch_dist.broadcast_object_list(told, src=0)
+    if error is not None:
+        raise error
     if told[1] is not None:
-        raise told[1]
+        raise _failed(0, told[1])
     return told[0]
+
+
+def in_one_line(error: BaseException) -> str:
+    """What ``error`` says, for those who only have to know of it: its first two lines, of which one may be a heading."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return "; ".join(lines[:2]) or type(error).__name__
+
+
+def _failed(teller: int, words: str) -> FailedElsewhereError:
+    return FailedElsewhereError(f"process {rank()} of {world_size()}: process {teller} has failed: {words}")
 
 
 @contextmanager
@@ -89,7 +106,7 @@ def together(
         blame: how likely the process that failed is the one at fault, from 1; of several, the likeliest tells.
 
     Raises:
-        FailedElsewhereError: another process has failed; the message has its number and the first line of its error.
+        FailedElsewhereError: another process has failed; the message has its number and what its error says.
     """
     error = None
     try:
@@ -100,11 +117,11 @@ def together(
         error = caught
     if (teller := _likeliest(0 if error is None else blame(error), device)) is None:
         return
-    told = [str(error).partition("\n")[0] or type(error).__name__]
+    told = [None if error is None else in_one_line(error)]
     torch_dist.broadcast_object_list(told, src=teller)
     if error is not None and teller == rank():
         raise error
-    raise FailedElsewhereError(f"process {rank()} of {world_size()}: process {teller} has failed: {told[0]}") from error
+    raise _failed(teller, str(told[0])) from error
 
 
 def _likeliest(blame: int, device: torch.device | str) -> int | None:
