@@ -67,9 +67,7 @@ def loss_error(step: int, parts: Sequence[tuple[Batch, Losses]], detector: nn.Mo
     return NonFiniteError("\n  ".join(lines), step=step, batches=batches)
 
 
-def gradient_error(
-    step: int, batches: Sequence[Batch], detector: nn.Module, in_a_row: int
-) -> NonFiniteGradientError:
+def gradient_error(step: int, batches: Sequence[Batch], detector: nn.Module, in_a_row: int) -> NonFiniteGradientError:
     """The error for a gradient that is not finite although the loss is, in that many steps one after another."""
     gradients = {name: p.grad for name, p in detector.named_parameters() if p.grad is not None}
     bad = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]

@@ -84,7 +84,7 @@ def from_main(function: Callable[[], T]) -> T:
 
 
 def in_one_line(error: BaseException) -> str:
-    """What ``error`` says, for those who only have to know of it: its first two lines, of which one may be a heading."""
+    """What ``error`` says, for those who only have to know of it: its first two lines (one may be a heading)."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return "; ".join(lines[:2]) or type(error).__name__
 
@@ -94,9 +94,7 @@ def _failed(teller: int, words: str) -> FailedElsewhereError:
 
 
 @contextmanager
-def together(
-    device: torch.device | str = "cpu", blame: Callable[[Exception], int] = lambda error: 1
-) -> Iterator[None]:
+def together(device: torch.device | str = "cpu", blame: Callable[[Exception], int] = lambda error: 1) -> Iterator[None]:
     """Leave the block in all processes or in none: where one fails in it, all do.
 
     Nothing in the block may wait for another process: the one that has failed would not come. At its end all exchange

@@ -1,12 +1,13 @@
 """Runs of which one process fails: ``python -m tests.app.failing FOLDER CASE ...`` prints what came of each, as JSON.
 
-The processes are forked from a fresh one with one thread, which takes torchrun's place: it keeps the store.
+The processes are forked from a fresh one with one thread: forking one with several may hang.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -133,11 +134,24 @@ def run(case: str, culprit: int, folder: Path, rank: int) -> None:
         trainer_of(folder, FAULTS[case] if rank == culprit else {}).fit()
 
 
+def store_keeper() -> tuple[int, str]:
+    """A process that keeps the store, which needs threads, as torchrun does; and the port of the store."""
+    ours, theirs = os.pipe()
+    if keeper := os.fork():
+        os.close(theirs)
+        with os.fdopen(ours) as pipe:
+            return keeper, pipe.readline().strip()
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    os.write(theirs, f"{store.port}\n".encode())
+    signal.pause()
+    os._exit(1)
+
+
 def together(case: str, culprit: int, world: int, folder: Path) -> dict[str, Any]:
     """Exit codes and words of all processes, how long they took, and the reports in the folder."""
     folder.mkdir(parents=True)
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    keeper, port = store_keeper()
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": "True"}
     start, children = time.monotonic(), []
     for rank in range(world):
         child = os.fork()
@@ -156,6 +170,8 @@ def together(case: str, culprit: int, world: int, folder: Path) -> dict[str, Any
             os._exit(code)
         children.append(child)
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    os.kill(keeper, signal.SIGKILL)
+    os.waitpid(keeper, 0)
     return {
         "codes": codes,
         "seconds": time.monotonic() - start,
