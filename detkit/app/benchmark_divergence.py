@@ -54,6 +54,8 @@ class NoWatch:
 
     def check(self, loss: float, grad_norm: float, batches: Sequence[Batch]) -> None: ...
 
+    def inspect(self, batch: Batch) -> None: ...
+
     @contextmanager
     def guard(self, batch: Batch) -> Iterator[None]:
         yield
@@ -93,6 +95,7 @@ def _alone(watch: StepWatch, batch: Batch, repeats: int) -> list[float]:
     for step in range(repeats):
         start = time.perf_counter()
         watch.begin(step, {"lr": 1e-3})
+        watch.inspect(batch)
         with watch.guard(batch):
             pass
         watch.check(1.0, 1.0, [batch])

@@ -6,7 +6,8 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def run_tool(task: Task, config_name: str, sweep_task: Task | None = None) -> No
         folder = Path(runtime.output_dir)
         if sweep_task is not None and HydraConfig.get().mode is RunMode.MULTIRUN:
             return sweep_task(cfg, folder)
-        is_new = folder != Path(runtime.cwd) and not any(folder.iterdir())
+        is_new = folder != Path(runtime.cwd) and not _names(folder)
         try:
             with worker_deaths_explained():
                 return task(cfg, folder)
@@ -84,6 +85,13 @@ def _errors_let_through() -> Iterator[None]:
 
 def _remove_unused(folder: Path) -> None:
     """A run that never began leaves no folder behind: at most its log is in it."""
-    with suppress(OSError):  # another process of the run may do the same
-        if {path.name for path in folder.iterdir()} <= {"log.txt", LOCK}:
-            shutil.rmtree(folder)
+    if all(name == LOCK or fnmatch(name, "log*.txt") for name in _names(folder)):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _names(folder: Path) -> list[str]:
+    """What lies in ``folder``; nothing where another process of the run has just removed it."""
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []

@@ -38,7 +38,7 @@ from detkit.engine.checkpoint import load_latest
 from detkit.engine.trainer import Trainer
 from detkit.models import build_detector
 from detkit.utils import dist
-from detkit.utils.files import atomic_write
+from detkit.utils.files import atomic_write, remove_if_empty
 from detkit.utils.lock import claim
 from detkit.utils.log import close_logging, logger, set_up_logging
 from detkit.utils.seed import seed_everything
@@ -75,9 +75,10 @@ def run(cfg: DictConfig, folder: Path) -> float | None:
         made = folder
         marks = [mark for mark in dist.all_gather(launcher_mark()) if mark is not None]
         folder, resumed = dist.from_main(lambda: choose_folder(cfg, folder, marks))
-        if made != folder and made.is_dir() and not any(made.iterdir()):
-            made.rmdir()  # Hydra has made a new one
-        folder.mkdir(parents=True, exist_ok=True)
+        if made != folder:
+            remove_if_empty(made)  # Hydra has made a new one
+        dist.from_main(lambda: folder.mkdir(parents=True, exist_ok=True))
+        folder.mkdir(parents=True, exist_ok=True)  # on another machine it may not be there yet
         dist.from_main(lambda: stack.enter_context(claim(folder)))
         set_up_logging(folder)
         stack.callback(close_logging)

@@ -159,6 +159,7 @@ class Trainer:
             Interrupted: SIGINT or SIGTERM came; the step was finished and ``last.pt`` saved.
             BadStepError: a loss or gradient is not finite, a loss explodes, or a batch is invalid; no weight has taken
                 it in, and a divergence report lies in the run folder.
+            FailedElsewhereError: that, or a batch that cannot be loaded, is in another process.
             CheckpointError: a checkpoint could not be written.
         """
         try:
@@ -166,6 +167,7 @@ class Trainer:
             with StopRequest() as stop:
                 self._run(stop)
         except BaseException as error:
+            logger.debug("the run ends with %s: %s", type(error).__name__, error)
             self._tell("on_exception", error)
             raise
         progress = self.progress
@@ -197,6 +199,7 @@ class Trainer:
 
         Raises:
             BadStepError: see :meth:`fit`; the weights are as they were.
+            FailedElsewhereError: another process has such a step.
         """
         start, waited = time.perf_counter(), 0.0
         step = self.progress.step + 1
@@ -205,17 +208,20 @@ class Trainer:
         parts: list[tuple[Batch, Losses]] = []
         try:
             for i in range(self.accumulate):
-                asked = time.perf_counter()
-                loaded = next(batches)
-                waited += time.perf_counter() - asked
+                with dist.together(self.device):
+                    asked = time.perf_counter()
+                    loaded = next(batches)
+                    waited += time.perf_counter() - asked
+                    self.watch.inspect(loaded)
                 batch = to_device(loaded, self.device, self.channels_last)
                 with self.watch.guard(loaded):
                     parts.append((batch, self.updater.backward(batch, is_last=i == self.accumulate - 1)))
             grad_norm = self.updater.gradient_norm()
             terms, stats, norm = read_losses(parts, grad_norm)  # the step's one wait for the device
             loss = sum(terms.values())
-            applied = self.updater.may_apply(step, parts, loss, norm)
-            self.watch.check(loss, norm, [batch for batch, _ in parts])
+            with dist.together(self.device, lambda error: self.watch.blame(error, self.updater.scale)):
+                applied = self.updater.may_apply(step, parts, loss, norm)
+                self.watch.check(loss, norm, [batch for batch, _ in parts])
         except BadStepError as error:
             self.watch.report(error, parts, self.updater.scale)
             raise

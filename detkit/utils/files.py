@@ -161,6 +161,12 @@ def _write_beside(path: Path, content: bytes | str | Callable[[Path], object], k
         old.unlink(missing_ok=True)
 
 
+def remove_if_empty(folder: str | Path) -> None:
+    """Remove ``folder`` where nothing lies in it; several processes may try the same at once."""
+    with suppress(OSError):  # to look first whether it is there and empty would leave time for another process
+        os.rmdir(folder)
+
+
 def _write(path: Path, content: bytes | str | Callable[[Path], object]) -> None:
     if callable(content):
         content(path)

@@ -7,12 +7,14 @@ import os
 import platform
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from detkit.utils.files import atomic_write
+from detkit.utils.files import atomic_write, remove_if_empty
 
 
 def names(folder: Path) -> list[str]:
@@ -114,3 +116,27 @@ def test_what_dead_processes_left_is_removed_and_what_living_ones_write_is_not(t
 def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="gone"):
         atomic_write(tmp_path / "gone" / "x", b"1")
+
+
+def test_many_may_remove_an_empty_folder_at_once(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "file").touch()
+    start = threading.Barrier(8)
+
+    def remove(folder: Path) -> None:
+        start.wait()
+        remove_if_empty(folder)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            for i in range(100):
+                folder = tmp_path / f"empty{i}"
+                folder.mkdir()
+                list(pool.map(remove, [folder, kept] * 4))
+                assert names(tmp_path) == ["kept"]
+    finally:
+        sys.setswitchinterval(interval)
+    assert names(kept) == ["file"]
