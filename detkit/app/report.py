@@ -54,8 +54,8 @@ def report_training(folder: Path, best: EvaluationRecord | None, result: FitResu
 def report_evaluation(folder: Path, result: EvaluationResult, dataset: DetectionDataset) -> None:
     """Print the tables; write ``evaluation.json`` and ``detections.png`` (ground truth left, detections right)."""
     if result.evaluation is not None:
-        rich.print(result.evaluation.table(), result.evaluation.per_class_table())
         result.evaluation.save(folder / EVALUATION)
+        rich.print(result.evaluation.table(), result.evaluation.per_class_table())
     if result.losses:
         rich.print("losses: " + ", ".join(f"{name} {value:.4f}" for name, value in result.losses.items()))
     if result.examples:
