@@ -110,9 +110,11 @@ def _train(cfg: DictConfig, folder: Path, resumed: bool) -> float | None:
     if dist.is_main():
         trainer.callbacks["KeepBest"] = best
     datasets = {"train": getattr(trainer.train_loader, "dataset", None), "val": val_set}
-    dist.from_main(lambda: _write_down(cfg, folder, trainer.config, datasets, resumed))
-    if resumed:
+    data = dist.from_main(lambda: {split: data_hash(found) for split, found in datasets.items() if found is not None})
+    if resumed:  # a refusal leaves every file as it was
+        dist.from_main(lambda: check_data(folder, data, tuple(cfg.resume.allow)))
         trainer.restore(load_latest(folder))
+    dist.from_main(lambda: _write_down(cfg, folder, trainer.config, data, resumed))
     result = trainer.fit()
     if dist.is_main():
         write_result(folder, result, trainer.monitor, costs(trainer))  # before anything is shown, which may fail
@@ -122,13 +124,8 @@ def _train(cfg: DictConfig, folder: Path, resumed: bool) -> float | None:
     return result.best
 
 
-def _write_down(
-    cfg: DictConfig, folder: Path, config: dict[str, Any], datasets: dict[str, DetectionDataset | None], resumed: bool
-) -> None:
+def _write_down(cfg: DictConfig, folder: Path, config: dict[str, Any], data: dict[str, str], resumed: bool) -> None:
     """Manifest and configuration, into the folder of a run that is about to begin or to go on."""
-    data = {split: data_hash(dataset) for split, dataset in datasets.items() if dataset is not None}
-    if resumed:
-        check_data(folder, data, tuple(cfg.resume.allow))
     (folder / RESULT).unlink(missing_ok=True)
     write_manifest(folder, config, data, resumed=resumed)
     atomic_write(folder / "config.yaml", OmegaConf.to_yaml(cfg))

@@ -36,6 +36,7 @@ from detkit.engine.evaluation import (
 )
 from detkit.engine.finite import BadStepError
 from detkit.engine.interrupt import Interrupted, StopRequest
+from detkit.engine.monitor import check_monitor, check_monitored_term, is_loss
 from detkit.engine.progress import Progress
 from detkit.engine.records import EvaluationRecord, FitResult, FitStart, StepRecord
 from detkit.engine.resume import process_state, restore_process, warn_of_versions
@@ -67,7 +68,8 @@ class Trainer:
         ema_decay: keep a moving average of the weights (see WeightAverage), which is then what is evaluated.
         channels_last: keep weights and pixels in that memory format.
         eval_every: steps from one evaluation to the next; null: at the end alone.
-        save_every: steps from one ``last.pt`` to the next; it is also saved after each evaluation and at the end.
+        save_every: steps from one ``last.pt`` to the next; it is also saved before and after each evaluation and at the
+            end.
         log_every: steps from one logged step to the next.
         val_loss: compute the losses too when evaluating, by a second pass over the images.
         monitor: the metric of which the best evaluation gives ``best.pt``: a score (higher is better) or "val_loss" or
@@ -183,13 +185,18 @@ class Trainer:
         try:
             while True:
                 self._leave_if_asked(stop)
-                if self._evaluation_is_due() and self.evaluate(lambda: bool(stop)) is None:
-                    continue  # a signal came during the evaluation, which is done again after the resume
                 if self._save_is_due():
+                    self.save()  # before the evaluation, which may fail: no step is lost with it
+                if self._evaluation_is_due():
+                    if self.evaluate(lambda: bool(stop)) is None:
+                        continue  # a signal came during the evaluation, which is done again after the resume
                     self.save()
                 if self._is_finished():
                     return
-                self._tell("on_step_end", self.train_step(batches))
+                record = self.train_step(batches)
+                if self.val_loader is not None:
+                    check_monitored_term(self.monitor, record.terms)
+                self._tell("on_step_end", record)
         finally:
             if isinstance(batches, Generator):
                 batches.close()  # its workers end now, not when an exception's traceback lets go of it
@@ -275,7 +282,7 @@ class Trainer:
         except ValueError as error:
             raise ValueError(f"trainer.monitor: {error}") from None
         self.metrics = result.metrics
-        is_best = self.progress.judge(value, is_lower_better=_is_loss(self.monitor))
+        is_best = self.progress.judge(value, is_lower_better=is_loss(self.monitor))
         record = EvaluationRecord(self.progress.step, result, is_best)
         logger.info("step %d: %s", self.progress.step, record.in_words(self.monitor))
         if is_best:
@@ -363,7 +370,7 @@ class Trainer:
         if self._saved_step == step:
             return False
         by_number = self.save_every is not None and step % self.save_every == 0
-        return by_number or self._is_finished() or self.progress.evaluated == step
+        return by_number or self._is_finished() or self._evaluation_is_due()
 
     def _tell(self, event: str, *what: Any) -> None:
         for callback in self.callbacks.values():
@@ -390,14 +397,5 @@ class Trainer:
             for name in ("eval_every", "patience"):
                 if (value := getattr(self, name)) is not None:
                     raise ValueError(f"{name}={value} needs validation images, and there are none; set {name}=null")
-        elif _is_loss(self.monitor):
-            if not self.val_loss:
-                raise ValueError(f"monitor={self.monitor!r} needs val_loss=true")
-        elif self.evaluator is None:
-            raise ValueError(
-                f"monitor={self.monitor!r} needs an evaluator; without one it is 'val_loss' or a term of it"
-            )
-
-
-def _is_loss(metric: str) -> bool:
-    return metric.partition("/")[0] == "val_loss"
+        else:
+            check_monitor(self.monitor, self.evaluator, self.val_loss)

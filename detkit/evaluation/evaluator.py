@@ -31,7 +31,12 @@ class EvaluatorState(NamedTuple):
 
 
 class Evaluator(ABC):
-    """Takes detections batch by batch and scores them against the ground truth of the whole data set."""
+    """Takes detections batch by batch and scores them against the ground truth of the whole data set.
+
+    ``metric_names``: of the scores that :meth:`compute` gives; empty where they are not known before.
+    """
+
+    metric_names: tuple[str, ...] = ()
 
     @abstractmethod
     def reset(self) -> None:
