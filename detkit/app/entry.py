@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -20,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from detkit.app.command_line import read_command_line
 from detkit.app.components import load_components
-from detkit.app.failure import TOLD, fail, told_plainly
+from detkit.app.failure import TOLD, fail, in_words, told_plainly
 from detkit.app.paths import config_dir
 from detkit.data.workers import worker_deaths_explained
 from detkit.utils.lock import LOCK
@@ -59,6 +60,7 @@ def run_tool(task: Task, config_name: str, sweep_task: Task | None = None) -> No
             fail(error)
 
     job.__module__ = "__main__"
+    threading.excepthook = _tell_of_thread
     start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)
     with told_plainly():
         sys.argv[1:] = read_command_line(sys.argv[1:], config_name)
@@ -81,6 +83,14 @@ def _errors_let_through() -> Iterator[None]:
         os.environ.pop(_FULL_ERROR)
         if before is not None:
             os.environ[_FULL_ERROR] = before
+
+
+def _tell_of_thread(args: threading.ExceptHookArgs) -> None:
+    """A thread that cannot write (TensorBoard's has a queue of its own) says so in a line, as the tools do."""
+    if isinstance(args.exc_value, OSError):
+        print(f"error: {in_words(args.exc_value)}", file=sys.stderr)
+    else:
+        threading.__excepthook__(args)
 
 
 def _remove_unused(folder: Path) -> None:
