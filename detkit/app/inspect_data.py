@@ -132,7 +132,8 @@ def find_damaged(dataset: DetectionDataset) -> dict[str, str]:
             damaged[file] = str(error)
         else:
             complaints = [line for line in said if line.startswith(JPEG_COMPLAINTS)]
-            damaged |= {file: f"{file}: damaged inside: {line}" for line in complaints[:1]}
+            if complaints:
+                damaged[file] = f"{file}: damaged inside: {complaints[0]}"
     return damaged
 
 

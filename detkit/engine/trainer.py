@@ -305,7 +305,8 @@ class Trainer:
             metrics=self.metrics,
             training={**self.updater.state(), "progress": asdict(self.progress), "process": process_state()},
         )
-        self._write(LAST, checkpoint, keep=PREVIOUS)
+        again = self._saved_step == self.progress.step  # after an evaluation: previous.pt stays an earlier step's
+        self._write(LAST, checkpoint, keep=None if again else PREVIOUS)
         self._saved_step = self.progress.step
 
     def restore(self, checkpoint: Checkpoint) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -226,7 +227,7 @@ def test_plugins_join_and_a_broken_one_is_named(tmp_path, monkeypatch):
 def test_a_factory_that_refuses_its_values_names_their_key():
     """At the time of the call: then it may be that data, not the configuration, brings the last of them."""
     make = build({"_target_": "Picky", "_partial_": True, "size": -1}, key="a.picky")
-    with pytest.raises(ConfigError, match="a.picky: Picky: size must not be negative: -1"):
+    with pytest.raises(ConfigError, match=r"a\.picky: Picky: size must not be negative: -1"):
         make()
     assert make(size=2).size == 2
     assert copy.deepcopy(make)(size=3).size == 3
