@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 from disk import FetchError
+
+FLAGS = {"0": False, "1": True, "false": False, "true": True}
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,15 @@ class Counts:
     num_images: int = 0
     num_boxes: int = 0
     num_difficult: int = 0
+    num_zero: int = 0
     dropped: list[str] = field(default_factory=list)
 
     def describe(self) -> str:
         text = f"{self.num_images} images, {self.num_boxes} boxes ({self.num_difficult} difficult, as crowd)"
         if self.dropped:
             text += f"; {len(self.dropped)} boxes without area dropped: {'; '.join(self.dropped)}"
+        if self.num_zero:
+            text += f"; {self.num_zero} boxes with a corner of 0, where VOC counts from 1"
         return text
 
 
@@ -69,6 +75,7 @@ def to_coco(
                 counts.dropped.append(f"{picture.xml.name}: {name} {[*corners]}")
                 continue
             counts.num_difficult += difficult
+            counts.num_zero += inclusive and 0 in corners[:2]
             annotations.append(
                 {
                     "id": first_id + len(annotations),
@@ -89,15 +96,16 @@ def read_list(path: Path) -> list[str]:
     """The names in one of ImageSets/Main's lists of images."""
     if not path.is_file():
         raise FetchError(f"{path}: missing: the archive does not have the layout it should have")
-    # The lists of single classes have a second column; the first is the image in all of them.
-    return [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    # The lists of single classes have a second column, -1, 0 or 1; a name may have spaces.
+    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    return [re.sub(r"\s+(-1|0|1)$", "", line) for line in lines if line]
 
 
 def _read_xml(path: Path) -> tuple[int, int, list[tuple[str, list[float], bool]]]:
     """Width, height and the objects of a picture: class, xmin, ymin, xmax, ymax as in the file, whether difficult."""
     try:
         root = ElementTree.parse(path).getroot()
-    except (OSError, ElementTree.ParseError) as error:
+    except (OSError, ValueError, ElementTree.ParseError) as error:  # ValueError: an encoding of several bytes
         raise FetchError(f"{path}: not readable: {error}") from error
     width, height = (int(_number(path, root, f"size/{side}")) for side in ("width", "height"))
     if width < 1 or height < 1:
@@ -106,7 +114,12 @@ def _read_xml(path: Path) -> tuple[int, int, list[tuple[str, list[float], bool]]
     for node in root.findall("object"):
         # Only the object's own box: VOC's person layout nests parts (head, hands) with boxes of theirs.
         corners = [_number(path, node, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
-        difficult = (node.findtext("difficult") or "0").strip() == "1"
+        if len(node.findall("bndbox")) > 1:
+            raise FetchError(f"{path}: object {len(objects) + 1} has more than one <bndbox>")
+        flag = node.findtext("difficult", default="0").strip().lower()
+        if flag not in FLAGS:
+            raise FetchError(f"{path}: <difficult> of object {len(objects) + 1} is {flag!r}, not 0, 1, true or false")
+        difficult = FLAGS[flag]
         objects.append(((node.findtext("name") or "").strip(), corners, difficult))
     return width, height, objects
 

@@ -18,6 +18,7 @@ import rich
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
+from rich.text import Text
 
 from detkit.app.audit_advice import GOOD_FIT, Advice, advise
 from detkit.app.audit_page import COLUMNS, audit_page, in_columns
@@ -25,7 +26,7 @@ from detkit.app.audit_pictures import albums
 from detkit.app.audit_plan import Planner
 from detkit.app.entry import run_tool
 from detkit.app.schema import AuditSchema
-from detkit.app.setup import build_dataset, build_transforms, without_pretrained_weights
+from detkit.app.setup import build_dataset, build_transforms, check_values, without_pretrained_weights
 from detkit.config import ConfigError, build, validate
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.sample import trainable_boxes
@@ -51,6 +52,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     set_up_logging()
     node: Any = OmegaConf.to_container(cfg, resolve=True)
     split = node["split"]
+    check_values(node)
     if node["num_pictures"] < 0:
         raise ConfigError(f"num_pictures: must be 0 or more, not {node['num_pictures']}")
     if node["data"].get(split) is None:
@@ -77,8 +79,8 @@ def run(cfg: DictConfig, folder: Path) -> None:
     atomic_write(folder / "audit.html", audit_page(audit, advice, source, pictures))
     rich.print(audit.table())
     for line in [audit.in_words(), *(a.text for a in advice)]:
-        rich.get_console().print(line, markup=False, highlight=False, soft_wrap=True)
-    rich.print(f"report: [bold]{folder / 'audit.html'}[/bold]")
+        rich.get_console().print(Text(line), soft_wrap=True)
+    rich.print("report:", Text(str(folder / "audit.html"), "bold"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +190,7 @@ class Audit:
         for heading in COLUMNS:
             table.add_column(heading, justify="left" if heading == COLUMNS[0] else "right", no_wrap=True)
         for row in self.rows():
-            table.add_row(*in_columns(row))
+            table.add_row(*map(Text, in_columns(row)))
         return table
 
     def in_words(self) -> str:

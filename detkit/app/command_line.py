@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from detkit.app.composition import check_composition, in_one_line
 from detkit.app.overrides import normalize_overrides, options_of, parse, wrong_choices
 from detkit.app.paths import config_dir
+from detkit.app.processes import processes_started
 from detkit.config import ConfigError
 from detkit.config.registry import did_you_mean
 
@@ -44,6 +45,8 @@ def read_command_line(arguments: Sequence[str], config_name: str) -> list[str]:
         known = repository.get_group_options("")
         raise ConfigError(f"--config-name: no file {config_name!r}{did_you_mean(config_name, known)}")
     is_sweep = options.multirun or any(o.replace("'", "").lower() == "hydra.mode=multirun" for o in options.overrides)
+    if is_sweep and (count := processes_started()) > 1:
+        raise ConfigError(f"-m: torchrun has started {count} processes, but a sweep starts its own: leave torchrun out")
     overrides = normalize_overrides(options.overrides, repository.group_exists, sweep=is_sweep)
     parsed = parse(overrides, repository, sweep=is_sweep)
     if errors := list(wrong_choices(parsed, repository)):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +16,23 @@ import hydra
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from detkit.app.command_line import read_command_line
 from detkit.app.components import load_components
-from detkit.app.failure import fail, told_plainly
+from detkit.app.failure import TOLD, fail, in_words, told_plainly
 from detkit.app.paths import config_dir
 from detkit.app.slots import settle_slots
 from detkit.data.workers import worker_deaths_explained
 from detkit.utils.lock import LOCK
 
 Task = Callable[[DictConfig, Path], Any]
+
+#: By this variable Hydra raises an error instead of printing it with its traceback.
+_FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
 def run_tool(task: Task, config_name: str, sweep_task: Task | None = None) -> None:
@@ -45,22 +53,49 @@ def run_tool(task: Task, config_name: str, sweep_task: Task | None = None) -> No
         folder = Path(runtime.output_dir)
         if sweep_task is not None and HydraConfig.get().mode is RunMode.MULTIRUN:
             return sweep_task(cfg, folder)
-        is_new = folder != Path(runtime.cwd) and not any(folder.iterdir())
+        is_new = folder != Path(runtime.cwd) and not _names(folder)
         try:
             for note in settle_slots(cfg, HydraConfig.get().overrides.task, config_name, _loader()):
                 print(f"note: {note}", file=sys.stderr)
             with worker_deaths_explained():
                 return task(cfg, folder)
-        except (ValueError, FileNotFoundError) as error:
+        except (*TOLD, KeyboardInterrupt) as error:
             if is_new:
                 _remove_unused(folder)
             fail(error)
 
     job.__module__ = "__main__"
+    threading.excepthook = _tell_of_thread
     start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)
     with told_plainly():
         sys.argv[1:] = read_command_line(sys.argv[1:], config_name)
-    start()
+    with told_plainly(), _errors_let_through():
+        start()
+
+
+@contextmanager
+def _errors_let_through() -> Iterator[None]:
+    """Hydra's own messages as they are; an error of any other kind, which Hydra would print, comes out of the block."""
+    before = os.environ.get(_FULL_ERROR)
+    os.environ[_FULL_ERROR] = "1"
+    try:
+        yield
+    except CompactHydraException as error:
+        causes = [error.__cause__] if isinstance(error.__cause__, OmegaConfBaseException) else []
+        print(error, *causes, sep="\n", file=sys.stderr)
+        sys.exit(1)
+    finally:
+        os.environ.pop(_FULL_ERROR)
+        if before is not None:
+            os.environ[_FULL_ERROR] = before
+
+
+def _tell_of_thread(args: threading.ExceptHookArgs) -> None:
+    """A thread that cannot write (TensorBoard's has a queue of its own) says so in a line, as the tools do."""
+    if isinstance(args.exc_value, OSError):
+        print(f"error: {in_words(args.exc_value)}", file=sys.stderr)
+    else:
+        threading.__excepthook__(args)
 
 
 def _loader() -> ConfigLoader:
@@ -70,6 +105,13 @@ def _loader() -> ConfigLoader:
 
 def _remove_unused(folder: Path) -> None:
     """A run that never began leaves no folder behind: at most its log is in it."""
-    with suppress(OSError):  # another process of the run may do the same
-        if {path.name for path in folder.iterdir()} <= {"log.txt", LOCK}:
-            shutil.rmtree(folder)
+    if all(name == LOCK or fnmatch(name, "log*.txt") for name in _names(folder)):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _names(folder: Path) -> list[str]:
+    """What lies in ``folder``; nothing where another process of the run has just removed it."""
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []

@@ -14,6 +14,7 @@ import rich
 import torch
 from omegaconf import DictConfig
 from rich.table import Table
+from rich.text import Text
 
 from detkit.app.entry import run_tool
 from detkit.app.explain_page import explanation_page
@@ -28,7 +29,7 @@ from detkit.evaluation.errors import ErrorKind, ImageErrors, best_threshold, err
 from detkit.evaluation.results import restore
 from detkit.matching.trace import tracing
 from detkit.structures import Batch, Categories, Images
-from detkit.utils.files import atomic_write
+from detkit.utils.files import atomic_write, output_folder
 from detkit.utils.log import logger, set_up_logging
 from detkit.utils.progress import track
 
@@ -49,17 +50,17 @@ def run(cfg: DictConfig, _: Path) -> None:
             f"data.{options.split}: none of its {len(dataset)} images has an object to find: nothing can be missed"
         )
     precision = options.precision or stored.config["trainer"]["precision"]
-    examined = list(examine(stored, track(loader, len(loader), "explaining"), dataset, precision))
-    explanation = explain(examined, dataset.categories, options.score_threshold)
     checkpoint = Path(options.checkpoint)
-    folder = Path(options.output or checkpoint.parent / f"explanation_{checkpoint.stem}_{options.split}")
-    folder.mkdir(parents=True, exist_ok=True)
     source = f"{checkpoint} on data.{options.split}"
-    atomic_write(folder / "explanation.json", json.dumps(explanation.to_dict(source), indent=1) + "\n")
-    html = explanation_page(explanation, dataset, source, options.num_pictures)
-    atomic_write(folder / "explanation.html", html)
+    wanted = Path(options.output or checkpoint.parent / f"explanation_{checkpoint.stem}_{options.split}")
+    with output_folder(wanted) as folder:
+        examined = list(examine(stored, track(loader, len(loader), "explaining"), dataset, precision))
+        explanation = explain(examined, dataset.categories, options.score_threshold)
+        atomic_write(folder / "explanation.json", json.dumps(explanation.to_dict(source), indent=1) + "\n")
+        html = explanation_page(explanation, dataset, source, options.num_pictures)
+        atomic_write(folder / "explanation.html", html)
     rich.print(explanation.table())
-    rich.print(f"report with pictures: [bold]{folder / 'explanation.html'}[/bold]")
+    rich.print("report with pictures:", Text(str(folder / "explanation.html"), "bold"))
 
 
 @dataclass(frozen=True, slots=True)

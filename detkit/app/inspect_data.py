@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import rich
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from detkit.app.entry import run_tool
 from detkit.app.schema import DataSection
 from detkit.config import ConfigError, build, validate
 from detkit.config.validate import plain
 from detkit.data.datasets.base import DetectionDataset
+from detkit.data.datasets.findings import BadDataError
 from detkit.data.decode import ImageError
 from detkit.data.sample import Sample
 from detkit.data.transforms import ResizeFit
 from detkit.evaluation.summary import SIZE_BOUNDS
-from detkit.structures.draw import contact_sheet, draw_boxes
+from detkit.structures.draw import PNG_METADATA, contact_sheet, draw_boxes, encode_png
 from detkit.utils.files import atomic_write
 from detkit.utils.progress import track
+from detkit.utils.stderr import captured_stderr
 
 NUM_PICTURES = 16
 PICTURE_SIZE = 400
+
+#: What libjpeg writes when pixels are lost (JWRN_* in its jerror.h).
+JPEG_COMPLAINTS = ("Corrupt JPEG data", "Premature end of JPEG file", "Inconsistent progression", "Invalid SOS")
 
 #: Classes in the console's table, and in the diagram; report.json has all.
 MAX_LISTED = 40
@@ -60,7 +64,30 @@ def run(cfg: DictConfig, folder: Path) -> None:
     splits = [name for name in ("train", "val") if node.get(name) is not None]
     if cfg.split not in splits:
         raise ConfigError(f"split: the configuration has no data.{cfg.split}; it has {', '.join(splits)}")
-    inspect(build(node[cfg.split]), folder, check_images=cfg.check_images)
+    dataset, refusal = open_whole(node[cfg.split])
+    inspect(dataset, folder, check_images=cfg.check_images)
+    if refusal is not None:
+        raise refusal
+
+
+def open_whole(node: Mapping[str, Any]) -> tuple[DetectionDataset, ConfigError | None]:
+    """The data set of ``node``; one that training would refuse without its bad records, and the refusal.
+
+    What is left can then be looked at in the same run, its pictures too.
+
+    Raises:
+        ConfigError: it cannot be opened even so.
+    """
+    try:
+        return build(node), None
+    except ConfigError as error:
+        if not isinstance(error.__cause__, BadDataError):
+            raise
+        lenient = {key: "skip" for key in ("on_missing", "on_bad_annotation") if key in node}
+        try:
+            return build({**node, **lenient}), error
+        except ConfigError:
+            raise error from error.__cause__
 
 
 def inspect(dataset: DetectionDataset, out_dir: str | Path, check_images: bool = True) -> dict[str, Any]:
@@ -81,23 +108,32 @@ def inspect(dataset: DetectionDataset, out_dir: str | Path, check_images: bool =
     text = describe(numbers, dataset)
     atomic_write(folder / "report.json", json.dumps(numbers, indent=1) + "\n")
     atomic_write(folder / "report.txt", text + "\n")
-    atomic_write(folder / "classes.png", plot_classes(numbers["classes"]).savefig)
-    atomic_write(folder / "sizes.png", plot_sizes(dataset).savefig)
-    atomic_write(folder / "boxes.png", _png(draw_examples(dataset, damaged)))
+    atomic_write(folder / "classes.png", _png_of(plot_classes(numbers["classes"])))
+    atomic_write(folder / "sizes.png", _png_of(plot_sizes(dataset)))
+    atomic_write(folder / "boxes.png", encode_png(draw_examples(dataset, damaged)))
     rich.print(class_table(numbers["classes"]))
-    rich.get_console().print(text, markup=False, highlight=False, soft_wrap=True)
-    rich.print(f"report and pictures: [bold]{folder}[/bold]")
+    rich.get_console().print(Text(text), soft_wrap=True)
+    rich.print("report and pictures:", Text(str(folder), "bold"))
     return numbers
 
 
 def find_damaged(dataset: DetectionDataset) -> dict[str, str]:
-    """File -> reason, for the images that cannot be read or are not of the size that their annotations say."""
+    """File -> reason, for the images that cannot be read or are not of the size that their annotations say.
+
+    A JPEG with broken data in it is decoded all the same, grey from there on; that libjpeg complains is all one hears.
+    """
     damaged = {}
     for i in track(range(len(dataset)), len(dataset), "reading images"):
+        file = dataset.truths[i].file
         try:
-            dataset.read(i)
+            with captured_stderr() as said:
+                dataset.read(i)
         except ImageError as error:
-            damaged[dataset.truths[i].file] = str(error)
+            damaged[file] = str(error)
+        else:
+            complaints = [line for line in said if line.startswith(JPEG_COMPLAINTS)]
+            if complaints:
+                damaged[file] = f"{file}: damaged inside: {complaints[0]}"
     return damaged
 
 
@@ -153,7 +189,7 @@ def class_table(classes: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(column, justify="left" if column == "class" else "right")
     total = max(1, sum(c["boxes"] for c in classes))
     for c in sorted(classes, key=lambda c: -c["boxes"])[:MAX_LISTED]:
-        table.add_row(escape(c["name"]), str(c["id"]), str(c["boxes"]), f"{c['boxes'] / total:.1%}", str(c["images"]))
+        table.add_row(Text(c["name"]), str(c["id"]), str(c["boxes"]), f"{c['boxes'] / total:.1%}", str(c["images"]))
     if len(classes) > MAX_LISTED:
         table.add_row(f"and {len(classes) - MAX_LISTED} rarer ones", "", "", "", "")
     return table
@@ -233,15 +269,13 @@ def _histogram(axes: Axes, values: np.ndarray, label: str) -> None:
     _tidy(axes)
 
 
+def _png_of(figure: Figure) -> Callable[[Path], None]:
+    return lambda path: figure.savefig(path, metadata=PNG_METADATA)
+
+
 def _tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
-
-
-def _png(image: np.ndarray) -> bytes:
-    done, content = cv2.imencode(".png", image[..., ::-1])
-    assert done
-    return content.tobytes()
 
 
 if __name__ == "__main__":

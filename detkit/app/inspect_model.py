@@ -14,6 +14,7 @@ import rich
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
+from rich.text import Text
 from torch import Tensor
 
 from detkit.app.entry import run_tool
@@ -21,7 +22,7 @@ from detkit.app.init_from import initialize
 from detkit.app.model_report import as_dict, describe, level_table, plot, size_table
 from detkit.app.model_report import cost_table as part_table
 from detkit.app.schema import InspectModelSchema
-from detkit.app.setup import build_dataset, build_transforms, choose_device
+from detkit.app.setup import build_dataset, build_transforms, check_values, choose_device
 from detkit.config import ConfigError, validate
 from detkit.config.validate import plain
 from detkit.data.at_scale import at_input_scale, input_size
@@ -40,6 +41,7 @@ from detkit.models.receptive_field import (
     receptive_fields,
 )
 from detkit.structures import Categories, ImageMeta, Images
+from detkit.structures.draw import PNG_METADATA
 from detkit.utils.files import atomic_write
 from detkit.utils.progress import track
 from detkit.utils.seed import seed_everything
@@ -99,12 +101,12 @@ def run(cfg: DictConfig, folder: Path) -> Inspection:
     atomic_write(folder / "config.yaml", OmegaConf.to_yaml(cfg))
     atomic_write(folder / "model.json", json.dumps(as_dict(found), indent=1) + "\n")
     atomic_write(folder / "model.txt", text + "\n")
-    atomic_write(folder / "receptive_field.png", plot(found).savefig)
+    atomic_write(folder / "receptive_field.png", lambda path: plot(found).savefig(path, metadata=PNG_METADATA))
     rich.print(part_table(found), level_table(found))
     if found.sides is not None:
         rich.print(size_table(found))
-    rich.get_console().print(text, markup=False, highlight=False, soft_wrap=True)
-    rich.print(f"report and picture: [bold]{folder}[/bold]")
+    rich.get_console().print(Text(text), soft_wrap=True)
+    rich.print("report and picture:", Text(str(folder), "bold"))
     return found
 
 
@@ -128,6 +130,7 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     except ConfigError as error:
         if errors := [e for e in error.errors if not (e.split(".")[0] in _UNREAD and ": needs a value" in e)]:
             raise ConfigError(errors) from None
+    check_values(node)
     if node["num_inputs"] < 0 or node["classes"] < 1:
         raise ConfigError("num_inputs must not be negative, and classes must be positive")
     if node["input_size"] is not None and min(node["input_size"]) < 1:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 from collections.abc import Sequence
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from detkit.app.components import load_components
+from detkit.app.failure import told_plainly
 from detkit.app.paths import config_dir
 from detkit.config import Registry
 from detkit.config.registry import RUNTIME_ARGUMENTS, did_you_mean, parameters, runtime_arguments
@@ -23,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="List what a configuration can name, and the options of each.")
     parser.add_argument("name", nargs="?", help="a kind (backbone, neck, loss, ...) or a component (FPN): its options")
     name = parser.parse_args(arguments).name
-    load_components()
+    with told_plainly():
+        load_components()
     console = Console()
     kinds = Registry.kinds()
     if name is None:
@@ -62,7 +67,7 @@ def _usage(registry: Registry) -> str:
 def show(console: Console, cls: type, registry: Registry) -> None:
     """Print the options of one class, then its docstring."""
     console.print(options(cls, registry))
-    console.print(inspect.cleandoc(cls.__doc__ or "") + "\n", markup=False, highlight=False)
+    console.print(Text(inspect.cleandoc(cls.__doc__ or "") + "\n"))
 
 
 def options(cls: type, registry: Registry) -> Table:
@@ -74,14 +79,20 @@ def options(cls: type, registry: Registry) -> Table:
     for name, parameter in parameters(cls).items():
         if name in late:
             continue
-        annotation = parameter.annotation
-        kind = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+        kind = _type_name(parameter.annotation)
         default = "needed" if parameter.default is parameter.empty else repr(parameter.default)
-        table.add_row(name, kind, default)
+        table.add_row(name, Text(kind), Text(default))
     shapes = [name for name in RUNTIME_ARGUMENTS if name in parameters(cls)]
     if shapes:
         table.add_row(", ".join(shapes), "", "derived")
     return table
+
+
+def _type_name(annotation: Any) -> str:
+    """``annotation`` as it stands in the code, without the bounds of numbers."""
+    if isinstance(annotation, type) and not get_args(annotation):
+        return annotation.__name__
+    return re.sub(r"Annotated\[(\w+),[^\]]*\]", r"\1", str(annotation).replace("typing.", ""))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import torch
 
 from detkit.app.paths import config_dir
 from detkit.app.processes import launcher_mark
-from detkit.app.run_folder import can_go_on, config_hash, is_free
+from detkit.app.run_folder import can_go_on, config_hash, is_free, read_object
 from detkit.config import ConfigError
 from detkit.data.datasets.base import DetectionDataset
 from detkit.engine.checkpoint import current_versions
@@ -54,9 +54,12 @@ def write_manifest(folder: Path, config: Mapping[str, Any], data: Mapping[str, s
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """What the run in ``folder`` was made with; None where that was not written down."""
-    path = folder / MANIFEST
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    """What the run in ``folder`` was made with; None where that was not written down.
+
+    Raises:
+        ConfigError: the file is not what a run writes.
+    """
+    return read_object(folder / MANIFEST)
 
 
 def check_data(folder: Path, data: Mapping[str, str], allow: Sequence[str] = ()) -> None:
@@ -111,7 +114,11 @@ def find_restarted(folder: Path, marks: Iterable[str]) -> Path | None:
 
 
 def _marks(path: Path) -> Iterator[str]:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        content = read_object(path) or {}
+    except ConfigError as error:
+        logger.warning("passed over: %s", error)
+        return
     for start in (content, *content.get("resumed", [])):
         if start.get("torchrun"):
             yield start["torchrun"]

@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import rich
 import torch
 from omegaconf import DictConfig
+from rich.text import Text
 
+from detkit.app.drawings import Drawings, Film, PictureFolder
 from detkit.app.entry import run_tool
+from detkit.app.failure import check_range
 from detkit.app.schema import PredictOptions
 from detkit.app.setup import build_transforms
 from detkit.app.stored import Stored, load_stored
 from detkit.config import ConfigError, build
-from detkit.data.datasets.base import DetectionDataset
-from detkit.data.datasets.unlabelled import VIDEO_SUFFIXES, ImageFiles, VideoFrames
+from detkit.data.datasets.unlabelled import VIDEO_SUFFIXES, ImageFiles, InMemory, Picture, VideoFrames
+from detkit.data.decode import ImageError
 from detkit.engine.evaluation import autocast, check_precision, to_device
 from detkit.evaluation.results import restore
-from detkit.structures import Categories, Detections, ImageMeta
+from detkit.structures import Detections, ImageMeta
 from detkit.structures.draw import draw_boxes
-from detkit.utils.files import atomic_write
-from detkit.utils.log import set_up_logging
+from detkit.utils.files import JsonList, output_folder
+from detkit.utils.log import logger, set_up_logging
 from detkit.utils.progress import track
+
+
+class Found(NamedTuple):
+    """A picture and its detections, in px of the network input, with what leads back to the file."""
+
+    picture: Picture
+    detections: Detections
+    meta: ImageMeta
+
+
+class IncompleteError(ValueError):
+    """Some of the pictures could not be read or written; the message names them, and all others are done."""
 
 
 def main() -> None:
@@ -35,88 +49,117 @@ def main() -> None:
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
-    """Predict on ``cfg.input``; pictures (or a video) and ``detections.json`` go to ``cfg.output`` or a new folder."""
+    """Predict on ``cfg.input``; pictures (or a video) and ``detections.json`` go to ``cfg.output`` or a new folder.
+
+    Raises:
+        IncompleteError: after all the others, for pictures that could not be read or written.
+    """
     set_up_logging()
     options, stored = load_stored(cfg, PredictOptions)
-    if not 0 <= options.score_threshold <= 1:
-        raise ConfigError(f"score_threshold: must lie in [0, 1], not {options.score_threshold}")
-    dataset = _open(options.input, stored.checkpoint.categories)
+    check_range("score_threshold", options.score_threshold, 0, 1)
+    check_range("batch_size", options.batch_size, 1)
+    source = _open(options.input)
     output = Path(options.output) if options.output else folder
-    output.mkdir(parents=True, exist_ok=True)
-    rows: list[dict] = []
-    # Read anew for drawing: frame by frame in order, while the loader is some frames ahead.
-    pictures = Pictures(output, _open(options.input, stored.checkpoint.categories), options.score_threshold)
-    with closing(pictures):
-        found = _detect(stored, dataset, options)
-        for index, (detections, meta) in enumerate(track(found, len(dataset), "predicting")):
-            rows += _rows(detections, meta, stored)
-            pictures.draw(index, detections, meta)
-    atomic_write(output / "detections.json", json.dumps(rows))
-    rich.print(f"{len(rows)} detections in {len(dataset)} images: [bold]{output}[/bold]")
+    drawings = _drawings(output, source, options.input)
+    with output_folder(output):
+        total = len(source) if isinstance(source, ImageFiles) else source.expected
+        found = track(Detection(stored, options, source.faults).of(source), total, "predicting")
+        if first := next(found, None):
+            _write(chain([first], found), output, drawings, stored, options.score_threshold)
+        if faults := [*source.faults, *drawings.faults]:
+            raise IncompleteError("\n  ".join([f"{len(faults)} could not be read or written:", *faults]))
 
 
-def _open(path: str, categories: Categories) -> ImageFiles | VideoFrames:
-    is_video = Path(path).suffix.lower() in VIDEO_SUFFIXES
-    return VideoFrames(path, categories) if is_video else ImageFiles(path, categories)
+def _open(path: str) -> ImageFiles | VideoFrames:
+    if Path(path).is_file() and Path(path).suffix.lower() in VIDEO_SUFFIXES:
+        return VideoFrames(path)
+    files = ImageFiles(path)
+    if files.own:
+        logger.info("%d pictures in %s are detkit's own and are left out", files.own, path)
+    if files.others:
+        counts = ", ".join(f"{count} {ending}" for ending, count in files.others.most_common())
+        logger.info("not read in %s, since they are no images: %s", path, counts)
+    return files
 
 
-def _detect(
-    stored: Stored, dataset: DetectionDataset, options: PredictOptions
-) -> Iterator[tuple[Detections, ImageMeta]]:
-    """Detections of each image, in px of the network input, with what leads back to the file."""
-    node = stored.config["data"]["loader"]["val"] | {"batch_size": options.batch_size, "num_workers": 0}
-    transforms = build_transforms(stored.config["transform"]["val"], "transform.val")
-    loader = build(node, key="data.loader.val")(dataset=dataset, transforms=transforms)
-    detector = stored.augmented(options.tta)
-    precision = options.precision or stored.config["trainer"]["precision"]
-    check_precision(precision, stored.device)
-    for batch in loader:
-        batch = to_device(batch, stored.device, channels_last=False)
-        with torch.no_grad(), autocast(stored.device, precision):
-            found = detector(batch.images)
-        for detections, meta in zip(found, batch.images.meta, strict=True):
-            yield detections.to("cpu"), meta
+def _drawings(output: Path, source: ImageFiles | VideoFrames, path: str) -> Drawings:
+    if isinstance(source, ImageFiles):
+        return PictureFolder(output, source.files)
+    film = output / "detections.mp4"
+    if film.exists() and film.samefile(path):
+        raise ConfigError(f"output: {film} is the video that is read; choose another folder")
+    return Film(film, source.fps)
 
 
-def _rows(found: Detections, meta: ImageMeta, stored: Stored) -> list[dict]:
+def _write(found: Iterator[Found], output: Path, drawings: Drawings, stored: Stored, threshold: float) -> None:
+    """Write the rows and pictures of what is ``found``, each as it comes: whatever ends this, what was found stays."""
+    rows, count = JsonList(output / "detections.json"), 0
+    try:
+        for one in found:
+            rows.extend(_rows(one, stored))
+            drawings.add(one.picture, _draw(one, stored.checkpoint.categories.names, threshold))
+            count += 1
+    finally:
+        drawings.close()
+        rows.close()
+        rich.print(f"{len(rows)} detections in {count} images:", Text(str(output), "bold"))
+
+
+class Detection:
+    """Batches of pictures through a detector; a picture that no transform can take is a fault, and the rest goes on."""
+
+    def __init__(self, stored: Stored, options: PredictOptions, faults: list[str]) -> None:
+        node = stored.config["data"]["loader"]["val"] | {"batch_size": options.batch_size, "num_workers": 0}
+        self._loader: Callable[..., Any] = build(node, key="data.loader.val")
+        self._transforms = build_transforms(stored.config["transform"]["val"], "transform.val")
+        self._detector = stored.augmented(options.tta)
+        self._precision = options.precision or stored.config["trainer"]["precision"]
+        check_precision(self._precision, stored.device)
+        self._stored, self._batch_size, self._faults = stored, options.batch_size, faults
+
+    def of(self, source: ImageFiles | VideoFrames) -> Iterator[Found]:
+        """What is found in the pictures of ``source``, of which no more than a batch is held."""
+        pictures = iter(source)
+        while batch := list(islice(pictures, self._batch_size)):
+            yield from self._of_batch(batch)
+
+    def _of_batch(self, pictures: Sequence[Picture]) -> Iterator[Found]:
+        try:
+            found = list(self._detect(pictures))
+        except ImageError as error:
+            if len(pictures) > 1:
+                yield from chain.from_iterable(self._of_batch([picture]) for picture in pictures)
+            else:
+                self._faults.append(str(error))
+            return
+        yield from found
+
+    def _detect(self, pictures: Sequence[Picture]) -> Iterator[Found]:
+        by_number = {picture.number: picture for picture in pictures}
+        dataset = InMemory(pictures, self._stored.checkpoint.categories)
+        for batch in self._loader(dataset=dataset, transforms=self._transforms):
+            batch = to_device(batch, self._stored.device, channels_last=False)
+            with torch.no_grad(), autocast(self._stored.device, self._precision):
+                detections = self._detector(batch.images)
+            for each, meta in zip(detections, batch.images.meta, strict=True):
+                yield Found(by_number[meta.image_id], each.to("cpu"), meta)
+
+
+def _rows(found: Found, stored: Stored) -> list[dict[str, Any]]:
     """COCO's results rows (original px and category ids), with the file beside the id."""
-    results = restore(found, meta, stored.checkpoint.categories)
+    meta = found.meta
+    results = restore(found.detections, meta, stored.checkpoint.categories)
     return [
         {"image_id": meta.image_id, "file_name": meta.file, "category_id": int(c), "bbox": box, "score": float(s)}
         for c, box, s in zip(results.category_ids, results.boxes.tolist(), results.scores, strict=True)
     ]
 
 
-class Pictures:
-    """Draws detections: a PNG for each image, named after it, or one video for all frames."""
-
-    def __init__(self, output: Path, dataset: DetectionDataset, score_threshold: float) -> None:
-        self.output, self.dataset, self.score_threshold = output, dataset, score_threshold
-        self._writer: cv2.VideoWriter | None = None
-
-    def draw(self, index: int, found: Detections, meta: ImageMeta) -> None:
-        """Draw what was ``found`` (px of the network input) on image ``index``."""
-        assert meta.affine is not None
-        shown = found.select(found.scores > self.score_threshold)
-        boxes, names = meta.affine.undo(shown.boxes).numpy(), self.dataset.categories.names
-        picture = draw_boxes(self.dataset.read(index), boxes, shown.labels.numpy(), names, shown.scores.numpy())
-        picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-        if isinstance(self.dataset, VideoFrames):
-            self._append(picture, self.dataset.fps)
-        else:
-            cv2.imwrite(str(self.output / f"{index + 1:06d}_{Path(meta.file).stem}.png"), picture)
-
-    def close(self) -> None:
-        """Finish the video."""
-        if self._writer is not None:
-            self._writer.release()
-
-    def _append(self, picture: np.ndarray, fps: float) -> None:
-        if self._writer is None:
-            size = (picture.shape[1], picture.shape[0])
-            path = self.output / "detections.mp4"
-            self._writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, size)
-        self._writer.write(picture)
+def _draw(found: Found, names: Sequence[str], threshold: float) -> np.ndarray:
+    assert found.meta.affine is not None
+    shown = found.detections.select(found.detections.scores > threshold)
+    boxes = found.meta.affine.undo(shown.boxes).numpy()
+    return draw_boxes(found.picture.image, boxes, shown.labels.numpy(), names, shown.scores.numpy())
 
 
 if __name__ == "__main__":

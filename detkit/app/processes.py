@@ -5,11 +5,13 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 import torch.distributed as torch_dist
@@ -21,6 +23,9 @@ from detkit.config import ConfigError
 from detkit.utils import dist
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+#: Where a process tells the others in the store, as it leaves, that it has failed, and why.
+_FAILED = "failed"
 
 #: Seconds between two looks of the main process at who has come.
 _MEET_SECONDS = 0.05
@@ -38,7 +43,7 @@ def process_group(device: str, timeout: float) -> Iterator[None]:
         ConfigError: a machine has more processes than GPUs.
         LostProcessError: another process is gone or does not answer.
     """
-    if not all(name in os.environ for name in _VARIABLES) or os.environ["WORLD_SIZE"] == "1":
+    if processes_started() == 1:
         yield
         return
     on_gpu = device != "cpu" and torch.cuda.is_available()
@@ -56,15 +61,44 @@ def process_group(device: str, timeout: float) -> Iterator[None]:
     torch_dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=wait)
     try:
         yield
-    except RuntimeError as error:
+    except dist.FailedElsewhereError as error:
+        _end_with_the_other(str(error))
+    except Exception as error:
         if not dist.is_loss_of_a_process(error):
+            _tell(store, f"process {rank} has failed: {dist.in_one_line(error)}")
             raise
+        if told := _told(store):
+            _end_with_the_other(f"process {rank} of {world_size}: {told}")
         raise dist.LostProcessError(
-            f"process {dist.rank()} of {dist.world_size()}: another process of this run is gone, or has not answered "
+            f"process {rank} of {world_size}: another process of this run is gone, or has not answered "
             f"for {timeout:g} s (process_timeout): {str(error).splitlines()[0]}\n"
             "  torchrun --max-restarts=3 would start all of them again, and they would go on from the last checkpoint"
         ) from error
     torch_dist.destroy_process_group()  # not after an error: it could wait for the lost one
+
+
+def _end_with_the_other(line: str) -> NoReturn:
+    """Say why in one line, and leave after the process that has failed: torchrun ends all when one has ended."""
+    print(f"error: {line}", file=sys.stderr, flush=True)
+    dist.wait_for_loss()
+    sys.exit(1)
+
+
+def _tell(store: Store, line: str) -> None:
+    with suppress(RuntimeError):  # the store is gone, with its process
+        store.set(_FAILED, line)
+
+
+def _told(store: Store) -> str | None:
+    """What a process has failed with that does not answer any more; None where nothing is known."""
+    with suppress(RuntimeError):
+        return store.get(_FAILED).decode() if store.check([_FAILED]) else None
+    return None
+
+
+def processes_started() -> int:
+    """How many processes torchrun has started; 1 without it."""
+    return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in _VARIABLES) else 1
 
 
 def meet(store: Store, rank: int, world_size: int, timeout: float) -> str:

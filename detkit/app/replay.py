@@ -7,10 +7,10 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import rich
 import torch
+from rich.text import Text
 
 from detkit.app.components import load_components
 from detkit.app.failure import told_plainly
@@ -22,7 +22,7 @@ from detkit.engine.diagnosis import Rerun
 from detkit.engine.divergence import Bundle, describe, load_bundle, replay
 from detkit.engine.finite import bad_inputs
 from detkit.models import Detector, build_detector
-from detkit.structures.draw import contact_sheet, draw_boxes
+from detkit.structures.draw import contact_sheet, draw_boxes, encode_png
 from detkit.utils.files import atomic_write
 
 
@@ -41,14 +41,14 @@ def show(path: str | Path, device: str = "cpu") -> Rerun:
     """Print the report in ``path``, run its step again, and write the picture of its batch beside it."""
     bundle = load_bundle(path)
     print_ = rich.get_console().print
-    print_(f"[bold]{path}[/bold]: step {bundle.step}")
+    print_(Text.assemble((str(path), "bold"), f": step {bundle.step}"))
     for line in [*describe(bundle), *_numbers(bundle)]:
-        print_(line, markup=False, highlight=False, soft_wrap=True)
+        print_(Text(line), soft_wrap=True)
     picture = Path(path).with_suffix(".png")
-    atomic_write(picture, _png(draw_batch(bundle)))
-    print_(f"its images and boxes: [bold]{picture}[/bold]")
+    atomic_write(picture, encode_png(draw_batch(bundle)))
+    print_("its images and boxes:", Text(str(picture), "bold"))
     seen = replay(bundle, detector_of(bundle), choose_device(device))
-    print_(f"again: {in_words(seen, bundle)}", markup=False, highlight=False, soft_wrap=True)
+    print_(Text(f"again: {in_words(seen, bundle)}"), soft_wrap=True)
     return seen
 
 
@@ -104,12 +104,6 @@ def _numbers(bundle: Bundle) -> list[str]:
         lines.append(f"loss terms{which}: " + ", ".join(f"{name} {value:.4g}" for name, value in terms.items()))
     written = ", ".join(f"{name} {version}" for name, version in bundle.versions.items())
     return [*lines, f"precision {bundle.precision}; written by {written}"]
-
-
-def _png(image: np.ndarray) -> bytes:
-    done, content = cv2.imencode(".png", image[..., ::-1])
-    assert done
-    return content.tobytes()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import rich
+from rich.text import Text
 
 from detkit.data.datasets.base import DetectionDataset
 from detkit.engine.callbacks import Callback
@@ -52,16 +53,18 @@ def report_training(folder: Path, best: EvaluationRecord | None, result: FitResu
 
 
 def report_evaluation(folder: Path, result: EvaluationResult, dataset: DetectionDataset) -> None:
-    """Print the tables; write ``evaluation.json`` and ``detections.png`` (ground truth left, detections right)."""
+    """Write ``evaluation.json`` and ``detections.png`` (ground truth left, detections right); then print the tables."""
+    path = folder / "detections.png"
+    if result.evaluation is not None:
+        result.evaluation.save(folder / EVALUATION)
+    if result.examples:
+        save_examples(path, result, dataset)
     if result.evaluation is not None:
         rich.print(result.evaluation.table(), result.evaluation.per_class_table())
-        result.evaluation.save(folder / EVALUATION)
     if result.losses:
         rich.print("losses: " + ", ".join(f"{name} {value:.4f}" for name, value in result.losses.items()))
     if result.examples:
-        path = folder / "detections.png"
-        save_examples(path, result, dataset)
-        rich.print(f"ground truth (left) beside detections from score {DRAWN_SCORE}: [bold]{path}[/bold]")
+        rich.print(f"ground truth (left) beside detections from score {DRAWN_SCORE}:", Text(str(path), "bold"))
 
 
 def save_examples(path: Path, result: EvaluationResult, dataset: DetectionDataset) -> None:

@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from detkit.config import ConfigError
-from detkit.engine.checkpoint import LAST, PREVIOUS, CheckpointError, load_latest
+from detkit.engine.checkpoint import (
+    LAST,
+    PREVIOUS,
+    CheckpointError,
+    DamagedCheckpointError,
+    load_config,
+    load_latest,
+)
 from detkit.engine.records import FitResult
 from detkit.utils.files import atomic_write
 from detkit.utils.log import logger
@@ -42,12 +49,11 @@ def find_run(path: str, experiment_folder: Path, config: Mapping[str, Any], allo
         candidates = sorted(_checkpoints_below(experiment_folder), key=lambda p: p.stat().st_mtime, reverse=True)
         for folder in dict.fromkeys(p.parent for p in candidates):
             try:
-                checkpoint = load_latest(folder)
+                if find_result(folder) is None and not changed_keys(_config_of(folder), config, allow):
+                    load_latest(folder)
+                    return folder
             except CheckpointError as error:
                 logger.warning("passed over: %s", error)
-                continue
-            if read_result(folder) is None and not changed_keys(checkpoint.config, config, allow):
-                return folder
         raise ConfigError(f"resume=auto: no unfinished run with this configuration in {experiment_folder}")
     folder = Path(path)
     if not folder.is_dir():
@@ -99,13 +105,34 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     Raises:
         ConfigError: the file is not what a run writes.
     """
-    path = folder / RESULT
+    return read_object(folder / RESULT)
+
+
+def find_result(folder: Path) -> dict[str, Any] | None:
+    """As :func:`read_result`, but a run whose file is damaged has not come to its end: going on with it writes it anew,
+    without another step where none is left."""
+    try:
+        return read_result(folder)
+    except ConfigError as error:
+        logger.warning("%s; taken as unfinished", error)
+        return None
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in the file ``path``; None where there is no such file.
+
+    Raises:
+        ConfigError: the file holds something else.
+    """
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # also bytes that are not UTF-8
         raise ConfigError(f"{path}: not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: not a JSON object but {str(content)[:40]!r}")
+    return content
 
 
 def write_result(folder: Path, result: FitResult, monitor: str, costs: Mapping[str, Any]) -> None:
@@ -119,6 +146,17 @@ def write_result(folder: Path, result: FitResult, monitor: str, costs: Mapping[s
         **costs,
     }
     atomic_write(folder / RESULT, json.dumps(content, indent=2) + "\n")
+
+
+def _config_of(folder: Path) -> Mapping[str, Any]:
+    """The configuration of the newest state in ``folder``, without its tensors."""
+    last, previous = folder / LAST, folder / PREVIOUS
+    try:
+        return load_config(last if last.exists() else previous)
+    except DamagedCheckpointError:
+        if not (last.exists() and previous.exists()):
+            raise
+    return load_config(previous)
 
 
 def _checkpoints_below(folder: Path) -> Iterator[Path]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from detkit.app.failure import check_range
 from detkit.config import ConfigError, build
 from detkit.config.registry import parameters, resolve
 from detkit.config.validate import is_component
@@ -16,6 +17,20 @@ from detkit.data.transforms import Transform
 from detkit.models import Backbone
 from detkit.structures import Categories
 from detkit.utils.log import logger
+
+#: More of them than any machine has cores cannot even be started.
+_MOST_THREADS = 1024
+
+
+def check_values(node: Mapping[str, Any]) -> None:
+    """Refuse what no number at the root of a configuration can mean.
+
+    Raises:
+        ConfigError: the message names the key.
+    """
+    check_range("threads", node.get("threads"), 1, _MOST_THREADS)
+    check_range("seed", node.get("seed"), 0, 2**63 - 1)
+    check_range("process_timeout", node.get("process_timeout"), 1)
 
 
 def choose_device(name: str) -> torch.device:

@@ -12,6 +12,7 @@ import rich
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from rich.text import Text
 
 from detkit.app.costs import costs
 from detkit.app.entry import run_tool
@@ -25,6 +26,7 @@ from detkit.app.setup import (
     build_dataset,
     build_transforms,
     check_same_classes,
+    check_values,
     choose_device,
     without_pretrained_weights,
 )
@@ -36,7 +38,7 @@ from detkit.engine.checkpoint import load_latest
 from detkit.engine.trainer import Trainer
 from detkit.models import build_detector
 from detkit.utils import dist
-from detkit.utils.files import atomic_write
+from detkit.utils.files import atomic_write, remove_if_empty
 from detkit.utils.lock import claim
 from detkit.utils.log import close_logging, logger, set_up_logging
 from detkit.utils.seed import seed_everything
@@ -67,14 +69,16 @@ def run(cfg: DictConfig, folder: Path) -> float | None:
     """
     set_up_logging()
     validate(cfg, TrainSchema)
+    check_values(cfg)
     _refuse_lists()
     with process_group(cfg.device, cfg.process_timeout), ExitStack() as stack:
         made = folder
         marks = [mark for mark in dist.all_gather(launcher_mark()) if mark is not None]
         folder, resumed = dist.from_main(lambda: choose_folder(cfg, folder, marks))
-        if made != folder and made.is_dir() and not any(made.iterdir()):
-            made.rmdir()  # Hydra has made a new one
-        folder.mkdir(parents=True, exist_ok=True)
+        if made != folder:
+            remove_if_empty(made)  # Hydra has made a new one
+        dist.from_main(lambda: folder.mkdir(parents=True, exist_ok=True))
+        folder.mkdir(parents=True, exist_ok=True)  # on another machine it may not be there yet
         dist.from_main(lambda: stack.enter_context(claim(folder)))
         set_up_logging(folder)
         stack.callback(close_logging)
@@ -106,25 +110,22 @@ def _train(cfg: DictConfig, folder: Path, resumed: bool) -> float | None:
     if dist.is_main():
         trainer.callbacks["KeepBest"] = best
     datasets = {"train": getattr(trainer.train_loader, "dataset", None), "val": val_set}
-    dist.from_main(lambda: _write_down(cfg, folder, trainer.config, datasets, resumed))
-    if resumed:
+    data = dist.from_main(lambda: {split: data_hash(found) for split, found in datasets.items() if found is not None})
+    if resumed:  # a refusal leaves every file as it was
+        dist.from_main(lambda: check_data(folder, data, tuple(cfg.resume.allow)))
         trainer.restore(load_latest(folder))
+    dist.from_main(lambda: _write_down(cfg, folder, trainer.config, data, resumed))
     result = trainer.fit()
     if dist.is_main():
+        write_result(folder, result, trainer.monitor, costs(trainer))  # before anything is shown, which may fail
         if val_set is not None:
             report_training(folder, best.record, result, val_set)
-        write_result(folder, result, trainer.monitor, costs(trainer))
-        rich.print(f"run folder: [bold]{folder}[/bold]")
+        rich.print("run folder:", Text(str(folder), "bold"))
     return result.best
 
 
-def _write_down(
-    cfg: DictConfig, folder: Path, config: dict[str, Any], datasets: dict[str, DetectionDataset | None], resumed: bool
-) -> None:
+def _write_down(cfg: DictConfig, folder: Path, config: dict[str, Any], data: dict[str, str], resumed: bool) -> None:
     """Manifest and configuration, into the folder of a run that is about to begin or to go on."""
-    data = {split: data_hash(dataset) for split, dataset in datasets.items() if dataset is not None}
-    if resumed:
-        check_data(folder, data, tuple(cfg.resume.allow))
     (folder / RESULT).unlink(missing_ok=True)
     write_manifest(folder, config, data, resumed=resumed)
     atomic_write(folder / "config.yaml", OmegaConf.to_yaml(cfg))
@@ -180,7 +181,8 @@ def build_trainer(cfg: DictConfig, folder: Path, resumed: bool = False) -> tuple
     batch_size = node["data"]["loader"]["train"]["batch_size"] * node["trainer"]["accumulate"]
     optimizer = build(node["optim"], key="optim")(detector, batch_size)
     logger.info("%d trainable parameters on %s", _num_trainable(detector), device)
-    callbacks = {name: build(callback) for name, callback in node.get("callbacks", {}).items() if callback is not None}
+    given = {name: callback for name, callback in node.get("callbacks", {}).items() if callback is not None}
+    callbacks = {name: build(callback, key=f"callbacks.{name}") for name, callback in given.items()}
     trainer = build(node["trainer"], key="trainer")(
         detector=detector,
         optimizer=optimizer,

@@ -28,6 +28,7 @@ from detkit.config.kinds import (
     TRANSFORMS,
     TTA,
 )
+from detkit.config.ranges import Count, Share
 from detkit.config.registry import ConfigError, Registry, load_plugins
 from detkit.config.validate import validate
 
@@ -58,7 +59,9 @@ __all__ = [
     "TRANSFORMS",
     "TTA",
     "ConfigError",
+    "Count",
     "Registry",
+    "Share",
     "build",
     "load_plugins",
     "validate",

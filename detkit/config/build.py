@@ -70,7 +70,9 @@ def _construct(cls: type, node: Mapping[str, Any], runtime: Mapping[str, Any], k
     }
     arguments |= {name: value for name, value in runtime.items() if name in known}
     if node.get("_partial_", False):
-        return functools.partial(cls, **arguments)
+        factory = _Factory(cls, **arguments)
+        factory.name = f"{key}: {cls.__name__}" if key else cls.__name__
+        return factory
     try:
         return cls(**arguments)
     except ConfigError:
@@ -88,6 +90,20 @@ def _runtime_of_parts(cls: type, node: Mapping[str, Any], runtime: Mapping[str, 
         return {}
     specs: Mapping[str, Any] = cls.part_specs(runtime["in_spec"], node)  # pyright: ignore[reportAttributeAccessIssue]
     return {name: {**runtime, "in_spec": spec} for name, spec in specs.items()}
+
+
+class _Factory(functools.partial):
+    """A constructor with some of its values; one that refuses them is named by the key that they stand at."""
+
+    name: str
+
+    def __call__(self, /, *args: Any, **runtime: Any) -> Any:
+        try:
+            return super().__call__(*args, **runtime)
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise ConfigError(f"{self.name}: {error}") from error
 
 
 def _join(key: str, name: str) -> str:

@@ -112,7 +112,7 @@ def parameters(cls: type) -> dict[str, inspect.Parameter]:
     if init is object.__init__:
         return {}
     try:
-        hints = typing.get_type_hints(init)
+        hints = typing.get_type_hints(init, include_extras=True)  # with the bounds of numbers
     except Exception:  # third-party annotations that only exist under TYPE_CHECKING
         hints = {}
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

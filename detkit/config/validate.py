@@ -247,6 +247,8 @@ def _describe(annotation: Any) -> str:
         origin, args = typing.get_origin(option), typing.get_args(option)
         if option is type(None):
             parts.append("null")
+        elif origin is typing.Annotated:
+            parts.append(f"{_describe(args[0])}{_bounds(args[1:])}")
         elif origin is typing.Literal:
             parts.append("one of " + ", ".join(repr(a) for a in args))
         elif origin is collections.abc.Callable:
@@ -262,3 +264,10 @@ def _describe(annotation: Any) -> str:
         else:
             parts.append(getattr(option, "__name__", str(option)))
     return " or ".join(parts)
+
+
+def _bounds(marks: tuple[Any, ...]) -> str:
+    least, most = (next((getattr(m, name) for m in marks if hasattr(m, name)), None) for name in ("ge", "le"))
+    if least is None:
+        return ""
+    return f" of {least} or more" if most is None else f" from {least} to {most}"

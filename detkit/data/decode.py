@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
+import struct
+from typing import BinaryIO
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 #: A file may unpack to this many pixels: a quarter of a GiB of RGB, where Pillow begins to warn (it raises at the
 #: double). A few kilobytes of PNG can claim a thousand times more.
@@ -17,7 +20,11 @@ FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
 
 #: Values of the EXIF tag "Orientation" that exchange width and height.
 _SIDEWAYS = (5, 6, 7, 8)
-_ORIENTATION_TAG = 0x0112
+_WIDTH_TAG, _HEIGHT_TAG, _ORIENTATION_TAG = 0x0100, 0x0101, 0x0112
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+#: Bytes read at a time where only the header is wanted: few pictures have more of it.
+_HEADER_BLOCK = 4096
 _END_OF_JPEG = b"\xff\xd9"
 
 
@@ -40,28 +47,41 @@ def read_image(file: str, size: tuple[int, int] | None = None) -> np.ndarray:
             another size; the message names the file.
     """
     data = _read(file)
-    header = _open(file, data)
-    image = _decode(file, data, header, cv2.IMREAD_COLOR)
+    header = _open(file, io.BytesIO(data))
+    orientation = _orientation(header)
+    if header.format == "TIFF" and orientation != 1:
+        # libtiff's readers turn the pixels each in its own way, if at all: they get a file that says nothing of it.
+        data = _tiff_as_it_lies(data)
+        header = _open(file, io.BytesIO(data))
+    lying = _decode(file, data, header)
+    if size is not None and lying.shape[:2] == size != lying.shape[1::-1] and orientation in _SIDEWAYS:
+        return lying
+    image = _turned(lying, orientation)
     if size is not None and image.shape[:2] != size:
-        if image.shape[1::-1] == size and _orientation(header) in _SIDEWAYS:
-            image = _decode(file, data, header, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        if image.shape[:2] != size:
-            raise ImageError(
-                f"{file}: the image is {image.shape[1]} x {image.shape[0]} px (w x h), "
-                f"but its annotations say {size[1]} x {size[0]}"
-            )
+        raise ImageError(
+            f"{file}: the image is {image.shape[1]} x {image.shape[0]} px (w x h), "
+            f"but its annotations say {size[1]} x {size[0]}"
+        )
     return image
 
 
 def read_size(file: str) -> tuple[int, int]:
     """(h, w) in px of the image in ``file`` as it is shown, EXIF orientation applied, from its header alone.
 
+    Only WebP is read whole, as Pillow's decoder asks.
+
     Raises:
         ImageError: as :func:`read_image`, save that a cut-off file is not noticed.
     """
-    header = _open(file, _read(file))
-    w, h = header.size
-    return (w, h) if _orientation(header) in _SIDEWAYS else (h, w)
+    try:
+        with open(file, "rb", buffering=_HEADER_BLOCK) as stream:
+            if not os.fstat(stream.fileno()).st_size:
+                raise ImageError(f"{file}: the file is empty (0 bytes)")
+            header = _open(file, stream)
+            w, h = _raw_size(header)
+            return (w, h) if _orientation(header) in _SIDEWAYS else (h, w)
+    except OSError as error:
+        raise ImageError(f"{file}: {error.strerror or error}") from error
 
 
 def _read(file: str) -> bytes:
@@ -75,9 +95,9 @@ def _read(file: str) -> bytes:
     return data
 
 
-def _open(file: str, data: bytes) -> Image.Image:
+def _open(file: str, stream: BinaryIO) -> Image.Image:
     try:
-        header = Image.open(io.BytesIO(data), formats=FORMATS)
+        header = Image.open(stream, formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise ImageError(f"{file}: {error}") from error
     except Exception as error:  # a damaged header can raise anything; each means that this is no usable image
@@ -88,12 +108,13 @@ def _open(file: str, data: bytes) -> Image.Image:
     return header
 
 
-def _decode(file: str, data: bytes, header: Image.Image, flags: int) -> np.ndarray:
+def _decode(file: str, data: bytes, header: Image.Image) -> np.ndarray:
+    """The pixels (H, W, 3) RGB as they lie in the file."""
     if header.format in ("JPEG", "MPO") and not data.endswith(_END_OF_JPEG):
         # OpenCV 4 fills what is missing with grey and says nothing; Pillow refuses. Bytes after the end are harmless.
         _load(file, header)
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
         image = None
     if image is not None:
@@ -102,8 +123,7 @@ def _decode(file: str, data: bytes, header: Image.Image, flags: int) -> np.ndarr
     _load(file, header)
     if header.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
         raise ImageError(f"{file}: cannot convert {header.format} pixels of the mode {header.mode} to RGB")
-    upright = header if flags & cv2.IMREAD_IGNORE_ORIENTATION else ImageOps.exif_transpose(header)
-    return np.array(upright.convert("RGB"))
+    return np.array(header.convert("RGB"))
 
 
 def _load(file: str, header: Image.Image) -> None:
@@ -113,8 +133,66 @@ def _load(file: str, header: Image.Image) -> None:
         raise ImageError(f"{file}: cut off or damaged: {error}") from error
 
 
+def _turned(image: np.ndarray, orientation: int) -> np.ndarray:
+    """``image`` (H, W, 3) as it is shown (CIPA DC-008, Exif 2.32, 4.6.4 A: where row 0 and column 0 lie)."""
+    if orientation in _SIDEWAYS:
+        image = image.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image)
+
+
 def _orientation(header: Image.Image) -> int:
+    """EXIF's orientation, 1 to 8; 1 where there is none. XMP's is left alone, as viewers and OpenCV do."""
     try:
-        return int(header.getexif().get(_ORIENTATION_TAG, 1))
+        if header.format == "TIFF":
+            value = header.tag_v2.get(_ORIENTATION_TAG, 1)  # pyright: ignore[reportAttributeAccessIssue]
+        else:
+            exif = Image.Exif()
+            exif.load(header.info.get("exif") or _late_exif(header))
+            value = exif.get(_ORIENTATION_TAG, 1)
+        return int(value) if 1 <= int(value) <= 8 else 1
     except Exception:  # damaged EXIF is no reason to lose the image, and OpenCV ignores it as well
         return 1
+
+
+def _late_exif(header: Image.Image) -> bytes:
+    """The EXIF that a PNG may have after its pixels: Pillow would decode those first. Only chunk heads are read."""
+    stream = header.fp
+    if header.format != "PNG" or stream is None:
+        return b""
+    before = stream.tell()
+    stream.seek(len(_PNG_SIGNATURE))
+    content = b""
+    while len(head := stream.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if kind == b"eXIf":
+            content = stream.read(length)
+            break
+        stream.seek(length + 4, os.SEEK_CUR)
+    stream.seek(before)
+    return content
+
+
+def _raw_size(header: Image.Image) -> tuple[int, int]:
+    """(w, h) as the pixels lie in the file; of a sideways TIFF newer versions of Pillow exchange them."""
+    if header.format != "TIFF":
+        return header.size
+    tags = header.tag_v2  # pyright: ignore[reportAttributeAccessIssue]
+    return int(tags[_WIDTH_TAG]), int(tags[_HEIGHT_TAG])
+
+
+def _tiff_as_it_lies(data: bytes) -> bytes:
+    """``data`` of a TIFF with orientation 1 in its first directory (TIFF 6.0, section 2; BigTIFF counts in 8 bytes)."""
+    order = "<" if data.startswith(b"II") else ">"
+    is_big = struct.unpack_from(order + "H", data, 2)[0] == 43
+    (start,) = struct.unpack_from(order + ("Q" if is_big else "I"), data, 8 if is_big else 4)
+    (count,) = struct.unpack_from(order + ("Q" if is_big else "H"), data, start)
+    first, step, value = (start + 8, 20, 12) if is_big else (start + 2, 12, 8)
+    changed = bytearray(data)
+    for entry in range(first, first + count * step, step):
+        if struct.unpack_from(order + "H", data, entry)[0] == _ORIENTATION_TAG:
+            struct.pack_into(order + "H", changed, entry + value, 1)
+    return bytes(changed)

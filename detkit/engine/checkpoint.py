@@ -135,6 +135,25 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     return _parse(state, path)
 
 
+def load_config(path: str | Path) -> Mapping[str, Any]:
+    """The configuration in a checkpoint, from the small record of plain values: no tensor is read or checked.
+
+    Raises:
+        DamagedCheckpointError: that record is not what was written.
+        CheckpointError: as :func:`load_checkpoint`.
+    """
+    path = Path(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name.endswith("/data.pkl"):
+                    archive.read(name)  # compares it with its checksum
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        raise DamagedCheckpointError(f"{path}: damaged or no checkpoint: {str(error).partition(chr(10))[0]}") from error
+    return _parse(state, path).config
+
+
 def load_latest(run_dir: str | Path) -> Checkpoint:
     """The newest whole state of a run: ``last.pt``, or ``previous.pt`` where that one is damaged or missing.
 

@@ -26,6 +26,7 @@ from detkit.engine.finite import (
     BadStepError,
     ExplodingLossError,
     InvalidBatchError,
+    NonFiniteGradientError,
     bad_inputs,
     has_odd_pixels,
     is_invalid,
@@ -204,18 +205,25 @@ class StepWatch:
             self._first_loss = loss
         self._history.append((self._step, loss, grad_norm, max(self._lr.values())))
 
-    @contextmanager
-    def guard(self, batch: Batch) -> Iterator[None]:
-        """Let the detector have ``batch``, as it was loaded, inside the block.
+    def inspect(self, batch: Batch) -> None:
+        """Look at ``batch`` as it was loaded.
 
         Raises:
-            InvalidBatchError: there is something in it that no detector can be trained on, and the detector failed, or
-                would have learnt from it without a word. An error without such a cause stays what it is.
+            InvalidBatchError: there is something in it that some detectors would learn from without a word.
         """
         odd = leaves_range if self._history else has_odd_pixels
         if is_invalid(batch, len(self._categories)) or odd(batch):
             raise self._invalid(batch, "a batch cannot be trained on")
         self._inputs.look(self._step, batch)
+
+    @contextmanager
+    def guard(self, batch: Batch) -> Iterator[None]:
+        """Let the detector have ``batch``, as it was loaded, inside the block.
+
+        Raises:
+            InvalidBatchError: the detector failed, and there is something in the batch that no detector can be trained
+                on. An error without such a cause stays what it is.
+        """
         try:
             yield
         except (IndexError, RuntimeError, ValueError) as error:
@@ -228,6 +236,16 @@ class StepWatch:
         lines = bad_inputs(batch, len(self._categories))
         message = "\n  ".join([f"step {self._step}: {what}", *lines])
         return InvalidBatchError(message, step=self._step, batches=[batch])
+
+    def blame(self, error: Exception, scale: float | None) -> int:
+        """How likely this one of several processes, which all fail in the same step, is the one at fault.
+
+        Of a bad gradient, which all have, only that whose own batches give it when they are run again.
+        """
+        if not isinstance(error, NonFiniteGradientError):
+            return 3
+        batches = (batch.to(self._device) for batch in error.batches)
+        return 1 if all(self._run_again(batch, scale).is_finite for batch in batches) else 2
 
     def report(self, error: BadStepError, parts: Sequence[tuple[Batch, Losses]], scale: float | None) -> None:
         """Find out what is behind ``error``, write the bundle, and tell where it is.
@@ -270,9 +288,7 @@ class StepWatch:
         logger.error("divergence report: %s; again: python tools/replay.py %s", path, path)
 
     def _diagnose(self, batch: Batch, scale: float | None) -> tuple[list[str], Rerun]:
-        after = torch.get_rng_state()
-        torch.set_rng_state(self._random)
-        try:
+        with self._before_the_step():
             return diagnose(
                 self._detector,
                 self._optimizer,
@@ -284,6 +300,19 @@ class StepWatch:
                 precision=self._precision,
                 scale=scale or 1.0,
             )
+
+    def _run_again(self, batch: Batch, scale: float | None) -> Rerun:
+        with self._before_the_step():
+            return run_again(self._detector, batch, self._device, self._precision, scale or 1.0)
+
+    @contextmanager
+    def _before_the_step(self) -> Iterator[None]:
+        """Random numbers as before the step, and no other process: the others are not at the same place."""
+        after = torch.get_rng_state()
+        torch.set_rng_state(self._random)
+        try:
+            with dist.alone(self._detector):
+                yield
         finally:
             torch.set_rng_state(after)
 

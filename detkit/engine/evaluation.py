@@ -188,12 +188,15 @@ class _Means:
 
 
 def _compute(evaluator: Evaluator) -> Evaluation:
-    """Score what all processes have seen: shares are joined, and whole sets (an unshared loader) taken once."""
+    """Score what all processes have seen: shares are joined, and whole sets (an unshared loader) taken once.
+
+    The main process does it, and tells the others; each has the detections of all afterwards.
+    """
     if dist.world_size() > 1:
         states = dist.all_gather(evaluator.state())
         same = all(np.array_equal(state.image_ids, states[0].image_ids) for state in states)
         evaluator.merge(states[:1] if same else states)
-    return evaluator.compute()
+    return dist.from_main(evaluator.compute)
 
 
 @contextmanager

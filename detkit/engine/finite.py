@@ -39,6 +39,13 @@ class NonFiniteError(BadStepError):
     """A loss or a gradient is not finite."""
 
 
+class NonFiniteGradientError(NonFiniteError):
+    """A gradient is not finite though the loss of this process is.
+
+    Processes exchange their gradients: all have this error, and any of them may be the one to blame.
+    """
+
+
 class ExplodingLossError(BadStepError):
     """A loss is finite, but far above those before it."""
 
@@ -60,7 +67,7 @@ def loss_error(step: int, parts: Sequence[tuple[Batch, Losses]], detector: nn.Mo
     return NonFiniteError("\n  ".join(lines), step=step, batches=batches)
 
 
-def gradient_error(step: int, batches: Sequence[Batch], detector: nn.Module, in_a_row: int) -> NonFiniteError:
+def gradient_error(step: int, batches: Sequence[Batch], detector: nn.Module, in_a_row: int) -> NonFiniteGradientError:
     """The error for a gradient that is not finite although the loss is, in that many steps one after another."""
     gradients = {name: p.grad for name, p in detector.named_parameters() if p.grad is not None}
     bad = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
@@ -68,7 +75,7 @@ def gradient_error(step: int, batches: Sequence[Batch], detector: nn.Module, in_
     times = f" {in_a_row} times in a row" if in_a_row > 1 else ""
     images = "; ".join(_images(batch) for batch in batches)
     lines = [f"step {step}: the gradient is not finite{times}, though the loss is: {where}; {images}"]
-    return NonFiniteError("\n  ".join([*lines, *culprits(detector, batches)]), step=step, batches=batches)
+    return NonFiniteGradientError("\n  ".join([*lines, *culprits(detector, batches)]), step=step, batches=batches)
 
 
 def is_finite(value: float) -> bool:

@@ -23,13 +23,17 @@ class Progress:
     without_gain: int = 0
 
     def judge(self, value: float, is_lower_better: bool) -> bool:
-        """Take in the monitored metric of an evaluation at this step; whether it is the best. nan never is."""
+        """Take in the monitored metric of an evaluation at this step; whether it is the best. nan never is.
+
+        A score that is nan is not defined on the data: that is no sign that the run gains nothing more.
+        """
         if self.best is None:
             is_best = not math.isnan(value)
         else:
             is_best = value < self.best if is_lower_better else value > self.best
         self.evaluated = self.step
-        self.without_gain = 0 if is_best else self.without_gain + 1
+        if is_lower_better or not math.isnan(value):
+            self.without_gain = 0 if is_best else self.without_gain + 1
         if is_best:
             self.best, self.best_step = value, self.step
         return is_best

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,9 +78,14 @@ class EvaluationRecord:
         """One line for the log: the metric ``monitor``, the first few others, and how long it took."""
         metrics = self.result.metrics
         shown = dict.fromkeys([monitor, *list(metrics)[:3], "val_loss"])
-        numbers = ", ".join(f"{name} {metrics[name]:.4f}" for name in shown if name in metrics)
+        numbers = ", ".join(f"{name} {self._number(name)}" for name in shown if name in metrics)
         best = ", the best so far" if self.best else ""
         return f"{numbers}{best} ({self.result.num_images} images in {self.result.seconds:.1f} s)"
+
+    def _number(self, name: str) -> str:
+        value = self.result.value(name)
+        is_defined = name in self.result.losses or not math.isnan(value)
+        return f"{value:.4f}" if is_defined else "not defined"
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ from detkit.engine.evaluation import (
 )
 from detkit.engine.finite import BadStepError
 from detkit.engine.interrupt import Interrupted, StopRequest
+from detkit.engine.monitor import check_monitor, check_monitored_term, is_loss
 from detkit.engine.progress import Progress
 from detkit.engine.records import EvaluationRecord, FitResult, FitStart, StepRecord
 from detkit.engine.resume import process_state, restore_process, warn_of_versions
@@ -67,7 +68,8 @@ class Trainer:
         ema_decay: keep a moving average of the weights (see WeightAverage), which is then what is evaluated.
         channels_last: keep weights and pixels in that memory format.
         eval_every: steps from one evaluation to the next; null: at the end alone.
-        save_every: steps from one ``last.pt`` to the next; it is also saved after each evaluation and at the end.
+        save_every: steps from one ``last.pt`` to the next; it is also saved before and after each evaluation and at the
+            end.
         log_every: steps from one logged step to the next.
         val_loss: compute the losses too when evaluating, by a second pass over the images.
         monitor: the metric of which the best evaluation gives ``best.pt``: a score (higher is better) or "val_loss" or
@@ -159,6 +161,7 @@ class Trainer:
             Interrupted: SIGINT or SIGTERM came; the step was finished and ``last.pt`` saved.
             BadStepError: a loss or gradient is not finite, a loss explodes, or a batch is invalid; no weight has taken
                 it in, and a divergence report lies in the run folder.
+            FailedElsewhereError: that, or a batch that cannot be loaded, is in another process.
             CheckpointError: a checkpoint could not be written.
         """
         try:
@@ -166,6 +169,7 @@ class Trainer:
             with StopRequest() as stop:
                 self._run(stop)
         except BaseException as error:
+            logger.debug("the run ends with %s: %s", type(error).__name__, error)
             self._tell("on_exception", error)
             raise
         progress = self.progress
@@ -181,13 +185,18 @@ class Trainer:
         try:
             while True:
                 self._leave_if_asked(stop)
-                if self._evaluation_is_due() and self.evaluate(lambda: bool(stop)) is None:
-                    continue  # a signal came during the evaluation, which is done again after the resume
                 if self._save_is_due():
+                    self.save()  # before the evaluation, which may fail: no step is lost with it
+                if self._evaluation_is_due():
+                    if self.evaluate(lambda: bool(stop)) is None:
+                        continue  # a signal came during the evaluation, which is done again after the resume
                     self.save()
                 if self._is_finished():
                     return
-                self._tell("on_step_end", self.train_step(batches))
+                record = self.train_step(batches)
+                if self.val_loader is not None:
+                    check_monitored_term(self.monitor, record.terms)
+                self._tell("on_step_end", record)
         finally:
             if isinstance(batches, Generator):
                 batches.close()  # its workers end now, not when an exception's traceback lets go of it
@@ -197,6 +206,7 @@ class Trainer:
 
         Raises:
             BadStepError: see :meth:`fit`; the weights are as they were.
+            FailedElsewhereError: another process has such a step.
         """
         start, waited = time.perf_counter(), 0.0
         step = self.progress.step + 1
@@ -205,17 +215,20 @@ class Trainer:
         parts: list[tuple[Batch, Losses]] = []
         try:
             for i in range(self.accumulate):
-                asked = time.perf_counter()
-                loaded = next(batches)
-                waited += time.perf_counter() - asked
+                with dist.together(self.device):
+                    asked = time.perf_counter()
+                    loaded = next(batches)
+                    waited += time.perf_counter() - asked
+                    self.watch.inspect(loaded)
                 batch = to_device(loaded, self.device, self.channels_last)
                 with self.watch.guard(loaded):
                     parts.append((batch, self.updater.backward(batch, is_last=i == self.accumulate - 1)))
             grad_norm = self.updater.gradient_norm()
             terms, stats, norm = read_losses(parts, grad_norm)  # the step's one wait for the device
             loss = sum(terms.values())
-            applied = self.updater.may_apply(step, parts, loss, norm)
-            self.watch.check(loss, norm, [batch for batch, _ in parts])
+            with dist.together(self.device, lambda error: self.watch.blame(error, self.updater.scale)):
+                applied = self.updater.may_apply(step, parts, loss, norm)
+                self.watch.check(loss, norm, [batch for batch, _ in parts])
         except BadStepError as error:
             self.watch.report(error, parts, self.updater.scale)
             raise
@@ -269,7 +282,7 @@ class Trainer:
         except ValueError as error:
             raise ValueError(f"trainer.monitor: {error}") from None
         self.metrics = result.metrics
-        is_best = self.progress.judge(value, is_lower_better=_is_loss(self.monitor))
+        is_best = self.progress.judge(value, is_lower_better=is_loss(self.monitor))
         record = EvaluationRecord(self.progress.step, result, is_best)
         logger.info("step %d: %s", self.progress.step, record.in_words(self.monitor))
         if is_best:
@@ -292,7 +305,8 @@ class Trainer:
             metrics=self.metrics,
             training={**self.updater.state(), "progress": asdict(self.progress), "process": process_state()},
         )
-        self._write(LAST, checkpoint, keep=PREVIOUS)
+        again = self._saved_step == self.progress.step  # after an evaluation: previous.pt stays an earlier step's
+        self._write(LAST, checkpoint, keep=None if again else PREVIOUS)
         self._saved_step = self.progress.step
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -357,7 +371,7 @@ class Trainer:
         if self._saved_step == step:
             return False
         by_number = self.save_every is not None and step % self.save_every == 0
-        return by_number or self._is_finished() or self.progress.evaluated == step
+        return by_number or self._is_finished() or self._evaluation_is_due()
 
     def _tell(self, event: str, *what: Any) -> None:
         for callback in self.callbacks.values():
@@ -384,14 +398,5 @@ class Trainer:
             for name in ("eval_every", "patience"):
                 if (value := getattr(self, name)) is not None:
                     raise ValueError(f"{name}={value} needs validation images, and there are none; set {name}=null")
-        elif _is_loss(self.monitor):
-            if not self.val_loss:
-                raise ValueError(f"monitor={self.monitor!r} needs val_loss=true")
-        elif self.evaluator is None:
-            raise ValueError(
-                f"monitor={self.monitor!r} needs an evaluator; without one it is 'val_loss' or a term of it"
-            )
-
-
-def _is_loss(metric: str) -> bool:
-    return metric.partition("/")[0] == "val_loss"
+        else:
+            check_monitor(self.monitor, self.evaluator, self.val_loss)

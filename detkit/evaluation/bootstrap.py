@@ -7,22 +7,31 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from detkit.evaluation.summary import with_nan
+
 #: Share of such intervals that hold the true value.
 CONFIDENCE = 0.95
+
+#: Fewer samples of the images say nothing about an interval.
+LEAST_SAMPLES = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
     """The mean of one system's runs minus that of the baseline's, with its interval.
 
-    ``seeds_vary``: whether the interval holds the noise of training too. Without a second run of either system it
-    cannot: it is then about these very weights.
+    ``value`` is nan where the metric is not defined on the data set; ``low`` and ``high`` are too where fewer than
+    ``LEAST_SAMPLES`` samples define it. ``seeds_vary``: whether the interval holds the noise of training too. Without a
+    second run of either system it cannot: it is then about these very weights. ``num_undefined``: how many of the
+    ``num_samples`` samples have no object that the metric is about; the interval is over the others.
     """
 
     value: float
     low: float
     high: float
     seeds_vary: bool
+    num_undefined: int = 0
+    num_samples: int = 0
 
     @property
     def is_shown(self) -> bool:
@@ -45,25 +54,39 @@ def paired_difference(baseline: np.ndarray, other: np.ndarray, num_images: int) 
     The interval is symmetric, of Student's t with the degrees of freedom of Welch and Satterthwaite, since a handful of
     seeds tells little of their variance, which resampling them would understate.
 
+    A sample without any object that the metric is about says nothing of it and is left out.
+
     Args:
-        baseline: (S, 1 + B) of S runs: the metric with the weights of :func:`image_weights`.
+        baseline: (S, 1 + B) of S runs: the metric with the weights of :func:`image_weights`, -1 or nan where it is not
+            defined.
         other: (S', 1 + B), the same of the other system.
     """
+    baseline, other = with_nan(baseline), with_nan(other)
+    means = other.mean(axis=0) - baseline.mean(axis=0)
+    defined = ~np.isnan(means)
+    value, num_samples = float(means[0]), len(means) - 1
+    num_undefined = num_samples - int(defined[1:].sum())
+    half = math.nan
+    if defined[0] and num_samples - num_undefined >= LEAST_SAMPLES:
+        half = _half_width(baseline[:, defined], other[:, defined], num_images)
+    seeds_vary = len(baseline) > 1 and len(other) > 1
+    return Difference(value, value - half, value + half, seeds_vary, num_undefined, num_samples)
+
+
+def _half_width(baseline: np.ndarray, other: np.ndarray, num_images: int) -> float:
+    """Half the interval of :func:`paired_difference`, of samples all of which define the metric."""
     means = other.mean(axis=0) - baseline.mean(axis=0)
     of_images = float(np.var(means[1:], ddof=1))
     parts = [(of_images, num_images - 1)]
-    seeds_vary = len(baseline) > 1 and len(other) > 1
-    if seeds_vary:
+    if len(baseline) > 1 and len(other) > 1:
         by_seeds = [_by_seeds(values) for values in (baseline, other)]
         parts = [(max(0.0, of_images - sum(shared for _, shared in by_seeds)), num_images - 1)]
         parts += [(own, len(values) - 1) for (own, _), values in zip(by_seeds, (baseline, other), strict=True)]
     variance = sum(part for part, _ in parts)
-    half = 0.0
-    if variance > 0:
-        freedom = variance**2 / sum(part**2 / freedom for part, freedom in parts)
-        half = _student(freedom) * math.sqrt(variance)
-    value = float(means[0])
-    return Difference(value, value - half, value + half, seeds_vary)
+    if variance == 0:
+        return 0.0
+    freedom = variance**2 / sum(part**2 / freedom for part, freedom in parts)
+    return _student(freedom) * math.sqrt(variance)
 
 
 def _by_seeds(values: np.ndarray) -> tuple[float, float]:

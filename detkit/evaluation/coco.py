@@ -44,6 +44,7 @@ class CocoEvaluator(Evaluator):
             raise ValueError(f"max_detections must be three ascending numbers from 1, not {tuple(max_detections)}")
         self.categories = categories
         self.max_detections = (max_detections[0], max_detections[1], max_detections[2])
+        self.metric_names = tuple(metric.name for metric in coco_metrics(self.max_detections))
         self._truth = truth_columns(truths, categories)
         self._files = {truth.image_id: truth.file for truth in truths}
         self.backend: BackendName = choose_backend(backend, self._truth)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 
 from detkit.evaluation.results import Results
 from detkit.evaluation.summary import AREAS, UNDEFINED, Curves, Metric
@@ -30,7 +31,12 @@ class EvaluatorState(NamedTuple):
 
 
 class Evaluator(ABC):
-    """Takes detections batch by batch and scores them against the ground truth of the whole data set."""
+    """Takes detections batch by batch and scores them against the ground truth of the whole data set.
+
+    ``metric_names``: of the scores that :meth:`compute` gives; empty where they are not known before.
+    """
+
+    metric_names: tuple[str, ...] = ()
 
     @abstractmethod
     def reset(self) -> None:
@@ -155,7 +161,7 @@ class Evaluation:
             table.add_column(heading, justify="right")
         for row in self.per_class:
             numbers = (_shown(v) for v in (row.AP, row.AP50, row.AP75, row.AR))
-            table.add_row(row.name, *numbers, str(row.num_gt), str(row.num_det))
+            table.add_row(Text(row.name), *numbers, str(row.num_gt), str(row.num_det))
         return table
 
 

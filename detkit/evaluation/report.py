@@ -10,7 +10,7 @@ import numpy as np
 
 from detkit.evaluation.results import Results
 from detkit.structures import Categories, GroundTruth
-from detkit.structures.draw import contact_sheet, draw_boxes
+from detkit.structures.draw import contact_sheet, draw_boxes, encode_png
 from detkit.utils.files import atomic_write
 
 #: Longer side in px of each picture on a sheet.
@@ -65,10 +65,8 @@ def save_pictures(
     if Path(path).suffix.lower() != ".png":
         raise ValueError(f"{path}: the pictures are written as PNG, so the name must end in .png")
     sheet = comparison_sheet(images, truths, results, categories, min_score=min_score)
-    done, content = cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
-    assert done, "OpenCV encodes any uint8 picture as PNG"
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, content.tobytes())
+    atomic_write(path, encode_png(sheet))
 
 
 def _draw_truth(image: np.ndarray, truth: GroundTruth, categories: Categories) -> np.ndarray:

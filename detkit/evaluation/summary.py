@@ -14,7 +14,7 @@ AREAS = ("all", "small", "medium", "large")
 #: COCO's bounds between small, medium and large objects: areas in px^2.
 SIZE_BOUNDS = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, np.inf)}
 
-#: What pycocotools writes where there is no object to find.
+#: What pycocotools writes where there is no object to find. No score: see :func:`with_nan`.
 UNDEFINED = -1.0
 
 
@@ -62,6 +62,11 @@ def coco_metrics(max_detections: tuple[int, int, int]) -> tuple[Metric, ...]:
         *(Metric(f"AR{count}", True, None, "all", m) for m, count in enumerate(max_detections)),
         *(Metric(f"AR{area[0]}", True, None, area, 2) for area in areas),
     )
+
+
+def with_nan(values: np.ndarray) -> np.ndarray:
+    """Scores with nan where they are not defined: what is to be added up, compared or drawn."""
+    return np.where(values == UNDEFINED, np.nan, values)
 
 
 def mean(values: np.ndarray) -> float:

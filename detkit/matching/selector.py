@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from detkit.config import SELECTORS
+from detkit.config import SELECTORS, Count, Share
 from detkit.matching.select import select_candidates, select_detections
 from detkit.structures import Detections
 
@@ -18,25 +18,16 @@ class Selector:
         nms_iou: of two candidates of one class that overlap more, the better one stays; null for no NMS.
         max_detections: at most so many in an image.
         min_size: px; smaller boxes go.
-
-    Raises:
-        ValueError: a number is out of range.
     """
 
     def __init__(
         self,
         *,
-        score_threshold: float = 0.05,
-        nms_iou: float | None = 0.5,
-        max_detections: int = 100,
+        score_threshold: Share = 0.05,
+        nms_iou: Share | None = 0.5,
+        max_detections: Count = 100,
         min_size: float = 1e-2,
     ) -> None:
-        if not 0 <= score_threshold < 1:
-            raise ValueError(f"score_threshold must lie in [0, 1), not {score_threshold}")
-        if nms_iou is not None and not 0 <= nms_iou <= 1:
-            raise ValueError(f"nms_iou must lie in [0, 1] or be null, not {nms_iou}")
-        if max_detections < 1:
-            raise ValueError(f"max_detections must be at least 1, not {max_detections}")
         self.score_threshold, self.nms_iou = score_threshold, nms_iou
         self.max_detections, self.min_size = max_detections, min_size
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
-from detkit.config import TTA
+from detkit.config import TTA, Count, Share
 from detkit.matching import NMS, Merge
 from detkit.models.interfaces import Detector
 from detkit.structures import Affine, Detections, ImageMeta, Images, Losses, SizeRange, Target, size_ranges
@@ -64,8 +64,8 @@ class MultiView(Detector):
         flip: bool = False,
         merge: Merge | None = None,
         valid_ranges: tuple[tuple[float, float | None], ...] | None = None,
-        score_threshold: float = 1e-3,
-        max_detections: int = 100,
+        score_threshold: Share = 1e-3,
+        max_detections: Count = 100,
     ) -> None:
         super().__init__()
         if not scales or not all(0 < s < math.inf for s in scales):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import colorsys
+import struct
+import zlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,6 +16,11 @@ Color = tuple[int, int, int]
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 #: Height in px of a capital letter of that font at scale 1.
 _CAPITAL_HEIGHT = 21.0
+
+#: What PNG files of detkit's say of themselves, as matplotlib takes it.
+PNG_METADATA = {"Software": "detkit"}
+#: Bytes of a PNG before anything that may vary: the signature and the header.
+_PNG_START = 33
 
 
 def class_color(label: int) -> Color:
@@ -91,6 +99,31 @@ def contact_sheet(images: Sequence[np.ndarray], columns: int = 4, cell: int = 32
         left = gap + i % columns * (cell + gap) + (cell - size[0]) // 2
         sheet[top : top + size[1], left : left + size[0]] = small
     return sheet
+
+
+def encode_png(picture: np.ndarray) -> bytes:
+    """``picture``, uint8 (H, W, 3) RGB, as a PNG file that :func:`is_own_png` knows."""
+    done, content = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    assert done, "OpenCV encodes any uint8 picture as PNG"
+    png = content.tobytes()
+    return png[:_PNG_START] + _png_mark() + png[_PNG_START:]
+
+
+def is_own_png(path: str | Path) -> bool:
+    """Whether the file at ``path`` is a PNG that detkit wrote: a result, which is not to be taken for a photograph."""
+    mark = _png_mark()
+    try:
+        with open(path, "rb") as file:
+            return file.read(_PNG_START + len(mark)).endswith(mark)
+    except OSError:  # whoever reads the picture will say so
+        return False
+
+
+def _png_mark() -> bytes:
+    """:data:`PNG_METADATA` as a text chunk of PNG (ISO/IEC 15948, 11.3.4.3)."""
+    ((key, value),) = PNG_METADATA.items()
+    text = b"tEXt" + f"{key}\0{value}".encode()
+    return struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
 
 
 def _outline(canvas: np.ndarray, box: np.ndarray, color: Color, thickness: int, dashed: bool) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import torch
@@ -14,9 +15,13 @@ from torch import Tensor, nn
 T = TypeVar("T")
 
 
+#: Whether this process takes itself for the only one, see :func:`alone`.
+_ALONE: ContextVar[bool] = ContextVar("alone", default=False)
+
+
 def is_initialized() -> bool:
     """Whether several processes may be at work together."""
-    return torch_dist.is_available() and torch_dist.is_initialized()
+    return not _ALONE.get() and torch_dist.is_available() and torch_dist.is_initialized()
 
 
 def rank() -> int:
@@ -43,6 +48,10 @@ class LostProcessError(ValueError):
     """Another process of the run is gone, or has not answered in time."""
 
 
+class FailedElsewhereError(ValueError):
+    """Another process of the run has failed, and this one ends with it; the other one tells the whole."""
+
+
 def is_loss_of_a_process(error: BaseException) -> bool:
     """Whether ``error`` is how torch tells that an exchange with other processes failed."""
     if not isinstance(error, RuntimeError) or not is_initialized():
@@ -52,19 +61,100 @@ def is_loss_of_a_process(error: BaseException) -> bool:
 
 
 def from_main(function: Callable[[], T]) -> T:
-    """Call ``function`` in the main process alone; every process gets what it returned, or raises what it raised."""
+    """Call ``function`` in the main process alone; every process gets what it returned.
+
+    Raises:
+        FailedElsewhereError: in the other processes, where ``function`` fails in the main one.
+    """
     if world_size() == 1:
         return function()
     told: list[Any] = [None, None]
+    error = None
     if is_main():
         try:
             told = [function(), None]
-        except Exception as error:
-            told = [None, error]
+        except Exception as caught:
+            error, told = caught, [None, in_one_line(caught)]
     torch_dist.broadcast_object_list(told, src=0)
+    if error is not None:
+        raise error
     if told[1] is not None:
-        raise told[1]
+        raise _failed(0, told[1])
     return told[0]
+
+
+def in_one_line(error: BaseException) -> str:
+    """What ``error`` says, for those who only have to know of it: its first two lines (one may be a heading)."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return "; ".join(lines[:2]) or type(error).__name__
+
+
+def _failed(teller: int, words: str) -> FailedElsewhereError:
+    return FailedElsewhereError(f"process {rank()} of {world_size()}: process {teller} has failed: {words}")
+
+
+@contextmanager
+def together(device: torch.device | str = "cpu", blame: Callable[[Exception], int] = lambda error: 1) -> Iterator[None]:
+    """Leave the block in all processes or in none: where one fails in it, all do.
+
+    Nothing in the block may wait for another process: the one that has failed would not come. At its end all exchange
+    one number; alone, nothing happens.
+
+    Args:
+        blame: how likely the process that failed is the one at fault, from 1; of several, the likeliest tells.
+
+    Raises:
+        FailedElsewhereError: another process has failed; the message has its number and what its error says.
+    """
+    error = None
+    try:
+        yield
+    except Exception as caught:
+        if world_size() == 1:
+            raise
+        error = caught
+    if (teller := _likeliest(0 if error is None else blame(error), device)) is None:
+        return
+    told = [None if error is None else in_one_line(error)]
+    torch_dist.broadcast_object_list(told, src=teller)
+    if error is not None and teller == rank():
+        raise error
+    raise _failed(teller, str(told[0])) from error
+
+
+def _likeliest(blame: int, device: torch.device | str) -> int | None:
+    """Number of the process with the most ``blame``, the lowest of several; None where no process has any."""
+    if world_size() == 1:
+        return None
+    code = torch.tensor(blame * world_size() + world_size() - 1 - rank() if blame else 0, device=device)
+    torch_dist.all_reduce(code, torch_dist.ReduceOp.MAX)
+    most = int(code.item())
+    return world_size() - 1 - most % world_size() if most else None
+
+
+@contextmanager
+def alone(module: nn.Module) -> Iterator[None]:
+    """Within the block this process is the only one, also for the synchronised batch norms of ``module``.
+
+    For what one process does while the others are elsewhere: nothing in it waits for them.
+    """
+    norms = [m for m in module.modules() if isinstance(m, nn.SyncBatchNorm)]
+    groups = [norm.process_group for norm in norms]
+    token = _ALONE.set(True)
+    try:
+        for norm in norms:
+            norm.process_group = torch_dist.GroupMember.NON_GROUP_MEMBER  # of a group without it: it shares nothing
+        yield
+    finally:
+        _ALONE.reset(token)
+        for norm, group in zip(norms, groups, strict=True):
+            norm.process_group = group
+
+
+def wait_for_loss() -> None:
+    """Wait until another process has gone, or the time of the group is over."""
+    with suppress(RuntimeError):
+        torch_dist.barrier()
 
 
 @contextmanager

@@ -13,8 +13,11 @@ from detkit.utils.dist import is_main
 T = TypeVar("T")
 
 
-def track(items: Iterable[T], total: int, description: str) -> Iterator[T]:
-    """Go through ``items`` with a bar that vanishes at the end; without one where nobody watches a terminal."""
+def track(items: Iterable[T], total: int | None, description: str) -> Iterator[T]:
+    """Go through ``items`` with a bar that vanishes at the end; without one where nobody watches a terminal.
+
+    ``total`` is how many there are, None where nobody knows.
+    """
     console = rich.get_console()
     if not (console.is_terminal and is_main()):
         yield from items

@@ -91,13 +91,13 @@ def test_the_watch_is_timed_in_a_training_that_goes_on(monkeypatch):
     """Both sides take real steps, and what is timed alone is what the trainer calls."""
     overrides = ["device=cpu", "data.train.num_train=8", "data.train.num_val=1", "data.train.image_size=64"]
     calls = []
-    for name in ("begin", "check", "guard"):
+    for name in ("begin", "check", "inspect", "guard"):
         original = getattr(benchmark_divergence.StepWatch, name)
         monkeypatch.setattr(
             benchmark_divergence.StepWatch, name, lambda *a, name=name, do=original: (calls.append(name), do(*a))[1]
         )
     cost = benchmark_divergence.benchmark_divergence(2, torch.get_num_threads(), overrides)
     assert [len(times) for times in cost] == [2, 2, 2]
-    assert calls == ["begin", "guard", "check"] * 5, "three steps with it, one of them to warm up, and two by itself"
+    assert calls == ["begin", "inspect", "guard", "check"] * 5, "three with it, one to warm up, two alone"
     assert 0 < cost.share < 1
     assert f"{cost.share:.2%} of a step" in str(cost)

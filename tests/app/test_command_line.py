@@ -228,3 +228,16 @@ def test_a_module_runs_as_its_tool(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
     assert "nowhere.pt: there is no such file" in done.stderr
+
+
+def test_a_sweep_under_torchrun_is_refused(monkeypatch):
+    """One process of torchrun alone is like none."""
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words = "-m: torchrun has started 2 processes, but a sweep starts its own: leave torchrun out"
+    for arguments in ([QUICK, "-m", "seed=1,2"], ["--multirun", QUICK], [QUICK, "hydra.mode=MULTIRUN"]):
+        assert told(*arguments) == words
+    assert read_command_line([QUICK], "train") == [QUICK]
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert read_command_line([QUICK, "-m"], "train") == ["-m", QUICK]

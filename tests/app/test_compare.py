@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -182,3 +183,42 @@ def test_what_cannot_be_compared_is_refused(runs: list[Path], tmp_path: Path) ->
     (runs[0] / "detections.npz").unlink()
     with pytest.raises(ConfigError, match=r"has no detections.npz"):
         tool.compare(runs[:2], tmp_path / "out", None, "AP", 100, 0)
+
+
+def one_large_object() -> Any:
+    """Images of small objects, and one large object in a single image, which the detector finds."""
+    made = synthetic_set(num_images=20, num_categories=2, detections_per_image=6, size=200)
+    truths = [replace(t, area=np.full(len(t), 100.0)) for t in made.truths]
+    area = truths[3].area.copy()
+    area[0] = 100.0**2
+    return made._replace(truths=[*truths[:3], replace(truths[3], area=area), *truths[4:]])
+
+
+@pytest.mark.parametrize("samples", [1000, 100])
+def test_samples_without_the_object_are_told(samples: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = one_large_object()
+    folders = [make_run(tmp_path / f"{neck}0", 0, neck, lost, data) for neck, lost in (("FPN", 0.0), ("Worse", 0.9))]
+    tool.main([*map(str, folders), "--metric", "APl", "--output", str(tmp_path / "out"), "--samples", str(samples)])
+    row = table(tmp_path / "out")["model.neck=Worse"]
+    undefined = int(row["undefined_samples"])
+    assert samples * 0.25 < undefined < samples * 0.5
+    markdown, output = (tmp_path / "out" / "table.md").read_text(), capsys.readouterr().out
+    assert f"({undefined} of {samples} samples undefined) |" in markdown
+    assert f"{undefined} of the {samples} resamplings have no object that APl is about and are left out" in output
+    assert ("too few samples (" in markdown) == (samples == 100)
+    assert (row["low"] == "nan") == (samples == 100)
+
+
+def test_a_metric_without_any_object_is_not_defined(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = one_large_object()
+    data = data._replace(truths=[replace(t, area=np.full(len(t), 100.0)) for t in data.truths])
+    folders = [make_run(tmp_path / f"{neck}0", 0, neck, 0.0, data) for neck in ("FPN", "Worse")]
+    for folder in folders:
+        with (folder / "metrics.csv").open("a") as file:
+            file.write("2,val,APl,-1.0\n4,val,APl,nan\n")
+    tool.main([*map(str, folders), "--metric", "APl", "--output", str(tmp_path / "out"), "--samples", "100"])
+    assert "| - | not defined |" in (tmp_path / "out" / "table.md").read_text()
+    assert "not defined: the validation images have no object that APl is about." in capsys.readouterr().out
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "<td>-</td>" in page
+    assert "nan" not in re.sub("base64,[A-Za-z0-9+/=]+", "", page)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 from detkit.app import manifest, run_folder
 from detkit.config import ConfigError
 from detkit.data import ShapesDataset
-from detkit.engine import load_checkpoint
+from detkit.engine import CheckpointError, load_checkpoint
+from detkit.engine import checkpoint as checkpoint_module
+from detkit.engine.checkpoint import load_config
 from tests.engine.stubs import make_trainer
 
 CONFIG: dict[str, Any] = {
@@ -65,6 +68,46 @@ def test_auto_takes_the_unfinished_one(run: Path) -> None:
     (run / "result.json").write_text("{}")
     with pytest.raises(ConfigError, match="no unfinished run with this configuration"):
         run_folder.find_run("auto", run.parent, CONFIG)
+
+
+def test_auto_reads_one_checkpoint_whole(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(3):
+        other = shutil.copytree(run, run.parent / f"other{i}")
+        if i:
+            (other / "result.json").write_text("{}")
+        else:
+            make_trainer(other, steps=3, config=changed(seed=1)).fit()
+    read: list[Path] = []
+    whole = checkpoint_module.load_checkpoint
+    monkeypatch.setattr(checkpoint_module, "load_checkpoint", lambda path: (read.append(path), whole(path))[1])
+    assert run_folder.find_run("auto", run.parent, CONFIG) == run
+    assert read == [run / "last.pt"]
+
+
+def test_the_configuration_alone_is_that_of_the_checkpoint(run: Path) -> None:
+    assert load_config(run / "last.pt") == load_checkpoint(run / "last.pt").config == CONFIG
+    content = (run / "last.pt").read_bytes()
+    (run / "last.pt").write_bytes(content.replace(b"device", b"deviCe", 1))
+    with pytest.raises(CheckpointError, match=r"last.pt: damaged or no checkpoint: Bad CRC-32"):
+        load_config(run / "last.pt")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"\x00" * 40])
+def test_a_damaged_result_does_not_stop_auto(run: Path, caplog: pytest.LogCaptureFixture, content: bytes) -> None:
+    (run / "result.json").write_bytes(content)
+    assert run_folder.find_run("auto", run.parent, CONFIG) == run
+    assert f"{run / 'result.json'}: not " in caplog.text
+    assert "taken as unfinished" in caplog.text
+    with pytest.raises(ConfigError, match=r"result\.json: not "):
+        run_folder.read_result(run)
+
+
+def test_a_damaged_run_beside_it_does_not_stop_auto(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    broken = shutil.copytree(run, run.parent / "broken")
+    for path in broken.glob("*.pt"):
+        path.write_bytes(b"none")
+    assert run_folder.find_run("auto", run.parent, CONFIG) == run
+    assert f"passed over: {broken}" in caplog.text
 
 
 def test_a_half_written_state_falls_back_and_two_end_it(run: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -145,4 +188,8 @@ def test_a_restart_finds_the_run_of_its_own_torchrun(run: Path, tmp_path: Path) 
     (run / "manifest.json").write_text(json.dumps({"torchrun": None, "resumed": [{"torchrun": "mine"}]}))
     assert manifest.find_restarted(run, ["mine"]) == run
     assert manifest.find_restarted(run, []) is None
+    (tmp_path / "beside").mkdir()
+    make_trainer(tmp_path / "beside", steps=2, config=CONFIG).fit()
+    (tmp_path / "beside" / "manifest.json").write_text('{"torchrun"')
+    assert manifest.find_restarted(tmp_path / "new", ["mine"]) == run
     assert load_checkpoint(run / "last.pt").step == 2

@@ -211,6 +211,14 @@ def test_finished_jobs_are_not_run_again(jobs, capsys: pytest.CaptureFixture[str
     assert "1 of 2 jobs are finished already" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"steps": 3}'])
+def test_a_job_whose_result_is_damaged_is_run_again(jobs, content: str) -> None:
+    (job,) = jobs("fine")
+    job.folder.mkdir()
+    (job.folder / "result.json").write_text(content)
+    assert queue.run_jobs([job], slots=1)[job.key]["best"] == 0.5  # pyright: ignore[reportIndexIssue]
+
+
 def test_slots_run_side_by_side_each_with_its_share(jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -221,3 +222,27 @@ def test_plugins_join_and_a_broken_one_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("DETKIT_PLUGINS", "no_such_plugin")
     with pytest.raises(ConfigError, match="plugin 'no_such_plugin' cannot be imported: ModuleNotFoundError"):
         load_plugins()
+
+
+def test_a_factory_that_refuses_its_values_names_their_key():
+    """At the time of the call: then it may be that data, not the configuration, brings the last of them."""
+    make = build({"_target_": "Picky", "_partial_": True, "size": -1}, key="a.picky")
+    with pytest.raises(ConfigError, match=r"a\.picky: Picky: size must not be negative: -1"):
+        make()
+    assert make(size=2).size == 2
+    assert copy.deepcopy(make)(size=3).size == 3
+
+
+def test_bounds_of_numbers_are_told_with_everything_else():
+    node = {"_target_": "Bounded", "num": 0, "share": 1.5, "pair": [1, 0], "none": None}
+    with pytest.raises(ConfigError) as caught:
+        validate(node)
+    assert caught.value.errors == (
+        "num: must be int of 1 or more, not 0",
+        "share: must be float from 0 to 1, not 1.5",
+        "pair: must be a list of 2: int of 1 or more, int of 1 or more, not [1, 0]",
+    )
+    bounded = build({"_target_": "Bounded", "num": 1, "share": 1, "pair": [2, 3]})
+    assert (bounded.num, bounded.share, bounded.pair) == (1, 1.0, (2, 3))
+    with pytest.raises(ConfigError, match="none: must be int of 1 or more or null, not -1"):
+        validate({"_target_": "Bounded", "num": 1, "none": -1})

@@ -170,7 +170,7 @@ BAD_ANNOTATIONS = {
     ),
     "category as text": (
         annotation(8, 1, [1, 2, 3, 4], "cat"),
-        "annotations of an unknown category (1): annotation 8 of 1.png: category cat, box [1, 2, 3, 4]. "
+        "annotations of an unknown category (1): annotation 8 of 1.png: category 'cat', box [1, 2, 3, 4]. "
         "Known are 3, 7. ",
     ),
     "unknown image": (

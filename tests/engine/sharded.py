@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -77,14 +78,16 @@ def _truth(
 
 
 def score(detector: Detector, dataset: Pictures, batch_size: int, rank: int = 0, world: int = 1) -> dict[str, Any]:
-    """What process ``rank`` of ``world`` gets to know."""
+    """What process ``rank`` of ``world`` gets to know, and how often it has computed the scores itself."""
     loader = EvalLoader(
         dataset=dataset, transforms=[], batch_size=batch_size, num_workers=0, rank=rank, world_size=world
     )
     evaluator = CocoEvaluator(categories=CATEGORIES, truths=dataset.truths, backend="pycocotools")
-    result = evaluate(detector, loader, evaluator, device="cpu", val_loss=True)
+    with mock.patch.object(CocoEvaluator, "compute", autospec=True, side_effect=CocoEvaluator.compute) as compute:
+        result = evaluate(detector, loader, evaluator, device="cpu", val_loss=True)
     found = evaluator.results()
     return {
+        "computed": compute.call_count,
         "metrics": result.metrics,
         "num_images": result.num_images,
         "detections": digest([found.image_ids.tolist(), found.boxes.tolist(), found.scores.tolist()]),

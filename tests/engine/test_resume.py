@@ -17,8 +17,10 @@ from detkit.engine import (
     BEST,
     LAST,
     SGD,
+    Callback,
     Checkpoint,
     CheckpointError,
+    EvaluationRecord,
     Interrupted,
     load_checkpoint,
 )
@@ -146,8 +148,8 @@ def straight(tmp_path: Path) -> str:
     return digest_of_run(tmp_path / "straight")
 
 
-def go_on(run_dir: Path) -> str:
-    trainer = make_trainer(run_dir)
+def go_on(run_dir: Path, **changes: Any) -> str:
+    trainer = make_trainer(run_dir, **changes)
     trainer.restore(load_checkpoint(run_dir / LAST))
     trainer.fit()
     return digest_of_run(run_dir)
@@ -184,6 +186,33 @@ def test_a_signal_cuts_an_evaluation_short(tmp_path: Path, straight: str) -> Non
     assert not seen.of("evaluation")
     assert load_checkpoint(run / LAST).step == 4
     assert go_on(run) == straight, "the evaluation is made up for"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()])
+def test_a_failing_evaluation_costs_no_step(tmp_path: Path, straight: str, error: BaseException) -> None:
+    class Failing(StubEvalLoader):
+        def __iter__(self) -> Iterator[Batch]:
+            raise error
+
+    run = tmp_path / "run"
+    run.mkdir()
+    with pytest.raises(type(error)):
+        make_trainer(run, val_loader=Failing(), save_every=None).fit()
+    assert load_checkpoint(run / LAST).step == 4
+    assert go_on(run, save_every=None) == straight, "the evaluation is made up for"
+
+
+def test_a_callback_that_fails_after_an_evaluation_costs_no_step(tmp_path: Path, straight: str) -> None:
+    class Full(Callback):
+        def on_evaluation_end(self, record: EvaluationRecord) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = tmp_path / "run"
+    run.mkdir()
+    with pytest.raises(OSError, match="No space"):
+        make_trainer(run, callbacks={"full": Full()}).fit()
+    assert load_checkpoint(run / LAST).step == 4
+    assert go_on(run) == straight
 
 
 def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path) -> None:

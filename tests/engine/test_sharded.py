@@ -27,6 +27,7 @@ def test_every_process_gets_the_numbers_of_a_single_one(found: dict[str, Any]) -
     alone = {}
     for (model, num_images, _, world), results in zip(CASES, found["evaluations"], strict=True):
         assert len(results) == world
+        assert [result.pop("computed") for result in results] == [1] + [0] * (world - 1)
         if world == 1:
             alone[model] = results[0]
             assert results[0]["metrics"]["AP"] > 0.02, "or nothing would be compared"

@@ -26,6 +26,7 @@ from detkit.engine import (
     TensorBoardWriter,
     load_checkpoint,
 )
+from detkit.evaluation.summary import coco_metrics
 from detkit.structures import Batch, Images, Losses, Target
 from tests.engine.stubs import (
     ActingLoader,
@@ -52,11 +53,11 @@ def test_events_and_their_order(tmp_path: Path) -> None:
         "start",
         *steps,
         ("last.pt", 3),
-        *["step", ("best.pt", 4), "evaluation", ("last.pt", 4)],
+        *["step", ("last.pt", 4), ("best.pt", 4), "evaluation", ("last.pt", 4)],
         *["step", "step", ("last.pt", 6)],
-        *["step", "step", "evaluation", ("last.pt", 8)],
+        *["step", "step", ("last.pt", 8), "evaluation", ("last.pt", 8)],
         *["step", ("last.pt", 9)],
-        *[*steps, ("best.pt", 12), "evaluation", ("last.pt", 12)],
+        *[*steps, ("last.pt", 12), ("best.pt", 12), "evaluation", ("last.pt", 12)],
         "end",
     ]
     assert kinds == expected
@@ -224,6 +225,21 @@ def test_an_undefined_score_is_never_the_best(tmp_path: Path, undefined: float) 
     assert load_checkpoint(tmp_path / BEST).step == 8
 
 
+def test_an_undefined_score_is_no_sign_that_nothing_is_gained(tmp_path: Path) -> None:
+    """Neither patience nor the table of numbers nor the log takes -1 for a score."""
+    seen = Recorder()
+    evaluator = StubEvaluator([-1.0, -1.0, 0.5, -1.0, 0.4, 0.3])
+    callbacks = {"csv": MetricsCsv(), "seen": seen}
+    trainer = make_trainer(tmp_path, steps=40, eval_every=2, patience=2, evaluator=evaluator, callbacks=callbacks)
+    result = trainer.fit()
+    assert (result.step, result.best, result.best_step, result.stopped_early) == (12, 0.5, 6, True)
+    rows = [line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines() if ",val,AP," in line]
+    assert [row[3] for row in rows] == ["nan", "nan", "0.5", "nan", "0.4", "0.3"]
+    words = [record.in_words("AP") for record in seen.of("evaluation")]
+    assert words[0].startswith("AP not defined, AP50 ")
+    assert words[2].startswith("AP 0.5000, AP50 ")
+
+
 def test_patience_ends_the_run(tmp_path: Path) -> None:
     evaluator = StubEvaluator([0.3, 0.5, 0.4, 0.5, 0.9])
     result = make_trainer(tmp_path, steps=40, eval_every=2, patience=2, evaluator=evaluator).fit()
@@ -245,6 +261,28 @@ def test_an_unknown_monitor_is_told_with_what_there_is(tmp_path: Path) -> None:
     words = "trainer.monitor: no metric 'mAP'; there are AP, AP50, val_loss/cls, val_loss/box, val_loss"
     with pytest.raises(ValueError, match=f"^{re.escape(words)}$"):
         make_trainer(tmp_path, monitor="mAP").fit()
+
+
+@pytest.mark.parametrize(
+    ("monitor", "near"), [("mAP", "AP"), ("ap50", "AP50"), ("AR1000", "AR100"), ("loss", "val_loss")]
+)
+def test_a_score_that_the_evaluator_does_not_have_is_refused_at_the_start(
+    tmp_path: Path, monitor: str, near: str
+) -> None:
+    evaluator = StubEvaluator()
+    evaluator.metric_names = tuple(metric.name for metric in coco_metrics((1, 10, 100)))
+    words = f"trainer.monitor: no metric {monitor!r}; did you mean {near!r}?"
+    with pytest.raises(ValueError, match=f"^{re.escape(words)}$"):
+        make_trainer(tmp_path, monitor=monitor, evaluator=evaluator)
+    make_trainer(tmp_path, monitor=near, evaluator=evaluator)
+
+
+def test_a_term_that_the_detector_does_not_have_is_refused_after_a_step(tmp_path: Path) -> None:
+    words = "trainer.monitor: no metric 'val_loss/boxes'; did you mean 'val_loss/box'?"
+    trainer = make_trainer(tmp_path, monitor="val_loss/boxes", eval_every=12)
+    with pytest.raises(ValueError, match=f"^{re.escape(words)}$"):
+        trainer.fit()
+    assert trainer.progress.step == 1
 
 
 def test_the_loader_is_closed_however_the_run_ends(tmp_path: Path) -> None:

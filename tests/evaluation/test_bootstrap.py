@@ -107,3 +107,38 @@ def test_the_first_weights_are_ones_and_samples_have_as_many_images() -> None:
     assert (weights.sum(axis=1) == 30).all()
     np.testing.assert_array_equal(weights, image_weights(30, 50, seed=4))
     assert not np.array_equal(weights, image_weights(30, 50, seed=5))
+
+
+def test_samples_without_the_object_are_left_out() -> None:
+    """One object in twenty images: a sample holds it or not, and where it does the difference is -0.3."""
+    weights = image_weights(20, 1000)
+    has_object = weights[:, 4] > 0
+    one, other = np.where(has_object, 0.6, -1.0)[None], np.where(has_object, 0.3, -1.0)[None]
+    found = paired_difference(one, other, 20)
+    assert (found.value, found.low, found.high) == pytest.approx((-0.3, -0.3, -0.3))
+    assert found.is_shown
+    assert (found.num_undefined, found.num_samples) == (1000 - has_object[1:].sum(), 1000)
+    assert 300 < found.num_undefined < 420, "a share of 1 / e"
+
+
+def test_the_interval_is_that_of_the_samples_that_define_the_metric() -> None:
+    rng = np.random.default_rng(0)
+    one, other = rng.random((3, 301)), rng.random((2, 301))
+    gone = np.isin(np.arange(301), range(5, 301, 3))
+    for undefined in (-1.0, np.nan):
+        found = paired_difference(*(np.where(gone, undefined, rows) for rows in (one, other)), 50)
+        expected = paired_difference(one[:, ~gone], other[:, ~gone], 50)
+        assert found == replace(expected, num_undefined=int(gone.sum()), num_samples=300)
+
+
+def test_too_few_samples_give_no_interval_and_no_object_no_difference() -> None:
+    one, other = np.full((1, 201), -1.0), np.full((1, 201), -1.0)
+    one[0, :100], other[0, :100] = 0.5, 0.25  # the data set and 99 samples of 200
+    found = paired_difference(one, other, 20)
+    assert (found.value, found.num_undefined, found.is_shown) == (-0.25, 101, False)
+    assert np.isnan([found.low, found.high]).all()
+    one[0, 100], other[0, 100] = 0.5, 0.25
+    assert paired_difference(one, other, 20).is_shown
+    nothing = paired_difference(np.full((2, 201), -1.0), np.full((2, 201), -1.0), 20)
+    assert np.isnan([nothing.value, nothing.low, nothing.high]).all()
+    assert not nothing.is_shown

@@ -77,6 +77,7 @@ def evaluate(found: dict[int, Detections], truths: list[GroundTruth] | None = No
 def test_perfect_detections_score_exactly_one() -> None:
     found = evaluate({t.image_id: perfect(t) for t in TRUTHS})
     assert list(found.metrics) == NAMES
+    assert list(CocoEvaluator(categories=CATEGORIES, truths=TRUTHS).metric_names) == NAMES
     assert (found.metrics["AP"], found.metrics["AP50"], found.metrics["AR100"]) == (1.0, 1.0, 1.0)
 
 

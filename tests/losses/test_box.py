@@ -84,3 +84,19 @@ def test_gradient_is_finite_for_any_boxes(loss, numbers):
 def test_smooth_l1_refuses_beta_zero():
     with pytest.raises(ValueError, match="beta must be positive, not 0; for beta 0 take L1"):
         SmoothL1(beta=0)
+
+
+@pytest.mark.parametrize("loss", [*IOU_LOSSES, L1, SmoothL1])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64])
+def test_boxes_of_any_type_are_reckoned_in_float32_at_least(loss, dtype):
+    predicted, target = torch.tensor([[0, 0, 400, 400]]).to(dtype), torch.tensor([[0, 80, 320, 400]]).to(dtype)
+    value = loss()(predicted, target)
+    assert value.dtype == torch.float32
+    assert torch.equal(value, loss()(predicted.float(), target.float()))
+
+
+@pytest.mark.parametrize("loss", [*IOU_LOSSES, L1, SmoothL1])
+@pytest.mark.parametrize("weight", [-1.0, math.inf, math.nan])
+def test_a_weight_that_trains_backwards_is_refused(loss, weight):
+    with pytest.raises(ValueError, match=f"weight must be a number from 0 on, not {weight}"):
+        loss(weight=weight)

@@ -72,3 +72,44 @@ def test_first_background_loss_is_the_analytic_one():
 def test_impossible_prior_is_refused(prior):
     with pytest.raises(ValueError, match=f"prior_prob must lie between 0 and 1, not {prior}"):
         CrossEntropy(prior_prob=prior)
+
+
+def test_focal_with_alpha_minus_1_balances_nothing_as_in_torchvision(logits):
+    logits = logits[:, :K].requires_grad_()
+    target = F.one_hot(LABELS, K + 1)[:, :K].float()
+    ours, theirs = Focal(alpha=-1)(logits, LABELS).sum(), sigmoid_focal_loss(logits, target, alpha=-1, reduction="sum")
+    torch.testing.assert_close(ours, theirs)
+    for a, b in zip(*(torch.autograd.grad(x, logits) for x in (ours, theirs)), strict=True):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(Focal(alpha=-1, gamma=0)(logits, LABELS), BCE()(logits, LABELS))
+
+
+@pytest.mark.parametrize("alpha", [-0.25, -2, 1.5, math.nan])
+def test_an_alpha_that_weighs_backwards_is_refused(alpha):
+    with pytest.raises(ValueError, match=f"alpha must lie between 0 and 1, or be -1 for no balancing, not {alpha}"):
+        Focal(alpha=alpha)
+
+
+@pytest.mark.parametrize("gamma", [-0.5, math.inf, math.nan])
+def test_an_impossible_gamma_is_refused(gamma):
+    with pytest.raises(ValueError, match=f"gamma must be a number from 0 on, not {gamma}"):
+        Focal(gamma=gamma)
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy, BCE, Focal])
+def test_a_weight_that_trains_backwards_is_refused(loss):
+    with pytest.raises(ValueError, match="weight must be a number from 0 on, not -1"):
+        loss(weight=-1)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.01, 0.5, 1.0, 1.5, 2.0])
+def test_focal_has_a_finite_gradient_at_any_logit(gamma):
+    values = torch.tensor([0.0, 5, 15, 16.5, 17, 18, 30, 100, 1000])
+    logits = torch.cat([values, -values])[:, None].requires_grad_()
+    for label in (0, 1):
+        labels = torch.full((len(logits),), label)
+        (gradient,) = torch.autograd.grad(Focal(gamma=gamma)(logits, labels).sum(), logits)
+        exact = logits.detach().double().requires_grad_()
+        (expected,) = torch.autograd.grad(Focal(gamma=gamma)(exact, labels).sum(), exact)
+        assert gradient.isfinite().all()
+        torch.testing.assert_close(gradient.double(), expected, rtol=1e-3, atol=1e-5)

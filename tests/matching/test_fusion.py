@@ -172,3 +172,19 @@ def test_settings_out_of_range_are_refused():
         WBF(iou_threshold=-0.1)
     with pytest.raises(ValueError, match="sigma must be positive, not 0"):
         SoftNMS(sigma=0.0)
+
+
+@pytest.mark.parametrize("merge", [NMS(), SoftNMS(), WBF()], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int64])
+def test_boxes_of_any_type_are_merged_as_those_of_float32(merge, dtype):
+    one = Detections(
+        torch.tensor([[0, 0, 400, 400], [0, 0, 9, 9]]).to(dtype), torch.tensor([0.75, 0.5]), torch.arange(2)
+    )
+    two = Detections(torch.tensor([[30, 0, 430, 401]]).to(dtype), torch.tensor([0.5]), torch.tensor([0]))
+    found, expected = (merge([read(one), read(two)]) for read in (lambda x: x, as_float))
+    assert torch.equal(found.boxes, expected.boxes)
+    assert torch.equal(found.scores, expected.scores)
+
+
+def as_float(found):
+    return Detections(found.boxes.float(), found.scores, found.labels)

@@ -17,6 +17,7 @@ from detkit.matching import (
     BalancedSampler,
     DeltaCoder,
     misfit,
+    select_candidates,
     select_detections,
     select_proposals,
 )
@@ -166,3 +167,20 @@ def test_nothing_in_nothing_out():
         torch.zeros(0, 3, 4), torch.zeros(0, 3), (10, 10), score_threshold=0.1, iou_threshold=0.5, max_detections=5
     )
     assert len(none) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int64])
+def test_boxes_of_any_type_are_coded_and_selected_as_those_of_float32(dtype):
+    coder = DeltaCoder(weights=(0.5, 0.5, 10.0, 10.0))
+    boxes, references = torch.tensor([[0, 8, 400, 320]]).to(dtype), torch.tensor([[8, 8, 800, 800]]).to(dtype)
+    deltas = coder.encode(boxes, references)
+    torch.testing.assert_close(deltas, coder.encode(boxes.float(), references.float()))
+    torch.testing.assert_close(coder.decode(deltas, references), boxes.float(), rtol=0, atol=1e-3)
+    large = torch.full((1, 4), 40.0, dtype=torch.float16)  # sizes of 60 times 800 px
+    assert coder.decode(large, references).isfinite().all()
+    candidates = torch.tensor([[0, 0, 400, 400], [4, 0, 400, 400], [0, 0, 400, 400]]).to(dtype)
+    scores = torch.tensor([0.5, 0.75, 0.25]).to(torch.float16)
+    found = select_candidates(
+        candidates, scores, torch.tensor([0, 0, 70]), (512, 512), iou_threshold=0.5, max_detections=10
+    )
+    assert found.scores.tolist() == [0.75, 0.25], "boxes of two classes stay apart, those of one do not"

@@ -141,3 +141,22 @@ def test_overlapping_peaks_stay_unless_nms_is_asked_for():
 
 def test_the_published_bias():
     assert head().heat[-1].bias.tolist() == pytest.approx([-2.197] * 2, abs=1e-3)
+
+
+@pytest.mark.parametrize("logit", [math.inf, -math.inf])
+def test_an_infinite_logit_in_a_crowd_or_the_padding_takes_no_part(logit):
+    crowd, pair = target([0.0, 0.0, 8.0, 4.0], BOX, ignore=[True, False]), images((32, 48), (16, 48))
+    raw = blank(2, logit=0.0)
+    expected = head().loss_from_raw(raw, pair, [crowd, target()]).terms["heat"]
+    raw.heat[0, :, 0, :2] = raw.heat[1, :, 4:] = logit
+    raw.heat.requires_grad_()
+    term = head().loss_from_raw(raw, pair, [crowd, target()]).terms["heat"]
+    assert term == expected
+    term.backward()
+    assert raw.heat.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["offset_weight", "size_weight"])
+def test_factors_that_train_backwards_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} must be a number from 0 on, not -1.0"):
+        head(**{name: -1.0})

@@ -99,3 +99,22 @@ class Backbone(torch.nn.Module):
     """torchvision's model wants one, although it is never run here."""
 
     out_channels = CHANNELS
+
+
+def test_an_infinite_output_of_an_anchor_without_an_object_does_not_reach_the_box_loss():
+    head = ours()
+    images = Images(torch.zeros(1, 3, *SIZE, dtype=torch.uint8), (ImageMeta(0, "0.png", SIZE, SIZE),))
+    raw = head([torch.zeros(1, CHANNELS, int(SIZE[0] / s), int(SIZE[1] / s)) for s in SPEC.strides])
+    deltas = [d.detach().clone().requires_grad_() for d in raw.deltas]
+    target = Target(torch.tensor([[5.0, 8.0, 40.0, 30.0]]), torch.tensor([0]), torch.zeros(1, dtype=torch.bool))
+    nothing = Target.empty()
+    matched = head.assign(raw.shapes, images, [target])[0].matched
+    expected = head.loss_from_raw(raw._replace(deltas=deltas), images, [target]).terms["box"]
+    first = int((matched[: deltas[0].shape[1]] < 0).nonzero()[0])
+    with torch.no_grad():
+        deltas[0][0, first] = torch.inf
+    for one, value in ((target, expected), (nothing, 0)):
+        box = head.loss_from_raw(raw._replace(deltas=deltas), images, [one]).terms["box"]
+        gradients = torch.autograd.grad(box, deltas)  # also without objects: every process of several needs the graph
+        assert box == value
+        assert all(g.isfinite().all() for g in gradients)

@@ -171,3 +171,22 @@ def test_the_papers_network_has_24_convolutions_and_a_7_x_7_grid():
     ]  # fmt: skip
     maps = network(torch.zeros(1, 3, 448, 448))
     assert maps[-1].shape == (1, 16, 7, 7)
+
+
+def test_an_infinite_confidence_in_a_crowd_or_the_padding_takes_no_part():
+    pair = images((448, 448), (256, 448))
+    crowd = target([0.0, 0.0, 128.0, 64.0], ignore=[True])
+    raw = blank(2)
+    raw.boxes[..., 4] = 1.0
+    raw.boxes[0, 0, :2, :, 4] = raw.boxes[1, 4:, :, :, 4] = torch.inf
+    raw.boxes.requires_grad_()
+    term = head().loss_from_raw(raw, pair, [crowd, target()]).terms["noobj"]
+    assert term.item() == pytest.approx(0.5 * 2 * (49 - 2 + 28) / 2)
+    term.backward()
+    assert raw.boxes.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["lambda_coord", "lambda_noobj"])
+def test_factors_that_train_backwards_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} must be a number from 0 on, not -1.0"):
+        head(**{name: -1.0})

@@ -85,5 +85,7 @@ def test_shapes_are_checked():
         deform_conv(x, offset, weight, mask=mask[:, :8], padding=(1, 1))
     with pytest.raises(ValueError, match="4 channels do not divide into the 3 groups of the offset"):
         deform_conv(x, torch.zeros(2, 54, 5, 6), weight, padding=(1, 1))
+    with pytest.raises(ValueError, match=r"bias must be \(6,\), not \(5,\)"):
+        deform_conv(x, offset, weight, torch.zeros(5), padding=(1, 1))
     with pytest.raises(ValueError, match="4 channels do not divide among weights for 6"):
         deform_conv(x, offset, torch.zeros(6, 3, 3, 3), padding=(1, 1))

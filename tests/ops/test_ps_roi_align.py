@@ -75,3 +75,12 @@ def test_shapes_are_checked():
             op(features, boxes, index, output_size=(3, 2), scale=1.0)
         with pytest.raises(ValueError, match="1 boxes but 2 image indices"):
             op(features[:, :6], boxes, index.repeat(2), output_size=(3, 2), scale=1.0)
+
+
+@pytest.mark.parametrize("op", [ps_roi_align, ps_roi_pool])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64])
+def test_boxes_of_any_type_are_those_of_float32(op, dtype):
+    features = torch.randn(1, 12, 60, 60, generator=torch.Generator().manual_seed(0))
+    box, index = torch.tensor([[8, 16, 400, 320], [0, 0, 12, 20]]).to(dtype), torch.tensor([0, 0])
+    expected = op(features, box.float(), index, output_size=(3, 2), scale=1 / 8)
+    assert torch.equal(op(features, box, index, output_size=(3, 2), scale=1 / 8), expected)

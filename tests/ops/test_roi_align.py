@@ -144,3 +144,58 @@ def test_shapes_are_checked():
         roi_align(features, boxes[:, :3], index, output_size=(2, 2), scale=1.0)
     with pytest.raises(ValueError, match="12 boxes but 2 image indices"):
         roi_align(features, boxes, index[:2], output_size=(2, 2), scale=1.0)
+
+
+BOXES, INDEX = torch.tensor([[0.0, 0, 8, 8]]), torch.tensor([0])
+
+
+@pytest.mark.parametrize(
+    ("second", "words"),
+    [
+        (torch.zeros(2, 4, 4, 4, dtype=torch.float16), r"\(2, 4, 8, 8\) float32 on cpu; \(2, 4, 4, 4\) float16 on cpu"),
+        (torch.zeros(2, 8, 4, 4), r"\(2, 8, 4, 4\) float32 on cpu"),
+        (torch.zeros(3, 4, 4, 4), r"\(3, 4, 4, 4\) float32 on cpu"),
+        (torch.zeros(2, 4, 4, 8).permute(0, 3, 1, 2), r"\(2, 8, 4, 4\) float32 on cpu"),
+        (torch.zeros(4, 4, 4), r"\(4, 4, 4\) float32 on cpu"),
+        (torch.zeros(2, 4, 4, 4, device="meta"), r"\(2, 4, 4, 4\) float32 on meta"),
+        (torch.zeros(2, 4, 4, 4).to_sparse(), r"\(2, 4, 4, 4\) float32 sparse_coo on cpu"),
+        (torch.zeros(2, 4, 4, 4, dtype=torch.uint8), r"\(2, 4, 4, 4\) uint8 on cpu"),
+    ],
+)
+def test_maps_that_do_not_go_together_are_refused(second, words):
+    """A kernel would read one as if it were of the other's size and type, past its end."""
+    with pytest.raises(ValueError, match=f"the same B and C, of one floating type, on one device.*{words}"):
+        pool([torch.zeros(2, 4, 8, 8), second])
+
+
+def pool(features, boxes=BOXES, index=INDEX, levels=INDEX, **options):
+    scales = [1 / 8, 1 / 16][: len(features)]
+    return multi_level_roi_align(features, boxes, index, levels, output_size=(2, 2), scales=scales, **options)
+
+
+def test_maps_in_different_memory_orders_go_together():
+    maps = [torch.randn(2, 4, 8, 8), torch.randn(2, 4, 4, 4)]
+    mixed = [maps[0], maps[1].contiguous(memory_format=torch.channels_last)]
+    boxes, index = torch.tensor([[0.0, 0, 40, 40]]).repeat(2, 1), torch.tensor([0, 1])
+    torch.testing.assert_close(pool(mixed, boxes, index, index), pool(maps, boxes, index, index))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"boxes": BOXES.to("meta")}, "boxes on meta, but feature maps on cpu"),
+        ({"index": INDEX.to("meta")}, "image_index on meta, but feature maps on cpu"),
+        ({"levels": INDEX.to("meta")}, "levels on meta, but feature maps on cpu"),
+        ({"index": INDEX.float()}, "image_index must be int64, not float32"),
+        ({"levels": INDEX.bool()}, "levels must be int64, not bool"),
+        ({"image_sizes": [(64, 64)]}, "1 image sizes, but feature maps of 2 images"),
+    ],
+)
+def test_what_does_not_belong_to_the_maps_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pool([torch.zeros(2, 4, 8, 8)], **arguments)
+
+
+def test_no_maps_are_refused():
+    with pytest.raises(ValueError, match="no feature maps"):
+        pool([])

@@ -100,3 +100,25 @@ def test_categories_say_how_they_differ():
 def test_wanted_leaves_crowds_out():
     target = Target(torch.rand(3, 4), torch.arange(3), torch.tensor([False, True, False]))
     assert target.wanted.labels.tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.float64])
+def test_boxes_of_any_type_are_reckoned_in_float32_at_least(dtype):
+    """300 x 300 px are more than float16's largest number; whole numbers and bytes neither truncate nor wrap round."""
+    side = 200 if dtype == torch.uint8 else 400
+    a = torch.tensor([[0, 0, side, side], [8, 16, 40, 32]]).to(dtype)
+    b = a.float() if dtype != torch.float64 else a
+    for function in (
+        *(boxes.area, boxes.xywh_to_xyxy, boxes.xyxy_to_xywh, boxes.cxcywh_to_xyxy, boxes.xyxy_to_cxcywh),
+        lambda x: boxes.clip(x, (90_000, 90_000)),
+        lambda x: boxes.is_larger(x, 20.5),
+        lambda x: boxes.is_larger(x.flip(1), 0.5),
+        lambda x: boxes.pairwise_iou(x, x.flip(0)),
+        lambda x: boxes.paired_iou(x, x.flip(0)),
+        lambda x: boxes.pairwise_cover(x, x),
+        Affine(0.5, -0.25, 0.5, 400.0).apply,
+        Affine(0.5, -0.25, 0.5, 400.0).undo,
+    ):
+        assert torch.equal(function(a), function(b))
+        assert function(a).isfinite().all()
+        assert function(a).dtype in (torch.bool, b.dtype)

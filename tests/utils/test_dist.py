@@ -26,14 +26,46 @@ counted = torch.tensor(rank * 4 + 3)
 mean = dist.mean_over_processes(counted)
 dist.broadcast_buffers(norm)
 dist.barrier()
+
+def told(error):
+    return [type(error).__name__, str(error)]
+
+fails = {}
+try:
+    dist.from_main(lambda: 1 / 0)
+except Exception as error:
+    fails["from_main"] = told(error)
+for blame in (lambda error: 1, lambda error: 1 + rank):
+    try:
+        with dist.together(blame=blame):
+            raise ValueError(f"mistake {rank}")
+    except ValueError as error:
+        fails.setdefault("both", []).append(told(error))
+with dist.together():
+    pass
+shared = torch.nn.SyncBatchNorm(2)
+with dist.alone(shared):
+    fails["alone"] = [dist.world_size(), dist.rank(), dist.any_process(rank == 1)]
+    fails["alone"].append(torch.distributed.get_world_size(shared.process_group))
+fails["alone"].append(shared.process_group)
 print(json.dumps({
     "rank": dist.rank(), "world": dist.world_size(), "main": dist.is_main(),
     "mean": mean.item(), "kept": counted.item(), "floats": dist.mean_over_processes(torch.tensor([rank, 1.0])).tolist(),
     "any": [dist.any_process(rank == 1), dist.any_process(False)],
-    "gathered": dist.all_gather({"from": rank}), "buffer": norm.running_mean.tolist(),
+    "gathered": dist.all_gather({"from": rank}), "buffer": norm.running_mean.tolist(), **fails,
 }))
 torch.distributed.destroy_process_group()
 """
+
+
+ELSEWHERE = "FailedElsewhereError"
+
+
+def elsewhere(rank: int, teller: int) -> list[str]:
+    """Class and words of the error in process ``rank`` of two that fail, of which ``teller`` tells."""
+    if rank == teller:
+        return ["ValueError", f"mistake {rank}"]
+    return [ELSEWHERE, f"process {rank} of 2: process {teller} has failed: mistake {teller}"]
 
 
 def test_alone_everything_is_trivial(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,3 +101,10 @@ def test_two_processes(tmp_path: Path) -> None:
         assert found["any"] == [True, False]
         assert found["gathered"] == [{"from": 0}, {"from": 1}]
         assert found["buffer"] == [5.0, 5.0]
+        if rank == 0:
+            assert found["from_main"] == ["ZeroDivisionError", "division by zero"]
+        else:
+            assert found["from_main"] == [ELSEWHERE, "process 1 of 2: process 0 has failed: division by zero"]
+        likeliest = [elsewhere(rank, 0), elsewhere(rank, 1)]
+        assert found["both"] == likeliest
+        assert found["alone"] == [1, 0, rank == 1, -1, None], "-1 is torch's word for a group without this process"

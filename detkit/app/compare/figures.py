@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from detkit.app.compare.runs import Run, System
-from detkit.app.compare.table import NOT_SHOWN, Row
+from detkit.app.compare.table import NOT_DEFINED, NOT_SHOWN, TOO_FEW, Row
 from detkit.evaluation.bootstrap import CONFIDENCE
+from detkit.evaluation.summary import with_nan
+from detkit.structures.draw import PNG_METADATA
 
 #: Okabe and Ito's colours, which the colour-blind can tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -29,12 +31,13 @@ def draw_bars(path: Path, rows: Sequence[Row], metric: str) -> None:
         values = row.system.values(metric)
         top.barh(i, row.means[metric], color=_color(i), alpha=0.35, height=0.7)
         top.plot(values, np.full(len(values), i), "o", color=_color(i), markersize=5)
+        _say(top, NOT_DEFINED if np.isnan(row.means[metric]) else "", i)
     _name_rows(top, [row.system.name for row in rows])
     top.set_xlabel(f"{metric}: mean over the runs (bar) and each run (dot)")
     top.set_xlim(left=0)
     if compared:
         _draw_differences(axes[1, 0], rows, compared, metric)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, metadata=PNG_METADATA)
 
 
 def _draw_differences(axis, rows: Sequence[Row], compared: Sequence[Row], metric: str) -> None:
@@ -45,13 +48,20 @@ def _draw_differences(axis, rows: Sequence[Row], compared: Sequence[Row], metric
         color = _color(places[row.system.name])
         axis.plot([d.low, d.high], [i, i], color=color, linewidth=2, linestyle="-" if d.seeds_vary else ":")
         axis.plot(d.value, i, "o", color=color, markersize=7, markerfacecolor=color if d.is_shown else "white")
+        _say(axis, NOT_DEFINED if np.isnan(d.value) else TOO_FEW if np.isnan(d.low) else "", i)
     axis.axvline(0, color="black", linewidth=1)
     baseline = next(row.system.name for row in rows if row.difference is None)
     _name_rows(axis, [row.system.name for row in compared])
     alone = any(row.difference is not None and not row.difference.seeds_vary for row in compared)
     marks = f"hollow: {NOT_SHOWN}{'; dotted: images alone' * alone}"
     told = f"{metric} minus that of {baseline}, {CONFIDENCE:.0%} interval ({marks})"
-    axis.set_xlabel(textwrap.fill(told, width=90))
+    axis.set_xlabel(textwrap.fill(told, width=90), parse_math=False)
+
+
+def _say(axis, words: str, row: int) -> None:
+    """Why there is nothing to see in a row."""
+    if words:
+        axis.text(0.01, row, words, transform=axis.get_yaxis_transform(), va="center", fontsize=9, color="#555")
 
 
 def draw_curves(path: Path, systems: Sequence[System], metric: str) -> None:
@@ -62,7 +72,8 @@ def draw_curves(path: Path, systems: Sequence[System], metric: str) -> None:
     left, right = figure.subplots(1, 2)
     for i, system in enumerate(systems):
         _draw_lines(left, [_smooth(*_series(run, "train", "loss")) for run in system.runs], _color(i), system.name)
-        _draw_lines(right, [_series(run, "val", metric) for run in system.runs], _color(i), system.name)
+        scores = [_series(run, "val", metric) for run in system.runs]
+        _draw_lines(right, [(steps, with_nan(values)) for steps, values in scores], _color(i), system.name)
     left.set(xlabel="step", ylabel="training loss (smoothed)", yscale="log")
     right.set(xlabel="step", ylabel=f"validation {metric}")
     for axis in (left, right):
@@ -72,8 +83,11 @@ def draw_curves(path: Path, systems: Sequence[System], metric: str) -> None:
             axis.text(0.5, 0.5, "no metrics.csv in the run folders", ha="center", transform=axis.transAxes)
     handles, labels = left.get_legend_handles_labels()
     if handles:
-        figure.legend(handles, [textwrap.fill(x, 60) for x in labels], loc="outside lower center", ncols=2, fontsize=9)
-    figure.savefig(path, dpi=110)
+        names = [textwrap.fill(x, 60) for x in labels]
+        legend = figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=9)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    figure.savefig(path, dpi=110, metadata=PNG_METADATA)
 
 
 def _draw_lines(axis, series: Sequence[tuple[np.ndarray, np.ndarray]], color: str, name: str) -> None:
@@ -104,7 +118,7 @@ def _smooth(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _name_rows(axis, names: Sequence[str]) -> None:
-    axis.set_yticks(range(len(names)), [textwrap.fill(name, 40) for name in names], fontsize=9)
+    axis.set_yticks(range(len(names)), [textwrap.fill(name, 40) for name in names], fontsize=9, parse_math=False)
     axis.set_ylim(len(names) - 0.5, -0.5)  # the first on top
     axis.spines[["top", "right"]].set_visible(False)
 

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 
 from detkit.app.compare.runs import System
-from detkit.app.compare.table import NUM_COSTS, Row, cells, headings
+from detkit.app.compare.table import NUM_COSTS, Row, cells, headings, score
 
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #1b1b1b; background: #fff; margin: 2rem auto; max-width: 72rem;
@@ -89,7 +89,7 @@ def _runs(systems: Sequence[System], metric: str) -> str:
         for run in system.runs:
             told = [
                 f"<code>{_breakable(str(run.folder))}</code>",
-                *(escape(str(v)) for v in (run.seed, f"{run.metrics[metric]:.4f}", run.result["best_step"])),
+                *(escape(str(v)) for v in (run.seed, score(run.metrics[metric], 4), run.result["best_step"])),
                 *(escape(str(system.differences[key])) for key in keys),
             ]
             body.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in told) + "</tr>")

@@ -22,6 +22,7 @@ from detkit.app.sweep.folder import JOBS, read_jobs
 from detkit.config import ConfigError
 from detkit.evaluation import ScoredSet
 from detkit.evaluation.columns import TruthColumns
+from detkit.evaluation.summary import with_nan
 from detkit.utils.log import logger
 
 #: What a manifest says of the code that a run was made with.
@@ -51,7 +52,7 @@ class Run:
         if not path.is_file():
             raise ConfigError(f"{self.folder}: has no {EVALUATION}; only runs with an evaluator can be compared")
         stored = json.loads(path.read_text(encoding="utf-8"))["metrics"]
-        return {name: float("nan") if value == -1 else value for name, value in stored.items()}
+        return {name: float(with_nan(value)) for name, value in stored.items()}
 
     @cached_property
     def scored(self) -> ScoredSet:

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
 
 from detkit.app.compare.runs import System
 from detkit.evaluation.bootstrap import CONFIDENCE, Difference, image_weights, paired_difference
@@ -18,6 +18,10 @@ from detkit.evaluation.matches import accumulate, match
 from detkit.utils.progress import track
 
 NOT_SHOWN = "no difference shown"
+
+#: In place of an interval, where none can be given.
+NOT_DEFINED = "not defined"
+TOO_FEW = "too few samples"
 
 #: Beside an interval that does not hold the noise of training.
 IMAGES_ALONE = "(images alone)"
@@ -124,12 +128,14 @@ def as_csv(rows: Sequence[Row], metric: str, shown: Sequence[str]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     both = [f"{name}_{what}" for name in shown for what in ("mean", "std")]
-    interval = [f"{metric}_difference", "low", "high", "difference_shown", "seeds_vary"]
+    interval = [f"{metric}_difference", "low", "high", "difference_shown", "seeds_vary", "undefined_samples"]
     writer.writerow(["system", "seeds", *both, *interval, "parameters", "flops", "images_per_second", "memory_bytes"])
     for row in rows:
         numbers = [x for name in shown for x in (row.means[name], row.deviations[name])]
         d = row.difference
-        told = ["", "", "", "", ""] if d is None else [d.value, d.low, d.high, d.is_shown, d.seeds_vary]
+        told = [""] * len(interval)
+        if d is not None:
+            told = [d.value, d.low, d.high, d.is_shown, d.seeds_vary, d.num_undefined]
         seeds = " ".join(str(run.seed) for run in row.system.runs)
         writer.writerow([row.system.name, seeds, *numbers, *told, *row.costs.values()])
     return out.getvalue()
@@ -145,26 +151,40 @@ def as_rich(rows: Sequence[Row], metric: str, shown: Sequence[str]) -> list[Tabl
         columns = [0, *range(max(start, 1), end)]
         table = Table(*(Column(names[i], justify="right" if i else "left", overflow="fold") for i in columns))
         for row in told:
-            table.add_row(*(escape(row[i]) for i in columns))
+            table.add_row(*(Text(row[i]) for i in columns))
         tables.append(table)
     return tables
 
 
+def score(value: float, digits: int = 3) -> str:
+    """A number of COCO's in words; "-" where it is not defined."""
+    return "-" if np.isnan(value) else f"{value:.{digits}f}"
+
+
 def _mean(value: float, deviation: float) -> str:
-    if np.isnan(value):
-        return "-"
-    return f"{value:.3f}" if np.isnan(deviation) else f"{value:.3f} ± {deviation:.3f}"
+    return score(value) if np.isnan(deviation) else f"{score(value)} ± {deviation:.3f}"
 
 
 def _difference(difference: Difference | None) -> tuple[str, str]:
     if difference is None:
         return "baseline", ""
+    if np.isnan(difference.value):
+        return "-", NOT_DEFINED
+    if np.isnan(difference.low):
+        return f"{difference.value:+.3f}", f"{TOO_FEW}{_undefined(difference)}"
     words = [f"[{difference.low:+.3f}, {difference.high:+.3f}]"]
     if not difference.seeds_vary:
         words.append(IMAGES_ALONE)
     if not difference.is_shown:
         words.append(NOT_SHOWN)
-    return f"{difference.value:+.3f}", " ".join(words)
+    return f"{difference.value:+.3f}", " ".join(words) + _undefined(difference)
+
+
+def _undefined(difference: Difference) -> str:
+    """How many of the samples do not define the metric, if any."""
+    if difference.num_undefined == 0:
+        return ""
+    return f" ({difference.num_undefined} of {difference.num_samples} samples undefined)"
 
 
 def _number(value: float | None, unit: float, name: str, digits: int) -> str:

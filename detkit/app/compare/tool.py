@@ -6,18 +6,20 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import rich
+from rich.text import Text
 
 from detkit.app.compare.figures import draw_bars, draw_curves
 from detkit.app.compare.page import make_page
 from detkit.app.compare.runs import System, made_unlike, read_systems
-from detkit.app.compare.table import IMAGES_ALONE, Row, as_csv, as_markdown, as_rich, make_rows
-from detkit.app.failure import told_plainly
+from detkit.app.compare.table import IMAGES_ALONE, NOT_DEFINED, Row, as_csv, as_markdown, as_rich, make_rows
+from detkit.app.failure import check_range, told_plainly
 from detkit.app.sweep.folder import JOBS
 from detkit.config import ConfigError
 from detkit.config.registry import did_you_mean
-from detkit.evaluation.bootstrap import CONFIDENCE
-from detkit.utils.files import atomic_write
+from detkit.evaluation.bootstrap import CONFIDENCE, LEAST_SAMPLES
+from detkit.utils.files import atomic_write, output_folder
 from detkit.utils.log import set_up_logging
 
 _SHOWN = ("AP", "AP50", "AP75")
@@ -33,10 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the resampling")
     parser.add_argument("--output", type=Path, help="default: comparison/ in the sweep's folder, or here")
     options = parser.parse_args(arguments)
-    if options.samples < 100:
-        parser.error(f"--samples must be 100 or more, not {options.samples}: fewer say nothing about an interval")
+    if options.samples < LEAST_SAMPLES:
+        parser.error(
+            f"--samples must be {LEAST_SAMPLES} or more, not {options.samples}: fewer say nothing about an interval"
+        )
     set_up_logging()
     with told_plainly():
+        check_range("--seed", options.seed, 0)
         compare(options.paths, options.output, options.baseline, options.metric, options.samples, options.seed)
 
 
@@ -51,27 +56,27 @@ def compare(
     systems, missing = read_systems(paths)
     chosen = _find(systems, baseline)
     shown = list(dict.fromkeys([metric, *_SHOWN]))
-    rows = make_rows(systems, chosen, metric, shown, num_samples, seed)
     is_sweep = len(paths) == 1 and (paths[0] / JOBS).is_file()
     output = output or (paths[0] / "comparison" if is_sweep else Path("comparison"))
-    output.mkdir(parents=True, exist_ok=True)
-    notes = _notes(rows, metric, num_samples)
-    if unlike := made_unlike(systems):
-        notes.append(f"Not all runs were made alike, by value how many: {'; '.join(unlike)}.")
-    if missing:
-        notes.append(f"Left out, since they have not come to their end: {'; '.join(missing)}.")
-    bars, curves = output / "differences.png", output / "learning_curves.png"
-    draw_bars(bars, rows, metric)
-    draw_curves(curves, systems, metric)
-    atomic_write(output / "table.md", as_markdown(rows, metric, shown))
-    atomic_write(output / "table.csv", as_csv(rows, metric, shown))
-    title = f"{len(systems)} systems, {sum(len(s.runs) for s in systems)} runs"
-    atomic_write(output / "index.html", make_page(title, rows, metric, shown, notes, [bars, curves]))
+    with output_folder(output):
+        rows = make_rows(systems, chosen, metric, shown, num_samples, seed)
+        notes = _notes(rows, metric, num_samples)
+        if unlike := made_unlike(systems):
+            notes.append(f"Not all runs were made alike, by value how many: {'; '.join(unlike)}.")
+        if missing:
+            notes.append(f"Left out, since they have not come to their end: {'; '.join(missing)}.")
+        bars, curves = output / "differences.png", output / "learning_curves.png"
+        draw_bars(bars, rows, metric)
+        draw_curves(curves, systems, metric)
+        atomic_write(output / "table.md", as_markdown(rows, metric, shown))
+        atomic_write(output / "table.csv", as_csv(rows, metric, shown))
+        title = f"{len(systems)} systems, {sum(len(s.runs) for s in systems)} runs"
+        atomic_write(output / "index.html", make_page(title, rows, metric, shown, notes, [bars, curves]))
     console = rich.get_console()
     console.print(*as_rich(rows, metric, shown))
     for note in notes:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"table, figures and page: [bold]{output / 'index.html'}[/bold]", soft_wrap=True)
+        console.print(Text(note), soft_wrap=True)
+    console.print("table, figures and page:", Text(str(output / "index.html"), "bold"), soft_wrap=True)
     return rows
 
 
@@ -94,6 +99,14 @@ def _notes(rows: Sequence[Row], metric: str, num_samples: int) -> list[str]:
         "that there is none.",
     ]
     differences = [row.difference for row in rows if row.difference is not None]
+    if np.isnan(rows[0].means[metric]):
+        notes.append(f"{NOT_DEFINED}: the validation images have no object that {metric} is about.")
+    elif undefined := max((d.num_undefined for d in differences), default=0):
+        notes.append(
+            f"{undefined} of the {num_samples} resamplings have no object that {metric} is about and are left out: few "
+            "images hold such objects, and an interval can only tell of those few. Fewer than "
+            f"{LEAST_SAMPLES} that define it give no interval; --samples takes more."
+        )
     if any(d.seeds_vary for d in differences):
         notes.append("The noise of training is in them too: the variance over the seeds of both systems enters.")
     if not all(d.seeds_vary for d in differences):

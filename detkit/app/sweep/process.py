@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from detkit.app.run_folder import can_go_on, read_result
+from detkit.app.run_folder import can_go_on, find_result
 from detkit.app.sweep.plan import Job
 
 #: Set for a job: it then stops, saving, when its standard input ends, which it does with the sweep, however that ends.
@@ -91,10 +91,16 @@ class JobProcess:
             JobError: it failed.
         """
         code = self.wait()
-        result = read_result(self.job.folder)
+        result = ended_with(self.job.folder)
         if code or result is None:
             raise JobError(f"{_in_words(code)}: {_last_words(self.job.folder)} (all of it: {self.job.folder / OUTPUT})")
         return result
+
+
+def ended_with(folder: Path) -> dict[str, Any] | None:
+    """What the job in ``folder`` ended with; None where that is not written there, or not whole."""
+    result = find_result(folder) or {}
+    return result if {"best", "monitor"} <= result.keys() else None
 
 
 def run_to_the_end(job: Job) -> float | None:
@@ -103,7 +109,7 @@ def run_to_the_end(job: Job) -> float | None:
     Raises:
         JobError: it failed.
     """
-    result = read_result(job.folder)
+    result = ended_with(job.folder)
     return (result or JobProcess(job, {}).result())["best"]
 
 

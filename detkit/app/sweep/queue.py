@@ -12,10 +12,9 @@ from typing import Any
 import rich
 import torch
 
-from detkit.app.run_folder import read_result
 from detkit.app.sweep.board import Board, in_words
 from detkit.app.sweep.plan import Job
-from detkit.app.sweep.process import JobError, JobProcess
+from detkit.app.sweep.process import JobError, JobProcess, ended_with
 from detkit.engine.interrupt import Interrupted, StopRequest
 from detkit.utils.lock import FolderInUseError, claim
 
@@ -42,7 +41,7 @@ def run_jobs(jobs: Sequence[Job], slots: int) -> dict[str, Outcome]:
     Raises:
         Interrupted: SIGINT or SIGTERM came; the jobs that were running have saved.
     """
-    finished = {job.key: result for job in jobs if (result := read_result(job.folder)) is not None}
+    finished = {job.key: result for job in jobs if (result := ended_with(job.folder)) is not None}
     if finished:
         rich.print(f"{len(finished)} of {len(jobs)} jobs are finished already")
     to_do = [job for job in jobs if job.key not in finished]

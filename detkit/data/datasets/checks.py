@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from detkit.data.datasets.base import DataReport, Finding
+from detkit.data.datasets.base import DataReport
+from detkit.data.datasets.files import Listings, with_nearest
+from detkit.data.datasets.findings import Findings, Policy
 from detkit.data.datasets.table import TruthTable, clipped_corners, is_usable
-
-#: What happens to a record that cannot be used: the data set is refused, or the record is left out and counted.
-Policy = Literal["error", "skip"]
-
-#: So many cases are named in a report or an error.
-NUM_EXAMPLES = 3
 
 #: Boxes may reach this far (px) over the border before it is worth a word: annotation tools round to the next pixel.
 BORDER_TOLERANCE = 1.0
 
-LEFT_OUT = "left out"
+#: No mask covers more of its box than this, or less: a thin diagonal or two far parts have more (COCO's least: 3.7 %).
+MAX_AREA_SHARE = 1.5
+MIN_AREA_SHARE = 0.002
 
 
 class ImageRecord(NamedTuple):
@@ -33,6 +30,17 @@ class ImageRecord(NamedTuple):
     size: tuple[int, int]
 
 
+class Oddity(NamedTuple):
+    """A thing that only one format knows: ``mask`` (M,) bool says which annotations have it.
+
+    ``advice`` is what is done about it, or in a fault the hint that ends in ". ", if there is one.
+    """
+
+    problem: str
+    advice: str
+    mask: np.ndarray
+
+
 @dataclass(frozen=True, slots=True)
 class RawAnnotations:
     """M annotations as read, before any check.
@@ -40,7 +48,8 @@ class RawAnnotations:
     ``image`` (M,) int64 position in the list of images, -1 for none; ``boxes`` (M, 4) float64 x y w h px, NaN where the
     file has something else than four numbers; ``labels`` (M,) int64, -1 for an unknown category; ``area`` (M,) float64
     px^2, NaN where the file gives none; ``crowd`` (M,) bool; ``ids`` (M,) int64. ``describe(row)`` says what the file
-    has in a row: "annotation 17 of a.jpg: category 99, box [1, 2, 3, 4]".
+    has in a row: "annotation 17 of a.jpg: category 99, box [1, 2, 3, 4]". ``faults`` make an annotation unusable,
+    ``oddities`` are worth knowing.
     """
 
     image: np.ndarray
@@ -50,55 +59,17 @@ class RawAnnotations:
     crowd: np.ndarray
     ids: np.ndarray
     describe: Callable[[int], str]
+    faults: tuple[Oddity, ...] = ()
+    oddities: tuple[Oddity, ...] = ()
 
     def select(self, rows: np.ndarray, image: np.ndarray) -> RawAnnotations:
-        """The annotations ``rows`` (integers), with ``image`` as the new positions of all images' annotations."""
+        """The sound annotations ``rows`` (integers), with ``image`` as the new positions of all images' annotations."""
         describe = self.describe
         return RawAnnotations(
             *(column[rows] for column in (image, self.boxes, self.labels, self.area, self.crowd, self.ids)),
             describe=lambda row: describe(int(rows[row])),
+            oddities=tuple(o._replace(mask=o.mask[rows]) for o in self.oddities),
         )
-
-
-class Findings:
-    """Collects what the check finds, in the order in which it looks."""
-
-    def __init__(self, source: str) -> None:
-        self.source = source
-        self._found: list[Finding] = []
-
-    def __iter__(self) -> Iterator[Finding]:
-        return iter(self._found)
-
-    def note(self, problem: str, consequence: str, rows: Sequence[int], describe: Callable[[int], str]) -> None:
-        """Count the ``rows`` that have a ``problem``, if there are any; ``describe`` tells what stands in a row."""
-        if len(rows):
-            examples = tuple(describe(row) for row in rows[:NUM_EXAMPLES])
-            self._found.append(Finding(problem, consequence, len(rows), examples))
-
-    def refuse(
-        self,
-        problem: str,
-        rows: Sequence[int],
-        describe: Callable[[int], str],
-        *,
-        policy: Policy,
-        option: str,
-        hint: str = "",
-    ) -> None:
-        """Raise for a ``problem`` under the policy "error", count it as left out under "skip".
-
-        Raises:
-            ValueError: naming the source, the first cases, the ``hint``, and the ``option`` that would leave them out.
-        """
-        self.note(problem, LEFT_OUT, rows, describe)
-        if len(rows) and policy == "error":
-            found = self._found.pop()
-            more = "; ..." if found.count > len(found.examples) else ""
-            raise ValueError(
-                f"{self.source}: {problem} ({found.count}): {'; '.join(found.examples)}{more}. {hint}"
-                f"Correct the file, or leave them out with {option}=skip"
-            )
 
 
 def check_annotations(
@@ -119,13 +90,16 @@ def check_annotations(
         known_categories: the K categories as the annotations of this format name them (ids or names), for messages.
 
     Raises:
-        ValueError: the data set is empty, or has records that the policy does not allow to leave out.
+        ValueError: the data set is empty, or has records that the policy does not allow to leave out, or the
+            ``findings`` hold something to refuse it for.
     """
     if not images:
+        findings.raise_refused()
         raise ValueError(f"{findings.source}: the data set is empty: no images")
     keep_image = _kept_images(findings, images, on_missing, on_bad_annotation)
     order = sorted(_rows(keep_image), key=lambda i: images[i].image_id)
     if not order:
+        findings.raise_refused()
         raise ValueError(f"{findings.source}: the data set is empty: none of its {len(images)} images is there")
     place = np.full(len(images) + 1, -1)  # the last entry serves image == -1
     place[order] = np.arange(len(order))
@@ -135,22 +109,11 @@ def check_annotations(
     raw = raw.select(rows, place[raw.image])
     table = _table([images[i] for i in order], raw)
     num_trainable = _count_remarkable(findings, table, raw, [images[i].name for i in order])
+    findings.raise_refused()
     report = DataReport(
         findings.source, len(table), len(table.labels), num_trainable, len(known_categories), tuple(findings)
     )
     return table, report
-
-
-def missing_files(files: Sequence[str]) -> np.ndarray:
-    """(I,) bool: which of ``files`` do not exist. One listing per folder: a stat for each is slow over a network."""
-    listings: dict[str, set[str]] = {}
-    missing = np.zeros(len(files), dtype=bool)
-    for i, file in enumerate(files):
-        folder, name = os.path.split(file)
-        if folder not in listings:
-            listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-        missing[i] = name not in listings[folder]
-    return missing
 
 
 def _kept_images(
@@ -164,9 +127,14 @@ def _kept_images(
         policy=on_bad_annotation,
         option="on_bad_annotation",
     )
-    missing = missing_files([image.file for image in images]) & ~twice
+    listings = Listings()
+    missing = np.array([image.file not in listings for image in images]) & ~twice
     findings.refuse(
-        "missing image files", _rows(missing), lambda i: images[i].file, policy=on_missing, option="on_missing"
+        "missing image files",
+        _rows(missing),
+        lambda i: with_nearest(images[i].file),
+        policy=on_missing,
+        option="on_missing",
     )
     return ~(twice | missing)
 
@@ -174,11 +142,12 @@ def _kept_images(
 def _good_rows(findings: Findings, raw: RawAnnotations, known_categories: Sequence[str], policy: Policy) -> np.ndarray:
     known = f"Known are {', '.join(known_categories[:10])}{', ...' if len(known_categories) > 10 else ''}. "
     good = np.ones(len(raw.ids), dtype=bool)
-    for problem, bad, hint in (
-        ("annotations of an unknown image", raw.image < 0, ""),
-        ("boxes that are not four finite numbers", ~np.isfinite(raw.boxes).all(axis=1), ""),
-        ("annotations of an unknown category", raw.labels < 0, known),
-        ("duplicate annotation ids", _has_successor(raw.ids), ""),
+    for problem, hint, bad in (
+        *raw.faults,
+        ("annotations of an unknown image", "", raw.image < 0),
+        ("boxes that are not four finite numbers", "", ~np.isfinite(raw.boxes).all(axis=1)),
+        ("annotations of an unknown category", known, raw.labels < 0),
+        ("duplicate annotation ids", "", _has_successor(raw.ids)),
     ):
         rows = _rows(bad & good)
         findings.refuse(problem, rows, raw.describe, policy=policy, option="on_bad_annotation", hint=hint)
@@ -225,6 +194,9 @@ def _count_remarkable(findings: Findings, table: TruthTable, raw: RawAnnotations
     def note_boxes(problem: str, consequence: str, mask: np.ndarray) -> None:
         findings.note(problem, consequence, _rows(mask), raw.describe)
 
+    def with_area(row: int) -> str:
+        return f"{raw.describe(row)}, area {table.area[row]:g}"
+
     def note_images(problem: str, consequence: str, mask: np.ndarray) -> None:
         findings.note(problem, consequence, _rows(mask), names.__getitem__)
 
@@ -234,13 +206,35 @@ def _count_remarkable(findings: Findings, table: TruthTable, raw: RawAnnotations
     note_boxes("boxes outside their image", not_trained, ~usable & ~negative & ~flat)
     note_boxes("boxes partly outside their image", "clipped for training, kept whole for evaluation", over)
     note_boxes("duplicate boxes", "kept", _repeated(table))
+    note_boxes("boxes within the first pixel", "taken as px, though they look like shares of the image", _tiny(boxes))
     note_boxes("annotations without an area", "width times height is used", np.logical_not(np.isfinite(raw.area)))
+    for problem, bad in (("negative areas", table.area < 0), ("areas that do not fit their box", _unfit(table))):
+        findings.note(problem, "kept: COCO's metrics sort objects by it", _rows(bad), with_area)
+    for oddity in raw.oddities:
+        note_boxes(*oddity)
     note_boxes("crowd or difficult boxes", "ignored in training, passed to the evaluator", table.crowd)
+    if findings.is_refused:
+        return 0  # the boxes that images lack may be those that were refused
     num_all = np.diff(table.offsets)
     num_crowd = np.bincount(table.owners, weights=table.crowd, minlength=len(table)).astype(int)
     note_images("images without boxes", "kept", num_all == 0)
     note_images("images with crowd boxes only", "kept", (num_all > 0) & (num_all == num_crowd))
     return int(usable.sum())
+
+
+def _tiny(boxes: np.ndarray) -> np.ndarray:
+    """(M,) bool: boxes (M, 4) x y w h px that end where the first pixel does: no object does, but 0..1 is there."""
+    starts, sides = boxes[:, :2], boxes[:, 2:]
+    return ((np.abs(starts) <= 1) & (sides > 0) & (np.minimum(sides, starts + sides) <= 1)).all(axis=1)
+
+
+def _unfit(table: TruthTable) -> np.ndarray:
+    """(M,) bool: positive boxes whose area no mask inside them can have; 2 px are granted for rounding."""
+    area, sides = table.area, table.boxes[:, 2:].clip(0)
+    box_area = sides.prod(axis=1)
+    too_large = (area > MAX_AREA_SHARE * box_area) & (area > (sides + 2).prod(axis=1))
+    too_small = (area >= 0) & (area < MIN_AREA_SHARE * box_area)
+    return (box_area > 0) & (too_large | too_small | ((area >= 0) & (area < 1) & (box_area > 16)))
 
 
 def _repeated(table: TruthTable) -> np.ndarray:

@@ -11,7 +11,10 @@ import numpy as np
 
 from detkit.config import DATASETS
 from detkit.data.datasets.base import DetectionDataset
-from detkit.data.datasets.checks import Findings, ImageRecord, Policy, RawAnnotations, check_annotations
+from detkit.data.datasets.checks import ImageRecord, Oddity, RawAnnotations, check_annotations
+from detkit.data.datasets.fields import FLAG_VALUES, is_whole, parse_flag, parse_number
+from detkit.data.datasets.files import Listings
+from detkit.data.datasets.findings import Findings, Policy
 from detkit.data.decode import read_image
 from detkit.structures import Categories
 
@@ -23,7 +26,9 @@ class CocoDataset(DetectionDataset):
     """A data set in COCO layout: one JSON file for each split, and a folder of images.
 
     Every category of the file is a class, in the order of the ids, whether it occurs or not; ids may have gaps.
-    Boxes stay as the file gives them: what pycocotools would read is what the evaluator scores against.
+    Boxes stay as the file gives them: what pycocotools would read is what the evaluator scores against. File names may
+    be in another Unicode form than on the disk, or have back-slashes. ``iscrowd`` is 0, 1, true or false, or these as
+    strings; ids are numbers, and names strings.
 
     Args:
         root: folder of the data set.
@@ -46,14 +51,14 @@ class CocoDataset(DetectionDataset):
         on_missing: Policy = "error",
         on_bad_annotation: Policy = "error",
     ) -> None:
-        path = Path(root) / annotations
+        path = Path(Listings().find(str(Path(root) / annotations)))
+        findings = Findings(str(path))
         images_json, annotations_json, categories_json = _read_json(path)
-        self.categories = _parse_categories(path, categories_json)
-        records = _parse_images(path, images_json, Path(root) / images)
-        raw = _parse_annotations(path, annotations_json, records, self.categories)
-        self.truths, self.report = check_annotations(
-            Findings(str(path)), records, raw, [str(i) for i in self.categories.ids], on_missing, on_bad_annotation
-        )
+        self.categories = _parse_categories(findings, categories_json)
+        records, refused = _parse_images(findings, images_json, Path(root) / images)
+        raw = _parse_annotations(findings, annotations_json, records, refused, self.categories)
+        known = [str(i) for i in self.categories.ids]
+        self.truths, self.report = check_annotations(findings, records, raw, known, on_missing, on_bad_annotation)
 
     def read(self, index: int) -> np.ndarray:
         truth = self.truths[index]
@@ -62,8 +67,7 @@ class CocoDataset(DetectionDataset):
 
 def _read_json(path: Path) -> tuple[list[Record], list[Record], list[Record]]:
     try:
-        with open(path, encoding="utf-8") as stream:
-            content = json.load(stream)
+        content = json.loads(path.read_bytes())  # of bytes it finds UTF-8, 16 or 32, with a byte order mark or without
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -81,78 +85,113 @@ def _read_json(path: Path) -> tuple[list[Record], list[Record], list[Record]]:
     return parts[0], parts[1], parts[2]
 
 
-def _parse_categories(path: Path, records: Sequence[Record]) -> Categories:
-    ids = _whole_numbers(path, "categories", records, "id")
-    names = _column(path, "categories", records, "name")
-    pairs = sorted(zip(ids.tolist(), map(str, names), strict=True))
+def _parse_categories(findings: Findings, records: Sequence[Record]) -> Categories:
+    sound = _sound(findings, "categories", records, whole=("id",), text=("name",))
+    pairs = sorted((int(record["id"]), record["name"]) for record in sound)
     try:
         return Categories(tuple(name for _, name in pairs), tuple(i for i, _ in pairs))
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        findings.reject(str(error))
+        # Stands in until all faults are found.
+        ids = sorted({i for i, _ in pairs}) or [0]
+        return Categories(tuple(map(str, ids)), tuple(ids))
 
 
-def _parse_images(path: Path, records: Sequence[Record], folder: Path) -> list[ImageRecord]:
-    ids = _whole_numbers(path, "images", records, "id").tolist()
-    names = _column(path, "images", records, "file_name")
-    heights = _whole_numbers(path, "images", records, "height").tolist()
-    widths = _whole_numbers(path, "images", records, "width").tolist()
-    found = []
-    for i, name, h, w in zip(ids, names, heights, widths, strict=True):
-        if h < 1 or w < 1:
-            raise ValueError(f"{path}: image {name!r}: width {w} and height {h} must be positive")
-        found.append(ImageRecord(i, str(name), str(folder / str(name)), (h, w)))
-    return found
+def _parse_images(findings: Findings, records: Sequence[Record], folder: Path) -> tuple[list[ImageRecord], set[Any]]:
+    """The images, and the ids of those that are refused."""
+    sound = _sound(findings, "images", records, whole=("id", "height", "width"), text=("file_name",))
+    empty = [record for record in sound if min(record["height"], record["width"]) < 1]
+    if empty:
+        name, w, h = (empty[0][key] for key in ("file_name", "width", "height"))
+        findings.reject(f"image {name!r}: width {w} and height {h} must be positive{_more(empty)}")
+    listings = Listings()
+    found = [
+        ImageRecord(
+            int(record["id"]),
+            record["file_name"],
+            listings.find(str(folder / record["file_name"])),
+            (int(record["height"]), int(record["width"])),
+        )
+        for record in sound
+        if min(record["height"], record["width"]) >= 1
+    ]
+    if len(found) == len(records):
+        return found, set()
+    return found, {r["id"] for r in records if is_whole(r.get("id"))} - {image.image_id for image in found}
 
 
 def _parse_annotations(
-    path: Path, records: Sequence[Record], images: Sequence[ImageRecord], categories: Categories
+    findings: Findings,
+    records: Sequence[Record],
+    images: Sequence[ImageRecord],
+    refused: set[Any],
+    categories: Categories,
 ) -> RawAnnotations:
-    image_ids = _whole_numbers(path, "annotations", records, "image_id").tolist()
-    category_ids = _column(path, "annotations", records, "category_id")
+    whole = ("id", "image_id")
+    records = _sound(findings, "annotations", records, whole=whole, other=("bbox", "category_id"))
+    records = [r for r in records if r["image_id"] not in refused]
     place = {image.image_id: i for i, image in enumerate(images)}
     label = {category: k for k, category in enumerate(categories.ids)}
+    flags = [parse_flag(record.get("iscrowd", 0)) for record in records]
+    areas = [record.get("area") for record in records]
 
     def describe(row: int) -> str:
-        image = place.get(image_ids[row])
-        name = f"image id {image_ids[row]}" if image is None else images[image].name
-        box, category = records[row]["bbox"], category_ids[row]
-        return f"annotation {records[row]['id']} of {name}: category {category}, box {box}"
+        record = records[row]
+        image = place.get(record["image_id"])
+        name = f"image id {record['image_id']}" if image is None else images[image].name
+        text = f"annotation {record['id']} of {name}: category {record['category_id']!r}, box {record['bbox']}"
+        return text if flags[row] is not None else f"{text}, iscrowd {record['iscrowd']!r}"
 
+    area = np.array([parse_number(a) for a in areas], dtype=np.float64)
+    given = np.array([a is not None for a in areas], dtype=bool)
+    no_flag = np.array([flag is None for flag in flags], dtype=bool)
     return RawAnnotations(
-        image=np.array([place.get(i, -1) for i in image_ids], dtype=np.int64),
-        boxes=_boxes(_column(path, "annotations", records, "bbox")),
-        labels=np.array([_lookup(label, c) for c in category_ids], dtype=np.int64),
-        area=np.array([_number(r.get("area")) for r in records], dtype=np.float64),
-        crowd=np.array([bool(r.get("iscrowd", 0)) for r in records], dtype=bool),
-        ids=_whole_numbers(path, "annotations", records, "id"),
+        image=np.array([place.get(r["image_id"], -1) for r in records], dtype=np.int64),
+        boxes=_boxes([r["bbox"] for r in records]),
+        labels=np.array([_lookup(label, r["category_id"]) for r in records], dtype=np.int64),
+        area=area,
+        crowd=np.array(flags, dtype=bool),
+        ids=np.array([r["id"] for r in records], dtype=np.int64),
         describe=describe,
+        faults=(Oddity("iscrowd that is no flag", f"A flag is one of {FLAG_VALUES}. ", no_flag),),
+        oddities=(Oddity("areas that are no number", "width times height is used", given & ~np.isfinite(area)),),
     )
 
 
-def _column(path: Path, part: str, records: Sequence[Record], key: str) -> list[Any]:
-    try:
-        return [record[key] for record in records]
-    except KeyError:
-        row = next(i for i, record in enumerate(records) if key not in record)
-        raise ValueError(f"{path}: not a COCO file: {part}[{row}] has no {key!r}") from None
+def _sound(
+    findings: Findings,
+    part: str,
+    records: Sequence[Record],
+    *,
+    whole: Sequence[str] = (),
+    text: Sequence[str] = (),
+    other: Sequence[str] = (),
+) -> list[Record]:
+    """The ``records`` that have all keys, whole numbers in ``whole`` and strings in ``text``; the rest is told."""
+    good = np.ones(len(records), dtype=bool)
+    for key in (*whole, *text, *other):
+        missing = [row for row, record in enumerate(records) if key not in record]
+        if missing:
+            findings.reject(f"not a COCO file: {part}[{missing[0]}] has no {key!r}{_more(missing)}")
+        kind, fits = ("a whole number", is_whole) if key in whole else ("text", _is_text)
+        wrong = [] if key in other else [i for i, r in enumerate(records) if key in r and not fits(r[key])]
+        if wrong:
+            value = records[wrong[0]][key]
+            findings.reject(f"{part}[{wrong[0]}]: {key!r} must be {kind}, not {value!r}{_more(wrong)}")
+        good[missing + wrong] = False
+    return [record for record, is_good in zip(records, good, strict=True) if is_good]
 
 
-def _whole_numbers(path: Path, part: str, records: Sequence[Record], key: str) -> np.ndarray:
-    values = _column(path, part, records, key)
-    for row, value in enumerate(values):
-        if not _is_whole(value):
-            raise ValueError(f"{path}: {part}[{row}]: {key!r} must be a whole number, not {value!r}")
-    return np.array(values, dtype=np.int64)
+def _more(cases: Sequence[Any]) -> str:
+    return f" (and {len(cases) - 1} more)" if len(cases) > 1 else ""
 
 
-def _is_whole(value: Any) -> bool:
-    if isinstance(value, float):
-        return value.is_integer() and abs(value) < 2**53
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def _lookup(labels: Mapping[Any, int], category: Any) -> int:
-    return labels.get(category, -1) if isinstance(category, (int, float)) else -1
+    return labels.get(category, -1) if is_whole(category) else -1
 
 
 def _boxes(values: Sequence[Any]) -> np.ndarray:
@@ -160,9 +199,5 @@ def _boxes(values: Sequence[Any]) -> np.ndarray:
     found = np.full((len(values), 4), np.nan)
     for row, value in enumerate(values):
         if isinstance(value, list) and len(value) == 4:
-            found[row] = [_number(number) for number in value]
+            found[row] = [parse_number(number) for number in value]
     return found
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else np.nan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,12 +12,31 @@ import numpy as np
 
 from detkit.config import DATASETS
 from detkit.data.datasets.base import DetectionDataset
-from detkit.data.datasets.checks import Findings, ImageRecord, Policy, RawAnnotations, check_annotations
-from detkit.data.datasets.files import list_images, read_sizes
+from detkit.data.datasets.checks import ImageRecord, Oddity, RawAnnotations, check_annotations
+from detkit.data.datasets.fields import FLAG_VALUES, parse_flag
+from detkit.data.datasets.files import (
+    IMAGE_ENDINGS,
+    list_files,
+    normal_name,
+    read_sizes,
+    read_text,
+    with_nearest,
+)
+from detkit.data.datasets.findings import Findings, Policy
 from detkit.data.decode import read_image
 from detkit.structures import Categories
 
 Size = tuple[int, int]
+
+#: The corners of a <bndbox>, in the order of the numbers inside detkit.
+SIDES = ("xmin", "ymin", "xmax", "ymax")
+
+ZERO_ADVICE = (
+    "so all boxes are probably a pixel off: zero_based=true counts from 0, inclusive=false takes plain corners"
+)
+
+#: The second column in the lists of single classes.
+_WITH_FLAG = re.compile(r"(.*\S)\s+(?:-1|0|1)")
 
 
 @DATASETS
@@ -25,7 +45,8 @@ class VocDataset(DetectionDataset):
 
     Objects marked difficult become crowd: ignored in training, passed to the evaluator. Images get the ids 1, 2, ... in
     the order of their names, annotations in the order of the files, classes in the order of their names. An XML file
-    without a size is no mistake; the picture then tells it.
+    without a size is no mistake; the picture then tells it. Files may lie in subfolders, which are then part of the
+    names: "cam1/000012".
 
     Args:
         root: folder of one year (VOCdevkit/VOC2007).
@@ -33,12 +54,15 @@ class VocDataset(DetectionDataset):
         classes: names of the classes; null takes all that occur in Annotations, of whatever split.
         inclusive: VOC counts pixels from 1 and names the last pixel inside, so that a box covers [xmin - 1, xmax).
             False takes the numbers as continuous coordinates instead, [xmin, xmax): what most converters to XML write.
+        zero_based: the pixels count from 0, so that a box covers [xmin, xmax + 1); only where ``inclusive``.
         on_missing: what to do about images of the list whose picture or XML is not there: "error", or "skip" (counted).
-        on_bad_annotation: what to do about objects that no one can use (no four finite corners, a class not in
-            ``classes``) and about names that the list has twice: "error", or "skip" (counted).
+        on_bad_annotation: what to do about objects that no one can use (no four finite corners, two boxes, a class
+            not in ``classes``), names that the list has twice, and XML that cannot be read: "error", or "skip"
+            (counted).
 
     Raises:
-        ValueError: a list or XML file is missing or broken, the data set is empty, or a record is refused.
+        ValueError: a list is missing or broken, ``zero_based`` contradicts ``inclusive``, the data set is empty, or a
+            record is refused.
     """
 
     def __init__(
@@ -48,21 +72,28 @@ class VocDataset(DetectionDataset):
         split: str = "train",
         classes: tuple[str, ...] | None = None,
         inclusive: bool = True,
+        zero_based: bool = False,
         on_missing: Policy = "error",
         on_bad_annotation: Policy = "error",
     ) -> None:
+        if zero_based and not inclusive:
+            raise ValueError("zero_based: inclusive=false takes the corners as they are, so no pixel is counted")
         base = Path(root)
         list_file = base / "ImageSets" / "Main" / f"{split}.txt"
         findings = Findings(str(list_file))
-        xml_files = {path.stem: path for path in sorted((base / "Annotations").glob("*.xml"))}
-        stems = _with_xml(findings, _read_list(list_file), xml_files, base / "Annotations", on_missing)
-        parsed = {stem: _parse_xml(xml_files[stem]) for stem in (xml_files if classes is None else set(stems))}
+        xml_files = list_files(findings, base / "Annotations", (".xml",))
+        pictures = list_files(findings, base / "JPEGImages", IMAGE_ENDINGS)
+        stems = _with_xml(findings, _read_list(list_file, xml_files), xml_files, base / "Annotations", on_missing)
+        needed = list(xml_files) if classes is None else [s for s in xml_files if s in set(stems)]
+        parsed = _parse_all(findings, {stem: xml_files[stem] for stem in needed}, on_bad_annotation)
+        stems = [stem for stem in stems if stem in parsed]
         names = classes or tuple(sorted({o.name for file in parsed.values() for o in file.objects}))
         if not names:
+            findings.raise_refused()
             raise ValueError(f"{base / 'Annotations'}: no XML file has an object, so there are no classes")
         self.categories = Categories(names, tuple(range(1, len(names) + 1)))
-        records = _records(findings, stems, parsed, list_images(base / "JPEGImages"), base, on_missing)
-        raw = _raw_annotations([(r.name, parsed[r.name].objects) for r in records], names, inclusive)
+        records = _records(findings, stems, parsed, pictures, base, on_missing)
+        raw = _raw_annotations([(r.name, parsed[r.name].objects) for r in records], names, inclusive, zero_based)
         self.truths, self.report = check_annotations(findings, records, raw, names, on_missing, on_bad_annotation)
 
     def read(self, index: int) -> np.ndarray:
@@ -71,11 +102,16 @@ class VocDataset(DetectionDataset):
 
 
 class _Object(NamedTuple):
-    """One ``<object>``: its class, its corners as in the file (NaN where there is no number), whether difficult."""
+    """One ``<object>``: its class, its corners as in the file (NaN where there is no number), whether difficult.
+
+    ``difficult`` is None where the file has no flag there, but ``flag``; ``repeated`` names what it has twice.
+    """
 
     name: str
     corners: tuple[float, float, float, float]
-    difficult: bool
+    difficult: bool | None
+    flag: str
+    repeated: str
 
 
 class _File(NamedTuple):
@@ -83,15 +119,20 @@ class _File(NamedTuple):
     objects: list[_Object]
 
 
-def _read_list(path: Path) -> list[str]:
+def _read_list(path: Path, xml_files: Mapping[str, Path]) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).split("\n")
+    except ValueError as error:
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
-        reason = getattr(error, "strerror", None) or error
+        reason = str(error).removeprefix(f"{path}: ").removeprefix("cannot be read: ")
         raise ValueError(f"{path}: {reason}; lists in that folder: {known}") from error
-    # The lists of single classes have a second column, 1 or -1; the first is the image in all of them.
-    return sorted(line.split()[0] for line in lines if line.strip())
+    return sorted(_listed(normal_name(line.strip()), xml_files) for line in lines if line.strip())
+
+
+def _listed(line: str, xml_files: Mapping[str, Path]) -> str:
+    """The image of a line. A name may have spaces, and end in " 1" as the lists of single classes do."""
+    flagged = None if line in xml_files else _WITH_FLAG.fullmatch(line)
+    return flagged[1] if flagged else line
 
 
 def _with_xml(
@@ -99,27 +140,70 @@ def _with_xml(
 ) -> list[str]:
     missing = [str(folder / f"{stem}.xml") for stem in stems if stem not in xml_files]
     findings.refuse(
-        "missing annotation files", range(len(missing)), missing.__getitem__, policy=policy, option="on_missing"
+        "missing annotation files",
+        range(len(missing)),
+        lambda i: with_nearest(missing[i]),
+        policy=policy,
+        option="on_missing",
     )
     return [stem for stem in stems if stem in xml_files]
 
 
-def _parse_xml(path: Path) -> _File:
-    try:
-        tree = ElementTree.parse(path).getroot()
-    except (OSError, ElementTree.ParseError) as error:
-        raise ValueError(f"{path}: not XML: {error}") from error
+def _parse_all(findings: Findings, files: Mapping[str, Path], policy: Policy) -> dict[str, _File]:
+    parsed: dict[str, _File] = {}
+    broken: list[str] = []
+    for stem, path in files.items():
+        try:
+            parsed[stem] = _parse_file(path)
+        except ValueError as error:
+            broken.append(str(error))
+    findings.refuse(
+        "unreadable annotation files",
+        range(len(broken)),
+        broken.__getitem__,
+        policy=policy,
+        option="on_bad_annotation",
+    )
+    return parsed
+
+
+def _parse_file(path: Path) -> _File:
+    tree = _parse_xml(path)
+    if tree.tag != "annotation":
+        raise ValueError(f"{path}: not VOC's XML: the outermost element is <{tree.tag}>, not <annotation>")
     h, w = (_number(tree.findtext(f"size/{side}")) for side in ("height", "width"))
     size = (int(h), int(w)) if h >= 1 and w >= 1 else None
-    objects = []
-    for node in tree.findall("object"):
-        name = node.findtext("name")
-        if name is None:
-            raise ValueError(f"{path}: object {len(objects) + 1} has no <name>")
-        corners = tuple(_number(node.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
-        difficult = (node.findtext("difficult") or "0").strip() == "1"
-        objects.append(_Object(name.strip(), corners, difficult))  # pyright: ignore[reportArgumentType]
-    return _File(size, objects)
+    return _File(size, [_parse_object(path, i, node) for i, node in enumerate(tree.findall("object"), start=1)])
+
+
+def _parse_xml(path: Path) -> ElementTree.Element:
+    try:
+        data = path.read_bytes()
+        try:
+            return ElementTree.fromstring(data)
+        except ElementTree.ParseError:
+            raise
+        except ValueError:  # expat leaves encodings of several bytes (GBK, Shift JIS) to us
+            declared = re.match(rb"""\s*<\?xml[^>]*?encoding\s*=\s*["']([\w.-]+)""", data)
+            return ElementTree.fromstring(data.decode(declared[1].decode("ascii") if declared else "utf-8"))
+    except (OSError, ValueError, LookupError, ElementTree.ParseError) as error:
+        raise ValueError(f"{path}: not XML: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _parse_object(path: Path, number: int, node: ElementTree.Element) -> _Object:
+    name = (node.findtext("name") or "").strip()
+    if not name:
+        raise ValueError(f"{path}: object {number} has no <name>")
+    xmin, ymin, xmax, ymax = (_number(node.findtext(f"bndbox/{side}")) for side in SIDES)
+    flag = node.findtext("difficult", default="0")
+    return _Object(name, (xmin, ymin, xmax, ymax), parse_flag(flag), flag, _repeated(node))
+
+
+def _repeated(node: ElementTree.Element) -> str:
+    """What an ``<object>`` has more than once of that which it may have once, in words; its parts have boxes too."""
+    counts = {tag: len(node.findall(tag)) for tag in ("name", "difficult", "bndbox")}
+    counts |= {side: len(node.findall(f"bndbox/{side}")) // max(1, counts["bndbox"]) for side in SIDES}
+    return "".join(f", {count} <{tag}>" for tag, count in counts.items() if count > 1)
 
 
 def _number(text: str | None) -> float:
@@ -154,18 +238,21 @@ def _records(
 
 
 def _raw_annotations(
-    files: Sequence[tuple[str, Sequence[_Object]]], names: Sequence[str], inclusive: bool
+    files: Sequence[tuple[str, Sequence[_Object]]], names: Sequence[str], inclusive: bool, zero_based: bool
 ) -> RawAnnotations:
     objects = [o for _, found in files for o in found]
     owners = [i for i, (_, found) in enumerate(files) for _ in found]
     numbers = [n for _, found in files for n in range(1, len(found) + 1)]
     label = {name: k for k, name in enumerate(names)}
     corners = np.array([o.corners for o in objects], dtype=np.float64).reshape(-1, 4)
-    corners[:, :2] -= float(inclusive)
+    has_zero = (corners[:, :2] == 0).any(axis=1)
+    corners[:, :2] -= float(inclusive and not zero_based)
+    corners[:, 2:] += float(zero_based)
 
     def describe(row: int) -> str:
         o = objects[row]
-        return f"object {numbers[row]} of {files[owners[row]][0]}: class {o.name!r}, corners {list(o.corners)}"
+        text = f"object {numbers[row]} of {files[owners[row]][0]}: class {o.name!r}, corners {list(o.corners)}"
+        return text + o.repeated + (f", difficult {o.flag!r}" if o.difficult is None else "")
 
     return RawAnnotations(
         image=np.array(owners, dtype=np.int64),
@@ -175,4 +262,13 @@ def _raw_annotations(
         crowd=np.array([o.difficult for o in objects], dtype=bool),
         ids=np.arange(1, len(objects) + 1, dtype=np.int64),
         describe=describe,
+        faults=(
+            Oddity("objects that have an element twice", "", np.array([bool(o.repeated) for o in objects], dtype=bool)),
+            Oddity(
+                "<difficult> that is no flag",
+                f"A flag is one of {FLAG_VALUES}. ",
+                np.array([o.difficult is None for o in objects], dtype=bool),
+            ),
+        ),
+        oddities=(Oddity("corners of 0, where VOC counts from 1", ZERO_ADVICE, has_zero & (inclusive > zero_based)),),
     )

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import yaml
 
 from detkit.config import DATASETS
 from detkit.data.datasets.base import DetectionDataset
-from detkit.data.datasets.checks import Findings, ImageRecord, Policy, RawAnnotations, check_annotations
-from detkit.data.datasets.files import list_images, read_sizes
+from detkit.data.datasets.checks import ImageRecord, Oddity, RawAnnotations, check_annotations
+from detkit.data.datasets.files import IMAGE_ENDINGS, list_files, read_sizes, read_text
+from detkit.data.datasets.findings import Findings, Policy
 from detkit.data.decode import read_image
 from detkit.structures import Categories
 
 #: Where the class names are looked for, in this order, when the config does not give them.
 NAME_FILES = ("data.yaml", "classes.txt", "obj.names")
 
+#: A share of the image may lie a little over the border, but from here on it is a number of pixels.
+MAX_SHARE = 2.0
+
 
 @DATASETS
 class YoloDataset(DetectionDataset):
     """A data set in YOLO's layout: a folder of images, and a folder of text files with the same names.
+
+    Both are read with their subfolders, which are then part of the names. A line holds a class and "cx cy w h"; or the
+    corners of a polygon, of which the box round it is taken, as ultralytics does (segments2boxes in utils/ops.py); or,
+    where data.yaml has a ``kpt_shape``, a box and its keypoints, which are left out.
 
     An image without a text file, or with an empty one, has no objects. Class n of the files is label n. Images get the
     ids 1, 2, ... in the order of their names, annotations in the order of the files. Sizes come from the pictures'
@@ -36,8 +44,8 @@ class YoloDataset(DetectionDataset):
         classes: names of the classes; null reads data.yaml (its ``names``), classes.txt or obj.names in ``root``.
         on_missing: what to do about text files without an image and about images whose header cannot be read: "error",
             or "skip" them (counted).
-        on_bad_annotation: what to do about lines that no one can use (not five numbers, an unknown class): "error", or
-            "skip" them (counted).
+        on_bad_annotation: what to do about lines that no one can use (neither box nor polygon, an unknown class) and
+            text files that cannot be read: "error", or "skip" them (counted).
 
     Raises:
         ValueError: a folder or the class names are missing, the data set is empty, or a record is refused.
@@ -58,7 +66,7 @@ class YoloDataset(DetectionDataset):
         names = classes or _read_names(base)
         self.categories = Categories(names, tuple(range(len(names))))
         findings = Findings(str(base / images))
-        pictures = list_images(base / images)
+        pictures = list_files(findings, base / images, IMAGE_ENDINGS)
         label_files = _label_files(findings, label_folder, pictures, on_missing)
         sizes = read_sizes(findings, list(pictures.values()), on_missing)
         records = [
@@ -66,7 +74,9 @@ class YoloDataset(DetectionDataset):
             for i, (stem, file) in enumerate(pictures.items(), start=1)
             if file in sizes
         ]
-        lines = [_read_lines(label_files[r.name]) if r.name in label_files else [] for r in records]
+        claimed = {r.name: label_files[r.name] for r in records if r.name in label_files}
+        of_name = _read_all(findings, claimed, _num_keypoint_values(base), on_bad_annotation)
+        lines = [of_name.get(r.name, []) for r in records]
         raw = _raw_annotations(records, lines, len(names))
         known = [str(k) for k in range(len(names))]
         self.truths, self.report = check_annotations(findings, records, raw, known, on_missing, on_bad_annotation)
@@ -77,12 +87,17 @@ class YoloDataset(DetectionDataset):
 
 
 class _Line(NamedTuple):
-    """One line of a label file: where it stands, its text, the class, and cx cy w h (NaN where it is no box)."""
+    """One line of a label file: where it stands, its text, the class, and cx cy w h (NaN where it is no box).
+
+    ``form`` says what the box was taken from; ``largest`` is the largest number that should be a share of the image.
+    """
 
     number: int
     text: str
     category: int
     box: tuple[float, ...]
+    form: Literal["box", "polygon", "keypoints"]
+    largest: float
 
 
 def _label_folder(images: str) -> str:
@@ -98,30 +113,67 @@ def _read_names(base: Path) -> tuple[str, ...]:
     path = next((base / name for name in NAME_FILES if (base / name).is_file()), None)
     if path is None:
         raise ValueError(f"{base}: none of {', '.join(NAME_FILES)} is there to tell the class names; give classes")
-    try:
-        text = path.read_text(encoding="utf-8")
-        names = yaml.safe_load(text) if path.suffix == ".yaml" else text.split("\n")
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from error
-    found = _names_of_yaml(path, names) if path.suffix == ".yaml" else [n.strip() for n in names if n.strip()]
-    if not found:
+    names = _names_of_yaml(path) if path.suffix == ".yaml" else _names_of_text(path)
+    if not names:
         raise ValueError(f"{path}: no class names")
-    return tuple(found)
+    if not all(names):
+        raise ValueError(f"{path}: the name of class {names.index('')} is empty")
+    return tuple(names)
 
 
-def _names_of_yaml(path: Path, content: Any) -> list[str]:
-    names = content.get("names") if isinstance(content, Mapping) else None
-    if isinstance(names, Mapping) and sorted(names) == list(range(len(names))):
-        names = [names[k] for k in range(len(names))]
-    if not isinstance(names, list):
+def _names_of_text(path: Path) -> list[str]:
+    """A name on each line; empty lines at the end count for nothing, one in between would shift all that follow."""
+    return [line.strip() for line in read_text(path).rstrip().split("\n")] if read_text(path).strip() else []
+
+
+def _names_of_yaml(path: Path) -> list[str]:
+    """The names as they stand in the file: not what YAML makes of yes, 007 or null."""
+    node = _key_of_yaml(path, "names")
+    if isinstance(node, yaml.MappingNode):
+        keys = [key.value for key, _ in node.value]
+        by_key = {key: value for key, (_, value) in zip(keys, node.value, strict=True)}
+        if sorted(keys) == sorted(map(str, range(len(keys)))):
+            items = [by_key[str(k)] for k in range(len(keys))]
+        else:
+            items = None
+    else:
+        items = node.value if isinstance(node, yaml.SequenceNode) else None
+    if items is None or not all(isinstance(item, yaml.ScalarNode) for item in items):
         raise ValueError(f"{path}: 'names' must be a list of class names, or a mapping from 0, 1, ... to them")
-    return [str(name) for name in names]
+    return [item.value for item in items]
+
+
+def _key_of_yaml(path: Path, key: str) -> yaml.Node | None:
+    """The last node of ``key`` at the top of a YAML file, as it stands there."""
+    try:
+        content = yaml.compose(read_text(path), Loader=yaml.BaseLoader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
+    pairs = content.value if isinstance(content, yaml.MappingNode) else []
+    found = [value for name, value in pairs if name.value == key]
+    if len(found) > 1:
+        raise ValueError(f"{path}: {key!r} stands there {len(found)} times")
+    return found[0] if found else None
+
+
+def _num_keypoint_values(base: Path) -> int:
+    """How many numbers follow the box on a line, by data.yaml's ``kpt_shape`` [points, 2 or 3]; 0 without one."""
+    path = base / NAME_FILES[0]
+    node = _key_of_yaml(path, "kpt_shape") if path.is_file() else None
+    if node is None:
+        return 0
+    try:
+        points, values = (int(item.value) for item in node.value)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: 'kpt_shape' must be two whole numbers") from error
+    return points * values
 
 
 def _label_files(findings: Findings, folder: Path, pictures: Mapping[str, Path], policy: Policy) -> dict[str, Path]:
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder of label files")
-    files = {path.stem: path for path in sorted(folder.glob("*.txt")) if path.name not in NAME_FILES}
+    found = list_files(findings, folder, (".txt",))
+    files = {stem: path for stem, path in found.items() if stem in pictures or path.name not in NAME_FILES}
     alone = [str(path) for stem, path in files.items() if stem not in pictures]
     findings.refuse(
         "label files without an image", range(len(alone)), alone.__getitem__, policy=policy, option="on_missing"
@@ -131,23 +183,46 @@ def _label_files(findings: Findings, folder: Path, pictures: Mapping[str, Path],
     return files
 
 
-def _read_lines(path: Path) -> list[_Line]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from error
-    return [_parse_line(i, line.strip()) for i, line in enumerate(text.splitlines(), start=1) if line.strip()]
+def _read_all(
+    findings: Findings, files: Mapping[str, Path], num_keypoint_values: int, policy: Policy
+) -> dict[str, list[_Line]]:
+    found: dict[str, list[_Line]] = {}
+    broken: list[str] = []
+    for name, path in files.items():
+        try:
+            lines = read_text(path).splitlines()
+        except ValueError as error:
+            broken.append(str(error))
+            continue
+        numbered = [(i, line.strip()) for i, line in enumerate(lines, start=1) if line.strip()]
+        found[name] = [_parse_line(i, line, num_keypoint_values) for i, line in numbered]
+    findings.refuse(
+        "unreadable label files", range(len(broken)), broken.__getitem__, policy=policy, option="on_bad_annotation"
+    )
+    return found
 
 
-def _parse_line(number: int, text: str) -> _Line:
+def _parse_line(number: int, text: str, num_keypoint_values: int) -> _Line:
     try:
-        category, *box = map(float, text.split())
+        category, *values = map(float, text.split())
     except ValueError:
-        category, box = np.nan, []
-    if len(box) != 4:
-        box = [np.nan] * 4
+        category, values = np.nan, []
+    form = "box"
+    if num_keypoint_values and len(values) == 4 + num_keypoint_values:
+        form, values = "keypoints", values[:4]
+    elif len(values) >= 6 and len(values) % 2 == 0:
+        form = "polygon"
+    largest = max(values, default=np.nan)
+    box = _box_round(values) if form == "polygon" else values if len(values) == 4 else [np.nan] * 4
     is_index = 0 <= category < 2**31 and float(category).is_integer()
-    return _Line(number, text, int(category) if is_index else -1, tuple(box))
+    return _Line(number, text, int(category) if is_index else -1, tuple(box), form, largest)
+
+
+def _box_round(values: Sequence[float]) -> list[float]:
+    """cx cy w h of the box round the corners x1 y1 x2 y2 ..."""
+    points = np.array(values).reshape(-1, 2)
+    low, high = points.min(axis=0), points.max(axis=0)
+    return [*((low + high) / 2).tolist(), *(high - low).tolist()]
 
 
 def _raw_annotations(
@@ -159,6 +234,8 @@ def _raw_annotations(
     relative = np.array([line.box for line in found], dtype=np.float64).reshape(-1, 4)
     pixels = relative * np.concatenate([sizes[:, ::-1], sizes[:, ::-1]], axis=1)
     boxes = np.concatenate([pixels[:, :2] - pixels[:, 2:] / 2, pixels[:, 2:]], axis=1)
+    form = np.array([line.form for line in found], dtype=str)
+    in_px = np.array([line.largest > MAX_SHARE for line in found], dtype=bool)
     categories = np.array([line.category for line in found], dtype=np.int64)
 
     def describe(row: int) -> str:
@@ -172,4 +249,9 @@ def _raw_annotations(
         crowd=np.zeros(len(found), dtype=bool),
         ids=np.arange(1, len(found) + 1, dtype=np.int64),
         describe=describe,
+        oddities=(
+            Oddity("polygons", "the box round each is taken", form == "polygon"),
+            Oddity("boxes with keypoints", "the box is taken, the keypoints are left out", form == "keypoints"),
+            Oddity("numbers above 2, where shares of the image stand", "taken as shares: these look like px", in_px),
+        ),
     )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
 from detkit.config import CALLBACKS
 from detkit.engine.callbacks.callback import Callback
 from detkit.engine.records import EvaluationRecord, FitResult, FitStart, StepRecord
-from detkit.utils.files import atomic_write
+from detkit.utils.files import atomic_write, named
 
 HEADER = ("step", "split", "name", "value")
 
@@ -20,7 +21,8 @@ HEADER = ("step", "split", "name", "value")
 class MetricsCsv(Callback):
     """Writes ``metrics.csv`` into the run folder: step, split (train or val), name, value; one number in a row.
 
-    A resumed run first takes out the rows after the step it goes on from, and a row that a kill has cut off.
+    A score that is not defined on the validation set is nan. A resumed run first takes out the rows after the step it
+    goes on from, and a row that a kill has cut off.
     """
 
     def __init__(self) -> None:
@@ -36,7 +38,7 @@ class MetricsCsv(Callback):
             self._write(record.step, "train", record.scalars())
 
     def on_evaluation_end(self, record: EvaluationRecord) -> None:
-        self._write(record.step, "val", record.result.metrics)
+        self._write(record.step, "val", {name: record.result.value(name) for name in record.result.metrics})
 
     def on_exception(self, error: BaseException) -> None:
         self._close()
@@ -46,15 +48,17 @@ class MetricsCsv(Callback):
 
     def _write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         assert self._file is not None
-        csv.writer(self._file, lineterminator="\n").writerows(
-            [step, split, name, repr(v)] for name, v in values.items()
-        )
-        self._file.flush()
+        with named(self._file.name):
+            csv.writer(self._file, lineterminator="\n").writerows(
+                [step, split, name, repr(v)] for name, v in values.items()
+            )
+            self._file.flush()
 
     def _close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            with suppress(OSError):  # what could not be written has been told; closing tries once more
+                file.close()
 
 
 def _rows_up_to(path: Path, step: int) -> str:

@@ -12,7 +12,7 @@ from typing import Literal
 import torchvision
 from torch import Tensor, nn
 
-from detkit.config import BACKBONES
+from detkit.config import BACKBONES, Count
 from detkit.models.backbones.weights import load_backbone_weights
 from detkit.models.interfaces import Backbone
 from detkit.models.layers import (
@@ -118,7 +118,7 @@ class ResNet(Backbone):
         frozen_stages: Literal[0, 1, 2, 3, 4, 5] = 2,
         levels: tuple[Literal[2, 3, 4, 5], ...] = (2, 3, 4, 5),
         stage_conv: tuple[ConvName, ConvName, ConvName, ConvName] = ("conv", "conv", "conv", "conv"),
-        width: int = 64,
+        width: Count = 64,
         attention: Callable[..., Attention] | None = None,
     ) -> None:
         super().__init__()

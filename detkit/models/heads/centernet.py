@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from detkit.config import HEADS
+from detkit.config import HEADS, Count
 from detkit.losses import HeatmapLoss
 from detkit.losses.checks import non_negative
 from detkit.losses.classification import sigmoid_bias
@@ -68,7 +68,7 @@ class CenterNetHead(DenseHead, AssigningHead):
         heat_loss: HeatmapLoss,
         selector: Selector,
         level: int = 0,
-        channels: int = 64,
+        channels: Count = 64,
         init_std: float | None = 0.001,
         radius: RadiusRule = "official",
         min_overlap: float = 0.7,

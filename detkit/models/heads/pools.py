@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from detkit.config import REGION_POOLS
+from detkit.config import REGION_POOLS, Count
 from detkit.models.interfaces import RegionPool
 from detkit.ops import deform_roi_pool, multi_level_roi_align
 from detkit.ops.region_pooling import pool_regions
@@ -35,17 +35,17 @@ class _PyramidPool(RegionPool):
         self,
         *,
         in_spec: FeatureSpec,
-        resolution: int = 7,
+        resolution: Count = 7,
         sampling_ratio: int = 2,
-        num_levels: int | None = 4,
+        num_levels: Count | None = 4,
         canonical_size: float = 224.0,
         canonical_stride: float = 16.0,
     ) -> None:
         super().__init__()
-        for name, value in (("resolution", resolution), ("num_levels", num_levels), ("canonical_size", canonical_size),
-                            ("canonical_stride", canonical_stride)):  # fmt: skip
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be positive, not {value}")
+        if canonical_size <= 0 or canonical_stride <= 0:
+            raise ValueError(
+                f"canonical_size and canonical_stride must be positive, not {canonical_size} and {canonical_stride}"
+            )
         channels, self.strides = in_spec.channels[:num_levels], in_spec.strides[:num_levels]
         if len(set(channels)) != 1:
             raise ValueError(
@@ -98,9 +98,9 @@ class RoIAlign(_PyramidPool):
         self,
         *,
         in_spec: FeatureSpec,
-        resolution: int = 7,
+        resolution: Count = 7,
         sampling_ratio: int = 2,
-        num_levels: int | None = 4,
+        num_levels: Count | None = 4,
         canonical_size: float = 224.0,
         canonical_stride: float = 16.0,
         aligned: bool = True,
@@ -156,9 +156,9 @@ class DeformRoIPool(_PyramidPool):
         self,
         *,
         in_spec: FeatureSpec,
-        resolution: int = 7,
+        resolution: Count = 7,
         sampling_ratio: int = 2,
-        num_levels: int | None = 4,
+        num_levels: Count | None = 4,
         canonical_size: float = 224.0,
         canonical_stride: float = 16.0,
     ) -> None:
@@ -192,12 +192,12 @@ class ModulatedDeformRoIPool(_PyramidPool):
         self,
         *,
         in_spec: FeatureSpec,
-        resolution: int = 7,
+        resolution: Count = 7,
         sampling_ratio: int = 2,
-        num_levels: int | None = 4,
+        num_levels: Count | None = 4,
         canonical_size: float = 224.0,
         canonical_stride: float = 16.0,
-        hidden: int = 1024,
+        hidden: Count = 1024,
     ) -> None:
         super().__init__(
             in_spec=in_spec, resolution=resolution, sampling_ratio=sampling_ratio, num_levels=num_levels,

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.config import PROPOSAL_HEADS
+from detkit.config import PROPOSAL_HEADS, Count, Share
 from detkit.losses import BoxLoss, ClassificationLoss
 from detkit.matching import (
     Anchors,
@@ -72,16 +72,14 @@ class RPN(ProposalHead):
         coder: Coder,
         cls_loss: ClassificationLoss,
         box_loss: BoxLoss,
-        num_before_nms: tuple[int, int] = (2000, 1000),
-        num_proposals: tuple[int, int] = (1000, 1000),
-        nms_iou: float = 0.7,
+        num_before_nms: tuple[Count, Count] = (2000, 1000),
+        num_proposals: tuple[Count, Count] = (1000, 1000),
+        nms_iou: Share = 0.7,
         min_size: float = 1e-3,
         valid_ranges: tuple[tuple[float, float | None], ...] | None = None,
-        num_convs: int = 1,
+        num_convs: Count = 1,
     ) -> None:
         super().__init__()
-        if num_convs < 1:
-            raise ValueError(f"num_convs must be at least 1, not {num_convs}")
         channels = equal_channels(in_spec, "the RPN")
         self.levels = tuple(range(len(in_spec.strides)))
         self.valid_ranges = size_ranges(valid_ranges, len(self.levels), "levels")

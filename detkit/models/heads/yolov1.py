@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.config import HEADS
+from detkit.config import HEADS, Count
 from detkit.losses.checks import non_negative
 from detkit.matching import Assignment, Selector, found_in_range, top_candidates
 from detkit.matching.assigners import IGNORED
@@ -73,14 +73,14 @@ class YOLOv1Head(DenseHead, AssigningHead):
         num_classes: int,
         selector: Selector,
         level: int = -1,
-        num_boxes: int = 2,
-        hidden: int | None = None,
-        grid_size: tuple[int, int] | None = None,
+        num_boxes: Count = 2,
+        hidden: Count | None = None,
+        grid_size: tuple[Count, Count] | None = None,
         dropout: float = 0.5,
         num_convs: int | None = None,
         lambda_coord: float = 5.0,
         lambda_noobj: float = 0.5,
-        num_before_nms: int = 1000,
+        num_before_nms: Count = 1000,
     ) -> None:
         super().__init__()
         self.levels = self.reads = in_spec.which(level, "level")

@@ -8,7 +8,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.config import NECKS
+from detkit.config import NECKS, Count
 from detkit.models.interfaces import Neck
 from detkit.models.layers import Attention
 from detkit.structures import FeatureSpec
@@ -32,7 +32,7 @@ class FPN(Neck):
         self,
         *,
         in_spec: FeatureSpec,
-        out_channels: int = 256,
+        out_channels: Count = 256,
         num_extra: int = 1,
         extra: Literal["pool", "conv_p5", "conv_c5"] = "pool",
         min_stride: int | None = None,

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.config import NECKS
+from detkit.config import NECKS, Count
 from detkit.models.interfaces import Neck
 from detkit.structures import FeatureSpec
 
@@ -38,7 +38,7 @@ class ImagePyramid(Neck):
         in_spec: FeatureSpec,
         scales: tuple[float, ...] = (2.0, 1.0, 0.5, 0.25),
         stride: int | None = None,
-        out_channels: int = 256,
+        out_channels: Count = 256,
         merge: Literal["levels", "sum"] = "levels",
     ) -> None:
         super().__init__()

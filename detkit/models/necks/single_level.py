@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.config import NECKS
+from detkit.config import NECKS, Count
 from detkit.models.interfaces import Neck
 from detkit.models.layers import Attention
 from detkit.structures import FeatureSpec
@@ -28,7 +28,7 @@ class SingleLevel(Neck):
         *,
         in_spec: FeatureSpec,
         stride: int | None = None,
-        out_channels: int | None = None,
+        out_channels: Count | None = None,
         attention: Callable[..., Attention] | None = None,
     ) -> None:
         super().__init__()

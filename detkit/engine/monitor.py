@@ -1,0 +1,42 @@
+"""The metric that a run is judged by: refused before it costs a run, where it cannot be there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from detkit.config.registry import did_you_mean
+from detkit.evaluation import Evaluator
+
+
+def is_loss(metric: str) -> bool:
+    """Whether ``metric`` is "val_loss" or one of its terms, "val_loss/NAME": lower is better."""
+    return metric.partition("/")[0] == "val_loss"
+
+
+def check_monitor(monitor: str, evaluator: Evaluator | None, val_loss: bool) -> None:
+    """Refuse to ``monitor`` what no evaluation will give.
+
+    Args:
+        val_loss: whether evaluations compute losses.
+
+    Raises:
+        ValueError: there is nothing that computes it, or the evaluator has no such score.
+    """
+    if is_loss(monitor):
+        if not val_loss:
+            raise ValueError(f"monitor={monitor!r} needs val_loss=true")
+    elif evaluator is None:
+        raise ValueError(f"monitor={monitor!r} needs an evaluator; without one it is 'val_loss' or a term of it")
+    elif (names := evaluator.metric_names) and monitor not in names:
+        raise ValueError(f"trainer.monitor: no metric {monitor!r}{did_you_mean(monitor, [*names, 'val_loss'])}")
+
+
+def check_monitored_term(monitor: str, terms: Iterable[str]) -> None:
+    """Refuse to ``monitor`` a term of the loss that is not among ``terms``, those of a first training step.
+
+    Raises:
+        ValueError: it is not; the message names the nearest one.
+    """
+    known = [f"val_loss/{name}" for name in terms]
+    if is_loss(monitor) and monitor not in ("val_loss", *known):
+        raise ValueError(f"trainer.monitor: no metric {monitor!r}{did_you_mean(monitor, ['val_loss', *known])}")

@@ -1,0 +1,83 @@
+"""A run that is not allowed to go on, and one whose last lines fail: what is in its folder stays or is whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from detkit.app import report, train
+from tests.app.tools import call
+
+SMALL = [
+    "experiment=quickstart", "device=cpu", "threads=1", "data.train.num_train=4", "data.train.num_val=2",
+    "data.train.image_size=64", "data.loader.train.batch_size=2", "data.loader.train.num_workers=0", "trainer.steps=1",
+    "callbacks.tensorboard=null",
+]  # fmt: skip
+
+#: Written while a run is at work, whatever becomes of it.
+_NOTES = ("log.txt", ".lock")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "sys.argv", ["train.py", *SMALL, f"data.root={folder / 'data'}", f"hydra.run.dir={folder / 'run'}"]
+        )
+        train.main()
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in _NOTES)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        (["optim=SGD", "resume.allow=[optim]"], 1, "was trained with AdamW, not with SGD"),
+        (["trainer.ema_decay=0.5", "resume.allow=[trainer]"], 1, "was trained without a moving average"),
+        (["model.head.roi.hidden=[8]", "resume.allow=[model]"], 1, "holds another model"),
+        (["data.train.num_train=6", "resume.allow=[data.train.num_train]"], 2, "was run with other data"),
+        (["optim.lr=0.5"], 2, "was run with another configuration"),
+        (["trainer.monitor=mAP", "resume.allow=[trainer]"], 1, "no metric 'mAP'; did you mean 'AP'?"),
+    ],
+)
+def test_a_refused_resume_leaves_the_run_as_it_was(
+    finished: Path, tmp_path: Path, monkeypatch, capsys, changes: list[str], code: int, words: str
+) -> None:
+    run = shutil.copytree(finished / "run", tmp_path / "run")
+    before = contents(run)
+    data = tmp_path / "data" if "num_train" in changes[0] else finished / "data"
+    arguments = [*SMALL, f"data.root={data}", f"run_root={tmp_path / 'new'}", *changes, f"resume={run}"]
+    assert words in call(train.main, monkeypatch, capsys, *arguments, code=code)
+    assert contents(run) == before
+    assert not list((tmp_path / "new").rglob("*.*")), "no second folder stays behind"
+
+
+def test_damaged_checkpoints_leave_the_run_as_it_was(finished: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    run = shutil.copytree(finished / "run", tmp_path / "run")
+    for path in run.glob("*.pt"):
+        path.write_bytes(path.read_bytes()[:-500])
+    before = contents(run)
+    arguments = [*SMALL, f"data.root={finished / 'data'}", f"run_root={tmp_path / 'new'}", f"resume={run}"]
+    assert "damaged" in call(train.main, monkeypatch, capsys, *arguments, code=1)
+    assert contents(run) == before
+
+
+def test_the_result_is_written_before_anything_is_shown(finished: Path, tmp_path: Path, monkeypatch) -> None:
+    def fail(*what: object, **options: object) -> None:
+        raise RuntimeError("cannot be shown")
+
+    run = tmp_path / "run"
+    monkeypatch.setattr("sys.argv", ["train.py", *SMALL, f"data.root={finished / 'data'}", f"hydra.run.dir={run}"])
+    monkeypatch.setattr(report.rich, "print", fail)
+    with pytest.raises((SystemExit, RuntimeError)):
+        train.main()
+    assert json.loads((run / "result.json").read_text())["steps"] == 1
+    assert (run / "evaluation.json").is_file()
