@@ -57,10 +57,12 @@ class VocDataset(DetectionDataset):
         zero_based: the pixels count from 0, so that a box covers [xmin, xmax + 1); only where ``inclusive``.
         on_missing: what to do about images of the list whose picture or XML is not there: "error", or "skip" (counted).
         on_bad_annotation: what to do about objects that no one can use (no four finite corners, two boxes, a class
-            not in ``classes``), names that the list has twice, and XML that cannot be read: "error", or "skip" (counted).
+            not in ``classes``), names that the list has twice, and XML that cannot be read: "error", or "skip"
+            (counted).
 
     Raises:
-        ValueError: a list is missing or broken, ``zero_based`` contradicts ``inclusive``, the data set is empty, or a record is refused.
+        ValueError: a list is missing or broken, ``zero_based`` contradicts ``inclusive``, the data set is empty, or a
+            record is refused.
     """
 
     def __init__(
