@@ -12,7 +12,6 @@ from xml.etree import ElementTree
 
 from disk import FetchError
 
-
 FLAGS = {"0": False, "1": True, "false": False, "true": True}
 
 

@@ -31,7 +31,9 @@ Size = tuple[int, int]
 #: The corners of a <bndbox>, in the order of the numbers inside detkit.
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 
-ZERO_ADVICE = "so all boxes are probably a pixel off: zero_based=true counts from 0, inclusive=false takes plain corners"
+ZERO_ADVICE = (
+    "so all boxes are probably a pixel off: zero_based=true counts from 0, inclusive=false takes plain corners"
+)
 
 #: The second column in the lists of single classes.
 _WITH_FLAG = re.compile(r"(.*\S)\s+(?:-1|0|1)")
@@ -55,10 +57,12 @@ class VocDataset(DetectionDataset):
         zero_based: the pixels count from 0, so that a box covers [xmin, xmax + 1); only where ``inclusive``.
         on_missing: what to do about images of the list whose picture or XML is not there: "error", or "skip" (counted).
         on_bad_annotation: what to do about objects that no one can use (no four finite corners, two boxes, a class
-            not in ``classes``), names that the list has twice, and XML that cannot be read: "error", or "skip" (counted).
+            not in ``classes``), names that the list has twice, and XML that cannot be read: "error", or "skip"
+            (counted).
 
     Raises:
-        ValueError: a list is missing or broken, ``zero_based`` contradicts ``inclusive``, the data set is empty, or a record is refused.
+        ValueError: a list is missing or broken, ``zero_based`` contradicts ``inclusive``, the data set is empty, or a
+            record is refused.
     """
 
     def __init__(
