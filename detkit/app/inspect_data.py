@@ -132,8 +132,9 @@ def find_damaged(dataset: DetectionDataset) -> dict[str, str]:
         except ImageError as error:
             damaged[file] = str(error)
         else:
-            complaints = [line for line in said if line.startswith(JPEG_COMPLAINTS)]
-            damaged |= {file: f"{file}: damaged inside: {line}" for line in complaints[:1]}
+            complaint = next((line for line in said if line.startswith(JPEG_COMPLAINTS)), None)
+            if complaint is not None:
+                damaged[file] = f"{file}: damaged inside: {complaint}"
     return damaged
 
 
