@@ -376,7 +376,7 @@ def test_a_category_that_is_no_number_is_shown_as_it_stands(tmp_path, category):
     assert f"annotation 8 of 1.png: category {category!r}, box [1, 2, 3, 4]. Known are 1, 3. " in error_of(tmp_path)
 
 
-AREAS = [(-5, "negative areas"), (1000, "areas that do not fit"), (0.08, "areas that do not fit"), (0, "areas that do not fit")]  # fmt: skip
+AREAS = [(-5, "negative areas"), (0.79, "areas that do not fit"), (1000, "areas that do not fit"), (0.08, "areas that do not fit"), (0, "areas that do not fit")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("area", "problem"), AREAS)
@@ -389,7 +389,8 @@ def test_areas_that_no_mask_in_the_box_has(tmp_path, area, problem):
 
 
 @pytest.mark.parametrize(
-    ("box", "area"), [([1, 1, 20, 20], 15), ([1, 1, 20, 20], 400.1), ([3, 3, 1, 1], 5), ([3, 3, 2, 2], 0.5)]
+    ("box", "area"),
+    [([1, 1, 40, 40], 4), ([1, 1, 20, 20], 15), ([1, 1, 20, 20], 400.1), ([3, 3, 1, 1], 5), ([3, 3, 2, 2], 0.5)],
 )
 def test_areas_of_thin_and_small_masks_are_no_finding(tmp_path, box, area):
     assert not open_set(write_coco(tmp_path, [image(1)], [annotation(4, 1, box, area=area)])).report.findings
@@ -442,3 +443,8 @@ def test_json_with_a_byte_order_mark_or_in_utf_16(tmp_path, encoding):
     path = tmp_path / "train.json"
     path.write_bytes(path.read_text().encode(encoding))
     assert len(open_set(tmp_path)) == 1
+
+
+def test_a_share_of_the_box_that_is_too_small(tmp_path):
+    data = open_set(write_coco(tmp_path, [image(1)], [annotation(4, 1, [1, 1, 40, 40], area=2)]))
+    assert data.report.count("areas that do not fit their box") == 1
