@@ -157,7 +157,7 @@ def _orientation(header: Image.Image) -> int:
 
 def _late_exif(header: Image.Image) -> bytes:
     """The EXIF that a PNG may have after its pixels: Pillow would decode those first. Only chunk heads are read."""
-    stream = header.fp
+    stream = getattr(header, "fp", None)
     if header.format != "PNG" or stream is None:
         return b""
     before = stream.tell()
