@@ -123,7 +123,8 @@ def _read_names(base: Path) -> tuple[str, ...]:
 
 def _names_of_text(path: Path) -> list[str]:
     """A name on each line; empty lines at the end count for nothing, one in between would shift all that follow."""
-    return [line.strip() for line in read_text(path).rstrip().split("\n")] if read_text(path).strip() else []
+    text = read_text(path).rstrip()
+    return [line.strip() for line in text.split("\n")] if text else []
 
 
 def _names_of_yaml(path: Path) -> list[str]:
