@@ -53,6 +53,7 @@ class VocDataset(DetectionDataset):
     ) -> None:
         base = Path(root)
         list_file = base / "ImageSets" / "Main" / f"{split}.txt"
+        self.looked_in = (str(base / "Annotations"),)
         findings = Findings(str(list_file))
         xml_files = {path.stem: path for path in sorted((base / "Annotations").glob("*.xml"))}
         stems = _with_xml(findings, _read_list(list_file), xml_files, base / "Annotations", on_missing)
