@@ -63,6 +63,7 @@ class YoloDataset(DetectionDataset):
     ) -> None:
         base = Path(root)
         label_folder = base / (labels if labels is not None else _label_folder(images))
+        self.looked_in = (str(label_folder),)
         names = classes or _read_names(base)
         self.categories = Categories(names, tuple(range(len(names))))
         findings = Findings(str(base / images))
