@@ -3,11 +3,21 @@
 import pytest
 import torch
 
-from detkit.losses import L1, Focal
-from detkit.matching import AnchorGrid, DeltaCoder, MaxIoUAssigner, assign_anchors, check_ranges
-from detkit.matching.assigners import IGNORED
+from detkit.losses import BCE, L1, Focal
+from detkit.matching import (
+    IGNORED,
+    NEGATIVE,
+    AnchorGrid,
+    BalancedSampler,
+    DeltaCoder,
+    MaxIoUAssigner,
+    assign_anchors,
+    check_ranges,
+    of_level,
+)
 from detkit.matching.ranges import in_range
 from detkit.models.heads.retinanet import RetinaHead
+from detkit.models.heads.rpn import RPN
 from detkit.structures import FeatureSpec, ImageMeta, Images, Target
 
 SPEC = FeatureSpec((4, 4), (8.0, 16.0))
@@ -114,3 +124,55 @@ def test_a_level_drops_what_is_out_of_its_range_at_test():
     assert len(free) == 2
     assert len(kept) == 1
     torch.testing.assert_close(kept.boxes[0], free.boxes[1])
+
+
+def test_only_what_overlaps_a_forbidden_object_by_more_than_0_3_is_ignored():
+    references = torch.tensor([[0.0, 0, 10, 3.2], [0, 0, 10, 2.8], [0, 0, 10, 10], [40, 0, 50, 10]])
+    objects = target([0, 0, 10, 10], [0, 0, 10, 9.8])
+    allowed = torch.tensor([[False] * 4, [False, False, True, False]])
+    matched = MaxIoUAssigner(positive=0.5, negative=0.4)(references, objects, allowed).matched
+    # IoU 0.33 and 0.29 at most; the third answers for the second object, although it overlaps the first
+    assert matched.tolist() == [IGNORED, NEGATIVE, 1, NEGATIVE]
+
+
+def test_a_level_answers_for_a_box_by_what_the_image_holds_of_it():
+    boxes = torch.tensor([[-100.0, -100, 20, 20], [4, 4, 60, 60], [60, 0, 200, 4]])
+    assert of_level(boxes, (64, 64), ((0.0, 30.0),), 0).tolist() == [True, False, True]
+    assert of_level(boxes, (64, 64), None, 0) is None
+
+
+PARTS = {
+    "anchors": AnchorGrid(in_spec=SPEC, scales=(2.0,), ratios=(1.0,)),
+    "assigner": MaxIoUAssigner(positive=0.5, negative=0.4, match_best=True),
+    "coder": DeltaCoder(),
+    "box_loss": L1(),
+}
+
+
+def rpn(ranges):
+    made = RPN(
+        in_spec=SPEC, sampler=BalancedSampler(), cls_loss=BCE(), nms_iou=1.0, valid_ranges=ranges, **PARTS
+    )  # fmt: skip
+    return made
+
+
+def test_both_dense_heads_learn_by_the_ranges():
+    objects, ranges = target([16.0, 16.0, 32.0, 32.0]), ((30.0, None), (0.0, None))
+    retina = RetinaHead(in_spec=SPEC, num_classes=2, cls_loss=Focal(), valid_ranges=ranges, **PARTS)
+    expected = assign_anchors(PARTS["anchors"], PARTS["assigner"], SHAPES, IMAGES, [objects], ranges)[0]
+    free = assign_anchors(PARTS["anchors"], PARTS["assigner"], SHAPES, IMAGES, [objects])[0]
+    assert not torch.equal(expected.matched, free.matched)
+    for head in (retina, rpn(ranges)):
+        assert torch.equal(head.assign(SHAPES, IMAGES, [objects])[0].matched, expected.matched)
+
+
+@torch.no_grad()
+def test_a_level_proposes_nothing_out_of_its_range():
+    """Anchors of 16 and 32 px that grow to 43 and 87: the fine level answers for up to 10 px."""
+    proposals = {}
+    for ranges in (None, ((0.0, 10.0), (20.0, None))):
+        head = rpn(ranges)
+        head.bbox_pred.bias.copy_(torch.tensor([0.0, 0.0, 1.0, 1.0]))
+        proposals[ranges] = head.propose([torch.zeros(1, 4, *shape) for shape in SHAPES], IMAGES)[0]
+    free, kept = proposals.values()
+    assert (len(free), len(kept)) == (64 + 16, 16)
