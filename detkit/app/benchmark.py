@@ -20,7 +20,9 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from detkit.app import benchmark_divergence, benchmark_evaluation, benchmark_ops
 from detkit.app.components import load_components
+from detkit.app.failure import check_range, told_plainly
 from detkit.app.paths import config_dir
+from detkit.app.setup import choose_device
 from detkit.app.timing import time_alternately
 from detkit.models import build_detector
 from detkit.ops import roi_align
@@ -33,6 +35,16 @@ NUM_CLASSES = 3
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line: ``training``, ``ops``, ``evaluation`` or ``divergence``."""
+    with told_plainly():
+        run(arguments)
+
+
+def run(arguments: Sequence[str] | None) -> None:
+    """Time what ``arguments`` (those of the process, where None) ask for.
+
+    Raises:
+        ConfigError: a number that cannot be meant, or a device that is not there.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["evaluation"]:
         return benchmark_evaluation.main(arguments[1:])
@@ -46,7 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batches", type=int, nargs="+", help="ops: images at once; 2 16 on a GPU, 1 on a CPU")
     parser.add_argument("--shrink", type=int, help="ops: divide the sides of images; 1 on a GPU, 4 on a CPU")
     options = parser.parse_args(arguments)
-    device = torch.device(options.device)
+    for name in ("repeats", "batch", "shrink"):
+        check_range(f"--{name}", getattr(options, name), 1)
+    check_range("--batches", min(options.batches or [1]), 1)
+    device = choose_device(options.device)
     on_gpu = device.type == "cuda"
     repeats = options.repeats or (10 if on_gpu or options.what == "training" else 3)
     if options.what == "training":

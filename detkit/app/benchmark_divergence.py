@@ -16,6 +16,7 @@ import rich
 from hydra import compose, initialize_config_dir
 
 from detkit.app.components import load_components
+from detkit.app.failure import check_range
 from detkit.app.paths import config_dir
 from detkit.app.timing import time_alternately
 from detkit.app.train import build_trainer
@@ -65,6 +66,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--repeats", type=int, default=40, help="steps of each (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of torch (default: %(default)s)")
     options = parser.parse_args(arguments)
+    check_range("--repeats", options.repeats, 1)
+    check_range("--threads", options.threads, 1)
     rich.print(str(benchmark_divergence(options.repeats, options.threads)))
 
 

@@ -94,5 +94,7 @@ class Film(Drawings):
             return
         self._writer.release()
         there = int(cv2.VideoCapture(str(self._path)).get(cv2.CAP_PROP_FRAME_COUNT)) if self._path.is_file() else 0
+        if there < 1:
+            self._path.unlink(missing_ok=True)  # what there is cannot be played
         if there != self._count:
             self.faults.append(f"{self._path}: {max(there, 0)} of {self._count} frames could be written")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from detkit.app.components import load_components
-from detkit.app.failure import TOLD, fail, told_plainly
+from detkit.app.failure import TOLD, fail, in_words, told_plainly
 from detkit.app.paths import config_dir
 from detkit.data.workers import worker_deaths_explained
 from detkit.utils.lock import LOCK
@@ -58,6 +59,7 @@ def run_tool(task: Task, config_name: str, sweep_task: Task | None = None) -> No
             fail(error)
 
     job.__module__ = "__main__"
+    threading.excepthook = _tell_of_thread
     start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)
     with told_plainly(), _errors_let_through():
         start()
@@ -104,6 +106,14 @@ def _normalize(argument: str) -> str:
 def _is_group(key: str) -> bool:
     in_store = ConfigStore.instance().repo.get(key)
     return isinstance(in_store, dict) or (config_dir() / key).is_dir()
+
+
+def _tell_of_thread(args: threading.ExceptHookArgs) -> None:
+    """A thread that cannot write (TensorBoard's has a queue of its own) says so in a line, as the tools do."""
+    if isinstance(args.exc_value, OSError):
+        print(f"error: {in_words(args.exc_value)}", file=sys.stderr)
+    else:
+        threading.__excepthook__(args)
 
 
 def _remove_unused(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -101,10 +102,21 @@ def open_split(stored: Stored, split: str) -> tuple[DetectionDataset, EvalLoader
     if data.get(split) is None:
         splits = [name for name in ("train", "val") if data.get(name) is not None]
         raise ConfigError(f"split: the configuration has no data.{split}; it has {', '.join(splits)}")
-    dataset = build_dataset(data[split], f"data.{split}")
+    try:
+        dataset = build_dataset(data[split], f"data.{split}")
+    except ConfigError as error:
+        raise ConfigError(f"{error}{_where_paths_count(data[split])}") from error
     check_same_classes(stored.checkpoint.categories, dataset.categories, f"data.{split}")
     transforms = build_transforms(stored.config["transform"]["val"], "transform.val")
     return dataset, build(data["loader"]["val"], key="data.loader.val")(dataset=dataset, transforms=transforms)
+
+
+def _where_paths_count(node: Mapping[str, Any]) -> str:
+    """A hint where a data set's folder is named relative to another working directory, as of the training, say."""
+    root = node.get("root")
+    if not isinstance(root, str) or Path(root).is_absolute() or Path(root).exists():
+        return ""
+    return f"\n  data.root={root} counts from the working directory, {Path.cwd()}; data.root=PATH names another folder"
 
 
 def _merge(checkpoint: Checkpoint, overrides: dict[str, Any]) -> DictConfig:

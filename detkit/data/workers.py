@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 import signal
 import weakref
 from abc import ABC, abstractmethod
@@ -76,7 +79,7 @@ class Workers:
             # of the worker itself, where there is one, stands in the message.
             self._kept.clear()
             error = error.with_traceback(None)
-            if not isinstance(error, RuntimeError):
+            if not isinstance(error, RuntimeError | OSError):
                 raise error
             raise WorkerError(_told(error, self.at_work())) from error
         finally:
@@ -123,8 +126,12 @@ def worker_deaths_explained() -> Iterator[None]:
 
 
 def _told(error: Exception, files: Sequence[str]) -> str:
+    text = str(error).strip()
+    if isinstance(error, OSError) or os.strerror(errno.ENOSPC) in text:  # no fault of the code: its place is no help
+        lines = text.splitlines()
+        text = next((line for line in reversed(lines) if re.match(r"\w*Error: ", line)), lines[-1])
     at_work = f"; images being loaded: {', '.join(files)}" if files else ""
-    return f"loading a batch failed: {str(error).strip()}{at_work}"
+    return f"loading a batch failed: {text}{at_work}"
 
 
 def _init_worker(worker: int) -> None:

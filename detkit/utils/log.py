@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import rich
@@ -27,7 +29,7 @@ def set_up_logging(run_dir: str | Path | None = None, level: int = logging.INFO)
     logger.addHandler(_console_handler(level if is_main() else max(level, logging.WARNING)))
     if run_dir is not None:
         name = "log.txt" if is_main() else f"log_rank{rank()}.txt"
-        handler = logging.FileHandler(Path(run_dir) / name, encoding="utf-8")
+        handler = _LogFile(Path(run_dir) / name, encoding="utf-8")
         handler.setFormatter(logging.Formatter(_FORMAT))
         logger.addHandler(handler)
 
@@ -38,6 +40,20 @@ def close_logging() -> None:
         logger.removeHandler(handler)
         handler.close()
     logger.propagate = True
+
+
+class _LogFile(logging.FileHandler):
+    """A log that the disk has no room for is given up with one line: the run itself may still come to its end."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        logger.removeHandler(self)
+        with suppress(OSError):
+            self.close()
+        logger.warning("no more is written to %s: %s", self.baseFilename, error.strerror or error)
 
 
 def _console_handler(level: int) -> logging.Handler:

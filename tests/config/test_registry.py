@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from detkit.config import ConfigError, Registry, build, load_plugins, validate
+from detkit.config import ConfigError, Count, Registry, Share, build, load_plugins, validate
 from detkit.config.registry import resolve
 
 GADGETS = Registry("gadget", "test/gadget")
@@ -53,6 +54,26 @@ class Machine(Gadget):
         self.mode, self.size, self.spring, self.parts = mode, size, spring, parts
         self.named, self.make, self.table, self.num_classes = named, make, table, num_classes
         self.flag = flag
+
+
+@GADGETS
+class Picky(Gadget):
+    """Refuses what is small."""
+
+    def __init__(self, *, size: int) -> None:
+        if size < 0:
+            raise ValueError(f"size must not be negative: {size}")
+        self.size = size
+
+
+@GADGETS
+class Bounded(Gadget):
+    """Numbers with bounds."""
+
+    def __init__(
+        self, *, num: Count, share: Share = 0.5, pair: tuple[Count, Count] = (1, 1), none: Count | None = None
+    ) -> None:
+        self.num, self.share, self.pair, self.none = num, share, pair, none
 
 
 @dataclasses.dataclass
@@ -221,3 +242,27 @@ def test_plugins_join_and_a_broken_one_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("DETKIT_PLUGINS", "no_such_plugin")
     with pytest.raises(ConfigError, match="plugin 'no_such_plugin' cannot be imported: ModuleNotFoundError"):
         load_plugins()
+
+
+def test_a_factory_that_refuses_its_values_names_their_key():
+    """At the time of the call: then it may be that data, not the configuration, brings the last of them."""
+    make = build({"_target_": "Picky", "_partial_": True, "size": -1}, key="a.picky")
+    with pytest.raises(ConfigError, match=r"a\.picky: Picky: size must not be negative: -1"):
+        make()
+    assert make(size=2).size == 2
+    assert copy.deepcopy(make)(size=3).size == 3
+
+
+def test_bounds_of_numbers_are_told_with_everything_else():
+    node = {"_target_": "Bounded", "num": 0, "share": 1.5, "pair": [1, 0], "none": None}
+    with pytest.raises(ConfigError) as caught:
+        validate(node)
+    assert caught.value.errors == (
+        "num: must be int of 1 or more, not 0",
+        "share: must be float from 0 to 1, not 1.5",
+        "pair: must be a list of 2: int of 1 or more, int of 1 or more, not [1, 0]",
+    )
+    bounded = build({"_target_": "Bounded", "num": 1, "share": 1, "pair": [2, 3]})
+    assert (bounded.num, bounded.share, bounded.pair) == (1, 1.0, (2, 3))
+    with pytest.raises(ConfigError, match="none: must be int of 1 or more or null, not -1"):
+        validate({"_target_": "Bounded", "num": 1, "none": -1})

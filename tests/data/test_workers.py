@@ -98,3 +98,13 @@ def test_a_parcel_survives_the_thread_that_pins_it(data, monkeypatch):
     refusal = pin_memory(Refusal(ValueError("x")))
     assert isinstance(refusal, Refusal)
     assert str(refusal.error) == "x"
+
+
+@pytest.mark.parametrize("how", ["full", "shared memory"])
+def test_a_full_disk_in_a_worker_is_one_line(data, how):
+    """The first as the system tells it, the second as torch does; where in the code is no help."""
+    with pytest.raises(WorkerError, match="No space left on device") as caught:
+        take(train(data, [Broken(how)], num_workers=1, timeout=30), 3)
+    assert str(caught.value).startswith("loading a batch failed: ")
+    assert "Traceback" not in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1

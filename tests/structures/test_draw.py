@@ -1,10 +1,13 @@
 """Pictures of boxes: what is drawn where."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 
-from detkit.structures.draw import class_color, contact_sheet, draw_boxes
+from detkit.structures.draw import PNG_METADATA, class_color, contact_sheet, draw_boxes, encode_png, is_own_png
 
 GRAY = np.full((200, 300, 3), 90, np.uint8)
 NAMES = ["cat", "dog", "a much longer name of a class"]
@@ -98,3 +101,18 @@ def test_contact_sheet_fits_all_images_into_cells():
     assert contact_sheet(images[:1], columns=4, cell=100, gap=0).shape == (100, 100, 3)
     with pytest.raises(ValueError, match="a contact sheet needs images"):
         contact_sheet([])
+
+
+def test_a_png_of_detkit_is_known_by_its_content(tmp_path):
+    """Whoever wrote it, OpenCV or matplotlib; and any reader gets its pixels."""
+    picture = draw_boxes(GRAY, np.array([[50, 60, 150, 160]]), [0], NAMES)
+    (tmp_path / "own.png").write_bytes(encode_png(picture))
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "own.png"))[..., ::-1], picture)
+    with Image.open(tmp_path / "own.png") as image:
+        assert image.info == PNG_METADATA
+        np.testing.assert_array_equal(np.asarray(image), picture)
+    Figure(figsize=(1, 1)).savefig(tmp_path / "figure.png", metadata=PNG_METADATA)
+    cv2.imwrite(str(tmp_path / "other.png"), picture)
+    (tmp_path / "text.png").write_text("detkit")
+    known = {name: is_own_png(tmp_path / f"{name}.png") for name in ("own", "figure", "other", "text", "gone")}
+    assert known == {"own": True, "figure": True, "other": False, "text": False, "gone": False}

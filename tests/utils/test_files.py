@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import platform
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from detkit.utils.files import atomic_write
+from detkit.utils.files import JsonList, atomic_write, named, output_folder, write_picture
 
 
 def names(folder: Path) -> list[str]:
@@ -114,3 +115,97 @@ def test_what_dead_processes_left_is_removed_and_what_living_ones_write_is_not(t
 def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="gone"):
         atomic_write(tmp_path / "gone" / "x", b"1")
+
+
+def full(*_: Any, **__: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_errors_name_the_file_that_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the hidden one that is written first, and not none."""
+    for write in (atomic_write, write_picture):
+        with pytest.raises(FileNotFoundError) as caught:
+            write(tmp_path / "gone" / "x.png", b"1")
+        assert caught.value.filename == str(tmp_path / "gone" / "x.png")
+    monkeypatch.setattr(os, "replace", full)
+    for write in (atomic_write, write_picture):
+        with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / 'x.png'}'"):
+            write(tmp_path / "x.png", b"1")
+    assert names(tmp_path) == []
+    with pytest.raises(OSError, match="a message of its own"), named("x"):
+        raise OSError("a message of its own")
+
+
+def test_a_list_of_json_is_whole_after_every_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text("what was there before, which is longer")
+    rows = JsonList(path)
+    told: list[Any] = []
+    assert json.loads(path.read_text()) == told
+    for more in ([], [{"a": "ü\n"}], [1, 2.5], [], [None]):
+        rows.extend(more)
+        told += more
+        assert json.loads(path.read_text()) == told
+    assert len(rows) == 4
+    rows.close()
+    assert json.loads(path.read_text()) == told
+    assert names(tmp_path) == ["rows.json"]
+
+
+def test_a_list_of_json_keeps_its_rows_where_the_next_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After half of them, so that the end of the list is overwritten already."""
+    rows = JsonList(tmp_path / "rows.json")
+    rows.extend([{"image_id": 1}])
+    pwrite, room = os.pwrite, [7]
+
+    def until_full(file: int, content: bytes, place: int) -> int:
+        if len(content) <= 3:
+            return pwrite(file, content, place)
+        if not room:
+            full()
+        return pwrite(file, content[: room.pop()], place)
+
+    monkeypatch.setattr(os, "pwrite", until_full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*rows.json'"):
+        rows.extend([{"image_id": 2}, {"image_id": 3}])
+    assert json.loads((tmp_path / "rows.json").read_text()) == [{"image_id": 1}]
+    assert len(rows) == 1
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="JSON"):
+        rows.extend([float("nan")])
+    rows.extend([{"image_id": 4}])
+    rows.close()
+    assert json.loads((tmp_path / "rows.json").read_text()) == [{"image_id": 1}, {"image_id": 4}]
+
+
+def test_a_folder_for_results_is_made_and_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with output_folder(tmp_path / "a" / "b") as folder:
+        assert folder.is_dir()
+    assert names(folder) == []
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(NotADirectoryError) as caught, output_folder(path):
+            pass
+        assert caught.value.filename == str(path)
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with pytest.raises(OSError, match="No space left on device"), output_folder(tmp_path / "c" / "d"):
+        pass
+    assert names(tmp_path) == ["a", "file"], "what it made for nothing is gone"
+
+
+def test_a_folder_stays_where_there_is_something_in_it_or_was_before(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+
+    def work(name: str) -> None:
+        with output_folder(tmp_path / name) as folder:
+            if name == "a/b":
+                (folder / "result").touch()
+            raise KeyboardInterrupt
+
+    for name in ("empty", "a/b", "c/d"):
+        with pytest.raises(KeyboardInterrupt):
+            work(name)
+    assert names(tmp_path) == ["a", "empty"]
+    assert (tmp_path / "a" / "b" / "result").exists()

@@ -78,3 +78,21 @@ def test_track_hands_on_every_item(monkeypatch: pytest.MonkeyPatch, is_terminal:
     monkeypatch.setattr("rich.get_console", lambda: console)
     assert list(track(iter("abc"), 3, "reading")) == ["a", "b", "c"]
     assert ("reading" in console.export_text()) == is_terminal
+
+
+def test_a_log_that_cannot_be_written_is_given_up_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run itself may come to its end all the same."""
+    set_up_logging(tmp_path)
+    file = next(handler for handler in logger.handlers if isinstance(handler, logging.FileHandler))
+
+    def full(_: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(file, "stream", type("Full", (), {"write": staticmethod(full), "close": lambda self: None})())
+    for i in range(3):
+        logger.info("message %d", i)
+    lines = [line.split(maxsplit=2)[2] for line in capsys.readouterr().err.splitlines()]
+    told = f"no more is written to {tmp_path / 'log.txt'}: No space left on device"
+    assert sorted(lines) == sorted(["message 0", told, "message 1", "message 2"])

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
 from detkit.config import CALLBACKS
 from detkit.engine.callbacks.callback import Callback
 from detkit.engine.records import EvaluationRecord, FitResult, FitStart, StepRecord
-from detkit.utils.files import atomic_write
+from detkit.utils.files import atomic_write, named
 
 HEADER = ("step", "split", "name", "value")
 
@@ -46,15 +47,17 @@ class MetricsCsv(Callback):
 
     def _write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         assert self._file is not None
-        csv.writer(self._file, lineterminator="\n").writerows(
-            [step, split, name, repr(v)] for name, v in values.items()
-        )
-        self._file.flush()
+        with named(self._file.name):
+            csv.writer(self._file, lineterminator="\n").writerows(
+                [step, split, name, repr(v)] for name, v in values.items()
+            )
+            self._file.flush()
 
     def _close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            with suppress(OSError):  # what could not be written has been told; closing tries once more
+                file.close()
 
 
 def _rows_up_to(path: Path, step: int) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detkit.config import CALLBACKS
@@ -9,6 +11,7 @@ from detkit.engine.callbacks.callback import Callback
 from detkit.engine.evaluation import NUM_EXAMPLES, Example
 from detkit.engine.records import EvaluationRecord, FitResult, FitStart, StepRecord
 from detkit.structures.draw import draw_boxes
+from detkit.utils.files import named
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -30,6 +33,7 @@ class TensorBoardWriter(Callback):
             raise ValueError(f"min_score must be in [0, 1], not {min_score}")
         self._num_images, self._min_score = num_images, min_score
         self._writer: SummaryWriter | None = None
+        self._folder = Path()
         self._names: tuple[str, ...] = ()
         self._truth_is_shown = False
 
@@ -38,27 +42,31 @@ class TensorBoardWriter(Callback):
 
         # What an earlier process wrote after the step that this one goes on from is hidden.
         purge = start.step + 1 if start.step else None
-        self._writer = SummaryWriter(str(start.run_dir / "tensorboard"), purge_step=purge)
+        self._folder = start.run_dir / "tensorboard"
+        self._writer = SummaryWriter(str(self._folder), purge_step=purge)
         self._names = start.categories.names
         self._truth_is_shown = False
 
     def on_step_end(self, record: StepRecord) -> None:
         assert self._writer is not None
         if record.logged:
-            for name, value in record.scalars().items():
-                self._writer.add_scalar(f"train/{name}", value, record.step)
+            with named(self._folder):
+                for name, value in record.scalars().items():
+                    self._writer.add_scalar(f"train/{name}", value, record.step)
 
     def on_evaluation_end(self, record: EvaluationRecord) -> None:
         assert self._writer is not None
-        for name, value in record.result.metrics.items():
-            self._writer.add_scalar(f"val/{name}", value, record.step)
-        for example in record.result.examples[: self._num_images]:
-            self._add_pictures(f"image {example.meta.image_id}", example, record.step)
-        self._truth_is_shown = True
-        self._writer.flush()
+        with named(self._folder):
+            for name, value in record.result.metrics.items():
+                self._writer.add_scalar(f"val/{name}", value, record.step)
+            for example in record.result.examples[: self._num_images]:
+                self._add_pictures(f"image {example.meta.image_id}", example, record.step)
+            self._truth_is_shown = True
+            self._writer.flush()
 
     def on_exception(self, error: BaseException) -> None:
-        self._close()
+        with suppress(OSError):  # a full disk must not take the place of what the run stops with
+            self._close()
 
     def on_fit_end(self, result: FitResult) -> None:
         self._close()
@@ -75,6 +83,7 @@ class TensorBoardWriter(Callback):
             self._writer.add_image(f"{title}/truth", picture, step, dataformats="HWC")
 
     def _close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with named(self._folder):
+                writer.close()
