@@ -131,9 +131,9 @@ def find_damaged(dataset: DetectionDataset) -> dict[str, str]:
         except ImageError as error:
             damaged[file] = str(error)
         else:
-            complaints = [line for line in said if line.startswith(JPEG_COMPLAINTS)]
-            if complaints:
-                damaged[file] = f"{file}: damaged inside: {complaints[0]}"
+            complaint = next((line for line in said if line.startswith(JPEG_COMPLAINTS)), None)
+            if complaint is not None:
+                damaged[file] = f"{file}: damaged inside: {complaint}"
     return damaged
 
 

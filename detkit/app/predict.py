@@ -22,7 +22,7 @@ from detkit.app.stored import Stored, load_stored
 from detkit.config import ConfigError, build
 from detkit.data.datasets.unlabelled import VIDEO_SUFFIXES, ImageFiles, InMemory, Picture, VideoFrames
 from detkit.data.decode import ImageError
-from detkit.engine.evaluation import autocast, check_precision, to_device
+from detkit.engine.evaluation import Precision, autocast, check_precision, to_device
 from detkit.evaluation.results import restore
 from detkit.structures import Detections, ImageMeta
 from detkit.structures.draw import draw_boxes
@@ -113,7 +113,7 @@ class Detection:
         self._loader: Callable[..., Any] = build(node, key="data.loader.val")
         self._transforms = build_transforms(stored.config["transform"]["val"], "transform.val")
         self._detector = stored.augmented(options.tta)
-        self._precision = options.precision or stored.config["trainer"]["precision"]
+        self._precision: Precision = options.precision or stored.config["trainer"]["precision"]
         check_precision(self._precision, stored.device)
         self._stored, self._batch_size, self._faults = stored, options.batch_size, faults
 

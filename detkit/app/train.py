@@ -18,6 +18,7 @@ from detkit.app.costs import costs
 from detkit.app.entry import run_tool
 from detkit.app.init_from import initialize
 from detkit.app.manifest import check_data, data_hash, find_restarted, write_manifest
+from detkit.app.objects import refuse_nothing_to_learn, warn_of_limits, warn_of_validation
 from detkit.app.processes import launcher_mark, process_group, with_sync_bn
 from detkit.app.report import KeepBest, report_training
 from detkit.app.run_folder import RESULT, find_run, write_result
@@ -153,6 +154,7 @@ def build_trainer(cfg: DictConfig, folder: Path, resumed: bool = False) -> tuple
     with dist.main_first():  # a data set may be made on first use
         train_set = build_dataset(node["data"]["train"], "data.train")
         val_set = None if node["data"]["val"] is None else build_dataset(node["data"]["val"], "data.val")
+    refuse_nothing_to_learn(train_set)
     if val_set is not None:
         check_same_classes(train_set.categories, val_set.categories, "data.val")
     if resumed:
@@ -178,6 +180,8 @@ def build_trainer(cfg: DictConfig, folder: Path, resumed: bool = False) -> tuple
         )
         if node.get("evaluator") is not None:
             evaluator = build(node["evaluator"], key="evaluator")(categories=val_set.categories, truths=val_set.truths)
+        warn_of_validation(train_set, val_set, evaluator, node["trainer"].get("monitor", "AP"))
+    warn_of_limits(val_set or train_set, "data.train" if val_set is None else "data.val", detector, evaluator)
     batch_size = node["data"]["loader"]["train"]["batch_size"] * node["trainer"]["accumulate"]
     optimizer = build(node["optim"], key="optim")(detector, batch_size)
     logger.info("%d trainable parameters on %s", _num_trainable(detector), device)

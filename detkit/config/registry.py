@@ -143,6 +143,11 @@ def resolve(target: str) -> type:
     return found
 
 
+def known_names() -> Iterable[str]:
+    """The names of all registered components."""
+    return _BY_NAME
+
+
 def is_registered(cls: type) -> bool:
     """Whether ``cls`` itself is a registered component."""
     return _BY_NAME.get(cls.__name__, (None,))[0] is cls

@@ -20,6 +20,7 @@ from detkit.config.registry import (
     ConfigError,
     did_you_mean,
     is_registered,
+    known_names,
     parameters,
     resolve,
     runtime_arguments,
@@ -152,13 +153,25 @@ def _check_call(node: Mapping[str, Any], cls: type, key: str) -> Iterator[str]:
         else:
             what = "argument" if "_target_" in node else "key"
             names = [n for n in known if n not in late]
-            yield f"{here}: no {what} {name!r}{did_you_mean(name, names)}"
+            yield f"{here}: no {what} {name!r}{_in_a_part(node, key, name) or did_you_mean(name, names)}"
     complete = not partial or late != RUNTIME_ARGUMENTS  # a factory of our own lacks only what arrives late
     for name, parameter in known.items():
         required = complete and parameter.default is parameter.empty and name not in late
         if required and name not in node:
             here = f"{key}.{name}" if key else name
             yield f"{here}: missing{_needed(parameter.annotation)}"
+
+
+def _in_a_part(node: Mapping[str, Any], key: str, name: str) -> str:
+    """Where one of the parts of ``node`` takes the argument ``name``."""
+    for part, value in node.items():
+        if (
+            is_component(value)
+            and value["_target_"] in known_names()
+            and name in parameters(resolve(value["_target_"]))
+        ):
+            return f"; did you mean {key}.{part}.{name}?" if key else f"; did you mean {part}.{name}?"
+    return ""
 
 
 def _check_value(value: Any, annotation: Any, key: str) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
-from typing import BinaryIO
+from typing import IO
 
 import cv2
 import numpy as np
@@ -22,9 +22,6 @@ FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
 _SIDEWAYS = (5, 6, 7, 8)
 _WIDTH_TAG, _HEIGHT_TAG, _ORIENTATION_TAG = 0x0100, 0x0101, 0x0112
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-
-#: Bytes read at a time where only the header is wanted: few pictures have more of it.
-_HEADER_BLOCK = 4096
 _END_OF_JPEG = b"\xff\xd9"
 
 
@@ -74,7 +71,7 @@ def read_size(file: str) -> tuple[int, int]:
         ImageError: as :func:`read_image`, save that a cut-off file is not noticed.
     """
     try:
-        with open(file, "rb", buffering=_HEADER_BLOCK) as stream:
+        with open(file, "rb", buffering=0) as stream:
             if not os.fstat(stream.fileno()).st_size:
                 raise ImageError(f"{file}: the file is empty (0 bytes)")
             header = _open(file, stream)
@@ -95,7 +92,7 @@ def _read(file: str) -> bytes:
     return data
 
 
-def _open(file: str, stream: BinaryIO) -> Image.Image:
+def _open(file: str, stream: IO[bytes]) -> Image.Image:
     try:
         header = Image.open(stream, formats=FORMATS)
     except Image.DecompressionBombError as error:
@@ -160,7 +157,7 @@ def _orientation(header: Image.Image) -> int:
 
 def _late_exif(header: Image.Image) -> bytes:
     """The EXIF that a PNG may have after its pixels: Pillow would decode those first. Only chunk heads are read."""
-    stream = header.fp
+    stream = getattr(header, "fp", None)
     if header.format != "PNG" or stream is None:
         return b""
     before = stream.tell()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import weakref
 from abc import ABC, abstractmethod
@@ -127,7 +128,8 @@ def worker_deaths_explained() -> Iterator[None]:
 def _told(error: Exception, files: Sequence[str]) -> str:
     text = str(error).strip()
     if isinstance(error, OSError) or os.strerror(errno.ENOSPC) in text:  # no fault of the code: its place is no help
-        text = text.splitlines()[-1]
+        lines = text.splitlines()
+        text = next((line for line in reversed(lines) if re.match(r"\w*Error: ", line)), lines[-1])
     at_work = f"; images being loaded: {', '.join(files)}" if files else ""
     return f"loading a batch failed: {text}{at_work}"
 

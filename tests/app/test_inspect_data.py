@@ -139,3 +139,38 @@ def test_help_names_the_data_sets_and_keys(tmp_path, monkeypatch, capsys):
     assert "data: bccd, coco, coco2017, shapes" in shown
     assert "check_images: true" in shown
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_jpeg_that_is_damaged_inside_is_named(tmp_path):
+    root = write_coco(tmp_path / "set", [image(1, file_name="1.jpg"), image(2, file_name="2.jpg")], [])
+    file = root / "images" / "1.jpg"
+    content = file.read_bytes()
+    half = len(content) // 2 + 100
+    file.write_bytes(content[:half] + content[half + (len(content) - half) // 2 :])
+    assert CocoDataset(root=str(root)).read(0).shape == (48, 64, 3)  # decoders say nothing
+    numbers = inspect(CocoDataset(root=str(root)), tmp_path / "out")
+    assert list(numbers["damaged"]) == [str(file)]
+    assert f"damaged: {file}: damaged inside: Corrupt JPEG data" in (tmp_path / "out" / "report.txt").read_text()
+
+
+def test_a_refused_data_set_is_inspected_all_the_same(root, tmp_path, monkeypatch, capsys):
+    bad = [
+        annotation(17, 1, [1, 2, math.nan, 4]),
+        annotation(18, 1, [1, 2, 3, 4], "3"),
+        annotation(19, 2, [1, 1, 9, 9]),
+    ]
+    write_coco(root, [image(1), image(2)], bad)
+    (root / "images" / "2.png").write_bytes(b"no picture")
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch, tmp_path, "data=coco", f"data.root={root}")
+    assert caught.value.code != 0
+    shown = capsys.readouterr()
+    assert "boxes that are not four finite numbers: 1 (left out): annotation 17 of 1.png" in shown.out
+    assert f"damaged: {root / 'images' / '2.png'}: not a readable image" in shown.out
+    for told in (
+        "four finite numbers (1): annotation 17",
+        "unknown category (1): annotation 18 of 1.png: category '3'",
+    ):
+        assert told in shown.err
+    (folder,) = (tmp_path / "runs" / "inspect_data").iterdir()
+    assert {p.name for p in folder.iterdir()} == FILES

@@ -3,7 +3,7 @@
 import pytest
 
 from detkit.app.schema import TrainSchema
-from detkit.config import validate
+from detkit.config import ConfigError, validate
 from detkit.models import build_detector
 from detkit.structures import Categories
 from tests.app.test_configs import composed, settled
@@ -62,6 +62,18 @@ def test_what_presets_say_goes_too():
     cfg, notes = settled("model=retinanet", "model/head=retinanet_giou", "loss@model.head.box_loss=L1")
     assert cfg.model.head.box_loss.weight == 1.0
     assert "for GIoULoss: weight=2.0" in notes[0]
+
+
+def test_an_argument_of_a_part_is_named_with_its_key():
+    with pytest.raises(ConfigError) as caught:
+        validate(
+            composed("experiment=quickstart", "model.head.roi.max_detections=300", "model.head.roi.hidden=[8]"),
+            TrainSchema,
+        )
+    assert caught.value.errors == (
+        "model.head.roi.max_detections: no argument 'max_detections'; did you mean model.head.roi.selector.max_detections?",
+        "model.head.roi.hidden: no argument 'hidden'; did you mean model.head.roi.network.hidden?",
+    )
 
 
 def test_nothing_chosen_nothing_changed():

@@ -2,11 +2,12 @@
 
 import json
 import re
+from html.parser import HTMLParser
 
 import numpy as np
 from rich.console import Console
 
-from detkit.app import inspect_data, list_components, train
+from detkit.app import inspect_data, list_components, page, train
 from detkit.app.compare.figures import _name_rows
 from detkit.config import Count, Registry
 from detkit.evaluation import CocoEvaluator
@@ -70,7 +71,7 @@ def test_inspect_data_shows_such_names(tmp_path, monkeypatch, capsys):
     assert str(tmp_path / "out [/x]") in output.replace("\n", "")
 
 
-def test_tables_and_pages():
+def test_the_table_by_class():
     categories = Categories(NAMES, tuple(range(1, len(NAMES) + 1)))
     n = len(NAMES)
     truth = GroundTruth(
@@ -81,6 +82,36 @@ def test_tables_and_pages():
     evaluator.merge([EvaluatorState(np.array([1]), Results.empty())])
     for name in NAMES:
         assert f" {name} " in shown(evaluator.compute().per_class_table()), name
+
+
+class Texts(HTMLParser):
+    """The texts of a page, without its marks."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.texts = []
+        self.feed(html)
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def test_pages_show_names_as_they_stand():
+    line = ([0.0, 1.0], [1.0, 0.0])
+    counts = np.ones((len(NAMES), len(NAMES)), int)
+    parts = {
+        "table": page.table(NAMES, [NAMES]),
+        "matrix": page.matrix(counts, NAMES, NAMES),
+        "curves": page.curves(dict.fromkeys(NAMES, line), "x", "y"),
+        "bars": page.bars([page.Bar(name, 1, "1") for name in NAMES]),
+        "legend": page.legend(dict.fromkeys(NAMES, (0, 0, 0))),
+        "advice": page.advice([(name, "") for name in NAMES]),
+        "tiles": page.tiles(dict.fromkeys(NAMES, "1")),
+        "pictures": page.pictures([(np.zeros((4, 4, 3), np.uint8), name, "") for name in NAMES]),
+        "sections": page.page("", "", [page.section(name, note=name) for name in NAMES]),
+    }
+    for kind, html in parts.items():
+        assert set(NAMES) <= set(Texts(html).texts), kind
 
 
 def test_figures_show_a_dollar_as_it_stands():

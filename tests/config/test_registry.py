@@ -13,7 +13,7 @@ import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from detkit.config import ConfigError, Registry, build, load_plugins, validate
+from detkit.config import ConfigError, Count, Registry, Share, build, load_plugins, validate
 from detkit.config.registry import resolve
 
 GADGETS = Registry("gadget", "test/gadget")
@@ -54,6 +54,26 @@ class Machine(Gadget):
         self.mode, self.size, self.spring, self.parts = mode, size, spring, parts
         self.named, self.make, self.table, self.num_classes = named, make, table, num_classes
         self.flag = flag
+
+
+@GADGETS
+class Picky(Gadget):
+    """Refuses what is small."""
+
+    def __init__(self, *, size: int) -> None:
+        if size < 0:
+            raise ValueError(f"size must not be negative: {size}")
+        self.size = size
+
+
+@GADGETS
+class Bounded(Gadget):
+    """Numbers with bounds."""
+
+    def __init__(
+        self, *, num: Count, share: Share = 0.5, pair: tuple[Count, Count] = (1, 1), none: Count | None = None
+    ) -> None:
+        self.num, self.share, self.pair, self.none = num, share, pair, none
 
 
 @dataclasses.dataclass

@@ -78,6 +78,10 @@ class Broken(Transform):
                 raise ValueError("too dark")
             if self.how == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if self.how == "full":
+                raise OSError(28, os.strerror(28), "/tmp/made")
+            if self.how == "shared memory":
+                raise RuntimeError("unable to write to file </torch_1_2_3>: No space left on device (28)")
             if self.how == "hang":
                 time.sleep(3)
             if self.how == "float":

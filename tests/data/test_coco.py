@@ -315,3 +315,136 @@ def test_the_same_annotations_as_pycocotools_reads(tmp_path):
         assert [data.categories.ids[k] for k in truth.labels] == [a["category_id"] for a in expected]
         assert truth.crowd.tolist() == [bool(a["iscrowd"]) for a in expected]
         assert truth.area.tolist() == [a["area"] for a in expected]
+
+
+def test_all_kinds_of_faults_are_told_at_once(tmp_path):
+    annotations = [
+        annotation(1, 1, [1, 1, 9, 9]),
+        annotation(2, 1, [1, 2, math.nan, 4]),
+        annotation(3, 1, [1, 1, 9, 9], 99),
+        annotation(4, 5, [1, 1, 9, 9]),
+        annotation(5, 1, [1, 1, 0, 9]),
+    ]
+    write_coco(tmp_path, [image(1), image(2)], annotations)
+    (tmp_path / "images" / "2.png").unlink()
+    first, *others = error_of(tmp_path).split("\n  ")
+    assert first.startswith(f"{tmp_path / 'train.json'}: missing image files (1): ")
+    starts = ("annotations of an unknown image (1)", "boxes that are not", "annotations of an unknown category (1)")
+    assert [line.startswith(s) for line, s in zip(others, (*starts, "boxes without area: 1"), strict=True)] == [
+        True
+    ] * 4
+
+
+def test_all_kinds_of_broken_records_are_told_at_once(tmp_path):
+    content = {
+        "images": [image(1), image(2, height="48"), image(3, file_name=7)],
+        "annotations": [annotation(1, "1", [1, 1, 9, 9]), {"id": 2, "image_id": 2}, annotation(3, 2, [1, 1, 9, 9])],
+        "categories": [*CATEGORIES, {"id": 4, "name": 7}, {"id": 5, "name": True}, {"id": 6, "name": None}],
+    }
+    path = write_json(tmp_path, content)
+    assert error_of(tmp_path).split("\n  ")[:6] == [
+        f"{path}: categories[2]: 'name' must be text, not 7 (and 2 more)",
+        "images[1]: 'height' must be a whole number, not '48'",
+        "images[2]: 'file_name' must be text, not 7",
+        "annotations[0]: 'image_id' must be a whole number, not '1'",
+        "not a COCO file: annotations[1] has no 'bbox'",
+        "not a COCO file: annotations[1] has no 'category_id'",
+    ]
+    assert "unknown image" not in error_of(tmp_path)  # image 2 is there, only broken
+
+
+@pytest.mark.parametrize("flag", [0, 1, True, False, "0", "1", "true", "False", " 1 ", 1.0])
+def test_flags_that_are_some(tmp_path, flag):
+    data = open_set(write_coco(tmp_path, [image(1)], [annotation(1, 1, [1, 1, 9, 9], iscrowd=flag)]))
+    assert data.truths[0].crowd.tolist() == [str(flag).strip().lower() in ("1", "true", "1.0")]
+
+
+@pytest.mark.parametrize("flag", ["yes", "", 2, -1, 0.5, None, [], [0], {}, "01", math.nan])
+def test_flags_that_are_none(tmp_path, flag):
+    write_coco(tmp_path, [image(1)], [annotation(1, 1, [1, 1, 9, 9]), annotation(8, 1, [2, 2, 9, 9], iscrowd=flag)])
+    assert (
+        f"iscrowd that is no flag (1): annotation 8 of 1.png: category 3, box [2, 2, 9, 9], iscrowd {flag!r}. "
+        "A flag is one of 0, 1, true, false. Correct"
+    ) in error_of(tmp_path)
+    assert open_set(tmp_path, on_bad_annotation="skip").report.num_boxes == 1
+
+
+@pytest.mark.parametrize("category", ["3", True, None, [3], 3.5])
+def test_a_category_that_is_no_number_is_shown_as_it_stands(tmp_path, category):
+    categories = [{"id": 1, "name": "a"}, {"id": 3, "name": "b"}]
+    write_coco(tmp_path, [image(1)], [annotation(8, 1, [1, 2, 3, 4], category)], categories)
+    assert f"annotation 8 of 1.png: category {category!r}, box [1, 2, 3, 4]. Known are 1, 3. " in error_of(tmp_path)
+
+
+AREAS = [(-5, "negative areas"), (0.79, "areas that do not fit"), (1000, "areas that do not fit"), (0.08, "areas that do not fit"), (0, "areas that do not fit")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("area", "problem"), AREAS)
+def test_areas_that_no_mask_in_the_box_has(tmp_path, area, problem):
+    data = open_set(write_coco(tmp_path, [image(1)], [annotation(4, 1, [1, 1, 20, 20], area=area)]))
+    (finding,) = data.report.findings
+    assert finding.problem.startswith(problem)
+    assert finding.examples == (f"annotation 4 of 1.png: category 3, box [1, 1, 20, 20], area {area:g}",)
+    assert data.truths[0].area.tolist() == [area]  # the evaluator sees the file's own
+
+
+@pytest.mark.parametrize(
+    ("box", "area"),
+    [([1, 1, 40, 40], 4), ([1, 1, 20, 20], 15), ([1, 1, 20, 20], 400.1), ([3, 3, 1, 1], 5), ([3, 3, 2, 2], 0.5)],
+)
+def test_areas_of_thin_and_small_masks_are_no_finding(tmp_path, box, area):
+    assert not open_set(write_coco(tmp_path, [image(1)], [annotation(4, 1, box, area=area)])).report.findings
+
+
+def test_an_area_that_is_text_is_shown(tmp_path):
+    data = open_set(write_coco(tmp_path, [image(1)], [annotation(4, 1, [1, 1, 4, 5], area="20")]))
+    assert data.truths[0].area.tolist() == [20]
+    assert "annotations without an area: 1 (width times height is used): annotation 4 of 1.png" in str(data.report)
+    assert "area '20'" in str(data.report)
+
+
+@pytest.mark.parametrize("box", [[0.15, 0.2, 0.3, 0.4], [0, 0, 1, 1], [0.5, 0.5, 0.9, 0.9], [0.5, 0.5, 0.03, 0.02]])
+def test_boxes_in_shares_of_the_image(tmp_path, box):
+    data = open_set(write_coco(tmp_path, [image(1)], [annotation(4, 1, box), annotation(5, 1, [1, 1, 9, 9])]))
+    assert data.report.count("boxes within the first pixel") == 1
+    assert f"annotation 4 of 1.png: category 3, box {box}" in str(data.report)
+
+
+@pytest.mark.parametrize("box", [[0, 0, 2, 1], [5.2, 0.1, 0.5, 0.5], [0, 0, 64, 48], [-3, -3, 10, 10]])
+def test_boxes_in_pixels_are_taken_for_no_shares(tmp_path, box):
+    data = open_set(write_coco(tmp_path, [image(1)], [annotation(4, 1, box)]))
+    assert not data.report.count("boxes within the first pixel")
+
+
+@pytest.mark.parametrize("written", ["sub/\u00e9t\u00e9.png", "sub\\\u00e9t\u00e9.png", "sub\\e\u0301te\u0301.png"])
+@pytest.mark.parametrize("on_disk", ["sub/\u00e9t\u00e9.png", "sub/e\u0301te\u0301.png"])
+def test_names_in_another_unicode_form_or_with_back_slashes_are_found(tmp_path, written, on_disk):
+    write_coco(tmp_path, [image(1, file_name=on_disk)], [])
+    content = json.loads((tmp_path / "train.json").read_text())
+    content["images"][0]["file_name"] = written
+    write_json(tmp_path, content)
+    data = open_set(tmp_path)
+    assert data.truths[0].file == str(tmp_path / "images" / on_disk)
+    assert data.read(0).shape == (48, 64, 3)
+
+
+@pytest.mark.parametrize("written", ["A.PNG", "a.jpg", "C:\\data\\images\\a.png", "x/a.png", "a .png"])
+def test_the_nearest_name_is_told(tmp_path, written):
+    write_coco(tmp_path, [image(1, file_name="a.png"), image(2, file_name="b.png")], [])
+    content = json.loads((tmp_path / "train.json").read_text())
+    content["images"][0]["file_name"] = written
+    write_json(tmp_path, content)
+    assert f"{tmp_path / 'images' / written} (there is {tmp_path / 'images' / 'a.png'})" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_json_with_a_byte_order_mark_or_in_utf_16(tmp_path, encoding):
+    write_coco(tmp_path, [image(1)], [])
+    path = tmp_path / "train.json"
+    path.write_bytes(path.read_text().encode(encoding))
+    assert len(open_set(tmp_path)) == 1
+
+
+def test_a_share_of_the_box_that_is_too_small(tmp_path):
+    data = open_set(write_coco(tmp_path, [image(1)], [annotation(4, 1, [1, 1, 40, 40], area=2)]))
+    assert data.report.count("areas that do not fit their box") == 1

@@ -173,3 +173,90 @@ def test_a_decompression_bomb_is_refused_before_it_is_unpacked(tmp_path, side, m
     file = write(tmp_path, content, "bomb.png")
     with pytest.raises(ImageError, match=rf"^{re.escape(file)}: .*(limit of {MAX_PIXELS} pixels|exceeds limit)"):
         read_image(file)
+
+
+TURNED = {
+    1: RGB,
+    2: RGB[:, ::-1],
+    3: RGB[::-1, ::-1],
+    4: RGB[::-1],
+    5: RGB.transpose(1, 0, 2),
+    6: np.rot90(RGB, -1),
+    7: RGB.transpose(1, 0, 2)[::-1, ::-1],
+    8: np.rot90(RGB),
+}
+CONTAINERS = {
+    "JPEG": {"kind": "JPEG"},
+    "PNG": {"kind": "PNG"},
+    "WebP": {"kind": "WEBP", "lossless": True},
+    "TIFF": {"kind": "TIFF"},
+    "BigTIFF": {"kind": "TIFF", "big_tiff": True},
+    "TIFF, LZW": {"kind": "TIFF", "compression": "tiff_lzw"},
+}
+
+
+@pytest.mark.parametrize("orientation", TURNED)
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_size_and_pixels_agree_for_every_orientation(tmp_path, container, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = write(tmp_path, encode(Image.fromarray(RGB), exif=exif, **CONTAINERS[container]))
+    image = read_image(file)
+    assert read_size(file) == image.shape[:2] == TURNED[orientation].shape[:2]
+    assert np.abs(image.astype(int) - TURNED[orientation]).mean() < 8
+    lying = read_image(file, (48, 64))  # annotations that count the pixels as they lie
+    assert np.abs(lying.astype(int) - (RGB if orientation >= 5 else TURNED[orientation])).mean() < 8
+
+
+@pytest.mark.parametrize("orientation", [6, 3])
+def test_16_bit_tiff_is_turned_too(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    gray = Image.fromarray(RGB[..., 0].astype(np.uint16) << 8)
+    file = write(tmp_path, encode(gray, "TIFF", exif=exif))
+    assert read_size(file) == TURNED[orientation].shape[:2]
+    np.testing.assert_array_equal(read_image(file)[..., 0], TURNED[orientation][..., 0])
+
+
+def test_exif_after_the_pixels_of_a_png_and_none_from_xmp(tmp_path):
+    content = sideways("PNG")
+    at = content.index(b"eXIf") - 4
+    length = 12 + int.from_bytes(content[at : at + 4], "big")
+    late = content[:at] + content[at + length : -12] + content[at : at + length] + content[-12:]
+    file = write(tmp_path, late)
+    assert read_size(file) == read_image(file).shape[:2] == (64, 48)
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    file = write(tmp_path, encode(Image.fromarray(RGB), "JPEG", xmp=xmp), "b.jpg")
+    assert read_size(file) == read_image(file).shape[:2] == (48, 64)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 300])
+def test_an_orientation_that_is_none(tmp_path, orientation):
+    for kind in ("JPEG", "TIFF"):
+        file = write(tmp_path, sideways(kind, orientation))
+        assert read_size(file) == read_image(file).shape[:2] == (48, 64)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "BMP", "PPM"])
+def test_a_size_needs_the_header_alone(tmp_path, kind, monkeypatch):
+    num_bytes = 0
+
+    class Counted(io.FileIO):
+        def read(self, size=-1):
+            nonlocal num_bytes
+            content = super().read(size)
+            num_bytes += len(content)
+            return content
+
+        def readinto(self, buffer):
+            raise AssertionError("all goes through read")
+
+    def count_reads(file, mode, buffering):
+        assert buffering == 0
+        return Counted(file)
+
+    noise = np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8)
+    file = write(tmp_path, encode(Image.fromarray(noise), kind))
+    monkeypatch.setattr("detkit.data.decode.open", count_reads, raising=False)
+    assert read_size(file) == (300, 400)
+    assert 0 < num_bytes < 2000 < 60_000 < len((tmp_path / "a.jpg").read_bytes())

@@ -187,3 +187,101 @@ def test_no_objects_at_all(tmp_path):
 def test_the_empty_list(tmp_path):
     write_voc(tmp_path, {"a": thing("cat", 2, 2, 9, 9)}, lines="\n")
     refused(tmp_path, "train.txt: the data set is empty: no images")
+
+
+def test_corners_of_0_prove_that_pixels_do_not_count_from_1(tmp_path):
+    write_voc(tmp_path, {"a": thing("cat", 0, 0, 63, 47) + thing("cat", 5, 6, 9, 9)})
+    report = open_set(tmp_path).report
+    assert report.count("corners of 0, where VOC counts from 1") == 1
+    assert "zero_based=true counts from 0, inclusive=false takes plain corners): object 1 of a: class 'cat'" in str(
+        report
+    )
+    data = open_set(tmp_path, zero_based=True)
+    np.testing.assert_array_equal(data.truths[0].boxes, [[0, 0, 64, 48], [5, 6, 5, 4]])
+    assert data.truths[0].area.tolist() == [64 * 48, 20]
+    assert data.report.findings == open_set(tmp_path, inclusive=False).report.findings == ()
+    refused(tmp_path, "zero_based: inclusive=false takes the corners as they are", zero_based=True, inclusive=False)
+
+
+REPEATED = {
+    ", 2 <bndbox>": lambda text: text.replace("<part>", "<bndbox><xmin>4</xmin></bndbox><part>"),
+    ", 2 <name>": lambda text: text.replace("<part>", "<name>dog</name><part>"),
+    ", 2 <xmin>": lambda text: text.replace("<xmin>2", "<xmin>3</xmin><xmin>2"),
+}
+
+
+@pytest.mark.parametrize("told", REPEATED)
+def test_what_an_object_has_twice_is_not_dropped(tmp_path, told):
+    write_voc(tmp_path, {"a": thing("cat", 20, 20, 29, 29) + REPEATED[told](thing("cat", 2, 2, 9, 9))})
+    with pytest.raises(ValueError, match=r"objects that have an element twice \(1\): object 2 of a: .*" + told):
+        open_set(tmp_path)
+    assert len(open_set(tmp_path, on_bad_annotation="skip").truths[0]) == 1
+
+
+@pytest.mark.parametrize(("flag", "crowd"), [("1", True), (" true ", True), ("False", False), ("0", False)])
+def test_words_for_difficult(tmp_path, flag, crowd):
+    write_voc(tmp_path, {"a": thing("cat", 2, 2, 9, 9, difficult=flag)})
+    assert open_set(tmp_path).truths[0].crowd.tolist() == [crowd]
+
+
+@pytest.mark.parametrize("flag", ["yes", "2", "", "Unspecified"])
+def test_difficult_that_is_no_flag(tmp_path, flag):
+    write_voc(tmp_path, {"a": thing("cat", 2, 2, 9, 9, difficult=flag)})
+    refused(tmp_path, f"<difficult> that is no flag (1): object 1 of a: class 'cat', corners [2.0, 2.0, 9.0, 9.0], difficult '{flag}'. A flag is")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "lines", ["my photo\r\nx 1\r\n\r\n", "\ufeffmy photo\nx 1", "my photo  1\nx 1 -1\n", "my photo  0\n  x 1  1"]
+)
+def test_names_with_spaces_in_lists(tmp_path, lines):
+    write_voc(tmp_path, {"my photo": thing("cat", 2, 2, 9, 9), "x 1": ""})
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_bytes(lines.encode())
+    assert [t.file.rpartition("/")[2] for t in open_set(tmp_path).truths] == ["my photo.jpg", "x 1.jpg"]
+
+
+def test_subfolders_and_other_spellings_of_names(tmp_path):
+    write_voc(tmp_path, {"a": thing("cat", 2, 2, 9, 9)}, lines="cam\\e\u0301\n")
+    for folder, ending in (("Annotations", "xml"), ("JPEGImages", "jpg")):
+        (tmp_path / folder / "cam").mkdir()
+        (tmp_path / folder / f"a.{ending}").rename(tmp_path / folder / "cam" / f"\u00e9.{ending}")
+    data = open_set(tmp_path)
+    assert data.read(0).shape == (48, 64, 3)
+    assert len(data.truths[0]) == 1
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "shift_jis", "utf-16", "utf-8-sig", "iso-8859-1", "windows-1251"])
+def test_xml_in_the_encoding_that_it_declares(tmp_path, encoding):
+    name = {"iso-8859-1": "\u00e9t\u00e9", "windows-1251": "\u043a\u043e\u0442"}.get(encoding, "\u732b")
+    write_voc(tmp_path, {"a": ""})
+    declared = f"<?xml version='1.0' encoding='{encoding.removesuffix('-sig')}'?>"
+    text = f"{declared}<annotation>{SIZE}{thing(name, 2, 2, 9, 9)}</annotation>"
+    (tmp_path / "Annotations" / "a.xml").write_bytes(text.encode(encoding))
+    assert open_set(tmp_path).categories.names == (name,)
+
+
+@pytest.mark.parametrize("declared", ["utf-8", "klingon", "gbk"])
+def test_xml_in_another_encoding_than_it_declares_names_the_file(tmp_path, declared):
+    write_voc(tmp_path, {"a": thing("cat", 2, 2, 9, 9), "b": thing("cat", 2, 2, 9, 9)})
+    text = f"<?xml version='1.0' encoding='{declared}'?><annotation><x>".encode() + b"\xff</x></annotation>"
+    (tmp_path / "Annotations" / "b.xml").write_bytes(text)
+    refused(tmp_path, f"unreadable annotation files (1): {tmp_path / 'Annotations' / 'b.xml'}: not XML: ")
+    assert len(open_set(tmp_path, on_bad_annotation="skip")) == 1
+
+
+def test_a_list_in_another_encoding_names_the_file(tmp_path):
+    write_voc(tmp_path, {"a": thing("cat", 2, 2, 9, 9)})
+    listing = tmp_path / "ImageSets" / "Main" / "train.txt"
+    listing.write_bytes(b"\xe9\n")
+    refused(tmp_path, f"{listing}: 'utf-8' codec can't decode byte 0xe9")
+
+
+def test_xml_of_another_kind(tmp_path):
+    write_voc(tmp_path, {"a": thing("cat", 2, 2, 9, 9)})
+    (tmp_path / "Annotations" / "a.xml").write_text(f"<all><annotation>{thing('cat', 2, 2, 9, 9)}</annotation></all>")
+    refused(tmp_path, "a.xml: not VOC's XML: the outermost element is <all>, not <annotation>")
+
+
+def test_shares_of_the_image_taken_for_pixels(tmp_path):
+    write_voc(tmp_path, {"a": thing("cat", 0.1, 0.2, 0.4, 0.6) + thing("cat", 2, 2, 9, 9)})
+    for inclusive in (True, False):
+        assert open_set(tmp_path, inclusive=inclusive).report.count("boxes within the first pixel") == 1

@@ -160,3 +160,108 @@ def test_missing_folders_and_the_empty_set(tmp_path):
 @pytest.mark.parametrize("names", ["names: 3", "classes: [a]", "names: {1: a, 2: b}", "[", "names: []"])
 def test_names_that_are_none(tmp_path, names):
     refused(write_yolo(tmp_path, {"a": ""}, names), f"{tmp_path / 'data.yaml'}: ")
+
+
+def test_subfolders_are_part_of_the_names(tmp_path):
+    labels = {"a": "0 0.5 0.5 0.1 0.1", "cam1/a": "1 0.5 0.5 0.1 0.1", "cam2/x/b": "0 0.5 0.5 0.1 0.1"}
+    for stem in labels:
+        (tmp_path / "labels" / "train" / stem).parent.mkdir(parents=True, exist_ok=True)
+    write_yolo(tmp_path, labels)
+    data = open_set(tmp_path)
+    assert [t.file.partition("train/")[2] for t in data.truths] == ["a.png", "cam1/a.png", "cam2/x/b.png"]
+    assert [t.labels.tolist() for t in data.truths] == [[0], [1], [0]]
+    (tmp_path / "images" / "train" / "cam1" / "a.png").unlink()
+    (tmp_path / "labels" / "train" / "cam2" / "x" / "b.txt").unlink()
+    refused(tmp_path, f"label files without an image (1): {tmp_path / 'labels' / 'train' / 'cam1' / 'a.txt'}")
+    assert "images without a label file: 1 (taken as empty): cam2/x/b" in str(
+        open_set(tmp_path, on_missing="skip").report
+    )
+
+
+def test_links_are_followed_once_and_hidden_folders_counted(tmp_path):
+    write_yolo(tmp_path, {"a": ""})
+    folder = tmp_path / "images" / "train"
+    write_picture(tmp_path / "elsewhere" / "b.png")
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    (folder / "back").symlink_to(folder)
+    write_picture(folder / ".thumbnails" / "a.png")
+    (folder / "c.heic").write_bytes(b"x")
+    report = open_set(tmp_path).report
+    assert report.num_images == 2
+    assert f"hidden folders: 1 (left out): {folder / '.thumbnails'}" in str(report)
+    assert f"files of unknown kind: 1 (left out): {folder / 'c.heic'}" in str(report)
+
+
+def test_names_in_another_unicode_form_and_endings_in_capitals(tmp_path):
+    write_yolo(tmp_path, {"\u00e9": "0 0.5 0.5 0.1 0.1"})
+    folder = tmp_path / "labels" / "train"
+    (folder / "\u00e9.txt").rename(folder / "e\u0301.TXT")
+    assert len(open_set(tmp_path).truths[0]) == 1
+
+
+def test_of_a_polygon_the_box_round_it_is_taken(tmp_path):
+    write_yolo(tmp_path, {"a": "0 0.25 0.5 0.5 0.25 0.75 1.0\n1 0.5 0.5 0.5 0.5\n0 .1 .1 .4 .1 .4 .5 .1 .5"})
+    data = open_set(tmp_path)
+    np.testing.assert_allclose(data.truths[0].boxes, [[16, 12, 32, 36], [16, 12, 32, 24], [6.4, 4.8, 19.2, 19.2]])
+    assert "polygons: 2 (the box round each is taken): line 1 of a: " in str(data.report)
+
+
+def test_keypoints_are_no_polygon_where_data_yaml_tells_of_them(tmp_path):
+    write_yolo(tmp_path, {"a": "0 0.5 0.5 0.5 0.5 0.4 0.4 2 0.6 0.6 0"}, "names: [cat]\nkpt_shape: [2, 3]\n")
+    data = open_set(tmp_path)
+    np.testing.assert_array_equal(data.truths[0].boxes, [[16, 12, 32, 24]])
+    assert [f.problem for f in data.report.findings] == ["boxes with keypoints"]
+    (tmp_path / "data.yaml").write_text("names: [cat]\nkpt_shape: 2\n")
+    refused(tmp_path, f"{tmp_path / 'data.yaml'}: 'kpt_shape' must be two whole numbers")
+
+
+@pytest.mark.parametrize("line", ["0 30 20 10 10", "0 10 10 40 10 40 50 10 50"])
+def test_pixels_where_shares_stand(tmp_path, line):
+    report = open_set(write_yolo(tmp_path, {"a": line})).report
+    assert report.count("numbers above 2, where shares of the image stand") == 1
+    assert f"these look like px): line 1 of a: {line!r}" in str(report)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "names: [yes, 007, null, 1.0, 1e3, ~, 2024-01-01, 'on']",
+        "names: {0: yes, 1: 007, 2: null, 3: 1.0, 4: 1e3, 5: ~, 6: 2024-01-01, 7: on}",
+        "\ufeffnames:\r\n- yes\r\n- 007\r\n- null\r\n- 1.0\r\n- 1e3\r\n- ~\r\n- 2024-01-01\r\n- on\r\n",
+    ],
+)
+def test_names_are_the_text_that_stands_in_the_file(tmp_path, names):
+    data = open_set(write_yolo(tmp_path, {"a": ""}, names))
+    assert data.categories.names == ("yes", "007", "null", "1.0", "1e3", "~", "2024-01-01", "on")
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        ("names: {0: cat, 0: dog}", "'names' must be a list of class names, or a mapping from 0, 1, ... to them"),
+        ("names: [[cat]]", "'names' must be a list of class names"),
+        ("names: [cat, '']", "the name of class 1 is empty"),
+        ("names: [cat]\nnames: [dog]", "'names' stands there 2 times"),
+    ],
+)
+def test_names_that_would_vanish(tmp_path, names, told):
+    refused(write_yolo(tmp_path, {"a": ""}, names), f"{tmp_path / 'data.yaml'}: {told}")
+
+
+def test_an_empty_line_among_names_would_shift_the_classes(tmp_path):
+    write_yolo(tmp_path, {"a": ""}, names=None)
+    (tmp_path / "classes.txt").write_bytes("\ufeffowl\r\nemu\r\n\r\n".encode())
+    assert open_set(tmp_path).categories.names == ("owl", "emu")
+    (tmp_path / "classes.txt").write_text("owl\n\nemu\n")
+    refused(tmp_path, f"{tmp_path / 'classes.txt'}: the name of class 1 is empty")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_label_files_with_a_byte_order_mark(tmp_path, encoding):
+    write_yolo(tmp_path, {"a": "", "b": ""})
+    file = tmp_path / "labels" / "train" / "a.txt"
+    file.write_bytes("1 0.5 0.5 0.5 0.5\r\n".encode(encoding))
+    assert open_set(tmp_path).truths[0].labels.tolist() == [1]
+    file.write_bytes(b"1 0.5 0.5 0.5 0.5 \xe9")
+    refused(tmp_path, f"unreadable label files (1): {file}: cannot be read: 'utf-8' codec can't decode")
+    assert [len(t) for t in open_set(tmp_path, on_bad_annotation="skip").truths] == [0, 0]

@@ -469,3 +469,33 @@ def test_published_checksums_are_whole(module: ModuleType) -> None:
     for archive in found:
         assert len(bytes.fromhex(archive.sha256)) == 32
         assert archive.size > 10**6
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (("</object>", "<bndbox><xmin>1</xmin></bndbox></object>"), "object 1 has more than one <bndbox>"),
+        (("<name>", "<difficult>yes</difficult><name>"), "<difficult> of object 1 is 'yes', not 0, 1, true or false"),
+        (("<annotation>", "<?xml version='1.0' encoding='gbk'?><annotation>"), "not readable: multi-byte encodings"),
+    ],
+)
+def test_xml_that_would_lose_something_is_refused(tmp_path: Path, changed: tuple[str, str], told: str) -> None:
+    from disk import FetchError
+    from voc_xml import Picture, to_coco
+
+    box = "<bndbox><xmin>0</xmin><ymin>2</ymin><xmax>8</xmax><ymax>9</ymax></bndbox>"
+    text = f"<annotation><size><width>64</width><height>48</height></size><object><name>x</name>{box}</object></annotation>"
+    path = tmp_path / "a.xml"
+    path.write_text(text)
+    _, counts = to_coco([Picture(1, "a.jpg", path)], ("x",), inclusive=True, description="")
+    assert "1 boxes with a corner of 0, where VOC counts from 1" in counts.describe()
+    path.write_text(text.replace(*changed))
+    with pytest.raises(FetchError, match=f"a.xml: {told}"):
+        to_coco([Picture(1, "a.jpg", path)], ("x",), inclusive=True, description="")
+
+
+def test_lists_with_marks_spaces_and_flags(tmp_path: Path) -> None:
+    from voc_xml import read_list
+
+    (tmp_path / "list.txt").write_bytes("\ufeffmy photo\r\nb  -1\r\n\r\nc 1".encode())
+    assert read_list(tmp_path / "list.txt") == ["my photo", "b", "c"]

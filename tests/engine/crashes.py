@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from detkit.engine import Interrupted, NonFiniteError, evaluate, interrupt, load_checkpoint, load_latest
 from detkit.engine.callbacks import MetricsCsv
 from detkit.structures import Batch
+from detkit.utils.dist import FailedElsewhereError
 from detkit.utils.seed import seed_everything
 from tests.engine.stubs import (
     StubDetector,
@@ -252,6 +253,8 @@ def _distributed_run(
             (run_dir / "postponed.json").write_text(json.dumps(postponed))
     except NonFiniteError:
         os._exit(7)
+    except FailedElsewhereError:
+        os._exit(8)
     except Interrupted as error:
         os._exit(error.exit_code)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from pathlib import Path
@@ -111,6 +112,20 @@ def test_rows_are_there_at_once(tmp_path: Path) -> None:
     table.on_fit_end(END)
 
 
+def test_a_table_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And it does not take the place of what the run stops with."""
+    table = MetricsCsv()
+    table.on_fit_start(start(tmp_path))
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(table._file, "flush", lambda: (full.write("x"), full.flush()))
+        with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / 'metrics.csv'}'"):
+            table.on_step_end(step(1))
+        monkeypatch.setattr(table._file, "close", lambda: (full.write("x"), full.flush()))
+        table.on_exception(ValueError())
+        with contextlib.suppress(OSError):
+            full.close()
+
+
 def test_a_fresh_run_in_an_old_folder_starts_a_fresh_table(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("step,split,name,value\n5,train,loss,1.0\n")
     table = MetricsCsv()
@@ -145,6 +160,22 @@ def test_tensorboard_gets_scalars_and_pictures(tmp_path: Path) -> None:
     assert [e.step for e in events.Images("image 4/truth")] == [4], "what there is to find does not change"
     picture = events.Images("image 4/detections")[0]
     assert picture.width >= 30
+
+
+def test_tensorboard_names_its_folder_where_it_cannot_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = TensorBoardWriter()
+    writer.on_fit_start(start(tmp_path))
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writer._writer, "add_scalar", full)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path / 'tensorboard'}'"):
+        writer.on_step_end(step(1))
+    close = writer._writer.close
+    monkeypatch.setattr(writer._writer, "close", full)
+    writer.on_exception(ValueError())
+    close()
 
 
 def test_only_sure_detections_and_wanted_truth_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

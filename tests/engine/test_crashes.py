@@ -73,7 +73,7 @@ def test_two_processes_equal_one_with_the_doubled_batch(found: dict[str, Any]) -
     assert result["states"] == 2, "each process has its own random state"
     assert result["stopped"] == [143, 143], "a signal to one process stops both"
     assert result["stopped_at"] == 3
-    assert result["broken"] == [7, 7], "a nan in one process stops both, without waiting for each other"
+    assert result["broken"] == [8, 7], "a nan in one process stops both, and the other knows that it is not to blame"
 
 
 def test_a_worker_that_gets_the_signal_too_may_finish_but_not_hang(found: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from detkit.losses import L1, CrossEntropy, Focal
+from detkit.losses import BCE, L1, CrossEntropy, Focal
 from detkit.matching import (
     AnchorGrid,
     BalancedSampler,
@@ -15,10 +15,11 @@ from detkit.matching import (
     Selector,
     assign_allowed,
     assign_anchors,
+    found_in_range,
     only_in_range,
 )
 from detkit.matching.assigners import IGNORED, NEGATIVE
-from detkit.models.heads import RegionMLP, RoIAlign, RoIHead
+from detkit.models.heads import RPN, RegionMLP, RoIAlign, RoIHead
 from detkit.models.heads.retinanet import RetinaHead
 from detkit.structures import FeatureSpec, ImageMeta, Images, SizeRange, Target, size_ranges
 
@@ -200,3 +201,49 @@ def test_cells_take_an_object_out_of_range_for_a_crowd():
     both = target(SMALL, LARGE)
     assert only_in_range(both, SizeRange(0, 30)).ignore.tolist() == [False, True]
     assert only_in_range(both, None) is both
+
+
+def test_a_level_answers_for_a_box_by_what_the_image_holds_of_it():
+    boxes = torch.tensor([[-100.0, -100, 20, 20], [4, 4, 60, 60], [60, 0, 200, 4]])
+    assert found_in_range(boxes, (64, 64), SizeRange(0.0, 30.0), None).tolist() == [True, False, True]
+    assert found_in_range(boxes, (64, 64), None, None) is None
+
+
+PARTS = {
+    "anchors": AnchorGrid(in_spec=SPEC, scales=(2.0,), ratios=(1.0,)),
+    "assigner": MaxIoUAssigner(positive=0.5, negative=0.4, match_best=True),
+    "coder": DeltaCoder(),
+    "box_loss": L1(),
+}
+
+
+def rpn(ranges):
+    made = RPN(
+        in_spec=SPEC, sampler=BalancedSampler(), cls_loss=BCE(), nms_iou=1.0, valid_ranges=ranges, **PARTS
+    )  # fmt: skip
+    return made
+
+
+def test_both_dense_heads_learn_by_the_ranges():
+    objects, ranges = target([16.0, 16.0, 32.0, 32.0]), ((30.0, None), (0.0, None))
+    retina = RetinaHead(
+        in_spec=SPEC, num_classes=2, cls_loss=Focal(), selector=Selector(), valid_ranges=ranges, **PARTS
+    )
+    sizes = size_ranges(ranges, 2, "levels")
+    expected = assign_anchors(PARTS["anchors"], PARTS["assigner"], SHAPES, IMAGES, [objects], sizes)[0]
+    free = assign_anchors(PARTS["anchors"], PARTS["assigner"], SHAPES, IMAGES, [objects])[0]
+    assert not torch.equal(expected.matched, free.matched)
+    for head in (retina, rpn(ranges)):
+        assert torch.equal(head.assign(SHAPES, IMAGES, [objects])[0].matched, expected.matched)
+
+
+@torch.no_grad()
+def test_a_level_proposes_nothing_out_of_its_range():
+    """Anchors of 16 and 32 px that grow to 43 and 87: the fine level answers for up to 10 px."""
+    proposals = {}
+    for ranges in (None, ((0.0, 10.0), (20.0, None))):
+        head = rpn(ranges)
+        head.bbox_pred.bias.copy_(torch.tensor([0.0, 0.0, 1.0, 1.0]))
+        proposals[ranges] = head.propose([torch.zeros(1, 4, *shape) for shape in SHAPES], IMAGES)[0]
+    free, kept = proposals.values()
+    assert (len(free), len(kept)) == (64 + 16, 16)

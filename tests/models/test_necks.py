@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from detkit.models.necks import FPN, ImagePyramid, Upsample
 from detkit.models.necks.image_pyramid import scaled
@@ -62,6 +63,9 @@ def test_shrinking_smooths_first():
     stripes = torch.zeros(1, 3, 32, 32)
     stripes[..., ::2] = 1
     torch.testing.assert_close(scaled(stripes, 0.25)[..., 2:-2], torch.full((1, 3, 8, 4), 0.5), atol=0.02, rtol=0)
+    lines = torch.zeros(1, 3, 32, 32)
+    lines[..., ::4] = 1  # between the pixels that bilinear interpolation alone would read
+    torch.testing.assert_close(scaled(lines, 0.25)[..., 2:-2], torch.full((1, 3, 8, 4), 0.25), atol=0.02, rtol=0)
 
 
 def test_the_sum_is_one_map_of_all_scales():
@@ -142,3 +146,20 @@ def test_fpn_begins_where_it_is_told():
     assert [m.shape[2] for m in maps] == [8, 4, 2]
     with pytest.raises(ValueError, match=r"min_stride must be one of \[4, 8, 16\], not 5"):
         FPN(in_spec=SPEC, min_stride=5)
+
+
+@pytest.mark.parametrize("extra", ["conv_p5", "conv_c5"])
+def test_p6_and_p7_are_torchvisions(extra):
+    """A ReLU stands between the two, and P6 itself has none."""
+    torch.manual_seed(0)
+    neck = FPN(in_spec=SPEC, out_channels=3, num_extra=2, extra=extra)
+    theirs = LastLevelP6P7(3, 3)
+    theirs.use_P5 = extra == "conv_p5"
+    for ours, other in zip(neck.extra_convs, (theirs.p6, theirs.p7), strict=True):
+        other.load_state_dict(ours.state_dict())
+    maps = [torch.randn(1, 3, 64 // int(s), 64 // int(s)) for s in SPEC.strides]
+    levels = neck(torch.empty(0), lambda _: maps)
+    expected, _ = theirs([levels[2]], [maps[2]], [])
+    assert (levels[3] < 0).any()
+    for level, wanted in zip(levels[2:], expected, strict=True):
+        torch.testing.assert_close(level, wanted)

@@ -16,12 +16,13 @@ class DetectionDataset(ABC):
     """Images with boxes, checked once when the data set is opened.
 
     ``categories`` are the classes; ``truths`` holds one record per image, sorted by image id, images without boxes
-    included; ``report`` tells what the check found.
+    included; ``report`` tells what the check found; ``looked_in`` are the paths of the annotations, for messages.
     """
 
     categories: Categories
     truths: Sequence[GroundTruth]
     report: DataReport
+    looked_in: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.truths)

@@ -223,9 +223,9 @@ def _count_remarkable(findings: Findings, table: TruthTable, raw: RawAnnotations
 
 
 def _tiny(boxes: np.ndarray) -> np.ndarray:
-    """(M,) bool: boxes (M, 4) x y w h px that end where the first pixel does: no object does, but 0..1 is there."""
+    """(M,) bool: boxes (M, 4) x y w h px that end where the first pixel does: no object does, but all of 0..1."""
     starts, sides = boxes[:, :2], boxes[:, 2:]
-    return ((np.abs(starts) <= 1) & (sides > 0) & (np.minimum(sides, starts + sides) <= 1)).all(axis=1)
+    return np.all((np.abs(starts) <= 1) & (sides > 0) & (np.minimum(sides, starts + sides) <= 1), axis=1)
 
 
 def _unfit(table: TruthTable) -> np.ndarray:

@@ -133,17 +133,16 @@ def _parse_annotations(
     place = {image.image_id: i for i, image in enumerate(images)}
     label = {category: k for k, category in enumerate(categories.ids)}
     flags = [parse_flag(record.get("iscrowd", 0)) for record in records]
-    areas = [record.get("area") for record in records]
 
     def describe(row: int) -> str:
         record = records[row]
         image = place.get(record["image_id"])
         name = f"image id {record['image_id']}" if image is None else images[image].name
         text = f"annotation {record['id']} of {name}: category {record['category_id']!r}, box {record['bbox']}"
-        return text if flags[row] is not None else f"{text}, iscrowd {record['iscrowd']!r}"
+        text += "" if flags[row] is not None else f", iscrowd {record['iscrowd']!r}"
+        return f"{text}, area {record['area']!r}" if isinstance(record.get("area"), str) else text
 
-    area = np.array([parse_number(a) for a in areas], dtype=np.float64)
-    given = np.array([a is not None for a in areas], dtype=bool)
+    area = np.array([parse_number(record.get("area")) for record in records], dtype=np.float64)
     no_flag = np.array([flag is None for flag in flags], dtype=bool)
     return RawAnnotations(
         image=np.array([place.get(r["image_id"], -1) for r in records], dtype=np.int64),
@@ -154,7 +153,6 @@ def _parse_annotations(
         ids=np.array([r["id"] for r in records], dtype=np.int64),
         describe=describe,
         faults=(Oddity("iscrowd that is no flag", f"A flag is one of {FLAG_VALUES}. ", no_flag),),
-        oddities=(Oddity("areas that are no number", "width times height is used", given & ~np.isfinite(area)),),
     )
 
 

@@ -80,6 +80,7 @@ class VocDataset(DetectionDataset):
             raise ValueError("zero_based: inclusive=false takes the corners as they are, so no pixel is counted")
         base = Path(root)
         list_file = base / "ImageSets" / "Main" / f"{split}.txt"
+        self.looked_in = (str(base / "Annotations"),)
         findings = Findings(str(list_file))
         xml_files = list_files(findings, base / "Annotations", (".xml",))
         pictures = list_files(findings, base / "JPEGImages", IMAGE_ENDINGS)

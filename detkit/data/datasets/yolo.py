@@ -63,6 +63,7 @@ class YoloDataset(DetectionDataset):
     ) -> None:
         base = Path(root)
         label_folder = base / (labels if labels is not None else _label_folder(images))
+        self.looked_in = (str(label_folder),)
         names = classes or _read_names(base)
         self.categories = Categories(names, tuple(range(len(names))))
         findings = Findings(str(base / images))
@@ -123,7 +124,8 @@ def _read_names(base: Path) -> tuple[str, ...]:
 
 def _names_of_text(path: Path) -> list[str]:
     """A name on each line; empty lines at the end count for nothing, one in between would shift all that follow."""
-    return [line.strip() for line in read_text(path).rstrip().split("\n")] if read_text(path).strip() else []
+    text = read_text(path).rstrip()
+    return [line.strip() for line in text.split("\n")] if text else []
 
 
 def _names_of_yaml(path: Path) -> list[str]:
