@@ -47,6 +47,8 @@ class RoIHead(RegionHead):
         resolution: side of the pooled grid.
         sampling_ratio: RoIAlign's samples per bin and axis; 0 for one per feature cell.
         aligned: RoIAlign's half-cell correction; false for torchvision's published weights.
+        in_padding: read the maps as a whole, as torchvision does in padded batches; else a map ends where its image
+            ends, and results for an image do not depend on the other images of its batch.
         pooling: RoIAlign, or deformable RoI pooling (Dai et al., ICCV 2017, section 2.2), which is aligned, or its
             modulated form (Zhu et al., CVPR 2019, section 3.2).
         hidden: widths of the fully connected layers.
@@ -71,6 +73,7 @@ class RoIHead(RegionHead):
         resolution: Count = 7,
         sampling_ratio: int = 2,
         aligned: bool = True,
+        in_padding: bool = False,
         pooling: Literal["align", "deform", "modulated_deform"] = "align",
         hidden: tuple[int, ...] = (1024, 1024),
         class_agnostic: bool = False,
@@ -88,6 +91,7 @@ class RoIHead(RegionHead):
         self.assigner, self.sampler, self.coder = assigner, sampler, coder
         self.cls_loss, self.box_loss = cls_loss, box_loss
         self.resolution, self.sampling_ratio, self.aligned = resolution, sampling_ratio, aligned
+        self.in_padding = in_padding
         self.strides = in_spec.strides[:num_levels]
         if len(set(in_spec.channels[:num_levels])) != 1:
             raise ValueError(f"the RoI head pools from levels of equal channels, not {in_spec.channels[:num_levels]}")
@@ -132,11 +136,12 @@ class RoIHead(RegionHead):
 
     def _pool(self, features: Sequence[Tensor], boxes: Tensor, image_index: Tensor, images: Images) -> Tensor:
         levels, scales = self.levels(boxes), [1 / s for s in self.strides]
+        sizes = None if self.in_padding else images.sizes
         if self.deform is not None:
-            return self.deform(features, boxes, image_index, levels, scales=scales, image_sizes=images.sizes)
+            return self.deform(features, boxes, image_index, levels, scales=scales, image_sizes=sizes)
         return multi_level_roi_align(
             features, boxes, image_index, levels, output_size=(self.resolution, self.resolution), scales=scales,
-            sampling_ratio=self.sampling_ratio, aligned=self.aligned, image_sizes=images.sizes,
+            sampling_ratio=self.sampling_ratio, aligned=self.aligned, image_sizes=sizes,
         )  # fmt: skip
 
     def levels(self, boxes: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class DeformRoIPool(nn.Module):
         levels: Tensor,
         *,
         scales: Sequence[float],
-        image_sizes: Sequence[tuple[int, int]],
+        image_sizes: Sequence[tuple[int, int]] | None,
     ) -> Tensor:
         """The grids (R, C, resolution, resolution); the arguments are those of ``multi_level_roi_align``."""
         side = self.resolution
