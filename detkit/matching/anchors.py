@@ -51,6 +51,9 @@ class AnchorGrid(Anchors):
         ratios: height / width.
         rounded: round the corners to whole px around the centre, as torchvision does.
         offset: from a cell's top left corner to the centres of its anchors, in cells; 0.5 is its middle.
+        in_padding: keep the anchors in the padding, and lay the cells of each level out over the whole of the finest,
+            a whole number of px apart: torchvision's behaviour in padded batches. Results for an image then depend on
+            the other images of its batch.
     """
 
     def __init__(
@@ -61,21 +64,21 @@ class AnchorGrid(Anchors):
         ratios: tuple[float, ...] = (0.5, 1.0, 2.0),
         rounded: bool = False,
         offset: float = 0.0,
+        in_padding: bool = False,
     ) -> None:
         for name, values in (("scales", scales), ("ratios", ratios)):
             if not values or min(values) <= 0:
                 raise ValueError(f"{name} must be positive numbers, not {list(values)}")
         if not 0 <= offset < 1:
             raise ValueError(f"offset must lie in [0, 1), a place in the cell, not {offset}")
-        self.strides = in_spec.strides
+        self.strides, self.in_padding, self.offset = in_spec.strides, in_padding, offset
         self.num_per_cell = len(scales) * len(ratios)
-        self.offset = offset
         self._base = [_base_anchors(stride, scales, ratios, rounded) for stride in self.strides]
 
     def __call__(self, shapes: Sequence[tuple[int, int]], device: torch.device) -> list[Tensor]:
         return [
-            (self._centres(shape, stride, device)[:, None].repeat(1, 1, 2) + base.to(device)).reshape(-1, 4)
-            for shape, stride, base in zip(shapes, self.strides, self._base, strict=True)
+            (self._centres(shape, steps, device)[:, None].repeat(1, 1, 2) + base.to(device)).reshape(-1, 4)
+            for shape, steps, base in zip(shapes, self._steps(shapes), self._base, strict=True)
         ]
 
     @property
@@ -87,15 +90,22 @@ class AnchorGrid(Anchors):
     def inside(self, shapes: Sequence[tuple[int, int]], size: tuple[int, int], device: torch.device) -> list[Tensor]:
         h, w = size
         masks = []
-        for shape, stride in zip(shapes, self.strides, strict=True):
-            x, y = self._centres(shape, stride, device).unbind(1)
-            masks.append(((x < w) & (y < h)).repeat_interleave(self.num_per_cell))
+        for shape, steps in zip(shapes, self._steps(shapes), strict=True):
+            x, y = self._centres(shape, steps, device).unbind(1)
+            masks.append((((x < w) & (y < h)) | self.in_padding).repeat_interleave(self.num_per_cell))
         return masks
 
-    def _centres(self, shape: tuple[int, int], stride: float, device: torch.device) -> Tensor:
+    def _steps(self, shapes: Sequence[tuple[int, int]]) -> list[tuple[float, float]]:
+        """Px from cell to cell of each level, down and across."""
+        if not self.in_padding:
+            return [(stride, stride) for stride in self.strides]
+        height, width = (side * self.strides[0] for side in shapes[0])
+        return [(height // h, width // w) for h, w in shapes]
+
+    def _centres(self, shape: tuple[int, int], steps: tuple[float, float], device: torch.device) -> Tensor:
         """(H * W, 2) x, y in px."""
-        origins = cell_origins(shape, stride, device)
-        return origins + self.offset * stride if self.offset else origins
+        origins = cell_origins(shape, steps, device)
+        return origins + origins.new_tensor(steps[::-1]) * self.offset if self.offset else origins
 
 
 def misfit(anchors: Anchors, sides: np.ndarray, long_side: float) -> str:
@@ -128,10 +138,10 @@ def _range(low: float, high: float) -> str:
     return shown[0] if shown[0] == shown[1] else "..".join(shown)
 
 
-def cell_origins(shape: tuple[int, int], stride: float, device: torch.device) -> Tensor:
-    """(H * W, 2) x, y in px of the top left corner of each cell, row-major."""
-    y = torch.arange(shape[0], device=device, dtype=torch.float32) * stride
-    x = torch.arange(shape[1], device=device, dtype=torch.float32) * stride
+def cell_origins(shape: tuple[int, int], steps: tuple[float, float], device: torch.device) -> Tensor:
+    """(H * W, 2) x, y in px of the top left corner of each cell, row-major, cells being ``steps`` px apart (y, x)."""
+    y = torch.arange(shape[0], device=device, dtype=torch.float32) * steps[0]
+    x = torch.arange(shape[1], device=device, dtype=torch.float32) * steps[1]
     return torch.stack([x.repeat(shape[0]), y.repeat_interleave(shape[1])], dim=1)
 
 

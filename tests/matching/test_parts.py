@@ -184,3 +184,13 @@ def test_boxes_of_any_type_are_coded_and_selected_as_those_of_float32(dtype):
         candidates, scores, torch.tensor([0, 0, 70]), (512, 512), iou_threshold=0.5, max_detections=10
     )
     assert found.scores.tolist() == [0.75, 0.25], "boxes of two classes stay apart, those of one do not"
+
+
+def test_anchors_in_the_padding_equal_torchvision():
+    """32 x 40 px make 2 x 3 cells of the coarsest level, 16 and 13 px apart."""
+    shapes = [(8, 10), (4, 5), (2, 3)]
+    theirs = AnchorGenerator(((32.0,), (64.0,), (128.0,)), ((0.5, 1.0, 2.0),) * 3)
+    expected = theirs(ImageList(torch.zeros(1, 3, 32, 40), [(20, 20)]), [torch.zeros(1, 8, *s) for s in shapes])[0]
+    grid = AnchorGrid(in_spec=SPEC, rounded=True, in_padding=True)
+    assert torch.equal(torch.cat(grid(shapes, CPU)), expected)
+    assert torch.cat(grid.inside(shapes, (20, 20), CPU)).all()

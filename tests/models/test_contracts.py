@@ -254,3 +254,21 @@ def test_every_candidate_goes_through_selection(detector):
     assert torch.equal(last.scores[kept].sort(descending=True).values, watched.scores)
     assert (last.labels >= 0).all()
     assert len(trace.selections) > 1, "what was not even considered is there as well"
+
+
+@torch.no_grad()
+def test_infinite_features_in_the_padding_change_nothing(detector):
+    """Nor infinite pixels: 0 times infinity is NaN, which a convolution carries into the image."""
+    images, _ = batch(sizes=((64, 96), (32, 64)))
+    detector.eval()
+    pixels = images.pixels.float()
+    beside = ~images.valid_mask().expand_as(pixels)
+    other = dataclasses.replace(images, pixels=pixels.masked_fill(beside, torch.inf))
+    assert detector.normalize(other).isfinite().all()
+    if isinstance(detector.head, DenseHead):
+        features = detector.neck(detector.normalize(images), detector.backbone)
+        masks = detector.head.masks(features, images)
+        poisoned = [f.masked_fill(~m, torch.inf) for f, m in zip(features, masks, strict=True)]
+        for one, two in zip(*(detector.head.predict(f, images) for f in (features, poisoned)), strict=True):
+            assert torch.equal(one.boxes, two.boxes)
+    detector.train()

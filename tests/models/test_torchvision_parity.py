@@ -12,6 +12,12 @@ from tests.models.builders import build_model
 SIZE = (192, 256)
 CATEGORIES = Categories(("red", "green", "blue"), (3, 5, 9))
 ALL = 10**6  # samplers that take everything draw nothing at random
+#: Two images in a batch of 224 x 224 px, whose side is no multiple of P6's stride of 64.
+PADDED_SIZES = ((192, 224), (224, 192))
+IN_PADDING = ["model.head.rpn.anchors.in_padding=true", "model.head.roi.pool.in_padding=true"]
+TERMS = {
+    "rpn_cls": "loss_objectness", "rpn_box": "loss_rpn_box_reg", "roi_cls": "loss_classifier", "roi_box": "loss_box_reg",
+}  # fmt: skip
 
 
 def torchvision_model(num_classes: int):
@@ -48,11 +54,15 @@ def freeze_norms(module):
 
 @pytest.fixture(scope="module")
 def pair():
+    return make_pair([])
+
+
+def make_pair(overrides):
     theirs = torchvision_model(len(CATEGORIES))
     ours = build_model(
         "faster_rcnn_fpn_torchvision", CATEGORIES,
         [f"model.head.rpn.sampler.num={ALL}", f"model.head.roi.sampler.num={ALL}",
-         "model.backbone.frozen_stages=0"],
+         "model.backbone.frozen_stages=0", *overrides],
     )  # fmt: skip
     state, with_classes = from_torchvision(theirs.state_dict(), CATEGORIES)
     assert with_classes
@@ -62,29 +72,34 @@ def pair():
 
 @pytest.fixture(scope="module")
 def batch():
+    return make_batch((SIZE, SIZE))
+
+
+def make_batch(sizes):
     generator = torch.Generator().manual_seed(1)
-    pixels = torch.randint(0, 256, (2, 3, *SIZE), generator=generator, dtype=torch.uint8)
+    shape = [max(sides) for sides in zip(*sizes, strict=True)]
+    pixels = torch.randint(0, 256, (2, 3, *shape), generator=generator, dtype=torch.uint8)
     pixels[:, :, 40:120, 60:180] //= 4
-    metas = tuple(ImageMeta(i, f"{i}.png", SIZE, SIZE, key=i) for i in range(2))
+    metas = tuple(ImageMeta(i, f"{i}.png", size, size, key=i) for i, size in enumerate(sizes))
     targets = [
         Target(torch.tensor([[60.0, 40, 180, 120], [5, 5, 30, 40]]), torch.tensor([1, 2]), torch.zeros(2).bool()),
-        Target(torch.tensor([[100.0, 20, 250, 190]]), torch.tensor([0]), torch.zeros(1).bool()),
+        Target(torch.tensor([[100.0, 20, sizes[1][1] - 6, 190]]), torch.tensor([0]), torch.zeros(1).bool()),
     ]
     return Images(pixels, metas), targets
+
+
+def as_torchvision_takes_them(images, targets=()):
+    pixels = [p[:, :h, :w].float() / 255 for p, (h, w) in zip(images.pixels, images.sizes, strict=True)]
+    return pixels, [{"boxes": t.boxes, "labels": t.labels + 1} for t in targets]
 
 
 def test_losses_and_gradients_equal_torchvision(pair, batch):
     theirs, ours = pair
     images, targets = batch
     theirs.train()
-    expected = theirs(
-        [p.float() / 255 for p in images.pixels], [{"boxes": t.boxes, "labels": t.labels + 1} for t in targets]
-    )
+    expected = theirs(*as_torchvision_takes_them(images, targets))
     losses = ours(images, targets)
-    names = {
-        "rpn_cls": "loss_objectness", "rpn_box": "loss_rpn_box_reg", "roi_cls": "loss_classifier", "roi_box": "loss_box_reg",
-    }  # fmt: skip
-    for name, other in names.items():
+    for name, other in TERMS.items():
         torch.testing.assert_close(
             losses.terms[name], expected[other], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
         )
@@ -106,12 +121,52 @@ def test_losses_and_gradients_equal_torchvision(pair, batch):
 @torch.no_grad()
 def test_detections_equal_torchvision(pair, batch):
     theirs, ours = pair
-    images, _ = batch
+    assert_equal(ours(batch[0]), detections_of(theirs, batch[0]))
+
+
+@pytest.mark.slow
+def test_padded_batches_equal_torchvision_over_several_steps():
+    """Losses of each step by the same optimiser, and the detections after it."""
+    theirs, ours = make_pair(IN_PADDING)
+    images, targets = make_batch(PADDED_SIZES)
+    optimizers = [torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9) for model in (theirs, ours)]
+    theirs.train()
+    for _ in range(3):
+        expected, losses = theirs(*as_torchvision_takes_them(images, targets)), ours(images, targets)
+        for name, other in TERMS.items():
+            torch.testing.assert_close(
+                losses.terms[name], expected[other], rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
+            )
+        for optimizer, total in zip(optimizers, (sum(expected.values()), losses.total), strict=True):
+            optimizer.zero_grad()
+            total.backward()
+            optimizer.step()
+    with torch.no_grad():
+        assert_equal(ours(images), detections_of(theirs, images))
+
+
+@torch.no_grad()
+def test_padded_batches_equal_torchvision_where_the_padding_is_read(pair, monkeypatch):
+    """It takes both switches: without them no image depends on its batch, as torchvision's do."""
+    theirs, ours = pair
+    images, _ = make_batch(PADDED_SIZES)
+    expected = detections_of(theirs, images)
+    for part in (ours.head.rpn.anchors, ours.head.roi):
+        with pytest.raises(AssertionError, match="not close"):
+            assert_equal(ours(images), expected)
+        monkeypatch.setattr(part, "in_padding", True)
+    assert_equal(ours(images), expected)
+
+
+def detections_of(theirs, images):
     theirs.eval()
     theirs.rpn._pre_nms_top_n = {"training": 2000, "testing": 1000}
     theirs.rpn._post_nms_top_n = {"training": 2000, "testing": 1000}
-    expected = theirs([p.float() / 255 for p in images.pixels])
-    for found, wanted in zip(ours(images), expected, strict=True):
+    return theirs(as_torchvision_takes_them(images)[0])
+
+
+def assert_equal(detections, expected):
+    for found, wanted in zip(detections, expected, strict=True):
         assert len(wanted["boxes"]) > 5, "a comparison of nothing proves nothing"
         torch.testing.assert_close(found.scores, wanted["scores"], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found.boxes, wanted["boxes"], rtol=1e-4, atol=1e-2)

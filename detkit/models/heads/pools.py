@@ -92,6 +92,8 @@ class RoIAlign(_PyramidPool):
         canonical_size: a region of this side (px) is pooled at ``canonical_stride`` (Lin et al., eq. 1: 224 at 16).
         canonical_stride: see there.
         aligned: the half-cell correction; false for torchvision's published weights.
+        in_padding: read the maps as a whole, as torchvision does in padded batches; else a map ends where its image
+            ends, and results for an image do not depend on the other images of its batch.
     """
 
     def __init__(
@@ -104,17 +106,20 @@ class RoIAlign(_PyramidPool):
         canonical_size: float = 224.0,
         canonical_stride: float = 16.0,
         aligned: bool = True,
+        in_padding: bool = False,
     ) -> None:
         super().__init__(
             in_spec=in_spec, resolution=resolution, sampling_ratio=sampling_ratio, num_levels=num_levels,
             canonical_size=canonical_size, canonical_stride=canonical_stride,
         )  # fmt: skip
-        self.aligned = aligned
+        self.aligned, self.in_padding = aligned, in_padding
 
     def out_channels(self, channels: int) -> int:
         return channels
 
     def read(self, features: Sequence[Tensor], placed: Placed, **options: Any) -> Tensor:
+        if self.in_padding:
+            options["image_sizes"] = None
         return multi_level_roi_align(features, *placed, aligned=self.aligned, **options)
 
 

@@ -49,7 +49,7 @@ class RPN(ProposalHead):
     """A small network that slides over every level and scores and refines the anchors of each cell.
 
     Anchors whose centre lies in the padding are left out, so that an image's proposals do not depend on what else is in
-    its batch; torchvision and detectron2 keep them.
+    its batch; torchvision and detectron2 keep them, as ``anchors.in_padding`` does.
 
     Args:
         anchors, assigner, sampler, coder, cls_loss, box_loss: its parts.
