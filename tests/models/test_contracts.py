@@ -264,9 +264,10 @@ def test_infinite_features_in_the_padding_change_nothing(detector):
     pixels = images.pixels.float()
     beside = ~images.valid_mask().expand_as(pixels)
     other = dataclasses.replace(images, pixels=pixels.masked_fill(beside, torch.inf))
-    assert detector.normalize(other).isfinite().all()
+    assert normalize(other, detector.pixel_mean, detector.pixel_std).isfinite().all()
     if isinstance(detector.head, DenseHead):
-        features = detector.neck(detector.normalize(images), detector.backbone)
+        features = detector.neck(normalize(images, detector.pixel_mean, detector.pixel_std), detector.backbone)
+        features = [features[level] for level in detector.head.levels]
         masks = detector.head.masks(features, images)
         poisoned = [f.masked_fill(~m, torch.inf) for f, m in zip(features, masks, strict=True)]
         for one, two in zip(*(detector.head.predict(f, images) for f in (features, poisoned)), strict=True):
