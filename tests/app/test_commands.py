@@ -101,7 +101,7 @@ def test_evaluate_takes_overrides_on_top_of_the_stored_configuration(trained, tm
         "split=train",
         f"output={tmp_path / 'out'}",
         "data.loader.val.batch_size=1",
-        "model.head.roi.max_detections=3",
+        "model.head.roi.selector.max_detections=3",
     )
     found = json.loads((tmp_path / "out" / "detections.json").read_text())
     per_image = np.bincount([row["image_id"] for row in found])

@@ -42,7 +42,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     [
         (["optim=SGD", "resume.allow=[optim]"], 1, "was trained with AdamW, not with SGD"),
         (["trainer.ema_decay=0.5", "resume.allow=[trainer]"], 1, "was trained without a moving average"),
-        (["model.head.roi.hidden=[8]", "resume.allow=[model]"], 1, "holds another model"),
+        (["model.head.roi.network.hidden=[8]", "resume.allow=[model]"], 1, "holds another model"),
         (["data.train.num_train=6", "resume.allow=[data.train.num_train]"], 2, "was run with other data"),
         (["optim.lr=0.5"], 2, "was run with another configuration"),
         (["trainer.monitor=mAP", "resume.allow=[trainer]"], 1, "no metric 'mAP'; did you mean 'AP'?"),
