@@ -87,7 +87,7 @@ def test_the_environment_stays_out_of_error_texts(crafted, tool, tmp_path, monke
     given = [crafted(**{"model.neck.out_channels": "${oc.env:DETKIT_SECRET}", "init_from": "${oc.env:DETKIT_SECRET}"})]
     given += ["input=nowhere.png", f"hydra.run.dir={tmp_path / 'run'}"] if tool is predict else []
     output = call(tool.main, monkeypatch, capsys, *given, code=2)
-    assert "model.neck.out_channels: must be int, not '${oc.env:DETKIT_SECRET}'" in output
+    assert "model.neck.out_channels: must be int of 1 or more, not '${oc.env:DETKIT_SECRET}'" in output
     assert SECRET not in output
 
 
@@ -95,7 +95,7 @@ def test_the_users_own_command_line_may_read_it(crafted, monkeypatch, capsys):
     output = call(
         evaluate.main, monkeypatch, capsys, crafted(), "model.neck.out_channels=${oc.env:DETKIT_SECRET}", code=2
     )
-    assert f"model.neck.out_channels: must be int, not '{SECRET}'" in output
+    assert f"model.neck.out_channels: must be int of 1 or more, not '{SECRET}'" in output
 
 
 EVIL = {"_target_": "ShapesDataset", "num_train": 3, "num_val": 2, "image_size": 64}
@@ -147,9 +147,9 @@ def test_no_more_processes_than_ours(crafted, monkeypatch, capsys):
     monkeypatch.setattr("detkit.data.workers.Workers.__init__", stop)
     monkeypatch.setattr("detkit.data.loader.evaluation_batches", lambda *_: [[0]] * 99)
     checkpoint = crafted(**{"data.loader.val.num_workers": 64})
-    assert "error: 2 processes" in call(evaluate.main, monkeypatch, capsys, checkpoint, code=1)
+    assert "EvalLoader: 2 processes" in call(evaluate.main, monkeypatch, capsys, checkpoint, code=2)
     more = "data.loader.val.num_workers=5"
-    assert "error: 5 processes" in call(evaluate.main, monkeypatch, capsys, checkpoint, more, code=1)
+    assert "EvalLoader: 5 processes" in call(evaluate.main, monkeypatch, capsys, checkpoint, more, code=2)
 
 
 def test_restrain_is_for_what_the_checkpoint_says_alone():
@@ -187,7 +187,7 @@ def test_a_bundle_is_no_other_than_a_checkpoint(stored, monkeypatch):
     assert replay.detector_of(SimpleNamespace(config=config, categories=categories))
     model = config["model"] | {"neck": config["model"]["neck"] | {"out_channels": "${oc.env:DETKIT_SECRET}"}}
     with pytest.raises(
-        ConfigError, match=re.escape("model.neck.out_channels: must be int, not '${oc.env:DETKIT_SECRET}'")
+        ConfigError, match=re.escape("model.neck.out_channels: must be int of 1 or more, not '${oc.env:DETKIT_SECRET}'")
     ):
         replay.detector_of(SimpleNamespace(config=config | {"model": model}, categories=categories))
 

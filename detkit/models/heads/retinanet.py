@@ -112,10 +112,11 @@ class RetinaHead(DenseHead, AssigningHead):
     def decode(self, raw: RawAnchors, images: Images) -> list[Detections]:
         anchors = self.anchors(raw.shapes, images.pixels.device)
         found = candidates_of(raw, self.anchors, anchors, images, self._best, self.valid_ranges)
-        return [
-            self.selector.of_one_class(*columns, size, valid)
-            for (columns, _, valid), size in zip(found, images.sizes, strict=True)
-        ]
+        detections = []
+        for (columns, _, valid), size in zip(found, images.sizes, strict=True):
+            boxes, scores, labels = columns
+            detections.append(self.selector.of_one_class(boxes, scores, labels, size, valid))
+        return detections
 
     def _best(self, of_level: LevelAnchors, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes, scores and labels of the best (anchor, class) pairs of one level that are inside the image."""
