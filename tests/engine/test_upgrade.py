@@ -31,6 +31,7 @@ def as_format_1(weights, model):
     model = copy.deepcopy(model)
     roi = model["head"]["roi"]
     pool, network, selector = roi.pop("pool"), roi.pop("network"), roi.pop("selector")
+    pool.pop("in_padding", None)
     pooling = {"RoIAlign": "align", "DeformRoIPool": "deform", "ModulatedDeformRoIPool": "modulated_deform"}
     roi |= {"pooling": pooling[pool.pop("_target_")], "aligned": True} | {
         k: v for k, v in pool.items() if k != "hidden"
@@ -38,7 +39,9 @@ def as_format_1(weights, model):
     roi |= {k: v for part in (network, selector) for k, v in part.items() if not k.startswith("_")}
     for name in ("rpn_levels", "roi_levels"):
         del model["head"][name]
-    del roi["valid_ranges"], model["head"]["rpn"]["num_convs"], model["head"]["rpn"]["anchors"]["offset"]
+    del roi["valid_ranges"], model["head"]["rpn"]["num_convs"]
+    for name in ("offset", "in_padding"):
+        del model["head"]["rpn"]["anchors"][name]
     return old, model
 
 
