@@ -3,7 +3,7 @@
 An experiment writes ``model.neck.out_channels: 64`` for the neck that it chooses, a head's preset ``positive: 0.7`` for
 its assigner. Under ``model/neck=upsample`` or ``assigner@model.head.rpn.assigner=Mine`` such values would be laid over
 a class that they were not written for, and at best be refused. The slot then starts from what was chosen alone; what
-the command line itself says inside it stays.
+the command line itself says inside it stays, and so does what the new class has no default for (a learning rate).
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ def settle_slots(cfg: DictConfig, overrides: Sequence[str], config_name: str | N
             if fresh is None:
                 continue
             old = OmegaConf.select(cfg, slot)
+            _fill(fresh, old)
             note = _note(slot, choice, OmegaConf.select(before, slot), old, fresh)
             with open_dict(cfg):
                 OmegaConf.update(cfg, slot, fresh, merge=False)
@@ -122,6 +123,14 @@ def _alone(
         return _composed(loader, None, [chosen, *inside, *said])
     except HydraException:  # a slot that the chosen preset leaves empty
         return _composed(loader, None, [chosen, *("+" + argument for argument in inside), *said])
+
+
+def _fill(fresh: DictConfig, old: DictConfig) -> None:
+    """What ``fresh`` needs and has no default for stays as the recipe says it: a learning rate."""
+    said = dict(_leaves(old))
+    for key, value in _leaves(fresh):
+        if value == "???" and key in said:
+            OmegaConf.update(fresh, key, said[key])
 
 
 def _note(slot: str, choice: Choice, before: DictConfig, old: DictConfig, fresh: DictConfig) -> str | None:

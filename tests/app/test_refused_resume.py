@@ -45,7 +45,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         (["model.head.roi.network.hidden=[8]", "resume.allow=[model]"], 1, "holds another model"),
         (["data.train.num_train=6", "resume.allow=[data.train.num_train]"], 2, "was run with other data"),
         (["optim.lr=0.5"], 2, "was run with another configuration"),
-        (["trainer.monitor=mAP", "resume.allow=[trainer]"], 1, "no metric 'mAP'; did you mean 'AP'?"),
+        (["trainer.monitor=mAP", "resume.allow=[trainer]"], 2, "no metric 'mAP'; did you mean 'AP'?"),
     ],
 )
 def test_a_refused_resume_leaves_the_run_as_it_was(

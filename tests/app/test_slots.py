@@ -45,6 +45,12 @@ def test_what_the_command_line_says_inside_stays_in_any_order():
     assert "left out what the recipe says there for AdamW: weight_decay=0.05" in notes[0]
 
 
+def test_what_the_new_class_needs_and_has_no_default_for_stays():
+    cfg, notes = settled("experiment=quickstart", "optim=SGD")
+    assert cfg.optim.lr == 0.001
+    assert "lr=" not in notes[0]
+
+
 def test_a_whole_head_takes_its_parts_with_it():
     cfg, notes = settled("experiment=quickstart", "model/head=retinanet", "loss@model.head.cls_loss=BCE")
     assert cfg.model.head.anchors.scales == composed("model=retinanet").model.head.anchors.scales
