@@ -29,6 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name = parser.parse_args(arguments).name
     with told_plainly():
         load_components()
+        _list(parser, name)
+
+
+def _list(parser: argparse.ArgumentParser, name: str | None) -> None:
     console = Console()
     kinds = Registry.kinds()
     if name is None:

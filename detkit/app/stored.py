@@ -19,6 +19,7 @@ from detkit.app.setup import (
     build_dataset,
     build_transforms,
     check_same_classes,
+    check_values,
     choose_device,
     without_pretrained_weights,
 )
@@ -88,6 +89,7 @@ def load_stored(cfg: DictConfig, options: type) -> tuple[Any, Stored]:
     config = _merge(checkpoint, {k: v for k, v in given.items() if k not in names})
     validate(config, TrainSchema)
     node = plain(config)
+    check_values(node)
     restrain(node, cfg)
     without_pretrained_weights(node["model"])
     detector = build_detector(node["model"], checkpoint.categories)

@@ -4,10 +4,11 @@ import errno
 import json
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
-from detkit.app import audit, benchmark, evaluate, explain, inspect_data, inspect_model, predict, train
+from detkit.app import audit, benchmark, evaluate, explain, inspect_data, inspect_model, list_components, predict, train
 from detkit.app.compare import tool as compare
 from detkit.app.entry import run_tool
 from detkit.app.failure import EXIT_INTERRUPTED, check_range, in_words
@@ -77,6 +78,13 @@ def test_a_full_disk_names_the_file(run, checkpoint, monkeypatch):
         assert "Traceback" not in told
 
 
+def test_a_list_that_cannot_be_printed_is_one_line(run, monkeypatch):
+    monkeypatch.setattr("rich.console.Console._write_buffer", full)
+    told = run(list_components.main, code=1)
+    assert "No space left on device" in told
+    assert "Traceback" not in told
+
+
 def test_a_fault_of_the_code_shows_where(run, monkeypatch):
     def fault(*_, **__):
         raise RuntimeError("a bug")
@@ -129,9 +137,14 @@ def test_a_value_that_cannot_be_meant_is_told_by_its_key(run, tmp_path, value, t
     assert not (tmp_path / "run").exists()
 
 
-def test_numbers_of_the_other_command_lines(run):
+def test_numbers_of_the_other_command_lines(run, checkpoint):
     assert "threads: must lie in" in run(audit.main, *SMALL, "threads=-1", code=2)
     assert "seed: must lie in" in run(inspect_model.main, *SMALL, "seed=-5", code=2)
+    for main, *more in ((evaluate.main,), (explain.main,), (predict.main, "input=.")):
+        assert "threads: must lie in [1, 1024], not 0" in run(
+            main, f"checkpoint={checkpoint}", *more, "output=out", "threads=0", code=2
+        )
+    assert not Path("out").exists()
     assert "--batch: must be 1 or more, not 0" in run(benchmark.main, "training", "--batch", "0", code=2)
     assert "--threads: must be 1 or more, not 0" in run(benchmark.main, "divergence", "--threads", "0", code=2)
     assert "device: 'cudo' is not there" in run(benchmark.main, "ops", "--device", "cudo", code=2)
