@@ -54,8 +54,8 @@ class Stored:
         views = build(tta, key="tta")
         try:
             detector = views(detector=self.detector, size_divisor=divisor)
-        except ValueError as error:
-            raise ConfigError(f"tta: {error}") from error
+        except ValueError as error:  # the factory has named its section already
+            raise ConfigError(f"tta: {error.__cause__ or error}") from error
         logger.info("test-time augmentation: %s", detector.extra_repr())
         return detector.eval()
 
