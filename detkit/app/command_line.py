@@ -20,6 +20,7 @@ from detkit.app.paths import config_dir
 from detkit.app.processes import processes_started
 from detkit.config import ConfigError
 from detkit.config.registry import did_you_mean
+from detkit.utils.commands import command
 
 #: Tools that do nothing without an experiment.
 _NEED_AN_EXPERIMENT = ("train", "audit")
@@ -105,7 +106,7 @@ def _experiments(tool: str, repository: IConfigRepository) -> str:
     names = options_of("experiment", repository)
     width = max(map(len, names), default=0)
     lines = [f"  experiment={name:<{width}}  {_headline(name, repository)}".rstrip() for name in names]
-    return "\n".join([f"choose an experiment: python tools/{tool}.py experiment=NAME", *lines])
+    return "\n".join([f"choose an experiment: {command(tool)} experiment=NAME", *lines])
 
 
 def _headline(name: str, repository: IConfigRepository) -> str:

@@ -27,6 +27,7 @@ from detkit.app.failure import TOLD, fail, in_words, told_plainly
 from detkit.app.paths import config_dir
 from detkit.app.slots import settle_slots
 from detkit.data.workers import worker_deaths_explained
+from detkit.utils.commands import command
 from detkit.utils.lock import LOCK
 
 Task = Callable[[DictConfig, Path], Any]
@@ -46,6 +47,7 @@ def run_tool(task: Task, config_name: str, sweep_task: Task | None = None) -> No
     """
     with told_plainly():
         load_components()
+    OmegaConf.register_new_resolver("command", command, replace=True)
     OmegaConf.register_new_resolver("or_custom", lambda name: name or "custom", replace=True)
 
     def job(cfg: DictConfig) -> Any:

@@ -17,6 +17,7 @@ from detkit.app.failure import told_plainly
 from detkit.app.paths import config_dir
 from detkit.config import Registry
 from detkit.config.registry import RUNTIME_ARGUMENTS, did_you_mean, parameters, runtime_arguments
+from detkit.utils.commands import command
 
 #: Groups that fill a section of their own; others are mounted in slots, as in ``loss@model.head.roi.cls_loss=Focal``.
 _SECTIONS = ("optim", "schedule", "trainer", "evaluator")
@@ -38,7 +39,7 @@ def _list(parser: argparse.ArgumentParser, name: str | None) -> None:
     if name is None:
         console.print(overview(kinds.values()))
         console.print("A slot is a key of the configuration: loss@model.head.roi.cls_loss=Focal")
-        console.print("The options of one: python tools/list_components.py NAME")
+        console.print(f"The options of one: {command('list_components')} NAME")
     elif name in kinds:
         for component in kinds[name]:
             show(console, kinds[name][component], kinds[name])

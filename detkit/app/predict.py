@@ -97,8 +97,8 @@ def _write(found: Iterator[Found], output: Path, drawings: Drawings, stored: Sto
     try:
         for one in found:
             rows.extend(_rows(one, stored))
+            count += 1  # what the file holds, also where the picture is not drawn any more
             drawings.add(one.picture, _draw(one, stored.checkpoint.categories.names, threshold))
-            count += 1
     finally:
         drawings.close()
         rows.close()

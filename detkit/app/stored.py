@@ -30,6 +30,7 @@ from detkit.data.loader import EvalLoader
 from detkit.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
 from detkit.engine.finite import refuse_bad_weights
 from detkit.models import Detector, build_detector
+from detkit.utils.commands import command
 from detkit.utils.log import logger
 
 
@@ -128,7 +129,7 @@ def _where_paths_count(node: Mapping[str, Any]) -> str:
 
 def _merge(checkpoint: Checkpoint, overrides: dict[str, Any]) -> DictConfig:
     if not checkpoint.config:
-        raise ConfigError(f"{checkpoint.source} has no configuration; it was not written by tools/train.py")
+        raise ConfigError(f"{checkpoint.source} has no configuration; it was not written by {command('train')}")
     config = inert(checkpoint.config, checkpoint.source)
     chosen = HydraConfig.get().runtime.choices
     said: Any = OmegaConf.to_container(OmegaConf.create({k: v for k, v in overrides.items() if not chosen.get(k)}))

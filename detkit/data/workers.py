@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from detkit.data.collate import Collate, Refusal, unpack
 from detkit.structures import Batch
+from detkit.utils.interrupt import interrupt_waits
 
 
 class WorkerError(ValueError):
@@ -63,7 +64,8 @@ class Workers:
         loader = self._kept[0] if self._kept else self._loader(batches, keep)
         if keep:
             self._kept[:] = [loader]
-        iterator = iter(loader)
+        with interrupt_waits():  # half of the workers started would be left to themselves
+            iterator = iter(loader)
         try:
             while True:
                 parcel = next(iterator, None)

@@ -1,9 +1,9 @@
 """What is wrong on a command line is told before anything starts, with the right name; paths are taken as they are."""
 
 import shlex
+import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -11,15 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from detkit import cli
 from detkit.app import evaluate, predict, train
 from detkit.app.command_line import read_command_line
 from detkit.app.components import load_components
 from detkit.app.overrides import normalize_overrides, quote
 from detkit.app.paths import config_dir
 from detkit.config import ConfigError
+from detkit.utils.commands import command
+from detkit.utils.interrupt import interrupt_waits
 from tests.app.tools import call
 
 load_components()
+ROOT = config_dir().parent
 QUICK = "experiment=quickstart"
 
 
@@ -210,16 +214,12 @@ def test_tab_completion_answers(monkeypatch, capfd):
     assert capfd.readouterr().out.strip() == "experiment=quickstart"
 
 
-@pytest.mark.parametrize("path", sorted(Path("tools").absolute().glob("*.py")), ids=lambda p: p.stem)
-def test_a_tools_module_is_the_tool(path):
+@pytest.mark.parametrize("module", [tool.module for tool in cli.TOOLS.values()])
+def test_a_tools_module_is_the_tool(module):
     """``python -m detkit.app.NAME``, for an installation without ``tools/``."""
-    imported = path.read_text().partition("from ")[2].partition(" import main")[0]
-    assert imported.removesuffix(".tool") == f"detkit.app.{path.stem}"
-    files = [config_dir().parent / f"{imported.replace('.', '/')}.py"]
-    if imported.endswith(".tool"):
-        files.append(files[0].with_name("__main__.py"))
-    for file in files:
-        assert file.read_text().endswith('if __name__ == "__main__":\n    main()\n'), file
+    file = ROOT / f"{module.replace('.', '/')}.py"
+    for module in [file, *file.parent.glob("__main__.py")]:
+        assert module.read_text().endswith('if __name__ == "__main__":\n    main()\n'), module
 
 
 @pytest.mark.slow
@@ -241,3 +241,54 @@ def test_a_sweep_under_torchrun_is_refused(monkeypatch):
     assert read_command_line([QUICK], "train") == [QUICK]
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert read_command_line([QUICK, "-m"], "train") == ["-m", QUICK]
+
+
+def test_the_command_lists_its_tools_and_names_the_nearest(capsys):
+    cli.main([])
+    output = capsys.readouterr().out
+    assert all(f"detkit {tool} " in output for tool in cli.TOOLS)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["trian"])
+    assert ended.value.code == 2
+    assert "detkit trian: there is no such tool; did you mean 'train'?" in capsys.readouterr().err
+
+
+def test_every_tool_has_a_command_and_a_file():
+    files = {path.stem for path in (ROOT / "tools").glob("*.py")} - {"benchmark"}
+    assert {command(file) for file in files} == {f"python tools/{file}.py" for file in files}
+    assert {"list" if file == "list_components" else file.replace("_", "-") for file in files} == set(cli.TOOLS)
+
+
+def test_messages_name_the_command_that_was_typed(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/detkit train"])
+    assert command("show_config") == "detkit show-config"
+    assert command("list_components") == "detkit list"
+
+
+def test_ctrl_c_while_libraries_are_imported_is_quiet():
+    """Torch's import takes seconds; a signal in it is no traceback, and waits for nothing."""
+    code = (
+        "import os, signal, sys, detkit.cli as cli\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "cli.run('train')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "\nstopped by Ctrl-C\n")
+
+
+def test_ctrl_c_waits_and_then_comes_true():
+    before = signal.getsignal(signal.SIGINT)
+    reached = []
+
+    def work():
+        with interrupt_waits():
+            signal.raise_signal(signal.SIGINT)
+            reached.append("the end of the block")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert reached
+    assert signal.getsignal(signal.SIGINT) is before
