@@ -42,6 +42,8 @@ class Workers:
     def __init__(self, source: Source, collate: Collate, num_workers: int, timeout: float, pin_memory: bool) -> None:
         if num_workers < 0 or timeout < 0:
             raise ValueError(f"num_workers {num_workers} and timeout {timeout} must not be negative")
+        if num_workers > (most := _most_workers()):
+            raise ValueError(f"num_workers must be {most} or less on this machine, not {num_workers}: each is a process")
         self.source = source
         self.collate = collate
         self.num_workers = num_workers
@@ -134,6 +136,11 @@ def _told(error: Exception, files: Sequence[str]) -> str:
         text = next((line for line in reversed(lines) if re.match(r"\w*Error: ", line)), lines[-1])
     at_work = f"; images being loaded: {', '.join(files)}" if files else ""
     return f"loading a batch failed: {text}{at_work}"
+
+
+def _most_workers() -> int:
+    """More than any loading could use: so many processes are a slip, and starting them would stop the machine."""
+    return max(64, 4 * (os.cpu_count() or 1))
 
 
 def _init_worker(worker: int) -> None:
