@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -24,6 +24,8 @@ from omegaconf.errors import OmegaConfBaseException
 from detkit.app.command_line import read_command_line
 from detkit.app.components import load_components
 from detkit.app.failure import TOLD, fail, in_words, told_plainly
+from detkit.app.idle import leaving_out
+from detkit.app.idle import told as tell_idle
 from detkit.app.paths import config_dir
 from detkit.app.slots import settle_slots
 from detkit.data.workers import worker_deaths_explained
@@ -57,8 +59,8 @@ def run_tool(task: Task, config_name: str, sweep_task: Task | None = None) -> No
             return sweep_task(cfg, folder)
         is_new = folder != Path(runtime.cwd) and not _names(folder)
         try:
-            for note in settle_slots(cfg, HydraConfig.get().overrides.task, config_name, _loader()):
-                print(f"note: {note}", file=sys.stderr)
+            said, name = HydraConfig.get().overrides.task, HydraConfig.get().job.config_name
+            tell([tell_idle(one, said) for one in idle] + settle_slots(cfg, said, name, _loader()))
             with worker_deaths_explained():
                 return task(cfg, folder)
         except (*TOLD, KeyboardInterrupt) as error:
@@ -66,12 +68,17 @@ def run_tool(task: Task, config_name: str, sweep_task: Task | None = None) -> No
                 _remove_unused(folder)
             fail(error)
 
+    def tell(notes: Iterable[str]) -> None:
+        if int(os.environ.get("RANK", "0")) == 0:  # of several processes all read the command line
+            for note in notes:
+                print(f"note: {note}", file=sys.stderr)
+
     job.__module__ = "__main__"
     threading.excepthook = _tell_of_thread
     start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)
     with told_plainly():
-        sys.argv[1:] = read_command_line(sys.argv[1:], config_name)
-    with told_plainly(), _errors_let_through():
+        sys.argv[1:], idle = read_command_line(sys.argv[1:], config_name)
+    with told_plainly(), _errors_let_through(), leaving_out(idle):
         start()
 
 

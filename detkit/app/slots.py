@@ -49,7 +49,7 @@ def settle_slots(cfg: DictConfig, overrides: Sequence[str], config_name: str | N
         around = [c.argument for c in choices if c != choice and _is_within(choice.slot, c.slot)]
         before = _composed(loader, config_name, [*recipe, *around])
         for slot in list(_swapped(before, cfg, choice.slot)):
-            if nearest(slot, choices) != choice:
+            if _nearest(slot, choices) != choice:
                 continue
             fresh = OmegaConf.select(_alone(slot, choice, choices, values, loader), slot)
             if fresh is None:
@@ -63,10 +63,16 @@ def settle_slots(cfg: DictConfig, overrides: Sequence[str], config_name: str | N
     return notes
 
 
-def nearest(slot: str, choices: Sequence[Choice]) -> Choice | None:
+def _nearest(slot: str, choices: Sequence[Choice]) -> Choice | None:
     """The choice that says most closely what stands in ``slot``."""
     around = [c for c in choices if _is_within(slot, c.slot)]
     return max(around, key=lambda c: len(c.slot), default=None)
+
+
+def choices_and_recipe(parsed: Sequence[Override], loader: ConfigLoader) -> tuple[list[str], list[str]]:
+    """The arguments that choose parts, and those that choose the recipe itself (experiment, debug)."""
+    choices, recipe, _ = _sorted_out(parsed, loader)
+    return [choice.argument for choice in choices], recipe
 
 
 def _sorted_out(parsed: Sequence[Override], loader: ConfigLoader) -> tuple[list[Choice], list[str], list[Override]]:
@@ -74,10 +80,8 @@ def _sorted_out(parsed: Sequence[Override], loader: ConfigLoader) -> tuple[list[
     choices, recipe, values = [], [], []
     for override in parsed:
         group = override.key_or_group
-        is_option = not override.is_delete() and isinstance(override.value(), str)
-        if not is_option or not loader_has(loader, group):
-            if not override.is_delete():
-                values.append(override)
+        if override.is_delete() or isinstance(override.value(), dict) or not _has_options(loader, group):
+            values.append(override)
         elif group.partition("/")[0] in ("experiment", "debug", "sweep", "hydra"):
             recipe.append(_line(override))
         else:
@@ -85,8 +89,7 @@ def _sorted_out(parsed: Sequence[Override], loader: ConfigLoader) -> tuple[list[
     return choices, recipe, values
 
 
-def loader_has(loader: ConfigLoader, group: str) -> bool:
-    """Whether ``group`` is a group of options."""
+def _has_options(loader: ConfigLoader, group: str) -> bool:
     return bool(loader.get_group_options(group))
 
 
@@ -117,12 +120,30 @@ def _alone(
 ) -> DictConfig:
     """What ``choice`` alone makes, with what the command line says inside ``slot``."""
     inside = [c.argument.lstrip("+") for c in choices if c != choice and _is_within(c.slot, slot)]
-    said = [_line(v) for v in values if _is_within(v.key_or_group, slot)]
+    said = [v for v in values if _is_within(_key(v), slot)]
+    lines = [_line(v) for v in said if not v.is_delete()]
     chosen = "+" + choice.argument.lstrip("+")
     try:
-        return _composed(loader, None, [chosen, *inside, *said])
+        cfg = _composed(loader, None, [chosen, *inside, *lines])
     except HydraException:  # a slot that the chosen preset leaves empty
-        return _composed(loader, None, [chosen, *("+" + argument for argument in inside), *said])
+        cfg = _composed(loader, None, [chosen, *("+" + argument for argument in inside), *lines])
+    for removal in said:
+        if removal.is_delete():
+            _remove(cfg, _key(removal))
+    return cfg
+
+
+def _key(override: Override) -> str:
+    """Where in the configuration ``override`` acts."""
+    return override.package or override.key_or_group.replace("/", ".")
+
+
+def _remove(cfg: DictConfig, key: str) -> None:
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent)
+    if OmegaConf.is_dict(node) and name in node:
+        with open_dict(node):
+            del node[name]
 
 
 def _fill(fresh: DictConfig, old: DictConfig) -> None:

@@ -64,10 +64,10 @@ def test_home_and_spaces_round_the_key(monkeypatch):
 
 
 def test_a_command_line_stays_what_it_was():
-    assert read_command_line([QUICK, "-m", "seed=1,2", "data.root=x"], "train") == [
+    assert read_command_line([QUICK, "-m", "seed=1,2", "data.root=x"], "train")[0] == [
         "-m", QUICK, "++seed=1,2", "++data.root=x",
     ]  # fmt: skip
-    assert read_command_line(["-sc", "install=bash"], "train") == ["-sc", "install=bash"]
+    assert read_command_line(["-sc", "install=bash"], "train")[0] == ["-sc", "install=bash"]
     assert normalize_overrides(["experiment=quickstart.yaml", "model/neck=null", "optim={lr: 3}"]) == [
         QUICK, "~model/neck", "++optim={lr: 3}",
     ]  # fmt: skip
@@ -133,7 +133,7 @@ def test_mistakes_are_told_with_the_right_name(argument, message):
      ["transform=fit", "transform.train.resize=null"], ["+attention@model.neck.attention=SE"]],
 )  # fmt: skip
 def test_what_is_there_can_be_left_out(arguments):
-    assert len(read_command_line([QUICK, *arguments], "train")) == 1 + len(arguments)
+    assert len(read_command_line([QUICK, *arguments], "train")[0]) == 1 + len(arguments)
 
 
 def test_spaces_round_the_equals_sign_and_in_a_value():
@@ -179,7 +179,7 @@ def test_configurations_of_the_users_own(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.yaml").write_text(text)
     here = f"--config-dir={tmp_path}"
-    assert read_command_line([here, "experiment=mine", "+own=a"], "train") == [here, "experiment=mine", "+own=a"]
+    assert read_command_line([here, "experiment=mine", "+own=a"], "train")[0] == [here, "experiment=mine", "+own=a"]
     assert read_command_line([f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"], "train")
     assert told(here, "experiment=min") == "experiment: no option 'min'; did you mean 'mine'?"
     assert told(here, "experiment=wrong").endswith("No match in the defaults list.; did you mean 'model/backbone'?")
@@ -238,9 +238,9 @@ def test_a_sweep_under_torchrun_is_refused(monkeypatch):
     words = "-m: torchrun has started 2 processes, but a sweep starts its own: leave torchrun out"
     for arguments in ([QUICK, "-m", "seed=1,2"], ["--multirun", QUICK], [QUICK, "hydra.mode=MULTIRUN"]):
         assert told(*arguments) == words
-    assert read_command_line([QUICK], "train") == [QUICK]
+    assert read_command_line([QUICK], "train")[0] == [QUICK]
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert read_command_line([QUICK, "-m"], "train") == ["-m", QUICK]
+    assert read_command_line([QUICK, "-m"], "train")[0] == ["-m", QUICK]
 
 
 def test_the_command_lists_its_tools_and_names_the_nearest(capsys):

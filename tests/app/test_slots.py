@@ -2,11 +2,15 @@
 
 import pytest
 
+from detkit.app import train
+from detkit.app.command_line import read_command_line
+from detkit.app.idle import told
 from detkit.app.schema import TrainSchema
 from detkit.config import ConfigError, validate
 from detkit.models import build_detector
 from detkit.structures import Categories
 from tests.app.test_configs import composed, settled
+from tests.app.tools import call
 
 BCCD = {
     "faster_rcnn": "experiment=faster_rcnn/bccd_mobilenetv2_fpn",
@@ -80,6 +84,59 @@ def test_an_argument_of_a_part_is_named_with_its_key():
         "model.head.roi.max_detections: no argument 'max_detections'; did you mean model.head.roi.selector.max_detections?",
         "model.head.roi.hidden: no argument 'hidden'; did you mean model.head.roi.network.hidden?",
     )
+
+
+def test_what_the_command_line_leaves_out_inside_a_swapped_slot_is_left_out():
+    cfg, _ = settled("experiment=quickstart", "model/neck=fpn_se", "~model.neck.attention.reduction")
+    assert "reduction" not in cfg.model.neck.attention
+    cfg, notes = settled("experiment=retinanet/shapes", "model/neck=fpn_cbam", "~model.neck.attention")
+    assert "attention" not in cfg.model.neck
+    cfg, notes = settled("experiment=centernet/shapes", "model/neck=fpn_se", "~model.neck.attention")
+    assert "attention" not in cfg.model.neck
+    assert "left out what the recipe says there for Upsample" in notes[0]
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A folder of a user's own experiments, and the argument that names it."""
+    (tmp_path / "experiment").mkdir()
+
+    def write(name, *overrides):
+        lines = ["# @package _global_", "defaults:", "  - /experiment/retinanet/shapes"]
+        lines += [f"  - override /{override}" for override in overrides]
+        (tmp_path / "experiment" / f"{name}.yaml").write_text("\n".join(lines) + "\n")
+        return f"--config-dir={tmp_path}"
+
+    return write
+
+
+def test_what_an_experiment_chooses_in_a_part_goes_with_the_part(own):
+    where = own("mine", "loss@model.head.box_loss: GIoULoss")
+    assert read_command_line([where, "experiment=mine"], "train")[1] == []
+    for choice in ("model/head=two_stage", "model=faster_rcnn_fpn"):
+        said, idle = read_command_line([where, "experiment=mine", choice, "seed=1"], "train")
+        assert idle == [("experiment/mine", "loss@model.head.box_loss")]
+        assert told(idle[0], said[1:]) == (
+            f"{choice}: left out what experiment/mine chooses for loss@model.head.box_loss, a slot that there is not now"
+        )
+
+
+def test_a_mistake_in_an_experiment_stays_one(own):
+    where = own("mine", "loss@model.head.box_lss: GIoULoss")
+    for choice in ([], ["model/head=two_stage"]):
+        with pytest.raises(ConfigError, match=r"In 'experiment/mine': Could not override 'loss@model\.head\.box_lss'"):
+            read_command_line([where, "experiment=mine", *choice], "train")
+
+
+def test_such_an_experiment_trains(own, tmp_path, monkeypatch, capsys):
+    where = own("mine", "loss@model.head.box_loss: GIoULoss", "optim: AdamW")
+    output = call(
+        train.main, monkeypatch, capsys, where, "experiment=mine", "model/head=two_stage", "debug=fast", "device=cpu",
+        f"data.root={tmp_path / 'shapes'}", f"run_root={tmp_path / 'runs'}", "data.train.num_train=2",
+        "data.train.num_val=1", "data.train.image_size=64",
+    )  # fmt: skip
+    assert "left out what experiment/mine chooses for loss@model.head.box_loss" in output
+    assert "rpn_cls" in output
 
 
 def test_nothing_chosen_nothing_changed():

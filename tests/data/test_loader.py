@@ -267,7 +267,7 @@ def test_numbers_out_of_range(data, option):
 
 
 def test_a_slip_in_the_number_of_workers_starts_none(data):
-    with pytest.raises(ValueError, match=r"num_workers must be \d+ or less on this machine, not 100000"):
+    with pytest.raises(ValueError, match=r"num_workers must be \d+ or less here, not 100000"):
         train(data, num_workers=100_000)
 
 
