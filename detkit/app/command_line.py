@@ -14,8 +14,8 @@ from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.errors import HydraException
 from hydra.types import RunMode
 
-from detkit.app.composition import check_composition, in_one_line
-from detkit.app.idle import Idle, idle_choices, leaving_out
+from detkit.app.composition import in_one_line
+from detkit.app.idle import Idle, compose
 from detkit.app.overrides import normalize_overrides, options_of, parse, wrong_choices
 from detkit.app.paths import config_dir
 from detkit.app.processes import processes_started
@@ -54,9 +54,7 @@ def read_command_line(arguments: Sequence[str], config_name: str) -> tuple[list[
     if errors := list(wrong_choices(parsed, repository)):
         raise ConfigError(errors)
     fixed = [override for override, read in zip(overrides, parsed, strict=True) if not read.is_sweep_override()]
-    idle = idle_choices(loader, config_name, fixed)
-    with leaving_out(idle):
-        check_composition(loader, config_name, fixed, RunMode.MULTIRUN if is_sweep else RunMode.RUN)
+    _, idle = compose(loader, config_name, fixed, RunMode.MULTIRUN if is_sweep else RunMode.RUN)
     return [*flags, *overrides], idle
 
 

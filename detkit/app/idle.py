@@ -19,8 +19,11 @@ from hydra.core.default_element import GroupDefault, InputDefault
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
+from omegaconf import DictConfig
 
+from detkit.app.composition import check_composition
 from detkit.app.slots import choices_and_recipe
+from detkit.config import ConfigError
 
 _NO_SLOT = re.compile(r"In '([^']*)': Could not override '([^']*)'\.")
 
@@ -74,6 +77,23 @@ def _is_around(key: str, slot: str) -> bool:
     group, _, package = key.partition("@")
     outer = package or group.replace("/", ".")
     return slot.startswith(f"{outer}.")
+
+
+def compose(
+    loader: ConfigLoader, config_name: str, arguments: Sequence[str], mode: RunMode = RunMode.RUN
+) -> tuple[DictConfig, list[Idle]]:
+    """As :func:`~detkit.app.composition.check_composition`, without the choices that have lost their slot, and these.
+
+    Raises:
+        ConfigError: it does not compose.
+    """
+    try:
+        return check_composition(loader, config_name, arguments, mode), []
+    except ConfigError:
+        if not (idle := idle_choices(loader, config_name, arguments)):
+            raise
+    with leaving_out(idle):
+        return check_composition(loader, config_name, arguments, mode), idle
 
 
 @contextmanager

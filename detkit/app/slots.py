@@ -44,7 +44,7 @@ def settle_slots(cfg: DictConfig, overrides: Sequence[str], config_name: str | N
     choices, recipe, values = _sorted_out(parsed, loader)
     if not choices:
         return []
-    notes = []
+    notes: list[str | None] = []
     for choice in choices:
         around = [c.argument for c in choices if c != choice and _is_within(choice.slot, c.slot)]
         before = _composed(loader, config_name, [*recipe, *around])
@@ -56,11 +56,35 @@ def settle_slots(cfg: DictConfig, overrides: Sequence[str], config_name: str | N
                 continue
             old = OmegaConf.select(cfg, slot)
             _fill(fresh, old)
-            note = _note(slot, choice, OmegaConf.select(before, slot), old, fresh)
-            with open_dict(cfg):
-                OmegaConf.update(cfg, slot, fresh, merge=False)
-            notes += [note] if note else []
-    return notes
+            notes.append(_note(slot, choice, OmegaConf.select(before, slot), old, fresh))
+            _put(cfg, slot, fresh)
+        for slot in _kept_by_the_recipe(before, cfg, choice, choices, loader):
+            said = [_line(v) for v in values if _is_within(_key(v), slot) and not v.is_delete()]
+            mine = OmegaConf.select(_composed(loader, config_name, [*recipe, *around, *said]), slot)
+            notes.append(_note_of_preset(slot, choice, OmegaConf.select(cfg, slot), mine))
+            _put(cfg, slot, mine)
+    return [note for note in notes if note is not None]
+
+
+def _kept_by_the_recipe(
+    before: DictConfig, cfg: DictConfig, choice: Choice, choices: Sequence[Choice], loader: ConfigLoader
+) -> list[str]:
+    """The slots in what ``choice`` brings that have the recipe's class all the same, and not the one it speaks to.
+
+    A model's preset says ``norm_eps`` for its ResNet; the experiment's own ``override /model/backbone`` stays.
+    """
+    try:
+        alone = _composed(loader, None, ["+" + choice.argument.lstrip("+")])
+    except HydraException:
+        return []
+    other = set(_swapped(before, cfg, choice.slot))
+    slots = [slot for slot in _swapped(alone, cfg, choice.slot) if slot not in other]
+    return [slot for slot in slots if _nearest(slot, choices) == choice and OmegaConf.select(before, slot) is not None]
+
+
+def _put(cfg: DictConfig, slot: str, node: DictConfig) -> None:
+    with open_dict(cfg):
+        OmegaConf.update(cfg, slot, node, merge=False)
 
 
 def _nearest(slot: str, choices: Sequence[Choice]) -> Choice | None:
@@ -105,14 +129,17 @@ def _composed(loader: ConfigLoader, config_name: str | None, overrides: Sequence
 def _swapped(before: DictConfig, after: DictConfig, slot: str) -> Iterator[str]:
     """The outermost slots at or below ``slot`` whose class differs; one that the recipe leaves empty is not swapped."""
     was, now = (OmegaConf.select(cfg, slot, default=None) for cfg in (before, after))
-    if not (OmegaConf.is_dict(was) and OmegaConf.is_dict(now)):
-        return
-    targets = [_raw(node, "_target_") for node in (was, now)]
-    if isinstance(targets[0], str) and targets[0] != targets[1]:
+    if OmegaConf.is_dict(was) and OmegaConf.is_dict(now):
+        yield from _unlike(_plain(was), _plain(now), slot)
+
+
+def _unlike(was: Mapping[str, Any], now: Mapping[str, Any], slot: str) -> Iterator[str]:
+    if isinstance(was.get("_target_"), str) and was["_target_"] != now.get("_target_"):
         yield slot
         return
-    for name in now:
-        yield from _swapped(before, after, f"{slot}.{name}")
+    for name, node in now.items():
+        if isinstance(node, Mapping) and isinstance(was.get(name), Mapping):
+            yield from _unlike(was[name], node, f"{slot}.{name}")
 
 
 def _alone(
@@ -156,15 +183,30 @@ def _fill(fresh: DictConfig, old: DictConfig) -> None:
 
 def _note(slot: str, choice: Choice, before: DictConfig, old: DictConfig, fresh: DictConfig) -> str | None:
     """What was left out of ``slot``, in words; None where nothing was."""
-    kept = dict(_leaves(fresh))
-    lost = [f"{key}={_shown(value)}" for key, value in _leaves(old) if kept.get(key, _ABSENT) != value]
-    if not lost:
+    if not (lost := _lost(old, fresh)):
         return None
-    more = f" and {len(lost) - _MOST_SHOWN} more" if len(lost) > _MOST_SHOWN else ""
     return (
         f"{choice.argument.lstrip('+')}: {slot} is {_raw(fresh, '_target_')} now; left out what the recipe says there "
-        f"for {_raw(before, '_target_')}: {', '.join(lost[:_MOST_SHOWN])}{more}"
+        f"for {_raw(before, '_target_')}: {lost}"
     )
+
+
+def _note_of_preset(slot: str, choice: Choice, old: DictConfig, mine: DictConfig) -> str | None:
+    """As :func:`_note`, of what the preset says for a class that the recipe does not have there."""
+    if not (lost := _lost(old, mine)):
+        return None
+    return (
+        f"{choice.argument.lstrip('+')}: {slot} stays the recipe's {_raw(mine, '_target_')}; left out what the preset "
+        f"says there for another class: {lost}"
+    )
+
+
+def _lost(old: DictConfig, new: DictConfig) -> str:
+    """The values of ``old`` that ``new`` does not have."""
+    kept = dict(_leaves(new))
+    lost = [f"{key}={_shown(value)}" for key, value in _leaves(old) if kept.get(key, _ABSENT) != value]
+    more = f" and {len(lost) - _MOST_SHOWN} more" if len(lost) > _MOST_SHOWN else ""
+    return ", ".join(lost[:_MOST_SHOWN]) + more
 
 
 def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
@@ -182,7 +224,11 @@ def _shown(value: Any) -> str:
 
 
 def _raw(node: DictConfig, name: str) -> Any:
-    return OmegaConf.to_container(node, resolve=False).get(name)  # pyright: ignore
+    return _plain(node).get(name)
+
+
+def _plain(node: DictConfig) -> Any:
+    return OmegaConf.to_container(node, resolve=False)
 
 
 def _is_within(key: str, slot: str) -> bool:

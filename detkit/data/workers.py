@@ -43,9 +43,7 @@ class Workers:
         if num_workers < 0 or timeout < 0:
             raise ValueError(f"num_workers {num_workers} and timeout {timeout} must not be negative")
         if num_workers > (most := _most_workers()):
-            raise ValueError(
-                f"num_workers must be {most} or less here, not {num_workers}: each is a process"
-            )
+            raise ValueError(f"num_workers must be {most} or less here, not {num_workers}: each is a process")
         self.source = source
         self.collate = collate
         self.num_workers = num_workers
