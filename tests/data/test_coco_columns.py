@@ -34,8 +34,8 @@ def assert_same(quick: CocoDataset, careful: CocoDataset) -> None:
 
 def test_a_file_like_coco_s_own_gives_the_same_table(tmp_path, monkeypatch):
     path = coco_sized.write(tmp_path, num_images=90, num_boxes=2500)
-    assert read_columns(path) is not None, "or the rest compares a reader with itself"
     monkeypatch.setattr("detkit.data.datasets.coco_columns._BLOCK", 700)
+    assert read_columns(path) is not None, "or the rest compares a reader with itself"
     quick, careful = both(monkeypatch, tmp_path)
     assert_same(quick, careful)
     assert len(quick.truths.labels) == 2500
@@ -88,6 +88,14 @@ def test_what_needs_a_word_is_left_to_the_careful_reader(tmp_path, case):
     assert read_columns(path) is not None
     path.write_text(json.dumps({**WHOLE, part: [{**WHOLE[part][0], **change}]}))
     assert read_columns(path) is None
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"images": "\xff"}', b'{"images": [' + b"[" * 100_000, b'{"a": "\\ud800"}'])
+def test_no_coco_at_all(tmp_path, content):
+    (tmp_path / "train.json").write_bytes(content)
+    assert read_columns(tmp_path / "train.json") is None
+    assert read_columns(tmp_path / "missing.json") is None
+    assert read_columns(tmp_path) is None
 
 
 def test_of_a_key_given_twice_both_take_the_last(tmp_path, monkeypatch):

@@ -88,9 +88,12 @@ def read_columns(path: Path) -> CocoColumns | None:
     try:
         with open(path, "rb") as stream:
             content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError):  # ValueError: an empty file
+        return None
+    try:
         file = msgspec.json.decode(content, type=_File)
         blocks = _blocks(file.annotations)
-    except (OSError, ValueError, RecursionError, msgspec.MsgspecError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     if hasattr(mmap, "MADV_DONTNEED"):
         content.madvise(mmap.MADV_DONTNEED)
