@@ -13,7 +13,7 @@ from detkit.data.datasets.table import TruthTable
 from tests.data import coco_sized
 from tests.data.builders import CATEGORIES, annotation, coco_set, image, write_coco
 
-COLUMNS = [field.name for field in dataclasses.fields(TruthTable) if field.name != "files"]
+COLUMNS = [field.name for field in dataclasses.fields(TruthTable) if field.name not in ("files", "stored")]
 
 
 def both(monkeypatch, root, **options) -> tuple[CocoDataset, CocoDataset]:
@@ -90,7 +90,9 @@ def test_what_needs_a_word_is_left_to_the_careful_reader(tmp_path, case):
     assert read_columns(path) is None
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"images": "\xff"}', b'{"images": [' + b"[" * 100_000, b'{"a": "\\ud800"}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{", b'{"images": "\xff"}', b'{"images": [' + b"[" * 100_000, b'{"a": "\\ud800"}']
+)
 def test_no_coco_at_all(tmp_path, content):
     (tmp_path / "train.json").write_bytes(content)
     assert read_columns(tmp_path / "train.json") is None

@@ -17,6 +17,7 @@ from detkit.data.datasets.coco_columns import CocoColumns, read_columns
 from detkit.data.datasets.fields import FLAG_VALUES, is_whole, parse_flag, parse_number
 from detkit.data.datasets.files import Listings
 from detkit.data.datasets.findings import Findings, Policy
+from detkit.data.datasets.stored import Opened, through_cache
 from detkit.data.decode import read_image
 from detkit.structures import Categories
 
@@ -30,7 +31,8 @@ class CocoDataset(DetectionDataset):
     Every category of the file is a class, in the order of the ids, whether it occurs or not; ids may have gaps.
     Boxes stay as the file gives them: what pycocotools would read is what the evaluator scores against. File names may
     be in another Unicode form than on the disk, or have back-slashes. ``iscrowd`` is 0, 1, true or false, or these as
-    strings; ids are numbers, and names strings.
+    strings; ids are numbers, and names strings. What was made of a large file stays in the user's cache folder, see
+    :mod:`detkit.data.datasets.stored`.
 
     Args:
         root: folder of the data set.
@@ -54,25 +56,34 @@ class CocoDataset(DetectionDataset):
         on_bad_annotation: Policy = "error",
     ) -> None:
         path = Path(Listings().find(str(Path(root) / annotations)))
-        findings = Findings(str(path))
-        columns = read_columns(path)
-        if columns is None:
-            self.categories, records, raw = _read_carefully(findings, path, Path(root) / images)
-        else:
-            self.categories, records, raw = _from_columns(findings, columns, Path(root) / images)
-        known = [str(i) for i in self.categories.ids]
-        self.truths, self.report = check_annotations(findings, records, raw, known, on_missing, on_bad_annotation)
+        folder = Path(root) / images
+        options = [str(folder), os.path.abspath(folder), on_missing, on_bad_annotation]
+        opened = through_cache(path, options, lambda: _open(path, folder, on_missing, on_bad_annotation))
+        self.categories, self.truths, self.report = opened.categories, opened.truths, opened.report
 
     def read(self, index: int) -> np.ndarray:
         truth = self.truths[index]
         return read_image(truth.file, truth.size)
 
 
+def _open(path: Path, folder: Path, on_missing: Policy, on_bad_annotation: Policy) -> Opened:
+    findings, listings = Findings(str(path)), Listings()
+    columns = read_columns(path)
+    if columns is None:
+        categories, records, raw = _read_carefully(findings, path, folder, listings)
+    else:
+        categories, records, raw = _from_columns(findings, columns, folder, listings)
+    known = [str(i) for i in categories.ids]
+    truths, report = check_annotations(findings, records, raw, known, on_missing, on_bad_annotation)
+    is_exact = not listings.num_renamed and not report.count("missing image files")
+    return Opened(categories, truths, report, is_exact)
+
+
 def _from_columns(
-    findings: Findings, columns: CocoColumns, folder: Path
+    findings: Findings, columns: CocoColumns, folder: Path, listings: Listings
 ) -> tuple[Categories, list[ImageRecord], RawAnnotations]:
     categories = _categories(findings, [(entry.id, entry.name) for entry in columns.categories])
-    listings, prefix = Listings(), str(folder)
+    prefix = str(folder)
     images = [
         ImageRecord(e.id, e.file_name, listings.find(_path(prefix, e.file_name)), (e.height, e.width))
         for e in columns.images
@@ -95,12 +106,12 @@ def _from_columns(
 
 
 def _read_carefully(
-    findings: Findings, path: Path, folder: Path
+    findings: Findings, path: Path, folder: Path, listings: Listings
 ) -> tuple[Categories, list[ImageRecord], RawAnnotations]:
     """What :func:`read_columns` does not take, entry by entry: with the file, entry and key of all that is wrong."""
     images_json, annotations_json, categories_json = _read_json(path)
     categories = _parse_categories(findings, categories_json)
-    images, refused = _parse_images(findings, images_json, folder)
+    images, refused = _parse_images(findings, images_json, folder, listings)
     return categories, images, _parse_annotations(findings, annotations_json, images, refused, categories)
 
 
@@ -141,14 +152,15 @@ def _categories(findings: Findings, pairs: Sequence[tuple[int, str]]) -> Categor
         return Categories(tuple(map(str, ids)), tuple(ids))
 
 
-def _parse_images(findings: Findings, records: Sequence[Record], folder: Path) -> tuple[list[ImageRecord], set[Any]]:
+def _parse_images(
+    findings: Findings, records: Sequence[Record], folder: Path, listings: Listings
+) -> tuple[list[ImageRecord], set[Any]]:
     """The images, and the ids of those that are refused."""
     sound = _sound(findings, "images", records, whole=("id", "height", "width"), text=("file_name",))
     empty = [record for record in sound if min(record["height"], record["width"]) < 1]
     if empty:
         name, w, h = (empty[0][key] for key in ("file_name", "width", "height"))
         findings.reject(f"image {name!r}: width {w} and height {h} must be positive{_more(empty)}")
-    listings = Listings()
     found = [
         ImageRecord(
             int(record["id"]),
