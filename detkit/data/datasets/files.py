@@ -112,9 +112,13 @@ def read_sizes(findings: Findings, files: Sequence[Path], policy: Policy) -> dic
 
 
 class Listings:
-    """What lies in folders, each listed once: a stat for each file is slow over a network."""
+    """What lies in folders, each listed once: a stat for each file is slow over a network.
+
+    ``num_renamed`` counts the files that were found under another form of the name than was asked for.
+    """
 
     def __init__(self) -> None:
+        self.num_renamed = 0
         self._names: dict[str, set[str]] = {}
         self._by_form: dict[str, dict[str, str]] = {}
 
@@ -126,7 +130,9 @@ class Listings:
         """The file that ``file`` means, be it in another Unicode form or with back-slashes; itself if there is none."""
         if file in self:
             return file
-        return self._in_other_form(file) or self._in_other_form(file.replace("\\", "/")) or file
+        other = self._in_other_form(file) or self._in_other_form(file.replace("\\", "/"))
+        self.num_renamed += other is not None
+        return other or file
 
     def _in_other_form(self, file: str) -> str | None:
         folder, name = os.path.split(file)
