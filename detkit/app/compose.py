@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_automatic_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from detkit.app.components import load_components
 from detkit.app.idle import compose, leaving_out, told
@@ -19,10 +19,11 @@ from detkit.config import ConfigError
 
 
 class Composed(NamedTuple):
-    """A configuration, and a line for each thing that a swapped part has taken with it."""
+    """A configuration; a line for each thing that a swapped part has taken with it; the option chosen of each group."""
 
     cfg: DictConfig
     notes: list[str]
+    choices: dict[str, Any]
 
 
 class Composer:
@@ -51,11 +52,12 @@ class Composer:
         if errors := list(wrong_choices(parse(said, self.loader.repository), self.loader.repository)):
             raise ConfigError(errors)
         cfg, idle = compose(self.loader, self.config_name, said)
+        choices: Any = OmegaConf.to_container(cfg.hydra.runtime.choices)
         with open_dict(cfg):
             del cfg["hydra"]
         with leaving_out(idle):
             notes = settle_slots(cfg, said, self.config_name, self.loader)
-        return Composed(cfg, [told(one, said) for one in idle] + notes)
+        return Composed(cfg, [told(one, said) for one in idle] + notes, choices)
 
     def slots(self, *overrides: str) -> set[str]:
         """What can be chosen anew without a ``+``: ``model/neck``, ``loss@model.head.cls_loss``."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,7 +117,7 @@ class Detection:
         check_precision(self._precision, stored.device)
         self._stored, self._batch_size, self._faults = stored, options.batch_size, faults
 
-    def of(self, source: ImageFiles | VideoFrames) -> Iterator[Found]:
+    def of(self, source: Iterable[Picture]) -> Iterator[Found]:
         """What is found in the pictures of ``source``, of which no more than a batch is held."""
         pictures = iter(source)
         while batch := list(islice(pictures, self._batch_size)):

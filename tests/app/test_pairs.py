@@ -50,7 +50,7 @@ def test_every_slot_offers_every_class_that_fits_it(composer):
 
 def test_what_a_preset_says_for_another_class_is_left_out(composer):
     """The preset's ``norm_eps`` is of the ResNet that it is made for; the recipe has its own backbone."""
-    cfg, notes = composer("experiment=yolov1/bccd_mobilenetv2", "model=faster_rcnn_fpn_torchvision")
+    cfg, notes, _ = composer("experiment=yolov1/bccd_mobilenetv2", "model=faster_rcnn_fpn_torchvision")
     assert cfg.model.backbone == composer("experiment=yolov1/bccd_mobilenetv2").cfg.model.backbone
     assert "model.backbone stays the recipe's MobileNetV2; left out what the preset says there for another" in "".join(
         notes
@@ -58,7 +58,7 @@ def test_what_a_preset_says_for_another_class_is_left_out(composer):
 
 
 def test_a_choice_of_data_may_come_before_its_root(composer):
-    cfg, _ = composer("experiment=yolov1/bccd_mobilenetv2", "data=coco", "data.root=here")
+    cfg = composer("experiment=yolov1/bccd_mobilenetv2", "data=coco", "data.root=here").cfg
     assert cfg.data.train.root == "here"
 
 
@@ -113,7 +113,7 @@ def take_a_step(composer, experiment, choice, coco_layout, folder):
         data = [f"data.root={folder}", "data.train.num_train=4", "data.train.num_val=2", "data.train.image_size=96"]
     else:
         data = coco_layout
-    cfg, _ = composer(*said, *data)
+    cfg = composer(*said, *data).cfg
     if "weights" in cfg.model.backbone:
         OmegaConf.update(cfg, "model.backbone.weights", None)
     validate(cfg, TrainSchema)
