@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,8 @@ class Prediction:
     def above(self, score: float) -> Prediction:
         """Those of at least this score."""
         kept = self.scores >= score
-        columns = (column[kept] for column in (self.boxes, self.scores, self.labels, self.category_ids))
-        return Prediction(*columns, self.class_names, self.file, self.image)
+        columns = ("boxes", "scores", "labels", "category_ids")
+        return replace(self, **{name: getattr(self, name)[kept] for name in columns})
 
     def draw(self) -> np.ndarray:
         """A copy of the image with the boxes, their classes and scores: uint8 (H, W, 3) RGB."""
@@ -268,11 +268,10 @@ def train(overrides: Sequence[str], folder: str | Path | None = None, own_config
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     name = choices.get("experiment") or "custom"
-    folder = Path(folder) if folder is not None else Path(cfg.run_root) / name / time.strftime("%Y-%m-%d_%H-%M-%S")
+    chosen = Path(cfg.run_root) / name / time.strftime("%Y-%m-%d_%H-%M-%S") if folder is None else Path(folder)
     validate(cfg, TrainSchema)
     with worker_deaths_explained():
-        folder, _ = train_in(cfg, folder)
-    result = read_result(folder)
-    if result is None:
-        raise ConfigError(f"{folder}: the run has left no result")
-    return Run(folder, result)
+        chosen, _ = train_in(cfg, chosen)
+    result = read_result(chosen)
+    assert result is not None, "a run that comes to its end writes it"
+    return Run(chosen, result)
