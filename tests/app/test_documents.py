@@ -246,6 +246,12 @@ def test_what_is_not_run_stands_in_a_page():
     assert set(NOT_RUN) <= {found.text for found in commands()}
 
 
+def test_the_files_that_contributing_names_are_there():
+    named = re.findall(r"`((?:tests|docs)/[\w/]+\.(?:py|md))`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(named) > 10
+    assert not [path for path in named if not (ROOT / path).is_file()]
+
+
 def test_commands_are_found_in_blocks_in_the_text_and_in_output():
     texts = {found.text for found in commands()}
     assert len(texts) > 80
