@@ -62,6 +62,7 @@ def test_imports_point_left():
     [
         ("hydra", {"config", "app"}), ("omegaconf", {"config", "app"}),
         ("albumentations", {"data"}), ("pycocotools", {"evaluation"}), ("timm", {"models"}),
+        ("jinja2", {"app"}), ("filelock", {"utils"}), ("psutil", {"app"}),
     ],
 )  # fmt: skip
 def test_libraries_are_known_where_they_belong(library, allowed):
