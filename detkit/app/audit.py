@@ -1,7 +1,7 @@
 """``tools/audit.py``: before training, which objects the head's own assigner leaves without anything to learn from.
 
-No network runs, and no image is decoded but those that the page shows: the loader of the training makes its batches
-from blank images of the right sizes, and the assigner gets the shapes of the feature maps.
+No network runs, and no image is read but those that the page shows: the loader of the training plans its batches from
+sizes and boxes, and the assigner gets the shapes of the feature maps.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from detkit.app.schema import AuditSchema
 from detkit.app.setup import build_dataset, build_transforms, check_values, without_pretrained_weights
 from detkit.config import ConfigError, build, validate
 from detkit.data.datasets.base import DetectionDataset
+from detkit.data.loader import EvalLoader, TrainLoader
 from detkit.data.sample import trainable_boxes
+from detkit.data.transforms import Transform, unplanned
 from detkit.models import build_detector
 from detkit.structures import Batch, GroundTruth, ImageMeta, Images, Target
 from detkit.utils.files import atomic_write
@@ -55,6 +57,8 @@ def run(cfg: DictConfig, folder: Path) -> None:
     check_values(node)
     if node["num_pictures"] < 0:
         raise ConfigError(f"num_pictures: must be 0 or more, not {node['num_pictures']}")
+    if node["num_images"] is not None and node["num_images"] < 1:
+        raise ConfigError(f"num_images: must be 1 or more, or null for all, not {node['num_images']}")
     if node["data"].get(split) is None:
         raise ConfigError(f"split: the configuration has no data.{split}")
     seed_everything(node["seed"])
@@ -66,7 +70,9 @@ def run(cfg: DictConfig, folder: Path) -> None:
     without_pretrained_weights(node["model"])
     detector = build_detector(node["model"], dataset.categories)
     planner = Planner(detector)
-    batches = list(track(_batches(node, split, dataset), _num_batches(node, split, dataset), "reading boxes"))
+    transforms = build_transforms(node["transform"][split], f"transform.{split}")
+    loader = _loader(node, split, dataset, transforms)
+    batches = list(track(_batches(loader, node["num_images"]), _num_batches(node, split, dataset), "planning batches"))
     audit = Audit.of(planner, batches, dataset)
     sizes: Any = OmegaConf.to_container(cfg.transform)
     advice = advise(node, sizes, audit, planner, batches, dataset.categories)
@@ -78,7 +84,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     pictures = albums(audit, planner, batches, dataset, node["num_pictures"])
     atomic_write(folder / "audit.html", audit_page(audit, advice, source, pictures))
     rich.print(audit.table())
-    for line in [audit.in_words(), *(a.text for a in advice)]:
+    for line in [audit.in_words(), *_caveats(transforms, audit, dataset), *(a.text for a in advice)]:
         rich.get_console().print(Text(line), soft_wrap=True)
     rich.print("report:", Text(str(folder / "audit.html"), "bold"))
 
@@ -224,49 +230,51 @@ class Audit:
         }
 
 
-class SizesOnly(DetectionDataset):
-    """``dataset`` with blank images of the right sizes: where only boxes matter, no file is read."""
-
-    def __init__(self, dataset: DetectionDataset) -> None:
-        self.categories, self.truths, self.report = dataset.categories, dataset.truths, dataset.report
-
-    def read(self, index: int) -> np.ndarray:
-        return np.zeros((*self.truths[index].size, 3), np.uint8)
-
-
-def _loader(node: Mapping[str, Any], split: str, dataset: DetectionDataset) -> Any:
-    loader = node["data"]["loader"][split]
-    loader = loader | {"num_workers": min(1, loader["num_workers"])}
-    runtime: dict[str, Any] = {
-        "dataset": SizesOnly(dataset),
-        "transforms": build_transforms(node["transform"][split], f"transform.{split}"),
-    }
+def _loader(
+    node: Mapping[str, Any], split: str, dataset: DetectionDataset, transforms: Sequence[Transform]
+) -> TrainLoader | EvalLoader:
+    runtime: dict[str, Any] = {"dataset": dataset, "transforms": transforms}
     if split == "train":
         runtime["seed"] = node["seed"]
-    return build(loader, key=f"data.loader.{split}")(**runtime)
+    return build(node["data"]["loader"][split] | {"num_workers": 0}, key=f"data.loader.{split}")(**runtime)
 
 
 def _num_batches(node: Mapping[str, Any], split: str, dataset: DetectionDataset) -> int:
-    return -(-len(dataset) // node["data"]["loader"][split]["batch_size"])
+    num_images = len(dataset) if node["num_images"] is None else min(len(dataset), node["num_images"])
+    return -(-num_images // node["data"]["loader"][split]["batch_size"])
 
 
-def _batches(node: Mapping[str, Any], split: str, dataset: DetectionDataset) -> Iterator[Batch]:
-    """The batches of the first epoch, with their sizes and boxes as in the training; the pixels take no memory.
+def _batches(loader: TrainLoader | EvalLoader, num_images: int | None) -> Iterator[Batch]:
+    """The batches of the first epoch, with their sizes and boxes as in the training, up to ``num_images`` images.
 
     Batches that are grouped by their aspect mix the end of an epoch with the next one; each image counts once.
     """
-    loader = _loader(node, split, dataset)
     seen: set[int] = set()
-    for batch in loader if split == "val" else loader.iterate():
+    for batch in loader.lay():
         first = {meta.image_id: i for i, meta in reversed(list(enumerate(batch.images.meta)))}
         rows = sorted(i for image_id, i in first.items() if image_id not in seen)
+        if num_images is not None:
+            rows = rows[: num_images - len(seen)]
         metas = tuple(batch.images.meta[i] for i in rows)
-        seen |= first.keys()
-        pixels = torch.zeros(1, dtype=torch.uint8).expand(len(rows), *batch.images.pixels.shape[1:])
+        seen |= {meta.image_id for meta in metas}
         if rows:
-            yield Batch(Images(pixels, metas), tuple(batch.targets[i] for i in rows))
-        if split == "train" and len(seen) == loader.num_images:
+            yield Batch(Images(batch.images.pixels[: len(rows)], metas), tuple(batch.targets[i] for i in rows))
+        if len(seen) == num_images or (isinstance(loader, TrainLoader) and len(seen) == loader.num_images):
             return  # within some batches after the first epoch, see TrainSampler
+
+
+def _caveats(transforms: Sequence[Transform], audit: Audit, dataset: DetectionDataset) -> list[str]:
+    """What the figures rest on, where that is not each image and its own pixels."""
+    lines = []
+    if audit.num_images < len(dataset):
+        lines.append(
+            f"Looked at: {audit.num_images} of the {len(dataset)} images, those of the first batches; "
+            "num_images=null takes all of them"
+        )
+    if names := unplanned(transforms):
+        verb = "tells" if len(names) == 1 else "tell"
+        lines.append(f"{', '.join(names)} {verb} where objects go only after seeing pixels: run on black images here")
+    return lines
 
 
 def _annotation_ids(truth: GroundTruth, target: Target) -> np.ndarray:
