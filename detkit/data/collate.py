@@ -42,7 +42,15 @@ class Parcel(NamedTuple):
 
 
 class Collate:
-    """Items -> parcel: one uint8 tensor (B, 3, H, W), padded with 0 at the right and the bottom."""
+    """Items -> parcel: one uint8 tensor (B, 3, H, W), padded with 0 at the right and the bottom.
+
+    Args:
+        size_divisor: H and W are multiples of this, px.
+        square: whether H and W are made equal.
+
+    Raises:
+        ValueError: ``size_divisor`` is not positive.
+    """
 
     def __init__(self, size_divisor: int, square: bool) -> None:
         if size_divisor < 1:

@@ -103,7 +103,13 @@ class MixingTransform(Transform):
         self.num_epochs = num_epochs
 
     def choose(self, key: int, epoch: int, num_images: int) -> list[int]:
-        """The places of the partners among ``num_images`` images; none if the sample is not to be mixed."""
+        """The places of the partners among ``num_images`` images; none if the sample is not to be mixed.
+
+        Args:
+            key: of the image, for this step.
+            epoch: of the run, from 0.
+            num_images: of the data set.
+        """
         rng = generator(key, "partners")
         over = self.num_epochs is not None and epoch >= self.num_epochs
         if over or torch.rand((), generator=rng) >= self.p:
@@ -112,10 +118,16 @@ class MixingTransform(Transform):
 
     @abstractmethod
     def mix(self, sample: Sample, partners: Sequence[Sample], key: int) -> Sample:
-        """``sample`` and its ``partners`` as one; without partners, what this step leaves of ``sample`` alone."""
+        """``sample`` and its ``partners`` as one; without partners, what this step leaves of ``sample`` alone.
+
+        All that is random follows from ``key``.
+        """
 
     def lay_mixed(self, layout: Layout, partners: Sequence[Layout], key: int) -> Layout:
-        """What :meth:`mix` does to all but the pixels; here for a step that has no plan: it is run on black images."""
+        """What :meth:`mix` with ``key`` makes of the ``layout`` of the image and those of its ``partners``.
+
+        Here for a step that has no plan: it is run on black images.
+        """
         blank = [Sample.of(np.zeros((*each.size, 3), np.uint8), each) for each in (layout, *partners)]
         return self.mix(blank[0], blank[1:], key).layout
 

@@ -12,7 +12,14 @@ from detkit.utils.seed import generator
 
 @TRANSFORMS
 class HorizontalFlip(PlannedTransform):
-    """Exchange left and right with probability ``p``."""
+    """Exchange left and right with probability ``p``.
+
+    Args:
+        p: share of the images that are mirrored.
+
+    Raises:
+        ValueError: ``p`` is no probability.
+    """
 
     def __init__(self, *, p: float = 0.5) -> None:
         if not 0 <= p <= 1:

@@ -14,8 +14,15 @@ from detkit.utils.seed import generator
 class ResizeShortestEdge(PlannedTransform):
     """Scale the shorter side to ``short`` px, or less where the longer one would exceed ``long``; the aspect is kept.
 
-    The rule of Faster R-CNN's published recipes (800, 1333). Of several ``short`` one is drawn for each image, or with
-    ``per_batch`` for each batch; that serves training only.
+    The rule of Faster R-CNN's published recipes: 800 and 1333 (in the paper, Ren et al., NeurIPS 2015, 600).
+
+    Args:
+        short: px of the shorter side; of several one is drawn for each image, which serves training only.
+        long: px that the longer side may have at most.
+        per_batch: draw once for all images of a batch.
+
+    Raises:
+        ValueError: a size is not positive, or ``long`` is below one of ``short``.
     """
 
     def __init__(self, *, short: tuple[int, ...] = (800,), long: int = 1333, per_batch: bool = False) -> None:
@@ -36,9 +43,14 @@ class ResizeShortestEdge(PlannedTransform):
 class ResizeFit(PlannedTransform):
     """Scale the longer side to exactly ``size`` px; the aspect is kept.
 
-    Of several sizes one is drawn for each image, or with ``per_batch`` for each batch (YOLO's multi-scale training);
-    that serves training only. The loader pads what is missing to a square at the right and the bottom, if it is told
-    ``square: true``.
+    The loader pads what is missing to a square at the right and the bottom, if it is told ``square: true``.
+
+    Args:
+        size: px of the longer side; of several one is drawn for each image, which serves training only.
+        per_batch: draw once for all images of a batch: YOLO's multi-scale training (Redmon and Farhadi, 2017).
+
+    Raises:
+        ValueError: a size is not positive.
     """
 
     def __init__(self, *, size: int | tuple[int, ...] = 640, per_batch: bool = False) -> None:
@@ -57,6 +69,13 @@ class Resize(PlannedTransform):
     """Stretch the image to exactly ``height`` x ``width`` px; the aspect is not kept.
 
     For heads that need one input size, such as YOLOv1's fully connected one.
+
+    Args:
+        height: px.
+        width: px.
+
+    Raises:
+        ValueError: one is not positive.
     """
 
     def __init__(self, *, height: int = 448, width: int = 448) -> None:
