@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,19 +72,21 @@ def run(cfg: DictConfig, folder: Path) -> None:
     planner = Planner(detector)
     transforms = build_transforms(node["transform"][split], f"transform.{split}")
     loader = _loader(node, split, dataset, transforms)
-    batches = list(track(_batches(loader, node["num_images"]), _num_batches(node, split, dataset), "planning batches"))
+    planned = track(_batches(loader), _num_batches(node, split, dataset), "planning batches")
+    batches, all_sides = first_batches(planned, node["num_images"])
     audit = Audit.of(planner, batches, dataset)
     sizes: Any = OmegaConf.to_container(cfg.transform)
     advice = advise(node, sizes, audit, planner, batches, dataset.categories)
     if wrong := planner.misfit(audit.sides, max(max(meta.size) for meta in audit.metas)):
         poor = float(audit.poor.mean())
         advice.insert(0, Advice(f"{wrong[0].upper()}{wrong[1:]}.", "", poor))
-    atomic_write(folder / "audit.json", json.dumps(audit.to_dict(advice), indent=1) + "\n")
+    numbers = audit.to_dict(advice) | {"all": by_size(all_sides)}
+    atomic_write(folder / "audit.json", json.dumps(numbers, indent=1) + "\n")
     source = f"{type(planner.head).__name__} on data.{split} ({dataset.report.source})"
     pictures = albums(audit, planner, batches, dataset, node["num_pictures"])
     atomic_write(folder / "audit.html", audit_page(audit, advice, source, pictures))
     rich.print(audit.table())
-    for line in [audit.in_words(), *_caveats(transforms, audit, dataset), *(a.text for a in advice)]:
+    for line in [audit.in_words(), *_caveats(transforms, audit, len(dataset), all_sides), *(a.text for a in advice)]:
         rich.get_console().print(Text(line), soft_wrap=True)
     rich.print("report:", Text(str(folder / "audit.html"), "bold"))
 
@@ -155,8 +157,7 @@ class Audit:
     def groups(self) -> Iterator[tuple[str, str, np.ndarray]]:
         """Kind, name, and (N,) bool of each size and class."""
         for low, high in itertools.pairwise(SIDES):
-            name = f"from {low:g} px" if np.isinf(high) else f"{low:g}-{high:g} px"
-            yield "size", name, (self.sides >= low) & (self.sides < high)
+            yield "size", _size_name(low, high), (self.sides >= low) & (self.sides < high)
         for k, name in enumerate(self.names):
             yield "class", name, self.labels == k
 
@@ -240,12 +241,11 @@ def _loader(
 
 
 def _num_batches(node: Mapping[str, Any], split: str, dataset: DetectionDataset) -> int:
-    num_images = len(dataset) if node["num_images"] is None else min(len(dataset), node["num_images"])
-    return -(-num_images // node["data"]["loader"][split]["batch_size"])
+    return -(-len(dataset) // node["data"]["loader"][split]["batch_size"])
 
 
-def _batches(loader: TrainLoader | EvalLoader, num_images: int | None) -> Iterator[Batch]:
-    """The batches of the first epoch, with their sizes and boxes as in the training, up to ``num_images`` images.
+def _batches(loader: TrainLoader | EvalLoader) -> Iterator[Batch]:
+    """The batches of the first epoch, with their sizes and boxes as in the training.
 
     Batches that are grouped by their aspect mix the end of an epoch with the next one; each image counts once.
     """
@@ -253,24 +253,54 @@ def _batches(loader: TrainLoader | EvalLoader, num_images: int | None) -> Iterat
     for batch in loader.lay():
         first = {meta.image_id: i for i, meta in reversed(list(enumerate(batch.images.meta)))}
         rows = sorted(i for image_id, i in first.items() if image_id not in seen)
-        if num_images is not None:
-            rows = rows[: num_images - len(seen)]
-        metas = tuple(batch.images.meta[i] for i in rows)
-        seen |= {meta.image_id for meta in metas}
+        seen |= first.keys()
         if rows:
-            yield Batch(Images(batch.images.pixels[: len(rows)], metas), tuple(batch.targets[i] for i in rows))
-        if len(seen) == num_images or (isinstance(loader, TrainLoader) and len(seen) == loader.num_images):
+            yield _select(batch, rows)
+        if isinstance(loader, TrainLoader) and len(seen) == loader.num_images:
             return  # within some batches after the first epoch, see TrainSampler
 
 
-def _caveats(transforms: Sequence[Transform], audit: Audit, dataset: DetectionDataset) -> list[str]:
+def _select(batch: Batch, rows: Sequence[int]) -> Batch:
+    metas = tuple(batch.images.meta[i] for i in rows)
+    return Batch(Images(batch.images.pixels[: len(rows)], metas), tuple(batch.targets[i] for i in rows))
+
+
+def first_batches(batches: Iterable[Batch], num_images: int | None) -> tuple[list[Batch], np.ndarray]:
+    """Those with the first ``num_images`` images, None for all; and of all objects (N,), crowds left out, the root of
+    the area of their box, px of the network input."""
+    kept, sides, left = [], [np.zeros(0, np.float32)], num_images
+    for batch in batches:
+        for target in batch.targets:
+            w, h = (target.boxes[:, 2:] - target.boxes[:, :2])[~target.ignore].numpy().T
+            sides.append(np.sqrt(w * h))
+        if left is None or left >= len(batch):
+            kept.append(batch)
+        elif left > 0:
+            kept.append(_select(batch, range(left)))
+        left = None if left is None else max(0, left - len(batch))
+    return kept, np.concatenate(sides)
+
+
+def by_size(sides: np.ndarray) -> dict[str, int]:
+    """Objects of each size: ``sides`` (N,) px of the network input."""
+    bounds = itertools.pairwise(SIDES)
+    return {_size_name(low, high): int(((sides >= low) & (sides < high)).sum()) for low, high in bounds}
+
+
+def _size_name(low: float, high: float) -> str:
+    return f"from {low:g} px" if np.isinf(high) else f"{low:g}-{high:g} px"
+
+
+def _caveats(transforms: Sequence[Transform], audit: Audit, num_images: int, all_sides: np.ndarray) -> list[str]:
     """What the figures rest on, where that is not each image and its own pixels."""
     lines = []
-    if audit.num_images < len(dataset):
-        lines.append(
-            f"Looked at: {audit.num_images} of the {len(dataset)} images, those of the first batches; "
-            "num_images=null takes all of them"
-        )
+    if len(audit.labels) < len(all_sides):
+        shares = ", ".join(f"{n / len(all_sides):.1%} {name}" for name, n in by_size(all_sides).items() if n)
+        lines += [
+            f"Looked at: {audit.num_images} of the {num_images} images, those of the first batches; "
+            "num_images=null takes all of them",
+            f"All {len(all_sides)} objects of the epoch by size in the network: {shares}",
+        ]
     if names := unplanned(transforms):
         verb = "tells" if len(names) == 1 else "tell"
         lines.append(f"{', '.join(names)} {verb} where objects go only after seeing pixels: run on black images here")

@@ -43,7 +43,7 @@ def audited(node, most=None):
     torch.manual_seed(0)
     detector = build_detector(node["model"], dataset.categories)
     transforms = audit.build_transforms(node["transform"]["train"], "")
-    batches = list(audit._batches(audit._loader(node, "train", dataset, transforms), most))
+    batches, _ = audit.first_batches(audit._batches(audit._loader(node, "train", dataset, transforms)), most)
     return detector, batches, dataset, Audit.of(Planner(detector), batches, dataset)
 
 
@@ -103,8 +103,15 @@ def test_of_many_images_the_first_batches_are_looked_at_and_it_is_said(shapes, t
     crop = "+transform.train.crop={_target_: Albumentations, transforms: [{_target_: albumentations.RandomCrop, height: 90, width: 90}]}"
     output = call(audit.main, monkeypatch, capsys, *options, "num_images=4", crop)
     assert "Looked at: 4 of the 9 images, those of the first batches; num_images=null takes all of them" in output
+    report = json.loads((tmp_path / "out" / "audit.json").read_text())
+    num_all = sum(report["all"].values())
+    assert num_all > report["rows"][0]["objects"]
+    assert f"All {num_all} objects of the epoch by size in the network: " in output
     assert "Albumentations tells where objects go only after seeing pixels: run on black images here" in output
     output = call(audit.main, monkeypatch, capsys, *options)
+    report = json.loads((tmp_path / "out" / "audit.json").read_text())
+    sizes = {row["name"]: row["objects"] for row in report["rows"] if row["kind"] == "size"}
+    assert sizes == {name: count for name, count in report["all"].items() if count}
     assert "Looked at" not in output
     assert "black images" not in output
     message = call(audit.main, monkeypatch, capsys, *options, "num_images=0", code=2)
