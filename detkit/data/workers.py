@@ -37,7 +37,18 @@ class Source(Dataset, ABC):
 
 
 class Workers:
-    """A DataLoader whose order comes from outside, and whose failures name images."""
+    """A DataLoader whose order comes from outside, and whose failures name images.
+
+    Args:
+        source: gives the image of a place.
+        collate: makes a parcel of several.
+        num_workers: processes; 0 loads in this one.
+        timeout: seconds without a batch after which a worker is taken to hang; 0 waits for ever.
+        pin_memory: put batches into page-locked memory where a GPU is at hand.
+
+    Raises:
+        ValueError: a number is negative.
+    """
 
     def __init__(self, source: Source, collate: Collate, num_workers: int, timeout: float, pin_memory: bool) -> None:
         if num_workers < 0 or timeout < 0:
@@ -62,6 +73,10 @@ class Workers:
         Args:
             batches: the place of each image.
             keep: the same ``batches`` will be asked for again: let the workers live.
+
+        Raises:
+            ValueError: an image or its boxes cannot be used; the message names the file.
+            WorkerError: a worker died or hangs.
         """
         loader = self._kept[0] if self._kept else self._loader(batches, keep)
         if keep:
@@ -120,6 +135,9 @@ def worker_deaths_explained() -> Iterator[None]:
     """Let the death of a worker end the block with :class:`WorkerError`, wherever the block is just then.
 
     torch raises its error from a signal handler, so in the middle of anything.
+
+    Raises:
+        WorkerError: a worker died; the message names the images that all of them were loading.
     """
     try:
         yield

@@ -52,6 +52,11 @@ def list_files(findings: Findings, folder: Path, endings: Sequence[str]) -> dict
     Names are relative to ``folder``, in :func:`normal_name`'s form, and in the order of the paths. Hidden folders, and
     files that are neither pictures nor text, are left out and counted.
 
+    Args:
+        findings: where that is counted, and two files with one name are refused.
+        folder: where to look.
+        endings: in small letters, with the dot.
+
     Raises:
         ValueError: there is no such folder, or one below it cannot be read.
     """
@@ -97,7 +102,13 @@ def _refuse_folder(error: OSError) -> None:
 
 
 def read_sizes(findings: Findings, files: Sequence[Path], policy: Policy) -> dict[Path, tuple[int, int]]:
-    """(h, w) of every picture in ``files``, from its header; those that cannot be read are refused or left out."""
+    """(h, w) px of every picture in ``files``, from its header, turned as its EXIF says.
+
+    Args:
+        findings: where those that cannot be read are refused or counted.
+        files: paths.
+        policy: of ``on_missing``: whether they are refused or left out.
+    """
     sizes: dict[Path, tuple[int, int]] = {}
     unreadable: list[str] = []
     for file in files:

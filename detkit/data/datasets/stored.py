@@ -69,7 +69,7 @@ class Opened(NamedTuple):
 
 
 class Stamp(NamedTuple):
-    """What tells one state of a file from another; ``changed`` is the later of mtime and ctime, seconds."""
+    """What tells one state of a file from another: ``size`` in bytes, times in ns since 1970."""
 
     device: int
     inode: int
@@ -88,6 +88,7 @@ class Stamp(NamedTuple):
 
     @property
     def changed(self) -> float:
+        """The later of mtime and ctime, seconds since 1970."""
         return max(self.mtime_ns, self.ctime_ns) / 1e9
 
 

@@ -122,6 +122,16 @@ class TruthTable(Sequence[GroundTruth]):
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
 
+def count_wanted(truths: Sequence[GroundTruth]) -> np.ndarray:
+    """(I,) int64: the objects of each image that have an area to train on and are no crowd."""
+    if isinstance(truths, TruthTable):  # all at once: COCO's take 3 s one by one
+        owners = truths.owners
+        wanted = is_usable(clipped_corners(truths.boxes, truths.sizes[owners])) & ~truths.crowd
+        return np.bincount(owners[wanted], minlength=len(truths))
+    each = (is_usable(clipped_corners(t.boxes, np.array(t.size))) & ~t.crowd for t in truths)
+    return np.array([wanted.sum() for wanted in each], dtype=np.int64)
+
+
 def clipped_corners(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Boxes (M, 4) x y w h px as x1 y1 x2 y2, cut at the border of their images of ``sizes`` (M, 2) or (2,) (h, w)."""
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
