@@ -48,7 +48,9 @@ def settle_slots(cfg: DictConfig, overrides: Sequence[str], config_name: str | N
     for choice in choices:
         around = [c.argument for c in choices if c != choice and _is_within(choice.slot, c.slot)]
         before = _composed(loader, config_name, [*recipe, *around])
-        for slot in list(_swapped(before, cfg, choice.slot)):
+        brought = _brought_by(choice, loader)
+        swapped = [*_swapped(before, cfg, choice.slot), *_overruled(brought, cfg, choice)]
+        for slot in dict.fromkeys(swapped):
             if _nearest(slot, choices) != choice:
                 continue
             fresh = OmegaConf.select(_alone(slot, choice, choices, values, loader), slot)
@@ -58,7 +60,9 @@ def settle_slots(cfg: DictConfig, overrides: Sequence[str], config_name: str | N
             _fill(fresh, old)
             notes.append(_note(slot, choice, OmegaConf.select(before, slot), old, fresh))
             _put(cfg, slot, fresh)
-        for slot in _kept_by_the_recipe(before, cfg, choice, choices, loader):
+        for slot in _swapped(brought, cfg, choice.slot):
+            if slot in swapped or _nearest(slot, choices) != choice or OmegaConf.select(before, slot) is None:
+                continue
             said = [_line(v) for v in values if _is_within(_key(v), slot) and not v.is_delete()]
             mine = OmegaConf.select(_composed(loader, config_name, [*recipe, *around, *said]), slot)
             notes.append(_note_of_preset(slot, choice, OmegaConf.select(cfg, slot), mine))
@@ -66,20 +70,26 @@ def settle_slots(cfg: DictConfig, overrides: Sequence[str], config_name: str | N
     return [note for note in notes if note is not None]
 
 
-def _kept_by_the_recipe(
-    before: DictConfig, cfg: DictConfig, choice: Choice, choices: Sequence[Choice], loader: ConfigLoader
-) -> list[str]:
-    """The slots in what ``choice`` brings that have the recipe's class all the same, and not the one it speaks to.
+def _brought_by(choice: Choice, loader: ConfigLoader) -> DictConfig:
+    """What ``choice`` makes without any recipe; nothing where it does not stand alone.
 
-    A model's preset says ``norm_eps`` for its ResNet; the experiment's own ``override /model/backbone`` stays.
+    Where the recipe's own class stays in a slot all the same (its ``override /model/backbone``), what the choice says
+    there is for another class: a preset's ``norm_eps`` of a ResNet.
     """
     try:
-        alone = _composed(loader, None, ["+" + choice.argument.lstrip("+")])
+        return _composed(loader, None, ["+" + choice.argument.lstrip("+")])
     except HydraException:
+        return OmegaConf.create()
+
+
+def _overruled(brought: DictConfig, cfg: DictConfig, choice: Choice) -> list[str]:
+    """Where a recipe chooses a part itself, though the model that was chosen whole has another.
+
+    The backbone stays as the recipe has it: it serves every model.
+    """
+    if choice.slot != "model":
         return []
-    other = set(_swapped(before, cfg, choice.slot))
-    slots = [slot for slot in _swapped(alone, cfg, choice.slot) if slot not in other]
-    return [slot for slot in slots if _nearest(slot, choices) == choice and OmegaConf.select(before, slot) is not None]
+    return [slot for slot in _swapped(brought, cfg, "model") if slot in ("model.neck", "model.head")]
 
 
 def _put(cfg: DictConfig, slot: str, node: DictConfig) -> None:

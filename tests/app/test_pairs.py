@@ -18,7 +18,9 @@ TWO_STAGE = ["faster_rcnn/bccd_mobilenetv2_fpn", "quickstart"]
 RUN = [*TWO_STAGE, "retinanet/bccd_mobilenetv2_fpn", "centernet/bccd_mobilenetv2", "yolov1/bccd_mobilenetv2"]
 
 #: Why a choice is refused, by its beginning: nobody who reads these would expect otherwise.
+FIXED_SIZE = "the fully connected layers are made for a grid of"
 REFUSED = {
+    "model=faster_rcnn_fpn_torchvision": "norm_eps=0 goes with norm=frozen_bn alone",
     "region_pool@model.head.roi.pool=PSRoIAlign": "position-sensitive pooling to 7 x 7 bins needs maps of a multiple of 49",
 }
 
@@ -98,12 +100,13 @@ def coco_layout(tmp_path_factory):
 def test_every_pair_takes_a_step_and_an_evaluation(experiment, composer, coco_layout, tmp_path):
     failed = {}
     for choice in choices(composer, experiment):
-        if choice.startswith("data=") or choice in REFUSED:
+        if choice.startswith("data="):
             continue
         try:
             take_a_step(composer, experiment, choice, coco_layout, tmp_path)
         except Exception as error:
-            failed[choice] = f"{type(error).__name__}: {error}"
+            if not (isinstance(error, ValueError) and (REFUSED.get(choice) or FIXED_SIZE) in str(error)):
+                failed[choice] = f"{type(error).__name__}: {error}"
     assert failed == {}
 
 

@@ -64,6 +64,23 @@ def test_a_whole_head_takes_its_parts_with_it():
     assert notes[0].endswith("more")
 
 
+@pytest.mark.parametrize("recipe", BCCD)
+@pytest.mark.parametrize("model", ["faster_rcnn_fpn", "retinanet", "centernet", "yolov1"])
+def test_a_whole_model_brings_its_neck_and_head(recipe, model):
+    """The backbone is the recipe's: it serves every model."""
+    cfg, _ = settled(BCCD[recipe], f"model={model}", "data.root=somewhere")
+    alone = composed(f"model={model}")
+    assert cfg.model.head._target_ == alone.model.head._target_
+    assert cfg.model.neck._target_ == alone.model.neck._target_
+    assert cfg.model.backbone._target_ == "MobileNetV2"
+
+
+def test_a_part_chosen_beside_the_model_stays():
+    cfg, _ = settled(BCCD["retinanet"], "model=centernet", "model/neck=upsample_dcn", "data.root=somewhere")
+    assert cfg.model.neck == composed("model/neck=upsample_dcn").model.neck
+    assert cfg.model.head._target_ == composed("model=centernet").model.head._target_
+
+
 def test_what_presets_say_goes_too():
     cfg, notes = settled(
         "experiment=quickstart", "loss@model.head.roi.box_loss=SmoothL1", "loss@model.head.rpn.cls_loss=Focal"
