@@ -96,13 +96,16 @@ def test_of_many_images_the_first_batches_are_looked_at_and_it_is_said(shapes, t
         ids = [m.image_id for b in whole for m in b.images.meta]
         assert [m.image_id for m in found.metas] == ids[:most]
         assert all(b.images.padded_size == w.images.padded_size for b, w in zip(batches, whole, strict=False))
+    monkeypatch.setattr(audit, "MOST_PIXELS", 1)
+    assert len(audited(node)[1]) == 1, "whole batches, and never none"
+    monkeypatch.undo()
     options = [
         "experiment=quickstart", f"data.root={shapes}", "data.train.num_train=9", "data.train.num_val=2",
         "num_pictures=0", f"hydra.run.dir={tmp_path / 'out'}",
     ]  # fmt: skip
     crop = "+transform.train.crop={_target_: Albumentations, transforms: [{_target_: albumentations.RandomCrop, height: 90, width: 90}]}"
     output = call(audit.main, monkeypatch, capsys, *options, "num_images=4", crop)
-    assert "Looked at: 4 of the 9 images, those of the first batches; num_images=null takes all of them" in output
+    assert "Looked at: 4 of the 9 images, those of the first batches; num_images=9 takes all of them" in output
     report = json.loads((tmp_path / "out" / "audit.json").read_text())
     num_all = sum(report["all"].values())
     assert num_all > report["rows"][0]["objects"]
@@ -115,7 +118,7 @@ def test_of_many_images_the_first_batches_are_looked_at_and_it_is_said(shapes, t
     assert "Looked at" not in output
     assert "black images" not in output
     message = call(audit.main, monkeypatch, capsys, *options, "num_images=0", code=2)
-    assert "num_images: must be 1 or more, or null for all, not 0" in message
+    assert "num_images: must be 1 or more, or null, not 0" in message
 
 
 def batch_of(*boxes, size=(64, 64)):

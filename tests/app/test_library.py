@@ -1,6 +1,7 @@
 """detkit from Python: several detectors one after another, plain numpy back, and nothing of Hydra left behind."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import detkit
 from detkit.app import predict
 from detkit.config import ConfigError
 from detkit.structures import Losses
+from tests.app.documents import ROOT
 from tests.app.tools import call, train_briefly
 from tests.engine.stubs import make_batch
 
@@ -154,3 +156,17 @@ def test_a_run_from_a_notebook(tmp_path):
         detkit.train([*small, "sweep=neck"])
     with pytest.raises(ConfigError, match=r"optim\.lrr"):
         detkit.train([*small, "optim.lrr=1"])
+
+
+def test_the_page_works_word_for_word(image, tmp_path, monkeypatch, capsys):
+    """Each of its pieces after the one before, as in a notebook; only the run is made smaller."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(), re.DOTALL)
+    small = ["debug=fast", "device=cpu", "data.train.num_train=4", "data.train.num_val=2", "data.train.image_size=64"]
+    names = {"image": image, "batch": make_batch([1, 2], [1, 2])}
+    monkeypatch.chdir(tmp_path)
+    assert len(blocks) == 3
+    for block in blocks:
+        exec(block.replace('"trainer.steps=200"', f"*{small}"), names)
+    assert (tmp_path / names["run"].checkpoint).is_file()
+    assert names["picture"].shape == image.shape
+    assert "rpn_cls" in capsys.readouterr().out
