@@ -27,6 +27,7 @@ TOOLS = {
     "evaluate": Tool("detkit.app.evaluate", "COCO's numbers of a checkpoint"),
     "predict": Tool("detkit.app.predict", "boxes on images, folders and videos, and a results file"),
     "inspect-data": Tool("detkit.app.inspect_data", "what is in a data set, and what is wrong with it"),
+    "convert": Tool("detkit.app.convert", "COCO, VOC and YOLO into each other, and splits"),
     "audit": Tool("detkit.app.audit", "before training: the objects that nothing would be learnt from"),
     "explain": Tool("detkit.app.explain", "after training: why objects are missed and others made up"),
     "compare": Tool("detkit.app.compare.tool", "which run is better, and is it more than chance"),
@@ -63,7 +64,9 @@ def run(name: str) -> None:
     Args:
         name: on the command line, or that of its file in ``tools/``.
     """
-    before = signal.signal(signal.SIGINT, _leave)
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:  # as in a shell's background
+        signal.signal(signal.SIGINT, _leave)
     module = importlib.import_module(TOOLS[_FILES.get(name, name.replace("_", "-"))].module)
     signal.signal(signal.SIGINT, before)
     try:

@@ -1,6 +1,6 @@
 """See `python tools/convert.py --help`."""
 
-from detkit.app.convert import main
+from detkit.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("convert")

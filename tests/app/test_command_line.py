@@ -273,6 +273,7 @@ def test_ctrl_c_while_libraries_are_imported_is_quiet():
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name == 'torch': os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.meta_path.insert(0, Finder())\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "cli.run('train')\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -280,6 +281,7 @@ def test_ctrl_c_while_libraries_are_imported_is_quiet():
 
 
 def test_ctrl_c_waits_and_then_comes_true():
+    given = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
     before = signal.getsignal(signal.SIGINT)
     reached = []
 
@@ -292,3 +294,4 @@ def test_ctrl_c_waits_and_then_comes_true():
         work()
     assert reached
     assert signal.getsignal(signal.SIGINT) is before
+    signal.signal(signal.SIGINT, given)
