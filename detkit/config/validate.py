@@ -244,6 +244,9 @@ def _what_fits(value: Any, annotation: Any) -> str:
         hint = did_you_mean(value, names) if len(names) > 5 or "did you" in did_you_mean(value, names) else ""
     if isinstance(value, Mapping) and not is_component(value):
         hint = "; a component needs a '_target_'" if any(_is_component_type(o) for o in options) else ""
+    if str in options and isinstance(value, (bool, int, float)):  # a folder that is called 2024
+        text = json.dumps(value)
+        hint = f'; as a text it has quotes, "{text}", which a shell takes away: \'"{text}"\''
     return f"must be {_describe(annotation)}, not {value!r}{hint}"
 
 

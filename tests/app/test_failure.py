@@ -138,6 +138,13 @@ def test_a_value_that_cannot_be_meant_is_told_by_its_key(run, tmp_path, value, t
     assert not (tmp_path / "run").exists()
 
 
+def test_a_folder_that_is_called_like_a_number_is_told_to_want_quotes(run, tmp_path):
+    output = run(train.main, *SMALL, "data.root=2024", "hydra.run.dir=run", code=2)
+    assert 'data.root: must be str or null, not 2024; as a text it has quotes, "2024", which a shell takes' in output
+    run(train.main, *SMALL, 'data.root="2024"', "hydra.run.dir=run", code=0)
+    assert (tmp_path / "2024").is_dir()
+
+
 def test_numbers_of_the_other_command_lines(run, checkpoint):
     assert "threads: must lie in" in run(audit.main, *SMALL, "threads=-1", code=2)
     assert "seed: must lie in" in run(inspect_model.main, *SMALL, "seed=-5", code=2)
