@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -25,8 +25,9 @@ from detkit.app.command_line import read_command_line
 from detkit.app.components import load_components
 from detkit.app.failure import TOLD, fail, in_words, told_plainly
 from detkit.app.paths import config_dir
-from detkit.app.slots import settle_slots
+from detkit.app.slots import search_paths, settle_slots
 from detkit.data.workers import worker_deaths_explained
+from detkit.utils import dist
 from detkit.utils.lock import LOCK
 
 Task = Callable[[DictConfig, Path], Any]
@@ -55,8 +56,8 @@ def run_tool(task: Task, config_name: str, sweep_task: Task | None = None) -> No
             return sweep_task(cfg, folder)
         is_new = folder != Path(runtime.cwd) and not _names(folder)
         try:
-            for note in settle_slots(cfg, HydraConfig.get().overrides.task, config_name, _loader()):
-                print(f"note: {note}", file=sys.stderr)
+            said = HydraConfig.get().overrides
+            _tell(settle_slots(cfg, [*said.task, *search_paths(said)], config_name, _loader()))
             with worker_deaths_explained():
                 return task(cfg, folder)
         except (*TOLD, KeyboardInterrupt) as error:
@@ -88,6 +89,13 @@ def _errors_let_through() -> Iterator[None]:
         os.environ.pop(_FULL_ERROR)
         if before is not None:
             os.environ[_FULL_ERROR] = before
+
+
+def _tell(notes: Iterable[str]) -> None:
+    """Print ``notes``; of the processes that torchrun has started, one does."""
+    if dist.will_be_main():
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
 
 
 def _tell_of_thread(args: threading.ExceptHookArgs) -> None:

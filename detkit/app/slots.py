@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from hydra.conf import OverridesConf
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -18,8 +19,14 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from detkit.app.composition import in_one_line, nothing_there
+from detkit.config import ConfigError
+
 _ABSENT = object()
 _MOST_SHOWN = 6
+
+#: Groups whose options are recipes, which say what stands in the slots.
+_RECIPES = ("experiment", "debug", "sweep", "hydra")
 
 
 class Choice(NamedTuple):
@@ -28,30 +35,49 @@ class Choice(NamedTuple):
     slot: str
     argument: str
 
+    @property
+    def is_removal(self) -> bool:
+        """Whether the slot is to be left empty."""
+        return self.argument.startswith("~")
+
+
+class _Command(NamedTuple):
+    """A command line, sorted.
+
+    The choices of parts, what belongs to the recipe itself, values and keys to leave out, and where else options are.
+    """
+
+    choices: list[Choice]
+    recipe: list[str]
+    values: list[Override]
+    elsewhere: list[str]
+
 
 def settle_slots(cfg: DictConfig, overrides: Sequence[str], config_name: str | None, loader: ConfigLoader) -> list[str]:
     """Clear the slots of ``cfg`` to which ``overrides`` gave another class than the recipe has.
 
     Args:
         cfg: as Hydra has composed it; changed in place.
-        overrides: the command line, normalised.
+        overrides: the command line, normalised, with its ``hydra.searchpath``.
         config_name: of the root configuration.
 
     Returns:
         a line for each slot in which something was left out.
+
+    Raises:
+        ConfigError: the command line leaves out of such a slot what its own options do not have.
     """
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    choices, recipe, values = _sorted_out(parsed, loader)
-    if not choices:
-        return []
+    command = _sorted_out(OverridesParser.create().parse_overrides(list(overrides)), loader)
     notes = []
-    for choice in choices:
-        around = [c.argument for c in choices if c != choice and _is_within(choice.slot, c.slot)]
-        before = _composed(loader, config_name, [*recipe, *around])
+    for choice in command.choices:
+        if choice.is_removal:
+            continue
+        around = [c.argument for c in command.choices if c != choice and _is_within(choice.slot, c.slot)]
+        before = _composed(loader, config_name, [*command.recipe, *around])
         for slot in list(_swapped(before, cfg, choice.slot)):
-            if nearest(slot, choices) != choice:
+            if _nearest(slot, command.choices) != choice:
                 continue
-            fresh = OmegaConf.select(_alone(slot, choice, choices, values, loader), slot)
+            fresh = OmegaConf.select(_alone(slot, choice, command, loader), slot)
             if fresh is None:
                 continue
             old = OmegaConf.select(cfg, slot)
@@ -63,29 +89,34 @@ def settle_slots(cfg: DictConfig, overrides: Sequence[str], config_name: str | N
     return notes
 
 
-def nearest(slot: str, choices: Sequence[Choice]) -> Choice | None:
+def search_paths(said: OverridesConf) -> list[str]:
+    """What a command line says of where options are, which Hydra keeps apart from the rest."""
+    return [line for line in said.hydra if line.startswith("hydra.searchpath=")]
+
+
+def _nearest(slot: str, choices: Sequence[Choice]) -> Choice | None:
     """The choice that says most closely what stands in ``slot``."""
-    around = [c for c in choices if _is_within(slot, c.slot)]
+    around = [c for c in choices if not c.is_removal and _is_within(slot, c.slot)]
     return max(around, key=lambda c: len(c.slot), default=None)
 
 
-def _sorted_out(parsed: Sequence[Override], loader: ConfigLoader) -> tuple[list[Choice], list[str], list[Override]]:
-    """The choices of parts, what belongs to the recipe itself (experiment, debug), and the plain values."""
-    choices, recipe, values = [], [], []
+def _sorted_out(parsed: Sequence[Override], loader: ConfigLoader) -> _Command:
+    command = _Command([], [], [], [])
     for override in parsed:
         group = override.key_or_group
-        is_option = not override.is_delete() and isinstance(override.value(), str)
-        if not is_option or not loader_has(loader, group):
-            if not override.is_delete():
-                values.append(override)
-        elif group.partition("/")[0] in ("experiment", "debug", "sweep", "hydra"):
-            recipe.append(_line(override))
+        if group == "hydra.searchpath":
+            command.recipe.append(_line(override))
+            command.elsewhere.append(_line(override))
+        elif isinstance(override.value(), dict) or not _has_options(loader, group):
+            command.values.append(override)
+        elif group.partition("/")[0] in _RECIPES:
+            command.recipe.append(_line(override))
         else:
-            choices.append(Choice(override.package or group.replace("/", "."), _line(override)))
-    return choices, recipe, values
+            command.choices.append(Choice(override.package or group.replace("/", "."), _line(override)))
+    return command
 
 
-def loader_has(loader: ConfigLoader, group: str) -> bool:
+def _has_options(loader: ConfigLoader, group: str) -> bool:
     """Whether ``group`` is a group of options."""
     return bool(loader.get_group_options(group))
 
@@ -112,17 +143,30 @@ def _swapped(before: DictConfig, after: DictConfig, slot: str) -> Iterator[str]:
         yield from _swapped(before, after, f"{slot}.{name}")
 
 
-def _alone(
-    slot: str, choice: Choice, choices: Sequence[Choice], values: Sequence[Override], loader: ConfigLoader
-) -> DictConfig:
-    """What ``choice`` alone makes, with what the command line says inside ``slot``."""
-    inside = [c.argument.lstrip("+") for c in choices if c != choice and _is_within(c.slot, slot)]
-    said = [_line(v) for v in values if _is_within(v.key_or_group, slot)]
-    chosen = "+" + choice.argument.lstrip("+")
+def _alone(slot: str, choice: Choice, command: _Command, loader: ConfigLoader) -> DictConfig:
+    """What ``choice`` alone makes, with what the command line says inside ``slot``.
+
+    Raises:
+        ConfigError: something is to be left out that is not there.
+    """
+    inside = [c.argument.lstrip("+") for c in command.choices if c != choice and _is_within(c.slot, slot)]
+    of_slot = [v for v in command.values if _is_within(v.key_or_group, slot)]
+    removed = [v for v in of_slot if v.is_delete()]
+    said = ["++" + _line(v).lstrip("+") for v in of_slot if not v.is_delete()]
+    chosen = [*command.elsewhere, "+" + choice.argument.lstrip("+")]
     try:
-        return _composed(loader, None, [chosen, *inside, *said])
+        made = _composed(loader, None, [*chosen, *inside, *said])
     except HydraException:  # a slot that the chosen preset leaves empty
-        return _composed(loader, None, [chosen, *("+" + argument for argument in inside), *said])
+        inside = [argument if argument.startswith("~") else f"+{argument}" for argument in inside]
+        made = _composed(loader, None, [*chosen, *inside, *said])
+    if not removed:
+        return made
+    if errors := [line for v in removed if (line := nothing_there(made, v.key_or_group, deleted=True))]:
+        raise ConfigError([f"{line} ({choice.argument.lstrip('+')} starts from its own options)" for line in errors])
+    try:
+        return _composed(loader, None, [*chosen, *inside, *said, *map(_line, removed)])
+    except HydraException as error:  # its value is another one, or null
+        raise ConfigError(f"{choice.argument.lstrip('+')}: {in_one_line(error)}") from error
 
 
 def _fill(fresh: DictConfig, old: DictConfig) -> None:

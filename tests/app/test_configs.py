@@ -29,9 +29,10 @@ def composed(*overrides):
     return settled(*overrides)[0]
 
 
-def settled(*overrides):
-    """The configuration as a tool gets it, and what was left out of its slots."""
+def settled(*overrides, config=None):
+    """The configuration as a tool gets it, and what was left out of its slots; ``config``: a folder of one's own."""
     overrides = normalize_overrides(overrides)
+    overrides += [] if config is None else [f"hydra.searchpath=[file://{config}]"]
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         cfg = compose("train", overrides=overrides)
         return cfg, settle_slots(cfg, overrides, "train", GlobalHydra.instance().config_loader())

@@ -2,6 +2,7 @@
 
 import pytest
 
+from detkit.app.entry import _tell
 from detkit.app.schema import TrainSchema
 from detkit.config import ConfigError, validate
 from detkit.models import build_detector
@@ -94,3 +95,40 @@ def test_every_recipe_takes_every_neck(recipe, neck):
     cfg = composed(BCCD[recipe], "data.root=somewhere", f"model/neck={neck}", "model.backbone.weights=null")
     validate(cfg, TrainSchema)
     assert build_detector(cfg.model, Categories(("a", "b", "c"), (1, 2, 3)))
+
+
+def test_what_the_command_line_leaves_out_of_a_swapped_slot_is_left_out():
+    cfg, _ = settled("experiment=quickstart", "model/neck=upsample", "~model.neck.conv")
+    assert "conv" not in cfg.model.neck
+    assert "lateral" in cfg.model.neck
+    cfg, _ = settled("experiment=centernet/shapes", "model/neck=fpn_se", "~attention@model.neck.attention")
+    assert cfg.model.neck.attention is None
+    with pytest.raises(ConfigError) as caught:
+        settled("experiment=quickstart", "model/neck=upsample", "~model.neck.out_channels")
+    assert caught.value.errors == (
+        "model.neck.out_channels: there is no 'out_channels' to leave out; did you mean 'channels'? "
+        "(model/neck=upsample starts from its own options)",
+    )
+
+
+def test_an_option_may_be_a_number_or_a_list(tmp_path):
+    """A file is called 320.yaml, and ``[a,b]`` are two options in one slot."""
+    presets = tmp_path / "model" / "neck"
+    presets.mkdir(parents=True)
+    (presets / "320.yaml").write_text("defaults: [Upsample, _self_]\nchannels: [8]\n")
+    (presets / "lateral.yaml").write_text("lateral: true\n")
+    cfg, notes = settled("experiment=quickstart", "model/neck=320", config=tmp_path)
+    assert (cfg.model.neck._target_, cfg.model.neck.channels) == ("Upsample", [8])
+    assert "out_channels" not in cfg.model.neck
+    assert notes[0].endswith("for FPN: out_channels=64")
+    cfg, notes = settled("experiment=quickstart", "model/neck=[upsample,lateral]", config=tmp_path)
+    assert (cfg.model.neck._target_, cfg.model.neck.lateral) == ("Upsample", True)
+    assert "out_channels" not in cfg.model.neck
+    assert notes[0].endswith("for FPN: out_channels=64")
+
+
+def test_of_many_processes_one_tells(monkeypatch, capsys):
+    for rank in ("0", "1", "2"):
+        monkeypatch.setenv("RANK", rank)
+        _tell(["something went"])
+    assert capsys.readouterr().err == "note: something went\n"

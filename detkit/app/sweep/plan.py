@@ -18,7 +18,7 @@ from detkit.app.composition import idle_removals, in_one_line, wrong_groups, wro
 from detkit.app.overrides import normalize_overrides
 from detkit.app.run_folder import config_hash, is_free
 from detkit.app.schema import TrainSchema
-from detkit.app.slots import settle_slots
+from detkit.app.slots import search_paths, settle_slots
 from detkit.config import ConfigError, validate
 
 
@@ -84,7 +84,8 @@ def compose_job(master: DictConfig, loader: ConfigLoader, overrides: Sequence[st
     cfg = loader.load_sweep_config(master, list(overrides))
     with open_dict(cfg):
         del cfg["hydra"]
-    settle_slots(cfg, overrides, master.hydra.job.config_name, loader)
+    said = [*overrides, *search_paths(master.hydra.overrides)]
+    settle_slots(cfg, said, master.hydra.job.config_name, loader)
     return cfg
 
 
