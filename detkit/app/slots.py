@@ -20,6 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from detkit.app.composition import in_one_line, nothing_there
+from detkit.app.inner_overrides import inner_overrides, slot_of
 from detkit.config import ConfigError
 
 _ABSENT = object()
@@ -68,13 +69,17 @@ def settle_slots(cfg: DictConfig, overrides: Sequence[str], config_name: str | N
         ConfigError: the command line leaves out of such a slot what its own options do not have.
     """
     command = _sorted_out(OverridesParser.create().parse_overrides(list(overrides)), loader)
+    if not command.choices:
+        return []
+    inner = _inner(overrides, config_name, command, loader)
     notes = []
     for choice in command.choices:
         if choice.is_removal:
             continue
         around = [c.argument for c in command.choices if c != choice and _is_within(choice.slot, c.slot)]
         before = _composed(loader, config_name, [*command.recipe, *around])
-        for slot in list(_swapped(before, cfg, choice.slot)):
+        slots = [*_swapped(before, cfg, choice.slot), *_overruled(cfg, choice, command, loader)]
+        for slot in dict.fromkeys(slots):
             if _nearest(slot, command.choices) != choice:
                 continue
             fresh = OmegaConf.select(_alone(slot, choice, command, loader), slot)
@@ -82,11 +87,22 @@ def settle_slots(cfg: DictConfig, overrides: Sequence[str], config_name: str | N
                 continue
             old = OmegaConf.select(cfg, slot)
             _fill(fresh, old)
-            note = _note(slot, choice, OmegaConf.select(before, slot), old, fresh)
+            lost = [*_lost(old, fresh), *inner.pop(choice, [])]
+            notes += [_note(slot, choice, OmegaConf.select(before, slot), fresh, lost)] if lost else []
             with open_dict(cfg):
                 OmegaConf.update(cfg, slot, fresh, merge=False)
-            notes += [note] if note else []
-    return notes
+    return notes + [f"{_said(c)}: left out what the recipe chooses there: {_few(lost)}" for c, lost in inner.items()]
+
+
+def _inner(
+    overrides: Sequence[str], config_name: str | None, command: _Command, loader: ConfigLoader
+) -> dict[Choice, list[str]]:
+    """What the recipe chooses inside a slot that a choice has taken, by choice."""
+    found: dict[Choice, list[str]] = {}
+    for override in inner_overrides(loader.compute_defaults_list(config_name, list(overrides), RunMode.RUN).overrides):
+        if (choice := _nearest(slot_of(override.key), command.choices)) is not None:
+            found.setdefault(choice, []).append(str(override))
+    return found
 
 
 def search_paths(said: OverridesConf) -> list[str]:
@@ -112,7 +128,7 @@ def _sorted_out(parsed: Sequence[Override], loader: ConfigLoader) -> _Command:
         elif group.partition("/")[0] in _RECIPES:
             command.recipe.append(_line(override))
         else:
-            command.choices.append(Choice(override.package or group.replace("/", "."), _line(override)))
+            command.choices.append(Choice(slot_of(override.get_key_element().lstrip("+~")), _line(override)))
     return command
 
 
@@ -136,11 +152,26 @@ def _swapped(before: DictConfig, after: DictConfig, slot: str) -> Iterator[str]:
     if not (OmegaConf.is_dict(was) and OmegaConf.is_dict(now)):
         return
     targets = [_raw(node, "_target_") for node in (was, now)]
-    if isinstance(targets[0], str) and targets[0] != targets[1]:
+    is_whole = slot == "model" and isinstance(targets[1], str)  # a detector that has no such parts
+    if (is_whole or isinstance(targets[0], str)) and targets[0] != targets[1]:
         yield slot
         return
     for name in now:
         yield from _swapped(before, after, f"{slot}.{name}")
+
+
+def _overruled(cfg: DictConfig, choice: Choice, command: _Command, loader: ConfigLoader) -> Iterator[str]:
+    """Where the recipe chooses a part of the model itself, though the model that was chosen whole has another.
+
+    The backbone stays as the recipe has it: it serves every model.
+    """
+    if choice.slot != "model":
+        return
+    alone = _alone("model", choice, command, loader)
+    for slot in ("model.neck", "model.head"):
+        nodes = [OmegaConf.select(made, slot) for made in (alone, cfg)]
+        if all(OmegaConf.is_dict(node) for node in nodes) and len({_raw(node, "_target_") for node in nodes}) > 1:
+            yield slot
 
 
 def _alone(slot: str, choice: Choice, command: _Command, loader: ConfigLoader) -> DictConfig:
@@ -153,7 +184,7 @@ def _alone(slot: str, choice: Choice, command: _Command, loader: ConfigLoader) -
     of_slot = [v for v in command.values if _is_within(v.key_or_group, slot)]
     removed = [v for v in of_slot if v.is_delete()]
     said = ["++" + _line(v).lstrip("+") for v in of_slot if not v.is_delete()]
-    chosen = [*command.elsewhere, "+" + choice.argument.lstrip("+")]
+    chosen = [*command.elsewhere, "+" + _said(choice)]
     try:
         made = _composed(loader, None, [*chosen, *inside, *said])
     except HydraException:  # a slot that the chosen preset leaves empty
@@ -162,11 +193,11 @@ def _alone(slot: str, choice: Choice, command: _Command, loader: ConfigLoader) -
     if not removed:
         return made
     if errors := [line for v in removed if (line := nothing_there(made, v.key_or_group, deleted=True))]:
-        raise ConfigError([f"{line} ({choice.argument.lstrip('+')} starts from its own options)" for line in errors])
+        raise ConfigError([f"{line} ({_said(choice)} starts from its own options)" for line in errors])
     try:
         return _composed(loader, None, [*chosen, *inside, *said, *map(_line, removed)])
     except HydraException as error:  # its value is another one, or null
-        raise ConfigError(f"{choice.argument.lstrip('+')}: {in_one_line(error)}") from error
+        raise ConfigError(f"{_said(choice)}: {in_one_line(error)}") from error
 
 
 def _fill(fresh: DictConfig, old: DictConfig) -> None:
@@ -177,17 +208,26 @@ def _fill(fresh: DictConfig, old: DictConfig) -> None:
             OmegaConf.update(fresh, key, said[key])
 
 
-def _note(slot: str, choice: Choice, before: DictConfig, old: DictConfig, fresh: DictConfig) -> str | None:
-    """What was left out of ``slot``, in words; None where nothing was."""
+def _lost(old: DictConfig, fresh: DictConfig) -> list[str]:
+    """What ``old`` says and ``fresh`` does not."""
     kept = dict(_leaves(fresh))
-    lost = [f"{key}={_shown(value)}" for key, value in _leaves(old) if kept.get(key, _ABSENT) != value]
-    if not lost:
-        return None
+    return [f"{key}={_shown(value)}" for key, value in _leaves(old) if kept.get(key, _ABSENT) != value]
+
+
+def _note(slot: str, choice: Choice, before: DictConfig, fresh: DictConfig, lost: Sequence[str]) -> str:
+    """What was left out of ``slot``, in words."""
+    classes = [_raw(node, "_target_") or "the parts before" for node in (fresh, before)]
+    left = f"left out what the recipe says there for {classes[1]}: {_few(lost)}"
+    return f"{_said(choice)}: {slot} is {classes[0]} now; {left}"
+
+
+def _few(lost: Sequence[str]) -> str:
     more = f" and {len(lost) - _MOST_SHOWN} more" if len(lost) > _MOST_SHOWN else ""
-    return (
-        f"{choice.argument.lstrip('+')}: {slot} is {_raw(fresh, '_target_')} now; left out what the recipe says there "
-        f"for {_raw(before, '_target_')}: {', '.join(lost[:_MOST_SHOWN])}{more}"
-    )
+    return ", ".join(lost[:_MOST_SHOWN]) + more
+
+
+def _said(choice: Choice) -> str:
+    return choice.argument.lstrip("+")
 
 
 def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:

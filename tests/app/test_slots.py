@@ -1,13 +1,16 @@
 """A part that the command line puts into a slot starts from its own options, not from those of the part before it."""
 
 import pytest
+from hydra.errors import HydraException
 
+from detkit.app import train
 from detkit.app.entry import _tell
 from detkit.app.schema import TrainSchema
 from detkit.config import ConfigError, validate
 from detkit.models import build_detector
 from detkit.structures import Categories
 from tests.app.test_configs import composed, settled
+from tests.app.tools import call
 
 BCCD = {
     "faster_rcnn": "experiment=faster_rcnn/bccd_mobilenetv2_fpn",
@@ -132,3 +135,64 @@ def test_of_many_processes_one_tells(monkeypatch, capsys):
         monkeypatch.setenv("RANK", rank)
         _tell(["something went"])
     assert capsys.readouterr().err == "note: something went\n"
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """A folder with an experiment of one's own, which chooses a loss inside the head."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n- override /model: retinanet\n- override /model/head: retinanet_giou\n"
+        "- override /loss@model.head.box_loss: SmoothL1\nmodel: {head: {box_loss: {weight: 3.0}}}\n"
+    )
+    return tmp_path
+
+
+def test_what_an_experiment_chooses_inside_a_swapped_slot_is_left_out(mine):
+    cfg, notes = settled("experiment=mine", config=mine)
+    assert (cfg.model.head.box_loss._target_, cfg.model.head.box_loss.weight, notes) == ("SmoothL1", 3.0, [])
+    cfg, notes = settled("experiment=mine", "model/head=two_stage", config=mine)
+    assert cfg.model.head == composed("model/head=two_stage").model.head
+    assert notes == [
+        "model/head=two_stage: model.head is TwoStageHead now; left out what the recipe says there for RetinaHead: "
+        "box_loss.weight=3.0, loss@model.head.box_loss=SmoothL1 (experiment/mine.yaml)"
+    ]
+    cfg, notes = settled("experiment=mine", "model/head=retinanet", config=mine)  # the same class
+    assert (cfg.model.head.box_loss._target_, notes) == ("SmoothL1", [])
+
+
+def test_a_whole_model_takes_the_place_of_the_parts_that_an_experiment_chooses(mine):
+    cfg, notes = settled("experiment=mine", "model=centernet", "model/backbone=mobilenetv2", config=mine)
+    whole = composed("model=centernet").model
+    assert (cfg.model.neck, cfg.model.head) == (whole.neck, whole.head)
+    assert cfg.model.backbone._target_ == "MobileNetV2"
+    assert "model.head is CenterNetHead now; left out what the recipe says there for RetinaHead:" in notes[-1]
+    cfg, _ = settled("experiment=mine", "model=centernet", "model/neck=fpn", "model.neck.out_channels=8", config=mine)
+    assert (cfg.model.neck._target_, cfg.model.neck.out_channels) == ("FPN", 8)
+    cfg, notes = settled(BCCD["retinanet"], "model=retinanet")
+    assert (cfg.model.head.box_loss._target_, notes) == ("GIoULoss", [])
+
+
+def test_an_override_without_a_slot_stays_a_mistake(mine):
+    preset = mine / "model" / "head"
+    preset.mkdir(parents=True)
+    (preset / "slip.yaml").write_text("defaults: [retinanet, override /loss@bax_loss: L1]\n")
+    for line in (["experiment=mine", "model/head=slip"], ["experiment=mine", "model/head=slip", "model=retinanet"]):
+        with pytest.raises(
+            HydraException, match=r"In 'model/head/slip': Could not override 'loss@model.head.bax_loss'"
+        ):
+            settled(*line, config=mine)
+    with pytest.raises(HydraException, match=r"Could not override 'loss@model.head.bax_loss'"):
+        settled("experiment=mine", "loss@model.head.bax_loss=L1", config=mine)
+    (mine / "experiment" / "slip.yaml").write_text("# @package _global_\ndefaults: [override /loss@model.head.x: L1]\n")
+    with pytest.raises(HydraException, match=r"In 'experiment/slip': Could not override 'loss@model.head.x'"):
+        settled("experiment=slip", "model/neck=fpn", config=mine)
+
+
+def test_the_whole_command_line_takes_such_a_swap(mine, tmp_path, monkeypatch, capsys):
+    output = call(
+        train.main, monkeypatch, capsys, "--config-dir", mine, "experiment=mine", "model/head=two_stage", f"run_root={tmp_path}",
+        code=2,
+    )  # fmt: skip
+    assert output.startswith("note: model/head=two_stage: model.head is TwoStageHead now")
+    assert "error: optim.lr: needs a value" in output, "and what it says next is the checker's"
