@@ -53,15 +53,15 @@ def _is_inside(key: str, outer: str) -> bool:
 
 
 def _is_part_of(file: str, outer: str) -> bool:
-    """Whether ``file`` is an option of ``outer`` or of a part of it: what such a file says of its slots must be right."""
+    """Whether ``file`` is an option of ``outer`` or of a part of it: its own slots must be right."""
     return file.startswith(outer.partition("@")[0] + "/")
 
 
-def _check(overrides: Overrides) -> None:
-    inner = {found.key for found in inner_overrides(overrides)}
-    whole = overrides.override_metadata
-    overrides.override_metadata = {key: meta for key, meta in whole.items() if key not in inner}
+def _check(self: Overrides) -> None:
+    inner = {found.key for found in inner_overrides(self)}
+    whole = self.override_metadata
+    self.override_metadata = {key: meta for key, meta in whole.items() if key not in inner}
     try:
-        _hydras_check(overrides)
+        _hydras_check(self)
     finally:
-        overrides.override_metadata = whole
+        self.override_metadata = whole

@@ -195,4 +195,4 @@ def test_the_whole_command_line_takes_such_a_swap(mine, tmp_path, monkeypatch, c
         code=2,
     )  # fmt: skip
     assert output.startswith("note: model/head=two_stage: model.head is TwoStageHead now")
-    assert "error: optim.lr: needs a value" in output, "and what it says next is the checker's"
+    assert "optim.lr: needs a value" in output, "and what it says next is the checker's"
