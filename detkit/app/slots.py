@@ -78,7 +78,8 @@ def settle_slots(cfg: DictConfig, overrides: Sequence[str], config_name: str | N
             continue
         around = [c.argument for c in command.choices if c != choice and _is_within(choice.slot, c.slot)]
         before = _composed(loader, config_name, [*command.recipe, *around])
-        slots = [*_swapped(before, cfg, choice.slot), *_overruled(cfg, choice, command, loader)]
+        nodes = (_at(made, choice.slot) for made in (before, cfg))
+        slots = [*_swapped(*nodes, choice.slot), *_overruled(cfg, choice, command, loader)]
         for slot in dict.fromkeys(slots):
             if _nearest(slot, command.choices) != choice:
                 continue
@@ -88,7 +89,7 @@ def settle_slots(cfg: DictConfig, overrides: Sequence[str], config_name: str | N
             old = OmegaConf.select(cfg, slot)
             _fill(fresh, old)
             lost = [*_lost(old, fresh), *inner.pop(choice, [])]
-            notes += [_note(slot, choice, OmegaConf.select(before, slot), fresh, lost)] if lost else []
+            notes += [_note(slot, choice, _at(before, slot), fresh, lost)] if lost else []
             with open_dict(cfg):
                 OmegaConf.update(cfg, slot, fresh, merge=False)
     return notes + [f"{_said(c)}: left out what the recipe chooses there: {_few(lost)}" for c, lost in inner.items()]
@@ -146,18 +147,17 @@ def _composed(loader: ConfigLoader, config_name: str | None, overrides: Sequence
     return loader.load_configuration(config_name, list(overrides), run_mode=RunMode.RUN)
 
 
-def _swapped(before: DictConfig, after: DictConfig, slot: str) -> Iterator[str]:
+def _swapped(was: Any, now: Any, slot: str) -> Iterator[str]:
     """The outermost slots at or below ``slot`` whose class differs; one that the recipe leaves empty is not swapped."""
-    was, now = (OmegaConf.select(cfg, slot, default=None) for cfg in (before, after))
-    if not (OmegaConf.is_dict(was) and OmegaConf.is_dict(now)):
+    if not (isinstance(was, dict) and isinstance(now, dict)):
         return
-    targets = [_raw(node, "_target_") for node in (was, now)]
+    targets = [node.get("_target_") for node in (was, now)]
     is_whole = slot == "model" and isinstance(targets[1], str)  # a detector that has no such parts
     if (is_whole or isinstance(targets[0], str)) and targets[0] != targets[1]:
         yield slot
         return
     for name in now:
-        yield from _swapped(before, after, f"{slot}.{name}")
+        yield from _swapped(was.get(name), now[name], f"{slot}.{name}")
 
 
 def _overruled(cfg: DictConfig, choice: Choice, command: _Command, loader: ConfigLoader) -> Iterator[str]:
@@ -169,8 +169,8 @@ def _overruled(cfg: DictConfig, choice: Choice, command: _Command, loader: Confi
         return
     alone = _alone("model", choice, command, loader)
     for slot in ("model.neck", "model.head"):
-        nodes = [OmegaConf.select(made, slot) for made in (alone, cfg)]
-        if all(OmegaConf.is_dict(node) for node in nodes) and len({_raw(node, "_target_") for node in nodes}) > 1:
+        nodes = [_at(made, slot) for made in (alone, cfg)]
+        if all(isinstance(node, dict) for node in nodes) and len({node.get("_target_") for node in nodes}) > 1:
             yield slot
 
 
@@ -214,9 +214,9 @@ def _lost(old: DictConfig, fresh: DictConfig) -> list[str]:
     return [f"{key}={_shown(value)}" for key, value in _leaves(old) if kept.get(key, _ABSENT) != value]
 
 
-def _note(slot: str, choice: Choice, before: DictConfig, fresh: DictConfig, lost: Sequence[str]) -> str:
+def _note(slot: str, choice: Choice, before: Any, fresh: DictConfig, lost: Sequence[str]) -> str:
     """What was left out of ``slot``, in words."""
-    classes = [_raw(node, "_target_") or "the parts before" for node in (fresh, before)]
+    classes = [fresh.get("_target_"), before.get("_target_", "the parts before")]
     left = f"left out what the recipe says there for {classes[1]}: {_few(lost)}"
     return f"{_said(choice)}: {slot} is {classes[0]} now; {left}"
 
@@ -244,8 +244,12 @@ def _shown(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _raw(node: DictConfig, name: str) -> Any:
-    return OmegaConf.to_container(node, resolve=False).get(name)  # pyright: ignore
+def _at(cfg: DictConfig, slot: str) -> Any:
+    """What stands in ``slot``, interpolations as they stand (what they lead to may be missing); None for nothing."""
+    node: Any = OmegaConf.to_container(cfg, resolve=False)
+    for name in slot.split("."):
+        node = node.get(name) if isinstance(node, dict) else None
+    return node
 
 
 def _is_within(key: str, slot: str) -> bool:

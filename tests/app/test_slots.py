@@ -137,6 +137,11 @@ def test_of_many_processes_one_tells(monkeypatch, capsys):
     assert capsys.readouterr().err == "note: something went\n"
 
 
+def test_where_data_lie_may_be_told_on_the_command_line():
+    cfg, notes = settled("experiment=yolov1/voc_paper", "data=bccd", "data.root=somewhere")
+    assert (cfg.data.train.root, cfg.data.train.annotations, notes) == ("somewhere", "train.json", [])
+
+
 @pytest.fixture
 def mine(tmp_path):
     """A folder with an experiment of one's own, which chooses a loss inside the head."""
