@@ -2,6 +2,8 @@
 # make test         install, then the default test tier
 PYTHON ?= python3
 BIN := .venv/bin
+#: Tests run in so many processes, each with one thread
+JOBS ?= 2
 
 .PHONY: quickstart test test-slow lint types format clean
 
@@ -9,7 +11,7 @@ quickstart: .venv/ready
 	$(BIN)/python tools/train.py experiment=quickstart
 
 test: .venv/ready
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist worksteal
 
 test-slow: .venv/ready
 	$(BIN)/python -m pytest -m slow

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
-from xml.etree import ElementTree
 
 from disk import FetchError
-
-FLAGS = {"0": False, "1": True, "false": False, "true": True}
 
 
 @dataclass(frozen=True)
@@ -101,37 +101,47 @@ def read_list(path: Path) -> list[str]:
     return [re.sub(r"\s+(-1|0|1)$", "", line) for line in lines if line]
 
 
-def _read_xml(path: Path) -> tuple[int, int, list[tuple[str, list[float], bool]]]:
+def _read_xml(path: Path) -> tuple[int, int, list[tuple[str, tuple[float, ...], bool]]]:
     """Width, height and the objects of a picture: class, xmin, ymin, xmax, ymax as in the file, whether difficult."""
+    reader = _reader()
     try:
-        root = ElementTree.parse(path).getroot()
-    except (OSError, ValueError, ElementTree.ParseError) as error:  # ValueError: an encoding of several bytes
-        raise FetchError(f"{path}: not readable: {error}") from error
-    width, height = (int(_number(path, root, f"size/{side}")) for side in ("width", "height"))
-    if width < 1 or height < 1:
+        file = reader.read_voc_xml(path)
+    except ValueError as error:
+        raise FetchError(str(error).replace(f"{path}: not XML: ", f"{path}: not readable: ")) from error
+    width, height = (
+        int(_number(path, f"<size/{side}> of <annotation>", text))
+        for side, text in zip(("width", "height"), reversed(file.texts), strict=True)
+    )
+    if file.size is None:
         raise FetchError(f"{path}: the size {width} x {height} is not one")
     objects = []
-    for node in root.findall("object"):
-        # Only the object's own box: VOC's person layout nests parts (head, hands) with boxes of theirs.
-        corners = [_number(path, node, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
-        if len(node.findall("bndbox")) > 1:
-            raise FetchError(f"{path}: object {len(objects) + 1} has more than one <bndbox>")
-        flag = node.findtext("difficult", default="0").strip().lower()
-        if flag not in FLAGS:
-            raise FetchError(f"{path}: <difficult> of object {len(objects) + 1} is {flag!r}, not 0, 1, true or false")
-        difficult = FLAGS[flag]
-        objects.append(((node.findtext("name") or "").strip(), corners, difficult))
+    for i, found in enumerate(file.objects, start=1):
+        if "<bndbox>" in found.repeated:
+            raise FetchError(f"{path}: object {i} has more than one <bndbox>")
+        if found.repeated:
+            raise FetchError(f"{path}: object {i} has something twice{found.repeated}")
+        if found.difficult is None:
+            flag = found.flag.strip().lower()
+            raise FetchError(f"{path}: <difficult> of object {i} is {flag!r}, not 0, 1, true or false")
+        sides = zip(reader.SIDES, found.texts, strict=True)
+        corners = tuple(_number(path, f"<bndbox/{side}> of <object>", text) for side, text in sides)
+        objects.append((found.name, corners, found.difficult))
     return width, height, objects
 
 
-def _number(path: Path, node: ElementTree.Element, name: str) -> float:
-    text = node.findtext(name)
-    try:
-        value = float(text or "")
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise FetchError(f"{path}: <{name}> of <{node.tag}> is {text!r}, not a number")
+@functools.cache
+def _reader() -> ModuleType:
+    """detkit's own: not imported above, since only conversions need detkit, and it brings torch."""
+    sys.path.append(str(Path(__file__).resolve().parents[1]))  # it may lie there without being installed
+    from detkit.data.datasets import voc_xml
+
+    return voc_xml
+
+
+def _number(path: Path, where: str, text: str | None) -> float:
+    value = _reader().parse_finite(text)
+    if math.isnan(value):
+        raise FetchError(f"{path}: {where} is {text!r}, not a number")
     return value
 
 

@@ -1,5 +1,10 @@
 """Settings for all tests."""
 
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # several at once: before torch, and whatever starts more, looks
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from hypothesis import settings

@@ -1,6 +1,8 @@
 """The import law, and what importing detkit must not do."""
 
 import ast
+import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -61,7 +63,8 @@ def test_imports_point_left():
     ("library", "allowed"),
     [
         ("hydra", {"config", "app"}), ("omegaconf", {"config", "app"}),
-        ("albumentations", {"data"}), ("pycocotools", {"evaluation"}), ("timm", {"models"}),
+        ("albumentations", {"data"}), ("msgspec", {"data"}), ("pycocotools", {"evaluation"}), ("timm", {"models"}),
+        ("jinja2", {"app"}), ("filelock", {"utils"}), ("psutil", {"app"}),
     ],
 )  # fmt: skip
 def test_libraries_are_known_where_they_belong(library, allowed):
@@ -72,6 +75,36 @@ def test_libraries_are_known_where_they_belong(library, allowed):
 def test_only_the_adapter_knows_albumentations():
     files = {path.name for path, module in imports() if module.split(".")[0] == "albumentations"}
     assert files == {"albumentations.py"}
+
+
+#: Rooms in which everything public says what it is; to be extended.
+DOCUMENTED = ["data"]
+
+
+def undocumented(room):
+    """Public classes, functions and methods of ``room`` without a docstring; a method may have its base class's."""
+    for path in sorted((PACKAGE / room).rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+        tree = ast.parse(path.read_text())
+        if ast.get_docstring(tree) is None:
+            yield name
+        module = importlib.import_module(name)
+        for node in tree.body:
+            if not isinstance(node, ast.ClassDef | ast.FunctionDef) or node.name.startswith("_"):
+                continue
+            if ast.get_docstring(node) is None:
+                yield f"{name}.{node.name}"
+            for part in node.body if isinstance(node, ast.ClassDef) else ():
+                if not isinstance(part, ast.FunctionDef) or part.name.startswith("_"):
+                    continue
+                own = getattr(getattr(module, node.name), part.name)
+                if "overload" not in {getattr(d, "id", "") for d in part.decorator_list} and not inspect.getdoc(own):
+                    yield f"{name}.{node.name}.{part.name}"
+
+
+@pytest.mark.parametrize("room", DOCUMENTED)
+def test_everything_public_says_what_it_is(room):
+    assert not list(undocumented(room))
 
 
 def test_import_starts_no_cuda_and_no_network_library():

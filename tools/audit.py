@@ -1,6 +1,6 @@
 """See `python tools/audit.py --help`."""
 
-from detkit.app.audit import main
+from detkit.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("audit")

@@ -1,6 +1,6 @@
 """See `python tools/compare.py --help`."""
 
-from detkit.app.compare.tool import main
+from detkit.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("compare")

@@ -1,6 +1,6 @@
 """See `python tools/evaluate.py --help`."""
 
-from detkit.app.evaluate import main
+from detkit.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("evaluate")

@@ -1,6 +1,6 @@
 """See `python tools/explain.py --help`."""
 
-from detkit.app.explain import main
+from detkit.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("explain")

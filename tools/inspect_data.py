@@ -1,6 +1,6 @@
 """See `python tools/inspect_data.py --help`."""
 
-from detkit.app.inspect_data import main
+from detkit.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("inspect_data")

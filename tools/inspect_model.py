@@ -1,6 +1,6 @@
 """See `python tools/inspect_model.py --help`."""
 
-from detkit.app.inspect_model import main
+from detkit.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("inspect_model")

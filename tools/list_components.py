@@ -1,6 +1,6 @@
 """See `python tools/list_components.py --help`."""
 
-from detkit.app.list_components import main
+from detkit.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("list_components")

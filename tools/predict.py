@@ -1,6 +1,6 @@
 """See `python tools/predict.py --help`."""
 
-from detkit.app.predict import main
+from detkit.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("predict")

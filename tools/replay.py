@@ -1,6 +1,6 @@
 """See `python tools/replay.py --help`."""
 
-from detkit.app.replay import main
+from detkit.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("replay")

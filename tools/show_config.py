@@ -1,6 +1,6 @@
 """See `python tools/show_config.py --help`."""
 
-from detkit.app.show_config import main
+from detkit.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("show_config")

@@ -1,6 +1,6 @@
 """See `python tools/train.py --help`."""
 
-from detkit.app.train import main
+from detkit.cli import run
 
 if __name__ == "__main__":
-    main()
+    run("train")

@@ -1,14 +1,14 @@
 """``tools/audit.py``: before training, which objects the head's own assigner leaves without anything to learn from.
 
-No network runs, and no image is decoded but those that the page shows: the loader of the training makes its batches
-from blank images of the right sizes, and the assigner gets the shapes of the feature maps.
+No network runs, and no image is read but those that the page shows: the loader of the training plans its batches from
+sizes and boxes, and the assigner gets the shapes of the feature maps.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,9 @@ from detkit.app.schema import AuditSchema
 from detkit.app.setup import build_dataset, build_transforms, check_values, without_pretrained_weights
 from detkit.config import ConfigError, build, validate
 from detkit.data.datasets.base import DetectionDataset
+from detkit.data.loader import EvalLoader, TrainLoader
 from detkit.data.sample import trainable_boxes
+from detkit.data.transforms import Transform, unplanned
 from detkit.models import build_detector
 from detkit.structures import Batch, GroundTruth, ImageMeta, Images, Target
 from detkit.utils.files import atomic_write
@@ -55,6 +57,8 @@ def run(cfg: DictConfig, folder: Path) -> None:
     check_values(node)
     if node["num_pictures"] < 0:
         raise ConfigError(f"num_pictures: must be 0 or more, not {node['num_pictures']}")
+    if node["num_images"] is not None and node["num_images"] < 1:
+        raise ConfigError(f"num_images: must be 1 or more, or null for all, not {node['num_images']}")
     if node["data"].get(split) is None:
         raise ConfigError(f"split: the configuration has no data.{split}")
     seed_everything(node["seed"])
@@ -66,19 +70,23 @@ def run(cfg: DictConfig, folder: Path) -> None:
     without_pretrained_weights(node["model"])
     detector = build_detector(node["model"], dataset.categories)
     planner = Planner(detector)
-    batches = list(track(_batches(node, split, dataset), _num_batches(node, split, dataset), "reading boxes"))
+    transforms = build_transforms(node["transform"][split], f"transform.{split}")
+    loader = _loader(node, split, dataset, transforms)
+    planned = track(_batches(loader), _num_batches(node, split, dataset), "planning batches")
+    batches, all_sides = first_batches(planned, node["num_images"])
     audit = Audit.of(planner, batches, dataset)
     sizes: Any = OmegaConf.to_container(cfg.transform)
     advice = advise(node, sizes, audit, planner, batches, dataset.categories)
     if wrong := planner.misfit(audit.sides, max(max(meta.size) for meta in audit.metas)):
         poor = float(audit.poor.mean())
         advice.insert(0, Advice(f"{wrong[0].upper()}{wrong[1:]}.", "", poor))
-    atomic_write(folder / "audit.json", json.dumps(audit.to_dict(advice), indent=1) + "\n")
+    numbers = audit.to_dict(advice) | {"all": by_size(all_sides)}
+    atomic_write(folder / "audit.json", json.dumps(numbers, indent=1) + "\n")
     source = f"{type(planner.head).__name__} on data.{split} ({dataset.report.source})"
     pictures = albums(audit, planner, batches, dataset, node["num_pictures"])
     atomic_write(folder / "audit.html", audit_page(audit, advice, source, pictures))
     rich.print(audit.table())
-    for line in [audit.in_words(), *(a.text for a in advice)]:
+    for line in [audit.in_words(), *_caveats(transforms, audit, len(dataset), all_sides), *(a.text for a in advice)]:
         rich.get_console().print(Text(line), soft_wrap=True)
     rich.print("report:", Text(str(folder / "audit.html"), "bold"))
 
@@ -149,8 +157,7 @@ class Audit:
     def groups(self) -> Iterator[tuple[str, str, np.ndarray]]:
         """Kind, name, and (N,) bool of each size and class."""
         for low, high in itertools.pairwise(SIDES):
-            name = f"from {low:g} px" if np.isinf(high) else f"{low:g}-{high:g} px"
-            yield "size", name, (self.sides >= low) & (self.sides < high)
+            yield "size", _size_name(low, high), (self.sides >= low) & (self.sides < high)
         for k, name in enumerate(self.names):
             yield "class", name, self.labels == k
 
@@ -224,49 +231,80 @@ class Audit:
         }
 
 
-class SizesOnly(DetectionDataset):
-    """``dataset`` with blank images of the right sizes: where only boxes matter, no file is read."""
-
-    def __init__(self, dataset: DetectionDataset) -> None:
-        self.categories, self.truths, self.report = dataset.categories, dataset.truths, dataset.report
-
-    def read(self, index: int) -> np.ndarray:
-        return np.zeros((*self.truths[index].size, 3), np.uint8)
-
-
-def _loader(node: Mapping[str, Any], split: str, dataset: DetectionDataset) -> Any:
-    loader = node["data"]["loader"][split]
-    loader = loader | {"num_workers": min(1, loader["num_workers"])}
-    runtime: dict[str, Any] = {
-        "dataset": SizesOnly(dataset),
-        "transforms": build_transforms(node["transform"][split], f"transform.{split}"),
-    }
+def _loader(
+    node: Mapping[str, Any], split: str, dataset: DetectionDataset, transforms: Sequence[Transform]
+) -> TrainLoader | EvalLoader:
+    runtime: dict[str, Any] = {"dataset": dataset, "transforms": transforms}
     if split == "train":
         runtime["seed"] = node["seed"]
-    return build(loader, key=f"data.loader.{split}")(**runtime)
+    return build(node["data"]["loader"][split] | {"num_workers": 0}, key=f"data.loader.{split}")(**runtime)
 
 
 def _num_batches(node: Mapping[str, Any], split: str, dataset: DetectionDataset) -> int:
     return -(-len(dataset) // node["data"]["loader"][split]["batch_size"])
 
 
-def _batches(node: Mapping[str, Any], split: str, dataset: DetectionDataset) -> Iterator[Batch]:
-    """The batches of the first epoch, with their sizes and boxes as in the training; the pixels take no memory.
+def _batches(loader: TrainLoader | EvalLoader) -> Iterator[Batch]:
+    """The batches of the first epoch, with their sizes and boxes as in the training.
 
     Batches that are grouped by their aspect mix the end of an epoch with the next one; each image counts once.
     """
-    loader = _loader(node, split, dataset)
     seen: set[int] = set()
-    for batch in loader if split == "val" else loader.iterate():
+    for batch in loader.lay():
         first = {meta.image_id: i for i, meta in reversed(list(enumerate(batch.images.meta)))}
         rows = sorted(i for image_id, i in first.items() if image_id not in seen)
-        metas = tuple(batch.images.meta[i] for i in rows)
         seen |= first.keys()
-        pixels = torch.zeros(1, dtype=torch.uint8).expand(len(rows), *batch.images.pixels.shape[1:])
         if rows:
-            yield Batch(Images(pixels, metas), tuple(batch.targets[i] for i in rows))
-        if split == "train" and len(seen) == loader.num_images:
+            yield _select(batch, rows)
+        if isinstance(loader, TrainLoader) and len(seen) == loader.num_images:
             return  # within some batches after the first epoch, see TrainSampler
+
+
+def _select(batch: Batch, rows: Sequence[int]) -> Batch:
+    metas = tuple(batch.images.meta[i] for i in rows)
+    return Batch(Images(batch.images.pixels[: len(rows)], metas), tuple(batch.targets[i] for i in rows))
+
+
+def first_batches(batches: Iterable[Batch], num_images: int | None) -> tuple[list[Batch], np.ndarray]:
+    """Those with the first ``num_images`` images, None for all; and of all objects (N,), crowds left out, the root of
+    the area of their box, px of the network input."""
+    kept, sides, left = [], [np.zeros(0, np.float32)], num_images
+    for batch in batches:
+        for target in batch.targets:
+            w, h = (target.boxes[:, 2:] - target.boxes[:, :2])[~target.ignore].numpy().T
+            sides.append(np.sqrt(w * h))
+        if left is None or left >= len(batch):
+            kept.append(batch)
+        elif left > 0:
+            kept.append(_select(batch, range(left)))
+        left = None if left is None else max(0, left - len(batch))
+    return kept, np.concatenate(sides)
+
+
+def by_size(sides: np.ndarray) -> dict[str, int]:
+    """Objects of each size: ``sides`` (N,) px of the network input."""
+    bounds = itertools.pairwise(SIDES)
+    return {_size_name(low, high): int(((sides >= low) & (sides < high)).sum()) for low, high in bounds}
+
+
+def _size_name(low: float, high: float) -> str:
+    return f"from {low:g} px" if np.isinf(high) else f"{low:g}-{high:g} px"
+
+
+def _caveats(transforms: Sequence[Transform], audit: Audit, num_images: int, all_sides: np.ndarray) -> list[str]:
+    """What the figures rest on, where that is not each image and its own pixels."""
+    lines = []
+    if len(audit.labels) < len(all_sides):
+        shares = ", ".join(f"{n / len(all_sides):.1%} {name}" for name, n in by_size(all_sides).items() if n)
+        lines += [
+            f"Looked at: {audit.num_images} of the {num_images} images, those of the first batches; "
+            "num_images=null takes all of them",
+            f"All {len(all_sides)} objects of the epoch by size in the network: {shares}",
+        ]
+    if names := unplanned(transforms):
+        verb = "tells" if len(names) == 1 else "tell"
+        lines.append(f"{', '.join(names)} {verb} where objects go only after seeing pixels: run on black images here")
+    return lines
 
 
 def _annotation_ids(truth: GroundTruth, target: Target) -> np.ndarray:

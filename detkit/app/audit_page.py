@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from detkit.app.audit_advice import Advice
-from detkit.app.page import Bar, advice, bars, page, pair, section, table, tiles
+from detkit.app.page import Bar, advice, bars, page, pair, paragraphs, section, table, tiles
 
 if TYPE_CHECKING:
     from detkit.app.audit import Audit
@@ -32,7 +32,7 @@ def audit_page(audit: Audit, changes: Sequence[Advice], source: str, albums: Seq
     """The HTML page; ``albums`` are the sections with pictures."""
     count = audit.num_positive
     todo = [(a.change, a.text.removeprefix(a.change).lstrip(": ").capitalize() + ".") for a in changes if a.change]
-    said = "".join(f"<p>{a.text}</p>" for a in changes if not a.change)
+    said = paragraphs(*(a.text for a in changes if not a.change))
     levels = [
         Bar(f"stride {stride:g}", float(n), str(int(n)))
         for stride, n in zip(audit.strides, audit.positives.sum(axis=0), strict=True)
@@ -48,7 +48,7 @@ def audit_page(audit: Audit, changes: Sequence[Advice], source: str, albums: Seq
             }
         ),
         section(
-            "What to change", said + (advice(todo) if todo else ""),
+            "What to change", said, *([advice(todo)] if todo else []),
             note="Each change was tried on these boxes. A reference is an anchor, a grid cell or a centre cell.",
         ),
         pair(
@@ -82,7 +82,7 @@ def _poor_objects(audit: Audit) -> str:
     indices = np.flatnonzero(audit.poor)
     indices = indices[np.argsort(audit.fit[indices], kind="stable")][:_MOST_NAMED]
     if not len(indices):
-        return "<p>None.</p>"
+        return paragraphs("None.")
     rows = []
     for row in (audit.describe(int(i)) for i in indices):
         x1, y1, x2, y2 = row["box_in_network"]

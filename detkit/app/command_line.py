@@ -14,19 +14,21 @@ from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.errors import HydraException
 from hydra.types import RunMode
 
-from detkit.app.composition import check_composition, in_one_line
+from detkit.app.composition import in_one_line
+from detkit.app.idle import Idle, compose
 from detkit.app.overrides import normalize_overrides, options_of, parse, wrong_choices
 from detkit.app.paths import config_dir
 from detkit.app.processes import processes_started
 from detkit.config import ConfigError
 from detkit.config.registry import did_you_mean
+from detkit.utils.commands import command
 
 #: Tools that do nothing without an experiment.
 _NEED_AN_EXPERIMENT = ("train", "audit")
 
 
-def read_command_line(arguments: Sequence[str], config_name: str) -> list[str]:
-    """``arguments`` as Hydra wants them: flags first, then the overrides, normalised.
+def read_command_line(arguments: Sequence[str], config_name: str) -> tuple[list[str], list[Idle]]:
+    """``arguments`` as Hydra wants them, flags first, then the overrides, normalised; and what files choose in vain.
 
     Raises:
         ConfigError: a flag, an argument, a group or an option that there is not, or what does not compose; each with
@@ -35,7 +37,7 @@ def read_command_line(arguments: Sequence[str], config_name: str) -> list[str]:
     options = _parse_flags(arguments)
     flags = _without(arguments, options.overrides)
     if options.help or options.hydra_help or options.shell_completion or options.experimental_rerun:
-        return [*flags, *options.overrides]
+        return [*flags, *options.overrides], []
     loader = ConfigLoaderImpl(_search_path(options))
     repository = _repository(loader, options.overrides)
     if config_name in _NEED_AN_EXPERIMENT and not (options.overrides or options.config_name or options.info):
@@ -52,8 +54,8 @@ def read_command_line(arguments: Sequence[str], config_name: str) -> list[str]:
     if errors := list(wrong_choices(parsed, repository)):
         raise ConfigError(errors)
     fixed = [override for override, read in zip(overrides, parsed, strict=True) if not read.is_sweep_override()]
-    check_composition(loader, config_name, fixed, RunMode.MULTIRUN if is_sweep else RunMode.RUN)
-    return [*flags, *overrides]
+    _, idle = compose(loader, config_name, fixed, RunMode.MULTIRUN if is_sweep else RunMode.RUN)
+    return [*flags, *overrides], idle
 
 
 def _parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
@@ -105,7 +107,7 @@ def _experiments(tool: str, repository: IConfigRepository) -> str:
     names = options_of("experiment", repository)
     width = max(map(len, names), default=0)
     lines = [f"  experiment={name:<{width}}  {_headline(name, repository)}".rstrip() for name in names]
-    return "\n".join([f"choose an experiment: python tools/{tool}.py experiment=NAME", *lines])
+    return "\n".join([f"choose an experiment: {command(tool)} experiment=NAME", *lines])
 
 
 def _headline(name: str, repository: IConfigRepository) -> str:

@@ -8,17 +8,15 @@ import detkit.evaluation
 import detkit.losses
 import detkit.matching
 import detkit.models  # noqa: F401
-from detkit.app.inner_overrides import let_go_of_inner_overrides
 from detkit.config import load_plugins
 
 
 def load_components() -> None:
-    """Make detkit's own classes and those of plugins known, how sweeps are run, and what a swap leaves out.
+    """Make detkit's own classes and those of plugins known, and how sweeps are run.
 
     Raises:
         ConfigError: a plugin cannot be imported.
     """
-    let_go_of_inner_overrides()
     from detkit.app.sweep.plugins import register_sweeps  # knows the command line, which knows this file
 
     register_sweeps()  # configs/train.yaml names them: every composition of it needs this

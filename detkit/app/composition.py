@@ -28,21 +28,18 @@ _NO_SLOT = re.compile(r"Could not (?:override|delete) '([^']*)'\.")
 
 def check_composition(
     loader: ConfigLoader, config_name: str, arguments: Sequence[str], mode: RunMode = RunMode.RUN
-) -> None:
-    """Compose ``config_name`` with ``arguments``, normalised and without sweeps, and tell what is wrong.
+) -> DictConfig:
+    """``config_name`` composed with ``arguments``, normalised and without sweeps; Hydra's own part is in it.
 
     Raises:
         ConfigError: a choice without a slot, a file that cannot be composed, or something to leave out that is not
             there; each line has the nearest name.
     """
     try:
-        errors = wrong_slots(loader, config_name, arguments, mode)
-        if not errors and mode is RunMode.RUN:  # of a sweep each job has to be looked at
-            errors = idle_removals(loader, config_name, arguments)
-        if errors:
-            raise ConfigError(errors)
-        loader.load_configuration(config_name, list(arguments), mode)
+        cfg = loader.load_configuration(config_name, list(arguments), mode)
     except (HydraException, OmegaConfBaseException) as error:
+        if errors := wrong_slots(loader, config_name, arguments, mode) or _idle(loader, config_name, arguments, mode):
+            raise ConfigError(errors) from error
         told = in_one_line(error)
         if (found := _NO_SLOT.search(told)) and not _loader(loader).repository.group_exists(found[1].partition("@")[0]):
             told += nearest_group(found[1], _loader(loader).repository)
@@ -50,6 +47,14 @@ def check_composition(
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise ConfigError(f"{mark.name}, line {mark.line + 1}: {error.problem}" if mark else str(error)) from error
+    if errors := _idle(loader, config_name, arguments, mode):
+        raise ConfigError(errors)
+    return cfg
+
+
+def _idle(loader: ConfigLoader, config_name: str, arguments: Sequence[str], mode: RunMode) -> list[str]:
+    """:func:`idle_removals`; none of a sweep, each of whose jobs is looked at."""
+    return idle_removals(loader, config_name, arguments) if mode is RunMode.RUN else []
 
 
 def wrong_groups(loader: ConfigLoader, arguments: Sequence[str]) -> list[str]:

@@ -46,6 +46,7 @@ def peak_memory(device: torch.device) -> int:
     """Bytes: the most that ``device`` has held for this process, or that the process itself has taken."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    # not psutil: it knows the peak on Windows alone, and elsewhere what is held at this moment
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 

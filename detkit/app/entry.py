@@ -24,10 +24,12 @@ from omegaconf.errors import OmegaConfBaseException
 from detkit.app.command_line import read_command_line
 from detkit.app.components import load_components
 from detkit.app.failure import TOLD, fail, in_words, told_plainly
+from detkit.app.idle import leaving_out
+from detkit.app.idle import told as tell_idle
 from detkit.app.paths import config_dir
-from detkit.app.slots import search_paths, settle_slots
+from detkit.app.slots import settle_slots
 from detkit.data.workers import worker_deaths_explained
-from detkit.utils import dist
+from detkit.utils.commands import command
 from detkit.utils.lock import LOCK
 
 Task = Callable[[DictConfig, Path], Any]
@@ -47,6 +49,7 @@ def run_tool(task: Task, config_name: str, sweep_task: Task | None = None) -> No
     """
     with told_plainly():
         load_components()
+    OmegaConf.register_new_resolver("command", command, replace=True)
     OmegaConf.register_new_resolver("or_custom", lambda name: name or "custom", replace=True)
 
     def job(cfg: DictConfig) -> Any:
@@ -56,8 +59,8 @@ def run_tool(task: Task, config_name: str, sweep_task: Task | None = None) -> No
             return sweep_task(cfg, folder)
         is_new = folder != Path(runtime.cwd) and not _names(folder)
         try:
-            said = HydraConfig.get().overrides
-            _tell(settle_slots(cfg, [*said.task, *search_paths(said)], config_name, _loader()))
+            said, name = HydraConfig.get().overrides.task, HydraConfig.get().job.config_name
+            tell([tell_idle(one, said) for one in idle] + settle_slots(cfg, said, name, _loader()))
             with worker_deaths_explained():
                 return task(cfg, folder)
         except (*TOLD, KeyboardInterrupt) as error:
@@ -65,12 +68,17 @@ def run_tool(task: Task, config_name: str, sweep_task: Task | None = None) -> No
                 _remove_unused(folder)
             fail(error)
 
+    def tell(notes: Iterable[str]) -> None:
+        if int(os.environ.get("RANK", "0")) == 0:  # of several processes all read the command line
+            for note in notes:
+                print(f"note: {note}", file=sys.stderr)
+
     job.__module__ = "__main__"
     threading.excepthook = _tell_of_thread
     start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)
     with told_plainly():
-        sys.argv[1:] = read_command_line(sys.argv[1:], config_name)
-    with told_plainly(), _errors_let_through():
+        sys.argv[1:], idle = read_command_line(sys.argv[1:], config_name)
+    with told_plainly(), _errors_let_through(), leaving_out(idle):
         start()
 
 
@@ -89,13 +97,6 @@ def _errors_let_through() -> Iterator[None]:
         os.environ.pop(_FULL_ERROR)
         if before is not None:
             os.environ[_FULL_ERROR] = before
-
-
-def _tell(notes: Iterable[str]) -> None:
-    """Print ``notes``; of the processes that torchrun has started, one does."""
-    if dist.will_be_main():
-        for note in notes:
-            print(f"note: {note}", file=sys.stderr)
 
 
 def _tell_of_thread(args: threading.ExceptHookArgs) -> None:

@@ -40,7 +40,7 @@ _ADVICE = {
     ErrorKind.MISSED: "See why objects were missed, below.",
 }
 _REMEDY = {
-    Cause.NEVER_PROPOSED: "No reference of the head reaches them: tools/audit.py tells which sizes.",
+    Cause.NEVER_PROPOSED: "No reference of the head reaches them: the audit tells which sizes.",
     Cause.CUT: "More candidates must enter NMS: num_before_nms.",
     Cause.TOO_SMALL: "The head's min_size removes them.",
     Cause.SUPPRESSED: "Objects stand close together: a higher nms_iou keeps neighbours apart.",

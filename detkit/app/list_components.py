@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import logging
 import re
 from collections.abc import Sequence
 from typing import Any, get_args
@@ -13,10 +14,15 @@ from rich.table import Table
 from rich.text import Text
 
 from detkit.app.components import load_components
+from detkit.app.compose import Composer
 from detkit.app.failure import told_plainly
+from detkit.app.pairs import choices, experiments, pair_table, try_pair
 from detkit.app.paths import config_dir
-from detkit.config import Registry
+from detkit.config import ConfigError, Registry
 from detkit.config.registry import RUNTIME_ARGUMENTS, did_you_mean, parameters, runtime_arguments
+from detkit.utils.commands import command
+from detkit.utils.log import set_up_logging
+from detkit.utils.progress import track
 
 #: Groups that fill a section of their own; others are mounted in slots, as in ``loss@model.head.roi.cls_loss=Focal``.
 _SECTIONS = ("optim", "schedule", "trainer", "evaluator")
@@ -26,10 +32,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="List what a configuration can name, and the options of each.")
     parser.add_argument("name", nargs="?", help="a kind (backbone, neck, loss, ...) or a component (FPN): its options")
-    name = parser.parse_args(arguments).name
+    parser.add_argument(
+        "--pairs", nargs="*", metavar="EXPERIMENT", help="try every choice on these experiments; without a name on all"
+    )
+    given = parser.parse_args(arguments)
     with told_plainly():
         load_components()
-        _list(parser, name)
+        if given.pairs is None:
+            _list(parser, given.name)
+        else:
+            _list_pairs(given.pairs)
+
+
+def _list_pairs(wanted: Sequence[str]) -> None:
+    console, composer, known = Console(), Composer(), experiments()
+    if wrong := [name for name in wanted if name not in known]:
+        raise ConfigError([f"--pairs: no experiment {name!r}{did_you_mean(name, known)}" for name in wrong])
+    set_up_logging(level=logging.ERROR)
+    for experiment in wanted or known:
+        offered = choices(composer, experiment)
+        tried = track((try_pair(composer, experiment, choice) for choice in offered), len(offered), experiment)
+        pairs = list(tried)
+        console.print(pair_table(experiment, pairs))
+        for pair in pairs:
+            if pair.refused is not None:
+                console.print(Text(f"{pair.choice}: {pair.refused}"), soft_wrap=True)
 
 
 def _list(parser: argparse.ArgumentParser, name: str | None) -> None:
@@ -38,7 +65,8 @@ def _list(parser: argparse.ArgumentParser, name: str | None) -> None:
     if name is None:
         console.print(overview(kinds.values()))
         console.print("A slot is a key of the configuration: loss@model.head.roi.cls_loss=Focal")
-        console.print("The options of one: python tools/list_components.py NAME")
+        console.print(f"What goes with an experiment: {command('list_components')} --pairs quickstart")
+        console.print(f"The options of one: {command('list_components')} NAME")
     elif name in kinds:
         for component in kinds[name]:
             show(console, kinds[name][component], kinds[name])

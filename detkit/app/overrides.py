@@ -56,7 +56,7 @@ def _normalize(argument: str, is_group: Callable[[str], bool], sweep: bool) -> s
     prefix, name, package = _parts(key)
     group = bool(name) and is_group(name) and not value.startswith("{")  # a mapping goes into what is chosen
     if group:
-        value = _option(re.sub(r"\.ya?ml(?=,|$)", "", value))
+        value = re.sub(r"\.ya?ml(?=,|$)", "", value)
     elif value.startswith("~/"):
         value = os.path.expanduser(value)  # the shell expands it at the beginning of a word alone
     value = _readable(value, sweep)
@@ -66,15 +66,6 @@ def _normalize(argument: str, is_group: Callable[[str], bool], sweep: bool) -> s
     if is_plain:
         key = f"++{'resume.path' if key == 'resume' else key}"
     return f"{key}={value}"
-
-
-def _option(value: str) -> str:
-    """``value`` in quotes where Hydra, which wants a text, would take an option's name for a number or a truth."""
-    try:
-        read = OverridesParser.create().parse_override(f"key={value}").value()
-    except HydraException:
-        return value
-    return quote(value) if isinstance(read, (int, float)) else value
 
 
 def _parts(key: str) -> tuple[str, str, str]:

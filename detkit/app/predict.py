@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,8 +97,8 @@ def _write(found: Iterator[Found], output: Path, drawings: Drawings, stored: Sto
     try:
         for one in found:
             rows.extend(_rows(one, stored))
+            count += 1  # what the file holds, also where the picture is not drawn any more
             drawings.add(one.picture, _draw(one, stored.checkpoint.categories.names, threshold))
-            count += 1
     finally:
         drawings.close()
         rows.close()
@@ -117,7 +117,7 @@ class Detection:
         check_precision(self._precision, stored.device)
         self._stored, self._batch_size, self._faults = stored, options.batch_size, faults
 
-    def of(self, source: ImageFiles | VideoFrames) -> Iterator[Found]:
+    def of(self, source: Iterable[Picture]) -> Iterator[Found]:
         """What is found in the pictures of ``source``, of which no more than a batch is held."""
         pictures = iter(source)
         while batch := list(islice(pictures, self._batch_size)):

@@ -10,9 +10,9 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import NoReturn
 
+import psutil
 import torch
 import torch.distributed as torch_dist
 from torch import nn
@@ -156,12 +156,12 @@ def launcher_mark() -> str | None:
     run = os.environ.get("TORCHELASTIC_RUN_ID")
     if run is None:
         return None
-    return f"{run} of process {os.getppid()} on {platform.node()}, started at {_start_of(os.getppid())}"
+    return f"{run} of process {os.getppid()} on {platform.node()}, which is {_identity(os.getppid())}"
 
 
-def _start_of(process: int) -> str:
-    """When ``process`` began, in the kernel's ticks: numbers of processes are used again."""
+def _identity(process: int) -> str:
+    """What ``process`` alone has, its start, whatever the clock says since: numbers of processes are used again."""
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
-    except OSError:  # not Linux
-        return "an unknown time"
+        return f"{hash(psutil.Process(process)):x}"
+    except psutil.Error:  # it has just gone
+        return "gone"

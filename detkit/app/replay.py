@@ -23,6 +23,7 @@ from detkit.engine.divergence import Bundle, describe, load_bundle, replay
 from detkit.engine.finite import bad_inputs
 from detkit.models import Detector, build_detector
 from detkit.structures.draw import contact_sheet, draw_boxes, encode_png
+from detkit.utils.commands import command
 from detkit.utils.files import atomic_write
 
 
@@ -59,7 +60,7 @@ def detector_of(bundle: Bundle) -> Detector:
         ConfigError: the bundle has no configuration to build it from.
     """
     if "model" not in bundle.config:
-        raise ConfigError("the bundle has no configuration; the run was not started by tools/train.py")
+        raise ConfigError("the bundle has no configuration; the run was not started by " + command("train"))
     model = {"model": plain(inert(bundle.config, "the bundle"))["model"]}
     restrain(model)
     return build_detector(model["model"], bundle.categories)

@@ -100,6 +100,7 @@ class AuditSchema(TrainSchema):
     """``tools/audit.py``: a training's keys, and which of its images to look at, as that split is loaded."""
 
     split: Literal["train", "val"] = "train"
+    num_images: int | None = 500
     num_pictures: int = 12
 
 

@@ -21,6 +21,9 @@ from detkit.utils.log import logger
 #: More of them than any machine has cores cannot even be started.
 _MOST_THREADS = 1024
 
+#: Seconds in thirty days; torch takes no such number without end.
+_LONGEST_WAIT = 30 * 24 * 3600
+
 
 def check_values(node: Mapping[str, Any]) -> None:
     """Refuse what no number at the root of a configuration can mean.
@@ -30,7 +33,7 @@ def check_values(node: Mapping[str, Any]) -> None:
     """
     check_range("threads", node.get("threads"), 1, _MOST_THREADS)
     check_range("seed", node.get("seed"), 0, 2**63 - 1)
-    check_range("process_timeout", node.get("process_timeout"), 1)
+    check_range("process_timeout", node.get("process_timeout"), 1, _LONGEST_WAIT)
 
 
 def choose_device(name: str) -> torch.device:

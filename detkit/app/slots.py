@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from hydra.conf import OverridesConf
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -19,15 +18,8 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from detkit.app.composition import in_one_line, nothing_there
-from detkit.app.inner_overrides import inner_overrides, slot_of
-from detkit.config import ConfigError
-
 _ABSENT = object()
 _MOST_SHOWN = 6
-
-#: Groups whose options are recipes, which say what stands in the slots.
-_RECIPES = ("experiment", "debug", "sweep", "hydra")
 
 
 class Choice(NamedTuple):
@@ -36,105 +28,102 @@ class Choice(NamedTuple):
     slot: str
     argument: str
 
-    @property
-    def is_removal(self) -> bool:
-        """Whether the slot is to be left empty."""
-        return self.argument.startswith("~")
-
-
-class _Command(NamedTuple):
-    """A command line, sorted.
-
-    The choices of parts, what belongs to the recipe itself, values and keys to leave out, and where else options are.
-    """
-
-    choices: list[Choice]
-    recipe: list[str]
-    values: list[Override]
-    elsewhere: list[str]
-
 
 def settle_slots(cfg: DictConfig, overrides: Sequence[str], config_name: str | None, loader: ConfigLoader) -> list[str]:
     """Clear the slots of ``cfg`` to which ``overrides`` gave another class than the recipe has.
 
     Args:
         cfg: as Hydra has composed it; changed in place.
-        overrides: the command line, normalised, with its ``hydra.searchpath``.
+        overrides: the command line, normalised.
         config_name: of the root configuration.
 
     Returns:
         a line for each slot in which something was left out.
-
-    Raises:
-        ConfigError: the command line leaves out of such a slot what its own options do not have.
     """
-    command = _sorted_out(OverridesParser.create().parse_overrides(list(overrides)), loader)
-    if not command.choices:
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    choices, recipe, values = _sorted_out(parsed, loader)
+    if not choices:
         return []
-    inner = _inner(overrides, config_name, command, loader)
-    notes = []
-    for choice in command.choices:
-        if choice.is_removal:
-            continue
-        around = [c.argument for c in command.choices if c != choice and _is_within(choice.slot, c.slot)]
-        before = _composed(loader, config_name, [*command.recipe, *around])
-        nodes = (_at(made, choice.slot) for made in (before, cfg))
-        slots = [*_swapped(*nodes, choice.slot), *_overruled(cfg, choice, command, loader)]
-        for slot in dict.fromkeys(slots):
-            if _nearest(slot, command.choices) != choice:
+    notes: list[str | None] = []
+    for choice in choices:
+        around = [c.argument for c in choices if c != choice and _is_within(choice.slot, c.slot)]
+        before = _composed(loader, config_name, [*recipe, *around])
+        brought = _brought_by(choice, loader)
+        swapped = [*_swapped(before, cfg, choice.slot), *_overruled(brought, cfg, choice)]
+        for slot in dict.fromkeys(swapped):
+            if _nearest(slot, choices) != choice:
                 continue
-            fresh = OmegaConf.select(_alone(slot, choice, command, loader), slot)
+            fresh = OmegaConf.select(_alone(slot, choice, choices, values, loader), slot)
             if fresh is None:
                 continue
             old = OmegaConf.select(cfg, slot)
             _fill(fresh, old)
-            lost = [*_lost(old, fresh), *inner.pop(choice, [])]
-            notes += [_note(slot, choice, _at(before, slot), fresh, lost)] if lost else []
-            with open_dict(cfg):
-                OmegaConf.update(cfg, slot, fresh, merge=False)
-    return notes + [f"{_said(c)}: left out what the recipe chooses there: {_few(lost)}" for c, lost in inner.items()]
+            notes.append(_note(slot, choice, OmegaConf.select(before, slot), old, fresh))
+            _put(cfg, slot, fresh)
+        for slot in _swapped(brought, cfg, choice.slot):
+            if slot in swapped or _nearest(slot, choices) != choice or OmegaConf.select(before, slot) is None:
+                continue
+            said = [_line(v) for v in values if _is_within(_key(v), slot) and not v.is_delete()]
+            mine = OmegaConf.select(_composed(loader, config_name, [*recipe, *around, *said]), slot)
+            notes.append(_note_of_preset(slot, choice, OmegaConf.select(cfg, slot), mine))
+            _put(cfg, slot, mine)
+    return [note for note in notes if note is not None]
 
 
-def _inner(
-    overrides: Sequence[str], config_name: str | None, command: _Command, loader: ConfigLoader
-) -> dict[Choice, list[str]]:
-    """What the recipe chooses inside a slot that a choice has taken, by choice."""
-    found: dict[Choice, list[str]] = {}
-    for override in inner_overrides(loader.compute_defaults_list(config_name, list(overrides), RunMode.RUN).overrides):
-        if (choice := _nearest(slot_of(override.key), command.choices)) is not None:
-            found.setdefault(choice, []).append(str(override))
-    return found
+def _brought_by(choice: Choice, loader: ConfigLoader) -> DictConfig:
+    """What ``choice`` makes without any recipe; nothing where it does not stand alone.
+
+    Where the recipe's own class stays in a slot all the same (its ``override /model/backbone``), what the choice says
+    there is for another class: a preset's ``norm_eps`` of a ResNet.
+    """
+    try:
+        return _composed(loader, None, ["+" + choice.argument.lstrip("+")])
+    except HydraException:
+        return OmegaConf.create()
 
 
-def search_paths(said: OverridesConf) -> list[str]:
-    """What a command line says of where options are, which Hydra keeps apart from the rest."""
-    return [line for line in said.hydra if line.startswith("hydra.searchpath=")]
+def _overruled(brought: DictConfig, cfg: DictConfig, choice: Choice) -> list[str]:
+    """Where a recipe chooses a part itself, though the model that was chosen whole has another.
+
+    The backbone stays as the recipe has it: it serves every model.
+    """
+    if choice.slot != "model":
+        return []
+    return [slot for slot in _swapped(brought, cfg, "model") if slot in ("model.neck", "model.head")]
+
+
+def _put(cfg: DictConfig, slot: str, node: DictConfig) -> None:
+    with open_dict(cfg):
+        OmegaConf.update(cfg, slot, node, merge=False)
 
 
 def _nearest(slot: str, choices: Sequence[Choice]) -> Choice | None:
     """The choice that says most closely what stands in ``slot``."""
-    around = [c for c in choices if not c.is_removal and _is_within(slot, c.slot)]
+    around = [c for c in choices if _is_within(slot, c.slot)]
     return max(around, key=lambda c: len(c.slot), default=None)
 
 
-def _sorted_out(parsed: Sequence[Override], loader: ConfigLoader) -> _Command:
-    command = _Command([], [], [], [])
+def choices_and_recipe(parsed: Sequence[Override], loader: ConfigLoader) -> tuple[list[str], list[str]]:
+    """The arguments that choose parts, and those that choose the recipe itself (experiment, debug)."""
+    choices, recipe, _ = _sorted_out(parsed, loader)
+    return [choice.argument for choice in choices], recipe
+
+
+def _sorted_out(parsed: Sequence[Override], loader: ConfigLoader) -> tuple[list[Choice], list[str], list[Override]]:
+    """The choices of parts, what belongs to the recipe itself (experiment, debug), and the plain values."""
+    choices, recipe, values = [], [], []
     for override in parsed:
         group = override.key_or_group
-        if group == "hydra.searchpath":
-            command.recipe.append(_line(override))
-            command.elsewhere.append(_line(override))
-        elif isinstance(override.value(), dict) or not _has_options(loader, group):
-            command.values.append(override)
-        elif group.partition("/")[0] in _RECIPES:
-            command.recipe.append(_line(override))
+        if override.is_delete() or isinstance(override.value(), dict) or not _has_options(loader, group):
+            values.append(override)
+        elif group.partition("/")[0] in ("experiment", "debug", "sweep", "hydra"):
+            recipe.append(_line(override))
         else:
-            command.choices.append(Choice(slot_of(override.get_key_element().lstrip("+~")), _line(override)))
-    return command
+            choices.append(Choice(override.package or group.replace("/", "."), _line(override)))
+    return choices, recipe, values
 
 
 def _has_options(loader: ConfigLoader, group: str) -> bool:
-    """Whether ``group`` is a group of options."""
     return bool(loader.get_group_options(group))
 
 
@@ -147,57 +136,51 @@ def _composed(loader: ConfigLoader, config_name: str | None, overrides: Sequence
     return loader.load_configuration(config_name, list(overrides), run_mode=RunMode.RUN)
 
 
-def _swapped(was: Any, now: Any, slot: str) -> Iterator[str]:
+def _swapped(before: DictConfig, after: DictConfig, slot: str) -> Iterator[str]:
     """The outermost slots at or below ``slot`` whose class differs; one that the recipe leaves empty is not swapped."""
-    if not (isinstance(was, dict) and isinstance(now, dict)):
-        return
-    targets = [node.get("_target_") for node in (was, now)]
-    is_whole = slot == "model" and isinstance(targets[1], str)  # a detector that has no such parts
-    if (is_whole or isinstance(targets[0], str)) and targets[0] != targets[1]:
+    was, now = (OmegaConf.select(cfg, slot, default=None) for cfg in (before, after))
+    if OmegaConf.is_dict(was) and OmegaConf.is_dict(now):
+        yield from _unlike(_plain(was), _plain(now), slot)
+
+
+def _unlike(was: Mapping[str, Any], now: Mapping[str, Any], slot: str) -> Iterator[str]:
+    if isinstance(was.get("_target_"), str) and was["_target_"] != now.get("_target_"):
         yield slot
         return
-    for name in now:
-        yield from _swapped(was.get(name), now[name], f"{slot}.{name}")
+    for name, node in now.items():
+        if isinstance(node, Mapping) and isinstance(was.get(name), Mapping):
+            yield from _unlike(was[name], node, f"{slot}.{name}")
 
 
-def _overruled(cfg: DictConfig, choice: Choice, command: _Command, loader: ConfigLoader) -> Iterator[str]:
-    """Where the recipe chooses a part of the model itself, though the model that was chosen whole has another.
-
-    The backbone stays as the recipe has it: it serves every model.
-    """
-    if choice.slot != "model":
-        return
-    alone = _alone("model", choice, command, loader)
-    for slot in ("model.neck", "model.head"):
-        nodes = [_at(made, slot) for made in (alone, cfg)]
-        if all(isinstance(node, dict) for node in nodes) and len({node.get("_target_") for node in nodes}) > 1:
-            yield slot
-
-
-def _alone(slot: str, choice: Choice, command: _Command, loader: ConfigLoader) -> DictConfig:
-    """What ``choice`` alone makes, with what the command line says inside ``slot``.
-
-    Raises:
-        ConfigError: something is to be left out that is not there.
-    """
-    inside = [c.argument.lstrip("+") for c in command.choices if c != choice and _is_within(c.slot, slot)]
-    of_slot = [v for v in command.values if _is_within(v.key_or_group, slot)]
-    removed = [v for v in of_slot if v.is_delete()]
-    said = ["++" + _line(v).lstrip("+") for v in of_slot if not v.is_delete()]
-    chosen = [*command.elsewhere, "+" + _said(choice)]
+def _alone(
+    slot: str, choice: Choice, choices: Sequence[Choice], values: Sequence[Override], loader: ConfigLoader
+) -> DictConfig:
+    """What ``choice`` alone makes, with what the command line says inside ``slot``."""
+    inside = [c.argument.lstrip("+") for c in choices if c != choice and _is_within(c.slot, slot)]
+    said = [v for v in values if _is_within(_key(v), slot)]
+    lines = [_line(v) for v in said if not v.is_delete()]
+    chosen = "+" + choice.argument.lstrip("+")
     try:
-        made = _composed(loader, None, [*chosen, *inside, *said])
+        cfg = _composed(loader, None, [chosen, *inside, *lines])
     except HydraException:  # a slot that the chosen preset leaves empty
-        inside = [argument if argument.startswith("~") else f"+{argument}" for argument in inside]
-        made = _composed(loader, None, [*chosen, *inside, *said])
-    if not removed:
-        return made
-    if errors := [line for v in removed if (line := nothing_there(made, v.key_or_group, deleted=True))]:
-        raise ConfigError([f"{line} ({_said(choice)} starts from its own options)" for line in errors])
-    try:
-        return _composed(loader, None, [*chosen, *inside, *said, *map(_line, removed)])
-    except HydraException as error:  # its value is another one, or null
-        raise ConfigError(f"{_said(choice)}: {in_one_line(error)}") from error
+        cfg = _composed(loader, None, [chosen, *("+" + argument for argument in inside), *lines])
+    for removal in said:
+        if removal.is_delete():
+            _remove(cfg, _key(removal))
+    return cfg
+
+
+def _key(override: Override) -> str:
+    """Where in the configuration ``override`` acts."""
+    return override.package or override.key_or_group.replace("/", ".")
+
+
+def _remove(cfg: DictConfig, key: str) -> None:
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent)
+    if OmegaConf.is_dict(node) and name in node:
+        with open_dict(node):
+            del node[name]
 
 
 def _fill(fresh: DictConfig, old: DictConfig) -> None:
@@ -208,26 +191,32 @@ def _fill(fresh: DictConfig, old: DictConfig) -> None:
             OmegaConf.update(fresh, key, said[key])
 
 
-def _lost(old: DictConfig, fresh: DictConfig) -> list[str]:
-    """What ``old`` says and ``fresh`` does not."""
-    kept = dict(_leaves(fresh))
-    return [f"{key}={_shown(value)}" for key, value in _leaves(old) if kept.get(key, _ABSENT) != value]
+def _note(slot: str, choice: Choice, before: DictConfig, old: DictConfig, fresh: DictConfig) -> str | None:
+    """What was left out of ``slot``, in words; None where nothing was."""
+    if not (lost := _lost(old, fresh)):
+        return None
+    return (
+        f"{choice.argument.lstrip('+')}: {slot} is {_raw(fresh, '_target_')} now; left out what the recipe says there "
+        f"for {_raw(before, '_target_')}: {lost}"
+    )
 
 
-def _note(slot: str, choice: Choice, before: Any, fresh: DictConfig, lost: Sequence[str]) -> str:
-    """What was left out of ``slot``, in words."""
-    classes = [fresh.get("_target_"), before.get("_target_", "the parts before")]
-    left = f"left out what the recipe says there for {classes[1]}: {_few(lost)}"
-    return f"{_said(choice)}: {slot} is {classes[0]} now; {left}"
+def _note_of_preset(slot: str, choice: Choice, old: DictConfig, mine: DictConfig) -> str | None:
+    """As :func:`_note`, of what the preset says for a class that the recipe does not have there."""
+    if not (lost := _lost(old, mine)):
+        return None
+    return (
+        f"{choice.argument.lstrip('+')}: {slot} stays the recipe's {_raw(mine, '_target_')}; left out what the preset "
+        f"says there for another class: {lost}"
+    )
 
 
-def _few(lost: Sequence[str]) -> str:
+def _lost(old: DictConfig, new: DictConfig) -> str:
+    """The values of ``old`` that ``new`` does not have."""
+    kept = dict(_leaves(new))
+    lost = [f"{key}={_shown(value)}" for key, value in _leaves(old) if kept.get(key, _ABSENT) != value]
     more = f" and {len(lost) - _MOST_SHOWN} more" if len(lost) > _MOST_SHOWN else ""
     return ", ".join(lost[:_MOST_SHOWN]) + more
-
-
-def _said(choice: Choice) -> str:
-    return choice.argument.lstrip("+")
 
 
 def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
@@ -244,12 +233,12 @@ def _shown(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _at(cfg: DictConfig, slot: str) -> Any:
-    """What stands in ``slot``, interpolations as they stand (what they lead to may be missing); None for nothing."""
-    node: Any = OmegaConf.to_container(cfg, resolve=False)
-    for name in slot.split("."):
-        node = node.get(name) if isinstance(node, dict) else None
-    return node
+def _raw(node: DictConfig, name: str) -> Any:
+    return _plain(node).get(name)
+
+
+def _plain(node: DictConfig) -> Any:
+    return OmegaConf.to_container(node, resolve=False)
 
 
 def _is_within(key: str, slot: str) -> bool:

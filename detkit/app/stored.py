@@ -30,6 +30,7 @@ from detkit.data.loader import EvalLoader
 from detkit.engine.checkpoint import Checkpoint, load_checkpoint, load_weights
 from detkit.engine.finite import refuse_bad_weights
 from detkit.models import Detector, build_detector
+from detkit.utils.commands import command
 from detkit.utils.log import logger
 
 
@@ -60,12 +61,13 @@ class Stored:
         return detector.eval()
 
 
-def load_stored(cfg: DictConfig, options: type) -> tuple[Any, Stored]:
+def load_stored(cfg: DictConfig, options: type, choices: Mapping[str, Any] | None = None) -> tuple[Any, Stored]:
     """The tool's own options, checked, and the detector of ``cfg.checkpoint``.
 
     Args:
         cfg: the composed command line: the fields of ``options``, and keys of the training configuration, which
             override the stored ones. A group that was chosen (``data=coco``) replaces the stored section whole.
+        choices: the option chosen of each group; by default those of Hydra's command line.
 
     What the checkpoint's own configuration says is held back as :mod:`~detkit.app.foreign` tells.
 
@@ -86,7 +88,8 @@ def load_stored(cfg: DictConfig, options: type) -> tuple[Any, Stored]:
         raise ConfigError([*error.errors, *(f"{k}: no such key" for k in unknown)]) from None
     chosen = options(**own)
     checkpoint = load_checkpoint(chosen.checkpoint)
-    config = _merge(checkpoint, {k: v for k, v in given.items() if k not in names})
+    choices = HydraConfig.get().runtime.choices if choices is None else choices
+    config = _merge(checkpoint, {k: v for k, v in given.items() if k not in names}, choices)
     validate(config, TrainSchema)
     node = plain(config)
     check_values(node)
@@ -126,11 +129,10 @@ def _where_paths_count(node: Mapping[str, Any]) -> str:
     return f"\n  data.root={root} counts from the working directory, {Path.cwd()}; data.root=PATH names another folder"
 
 
-def _merge(checkpoint: Checkpoint, overrides: dict[str, Any]) -> DictConfig:
+def _merge(checkpoint: Checkpoint, overrides: dict[str, Any], chosen: Mapping[str, Any]) -> DictConfig:
     if not checkpoint.config:
-        raise ConfigError(f"{checkpoint.source} has no configuration; it was not written by tools/train.py")
+        raise ConfigError(f"{checkpoint.source} has no configuration; it was not written by {command('train')}")
     config = inert(checkpoint.config, checkpoint.source)
-    chosen = HydraConfig.get().runtime.choices
     said: Any = OmegaConf.to_container(OmegaConf.create({k: v for k, v in overrides.items() if not chosen.get(k)}))
     if errors := [line for key, value in leaves(said) if value is None and (line := nothing_there(config, key))]:
         raise ConfigError(errors)

@@ -68,6 +68,15 @@ def run(cfg: DictConfig, folder: Path) -> float | None:
     Returns:
         The best value of the monitored metric.
     """
+    return train_in(cfg, folder)[1]
+
+
+def train_in(cfg: DictConfig, folder: Path) -> tuple[Path, float | None]:
+    """As :func:`run`.
+
+    Returns:
+        The folder, another one than ``folder`` where a run has gone on, and the best value of the monitored metric.
+    """
     set_up_logging()
     validate(cfg, TrainSchema)
     check_values(cfg)
@@ -83,7 +92,7 @@ def run(cfg: DictConfig, folder: Path) -> float | None:
         dist.from_main(lambda: stack.enter_context(claim(folder)))
         set_up_logging(folder)
         stack.callback(close_logging)
-        return _train(cfg, folder, resumed)
+        return folder, _train(cfg, folder, resumed)
 
 
 def choose_folder(cfg: DictConfig, folder: Path, marks: Sequence[str] = ()) -> tuple[Path, bool]:

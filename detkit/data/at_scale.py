@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from detkit.data.datasets.base import DetectionDataset
-from detkit.data.sample import Sample, trainable_boxes
-from detkit.data.transforms.base import Transform, apply
+from detkit.data.sample import Layout, trainable_boxes
+from detkit.data.transforms.base import Transform, lay
 from detkit.structures import Affine
 
 
@@ -25,8 +25,8 @@ class InputScale:
 def at_input_scale(dataset: DetectionDataset, transforms: Sequence[Transform]) -> InputScale:
     """All images and boxes to train on (crowds left out), as ``transforms`` scale them.
 
-    The transforms run once for each size of image that occurs, on a blank one; what they draw by chance is drawn once
-    for all images of that size.
+    The transforms are asked once for each size of image that occurs; what they draw by chance is drawn once for all
+    images of that size.
 
     Raises:
         ValueError: a transform has no inverse, so it does not tell where boxes go.
@@ -51,10 +51,8 @@ def input_size(size: tuple[int, int], transforms: Sequence[Transform]) -> tuple[
     Raises:
         ValueError: a transform has no inverse.
     """
-    nothing = np.zeros(0, dtype=np.int64)
-    blank = Sample(np.zeros((*size, 3), np.uint8), np.zeros((0, 4), np.float32), nothing, nothing > 0, Affine())
-    sample = apply(transforms, blank, key=0)
-    if sample.affine is None:
+    layout = lay(transforms, Layout.empty(size), key=0)
+    if layout.affine is None:
         steps = ", ".join(type(t).__name__ for t in transforms)
         raise ValueError(f"one of {steps} has no inverse: where boxes go is not known")
-    return sample.size, sample.affine
+    return layout.size, layout.affine

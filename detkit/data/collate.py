@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detkit.data.sample import Sample
+from detkit.data.sample import Layout, Sample
 from detkit.structures import Batch, ImageMeta, Images, Target
 
 
@@ -42,7 +42,15 @@ class Parcel(NamedTuple):
 
 
 class Collate:
-    """Items -> parcel: one uint8 tensor (B, 3, H, W), padded with 0 at the right and the bottom."""
+    """Items -> parcel: one uint8 tensor (B, 3, H, W), padded with 0 at the right and the bottom.
+
+    Args:
+        size_divisor: H and W are multiples of this, px.
+        square: whether H and W are made equal.
+
+    Raises:
+        ValueError: ``size_divisor`` is not positive.
+    """
 
     def __init__(self, size_divisor: int, square: bool) -> None:
         if size_divisor < 1:
@@ -56,8 +64,7 @@ class Collate:
             if isinstance(item, Refusal):
                 return item
             loaded.append(item)
-        h, w = (self._padded(max(item.meta.size[axis] for item in loaded)) for axis in (0, 1))
-        h, w = (max(h, w), max(h, w)) if self.square else (h, w)
+        h, w = self.padded([item.meta for item in loaded])
         pixels = torch.zeros(len(loaded), 3, h, w, dtype=torch.uint8)
         for planes, item in zip(pixels.numpy(), loaded, strict=True):
             for plane, channel in zip(planes, cv2.split(item.sample.image), strict=True):  # 3 times torch's permute
@@ -69,11 +76,28 @@ class Collate:
             tuple(bad for item in loaded for bad in item.bad),
         )
 
+    def padded(self, metas: Sequence[ImageMeta]) -> tuple[int, int]:
+        """(H, W) px of a batch of these images."""
+        h, w = (self._padded(max(meta.size[axis] for meta in metas)) for axis in (0, 1))
+        return (max(h, w), max(h, w)) if self.square else (h, w)
+
+    def without_pixels(self, items: Sequence[tuple[Layout, ImageMeta]]) -> Batch:
+        """The batch of images whose pixels were not read: black ones, which take no memory."""
+        metas = tuple(meta for _, meta in items)
+        pixels = torch.zeros(1, dtype=torch.uint8).expand(len(items), 3, *self.padded(metas))
+        targets = tuple(_target((layout.boxes, layout.labels, layout.ignore)) for layout, _ in items)
+        return Batch(Images(pixels, metas), targets)
+
     def _padded(self, side: int) -> int:
         return -(-side // self.size_divisor) * self.size_divisor
 
 
 def unpack(parcel: Parcel) -> Batch:
-    targets = tuple(Target(*map(torch.from_numpy, arrays)) for arrays in parcel.targets)
+    """The batch of a ``parcel``; its pixels stay where they are, pinned ones too."""
+    targets = tuple(map(_target, parcel.targets))
     batch = Batch(Images(parcel.pixels, tuple(parcel.metas)), targets)  # older torch pins tuples into lists
     return batch.pin_memory() if parcel.pixels.is_pinned() else batch
+
+
+def _target(arrays: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Target:
+    return Target(*map(torch.from_numpy, arrays))

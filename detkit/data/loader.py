@@ -15,10 +15,11 @@ from torch.utils.data import get_worker_info
 from detkit.config import LOADERS
 from detkit.data.collate import Collate, Item, Refusal
 from detkit.data.datasets.base import DetectionDataset
+from detkit.data.datasets.table import count_wanted
 from detkit.data.decode import ImageError
-from detkit.data.sample import Sample, trainable_boxes
+from detkit.data.sample import Layout, Sample
 from detkit.data.samplers import TrainSampler, evaluation_batches
-from detkit.data.transforms.base import Transform, apply, before_mixing
+from detkit.data.transforms.base import Transform, apply, before_mixing, lay
 from detkit.data.workers import Source, Workers
 from detkit.structures import Batch, GroundTruth, ImageMeta
 from detkit.utils.seed import derive_key, generator
@@ -77,7 +78,7 @@ class TrainLoader:
     ) -> None:
         chosen = range(len(dataset))
         if not keep_empty:
-            chosen = [i for i, truth in enumerate(dataset.truths) if _num_wanted(truth)]
+            chosen = np.flatnonzero(count_wanted(dataset.truths)).tolist()
         if not chosen:
             raise ValueError(f"{dataset.report.source}: no image has a box to find; keep_empty=true would keep them")
         is_upright = None
@@ -98,8 +99,8 @@ class TrainLoader:
         self.num_images = len(chosen)
         self.batches_per_epoch = -(-len(chosen) // batch_size)
         self.replaced: dict[str, str] = {}
-        source = _Source(dataset, transforms, chosen, seed, replace_bad=on_bad_image == "replace")
-        self._workers = Workers(source, Collate(size_divisor, square), num_workers, timeout, pin_memory)
+        self._source = _Source(dataset, transforms, chosen, seed, replace_bad=on_bad_image == "replace")
+        self._workers = Workers(self._source, Collate(size_divisor, square), num_workers, timeout, pin_memory)
 
     def iterate(self, start: int = 0) -> Iterator[Batch]:
         """Batches without end, from number ``start`` of the whole run on: to resume is ``iterate(batches_seen)``.
@@ -110,14 +111,26 @@ class TrainLoader:
             ValueError: an image or its boxes cannot be used; the message names the file.
             WorkerError: a worker died or hangs; the message names the images that were being loaded.
         """
-        batches = enumerate(self._sampler(start=start), start)
-        places = ([Place(epoch, index, number) for epoch, index in batch] for number, batch in batches)
-        for batch, bad in self._workers.load(places):
+        for batch, bad in self._workers.load(self._places(start)):
             for file, reason in bad:
                 if file not in self.replaced:
                     self.replaced[file] = reason
                     logger.warning("replaced by the next image: %s", reason)
             yield batch
+
+    def lay(self, start: int = 0) -> Iterator[Batch]:
+        """The batches of :meth:`iterate` before any image is read: same sizes, boxes and metas, on black pixels.
+
+        Images that would have to be replaced are not known of.
+
+        Raises:
+            ValueError: boxes cannot be used; the message names the file.
+        """
+        return (self._workers.collate.without_pixels([*map(self._source.lay, batch)]) for batch in self._places(start))
+
+    def _places(self, start: int) -> Iterator[list[Place]]:
+        batches = enumerate(self._sampler(start=start), start)
+        return ([Place(epoch, index, number) for epoch, index in batch] for number, batch in batches)
 
 
 @LOADERS
@@ -168,15 +181,19 @@ class EvalLoader:
             )
         batches = evaluation_batches(len(dataset), batch_size, rank, world_size)
         self._batches = [[Place(0, i, 0) for i in batch] for batch in batches]
-        source = _Source(dataset, transforms, range(len(dataset)), seed=0, needs_inverse=True)
+        self._source = _Source(dataset, transforms, range(len(dataset)), seed=0, needs_inverse=True)
         num_workers = min(num_workers, len(self._batches))
-        self._workers = Workers(source, Collate(size_divisor, square), num_workers, timeout, pin_memory)
+        self._workers = Workers(self._source, Collate(size_divisor, square), num_workers, timeout, pin_memory)
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
         return (batch for batch, _ in self._workers.load(self._batches, keep=True))
+
+    def lay(self) -> Iterator[Batch]:
+        """The same batches before any image is read: same sizes, boxes and metas, on black pixels."""
+        return (self._workers.collate.without_pixels([*map(self._source.lay, batch)]) for batch in self._batches)
 
 
 class Place(NamedTuple):
@@ -219,12 +236,25 @@ class _Source(Source):
         return self.dataset.truths[self.indices[index]].file
 
     def _load(self, where: Place) -> Item:
+        key, pool = self._drawn(where)
+        sample, truth, bad = self.prepare(where.index, self.transforms, key, pool.batch_key, pool)
+        return Item(sample, _meta(truth, sample.layout, key), (*bad, *pool.bad))
+
+    def lay(self, where: Place) -> tuple[Layout, ImageMeta]:
+        """What the image at ``where`` is but for its pixels, which are not read.
+
+        Raises:
+            ImageError: its boxes cannot be used; the message names the file.
+        """
+        key, pool = self._drawn(where)
+        layout, truth = self.arrange(where.index, self.transforms, key, pool.batch_key, pool)
+        return layout, _meta(truth, layout, key)
+
+    def _drawn(self, where: Place) -> tuple[int, _Pool]:
+        """The key of the image at ``where``, and the images that it may be mixed with."""
         key = derive_key(self.seed, where.epoch, self.indices[where.index])
         batch_key = generator(derive_key(self.seed, where.batch, 0), "batch").initial_seed()
-        pool = _Pool(self, where.epoch, batch_key)
-        sample, truth, bad = self.prepare(where.index, self.transforms, key, batch_key, pool)
-        meta = ImageMeta(truth.image_id, truth.file, sample.size, truth.size, sample.affine, key)
-        return Item(sample, meta, (*bad, *pool.bad))
+        return key, _Pool(self, where.epoch, batch_key)
 
     def prepare(
         self, index: int, transforms: Sequence[Transform], key: int, batch_key: int, pool: _Pool | None = None
@@ -236,18 +266,26 @@ class _Source(Source):
         """
         with self._at_work(index):
             truth, image, bad = self._read(index)
-            try:
+            with _naming(truth.file):
                 sample = apply(transforms, Sample.from_truth(image, truth), key, batch_key, pool)
-            except ImageError:
-                raise  # it names the file of a partner
-            except ValueError as error:
-                raise ImageError(f"{truth.file}: {error}") from error
-            except Exception as error:
-                error.add_note(f"while transforming {truth.file}")
-                raise
-            if mistake := self._find_mistake(sample):
+            if mistake := _find_wrong_pixels(sample.image) or self._find_mistake(sample.layout):
                 raise ImageError(f"{truth.file}: {mistake}")
             return sample, truth, bad
+
+    def arrange(
+        self, index: int, transforms: Sequence[Transform], key: int, batch_key: int, pool: _Pool | None = None
+    ) -> tuple[Layout, GroundTruth]:
+        """Where the objects of image ``index`` are after ``transforms``, and its record.
+
+        Raises:
+            ImageError: its boxes, or those of one that it is mixed with, cannot be used.
+        """
+        truth = self.dataset.truths[self.indices[index]]
+        with _naming(truth.file):
+            layout = lay(transforms, Layout.from_truth(truth), key, batch_key, pool)
+        if mistake := self._find_mistake(layout):
+            raise ImageError(f"{truth.file}: {mistake}")
+        return layout, truth
 
     @contextmanager
     def _at_work(self, index: int) -> Iterator[None]:
@@ -263,11 +301,9 @@ class _Source(Source):
         finally:
             self.busy_with[worker.id] = before
 
-    def _find_mistake(self, sample: Sample) -> str | None:
+    def _find_mistake(self, layout: Layout) -> str | None:
         """The value checks: once for every image, here, so that no model needs any."""
-        boxes, labels = sample.boxes, sample.labels
-        if sample.image.dtype != np.uint8:  # cast to it, pixels in 0..1 would be black without a word
-            return f"the transforms left pixels of {sample.image.dtype}, not uint8 in 0..255: the detector normalises"
+        boxes, labels = layout.boxes, layout.labels
         num_classes = len(self.dataset.categories)
         if not np.isfinite(boxes).all():
             return "the transforms left a box that is not finite"
@@ -276,7 +312,7 @@ class _Source(Source):
             return f"the transforms left a box without area: {boxes[flat][0].tolist()}"
         if len(labels) and (labels.min() < 0 or labels.max() >= num_classes):
             return f"labels from {labels.min()} to {labels.max()} are not in [0, {num_classes})"
-        if self.needs_inverse and sample.affine is None:
+        if self.needs_inverse and layout.affine is None:
             steps = ", ".join(type(t).__name__ for t in self.transforms)
             return f"one of {steps} has no inverse: evaluation could not map boxes back"
         return None
@@ -312,6 +348,30 @@ class _Pool:
         self.bad.extend(bad)
         return sample
 
+    def lay(self, place: int, key: int) -> Layout:
+        return self.source.arrange(place, self.source.before_mixing, key, self.batch_key)[0]
 
-def _num_wanted(truth: GroundTruth) -> int:
-    return int((trainable_boxes(truth)[1] & ~truth.crowd).sum())
+
+@contextmanager
+def _naming(file: str) -> Iterator[None]:
+    """Within the block what a transform has to say names ``file``."""
+    try:
+        yield
+    except ImageError:
+        raise  # it names the file of a partner
+    except ValueError as error:
+        raise ImageError(f"{file}: {error}") from error
+    except Exception as error:
+        error.add_note(f"while transforming {file}")
+        raise
+
+
+def _meta(truth: GroundTruth, layout: Layout, key: int) -> ImageMeta:
+    return ImageMeta(truth.image_id, truth.file, layout.size, truth.size, layout.affine, key)
+
+
+def _find_wrong_pixels(image: np.ndarray) -> str | None:
+    if image.dtype == np.uint8:
+        return None
+    # cast to it, pixels in 0..1 would be black without a word
+    return f"the transforms left pixels of {image.dtype}, not uint8 in 0..255: the detector normalises"

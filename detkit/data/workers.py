@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from detkit.data.collate import Collate, Refusal, unpack
 from detkit.structures import Batch
+from detkit.utils.interrupt import interrupt_waits
 
 
 class WorkerError(ValueError):
@@ -36,11 +37,24 @@ class Source(Dataset, ABC):
 
 
 class Workers:
-    """A DataLoader whose order comes from outside, and whose failures name images."""
+    """A DataLoader whose order comes from outside, and whose failures name images.
+
+    Args:
+        source: gives the image of a place.
+        collate: makes a parcel of several.
+        num_workers: processes; 0 loads in this one.
+        timeout: seconds without a batch after which a worker is taken to hang; 0 waits for ever.
+        pin_memory: put batches into page-locked memory where a GPU is at hand.
+
+    Raises:
+        ValueError: a number is negative.
+    """
 
     def __init__(self, source: Source, collate: Collate, num_workers: int, timeout: float, pin_memory: bool) -> None:
         if num_workers < 0 or timeout < 0:
             raise ValueError(f"num_workers {num_workers} and timeout {timeout} must not be negative")
+        if num_workers > (most := _most_workers()):
+            raise ValueError(f"num_workers must be {most} or less here, not {num_workers}: each is a process")
         self.source = source
         self.collate = collate
         self.num_workers = num_workers
@@ -59,11 +73,16 @@ class Workers:
         Args:
             batches: the place of each image.
             keep: the same ``batches`` will be asked for again: let the workers live.
+
+        Raises:
+            ValueError: an image or its boxes cannot be used; the message names the file.
+            WorkerError: a worker died or hangs.
         """
         loader = self._kept[0] if self._kept else self._loader(batches, keep)
         if keep:
             self._kept[:] = [loader]
-        iterator = iter(loader)
+        with interrupt_waits():  # half of the workers started would be left to themselves
+            iterator = iter(loader)
         try:
             while True:
                 parcel = next(iterator, None)
@@ -116,6 +135,9 @@ def worker_deaths_explained() -> Iterator[None]:
     """Let the death of a worker end the block with :class:`WorkerError`, wherever the block is just then.
 
     torch raises its error from a signal handler, so in the middle of anything.
+
+    Raises:
+        WorkerError: a worker died; the message names the images that all of them were loading.
     """
     try:
         yield
@@ -132,6 +154,11 @@ def _told(error: Exception, files: Sequence[str]) -> str:
         text = next((line for line in reversed(lines) if re.match(r"\w*Error: ", line)), lines[-1])
     at_work = f"; images being loaded: {', '.join(files)}" if files else ""
     return f"loading a batch failed: {text}{at_work}"
+
+
+def _most_workers() -> int:
+    """More than any loading could use: so many processes are a slip, and starting them would stop the machine."""
+    return max(64, 4 * (os.cpu_count() or 1))
 
 
 def _init_worker(worker: int) -> None:

@@ -17,7 +17,7 @@ from detkit.engine.divergence import Bundle, load_bundle, replay
 from detkit.engine.evaluation import EvaluationResult, evaluate
 from detkit.engine.finite import BadStepError, ExplodingLossError, InvalidBatchError, NonFiniteError
 from detkit.engine.interrupt import Interrupted
-from detkit.engine.optim import SGD, AdamW, CustomOptimizer, OptimizerRecipe
+from detkit.engine.optim import SGD, AdamW, CustomOptimizer, OptimizerRecipe, ParameterPolicy
 from detkit.engine.records import EvaluationRecord, FitResult, FitStart, StepRecord
 from detkit.engine.schedule import Constant, Cosine, MultiStep, Schedule
 from detkit.engine.trainer import Trainer
@@ -47,6 +47,7 @@ __all__ = [
     "MultiStep",
     "NonFiniteError",
     "OptimizerRecipe",
+    "ParameterPolicy",
     "ProgressBar",
     "Schedule",
     "StepRecord",

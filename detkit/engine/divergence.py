@@ -37,6 +37,7 @@ from detkit.engine.upgrade import upgrade_config, upgrade_weights
 from detkit.structures import Batch, Categories, ImageMeta, Images, Losses, SizeRange, Target
 from detkit.structures.affine import Affine
 from detkit.utils import dist
+from detkit.utils.commands import command
 from detkit.utils.files import atomic_write
 from detkit.utils.log import logger
 
@@ -285,7 +286,7 @@ class StepWatch:
         error.bundle = path
         for line in describe(bundle):
             logger.error("%s", line)
-        logger.error("divergence report: %s; again: python tools/replay.py %s", path, path)
+        logger.error("divergence report: %s; again: %s %s", path, command("replay"), path)
 
     def _diagnose(self, batch: Batch, scale: float | None) -> tuple[list[str], Rerun]:
         with self._before_the_step():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.optim.swa_utils import PARAM_LIST, AveragedModel
 
 
 class WeightAverage:
@@ -25,25 +25,25 @@ class WeightAverage:
     def __init__(self, detector: nn.Module, decay: float) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), not {decay}")
-        self.detector = copy.deepcopy(detector).eval().requires_grad_(False)
+        self._model = AveragedModel(detector, multi_avg_fn=self._take_in, use_buffers=True)
+        self._model.n_averaged += 1  # the copy counts: the first update is averaged with it and does not replace it
+        self.detector = self._model.module.eval().requires_grad_(False)
         self.decay = decay
         self.num_updates = 0
 
-    @torch.no_grad()
     def update(self, detector: nn.Module) -> None:
         """Take in the weights of ``detector`` after an optimiser step."""
         self.num_updates += 1
-        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        values = detector.state_dict()
-        averaged: list[tuple[Tensor, Tensor]] = []
-        for name, average in self.detector.state_dict().items():
-            if average.is_floating_point():
-                averaged.append((average, values[name]))
-            else:
-                average.copy_(values[name])
-        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
-            [average for average, _ in averaged], [value for _, value in averaged], 1 - decay
-        )
+        self._model.update_parameters(detector)
+
+    @torch.no_grad()
+    def _take_in(self, averages: PARAM_LIST, values: PARAM_LIST, _: Any) -> None:
+        """For tensors of one type. The count is our own: torch's is a tensor, and to read it would wait for the GPU."""
+        if averages[0].is_floating_point():
+            decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+            torch._foreach_lerp_(averages, values, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        else:
+            torch._foreach_copy_(averages, values)  # pyright: ignore[reportPrivateImportUsage]
 
     def state_dict(self) -> dict[str, Any]:
         return {"num_updates": self.num_updates, "detector": self.detector.state_dict()}

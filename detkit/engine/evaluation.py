@@ -8,12 +8,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
 
+from detkit.engine.batches import EvalBatches
 from detkit.engine.finite import refuse_bad_weights
 from detkit.evaluation import Evaluation, Evaluator
 from detkit.structures import Batch, Detections, ImageMeta, Images, Losses, Target
@@ -26,14 +27,6 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 #: How many images an evaluation hands on with their detections, to be drawn.
 NUM_EXAMPLES = 8
-
-
-class EvalBatches(Protocol):
-    """Batches of every validation image exactly once, in a fixed order; several processes may have a share each."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +100,7 @@ def evaluate(
     Raises:
         EvaluationStopped: see ``should_stop``.
         ValueError: ``precision`` is not for this device, or a weight or running statistic is not finite.
+        FailedElsewhereError: another process could not evaluate its share.
     """
     start = time.perf_counter()
     device = torch.device(device)
@@ -116,7 +110,7 @@ def evaluate(
     examples: list[Example] = []
     if evaluator is not None:
         evaluator.reset()
-    with _eval_mode(detector), torch.no_grad():
+    with dist.together(device), _eval_mode(detector), torch.no_grad():
         for batch in track(loader, len(loader), "evaluating"):
             if should_stop():
                 raise EvaluationStopped

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from detkit.config.registry import did_you_mean
 from detkit.evaluation import Evaluator
@@ -11,6 +11,30 @@ from detkit.evaluation import Evaluator
 def is_loss(metric: str) -> bool:
     """Whether ``metric`` is "val_loss" or one of its terms, "val_loss/NAME": lower is better."""
     return metric.partition("/")[0] == "val_loss"
+
+
+def check_evaluation(
+    evaluates: bool,
+    only_with_evaluations: Mapping[str, object],
+    monitor: str,
+    evaluator: Evaluator | None,
+    val_loss: bool,
+) -> None:
+    """Refuse what needs validation images where there are none, and to ``monitor`` what no evaluation will give.
+
+    Args:
+        evaluates: whether there are validation images.
+        only_with_evaluations: arguments by name, which must then be None.
+
+    Raises:
+        ValueError: see above.
+    """
+    if evaluates:
+        check_monitor(monitor, evaluator, val_loss)
+        return
+    for name, value in only_with_evaluations.items():
+        if value is not None:
+            raise ValueError(f"{name}={value} needs validation images, and there are none; set {name}=null")
 
 
 def check_monitor(monitor: str, evaluator: Evaluator | None, val_loss: bool) -> None:

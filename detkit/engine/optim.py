@@ -1,7 +1,6 @@
 """Optimisers, and which learning rate and weight decay each parameter gets."""
 
-from __future__ import annotations
-
+# without "from __future__ import annotations": recipes inherit fields, and a plug-in's module need not know their types
 import functools
 import math
 from abc import ABC, abstractmethod
@@ -38,7 +37,9 @@ class OptimizerRecipe(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterPolicy:
-    """How the parameters share ``lr`` and ``weight_decay``. Every optimiser's options of the same names mean this.
+    """How the parameters share ``lr`` and ``weight_decay``: the options that all recipes have in common.
+
+    A recipe is a dataclass that inherits these fields and adds its optimiser's own.
 
     Attributes:
         lr: the learning rate at the peak of the schedule, for ``base_batch_size`` images a step where it is scaled.
@@ -55,14 +56,14 @@ class ParameterPolicy:
     """
 
     lr: float
-    weight_decay: float
-    norm_decay: float | None
-    bias_decay: float | None
-    bias_lr_factor: float
-    backbone_lr_factor: float
-    layer_decay: float
-    lr_scaling: LrScaling
-    base_batch_size: int | None
+    weight_decay: float = 0.0
+    norm_decay: float | None = 0.0
+    bias_decay: float | None = 0.0
+    bias_lr_factor: float = 1.0
+    backbone_lr_factor: float = 1.0
+    layer_decay: float = 1.0
+    lr_scaling: LrScaling = "none"
+    base_batch_size: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("lr", "bias_lr_factor", "backbone_lr_factor"):
@@ -171,123 +172,64 @@ def _kind(module: nn.Module, name: str) -> Literal["norm", "bias", "weight"]:
 
 
 @OPTIMIZERS
-class SGD(OptimizerRecipe):
+@dataclass(frozen=True, kw_only=True)
+class SGD(ParameterPolicy, OptimizerRecipe):
     """Stochastic gradient descent with momentum. Options beyond torch's: see ParameterPolicy."""
 
-    def __init__(
-        self,
-        *,
-        lr: float,
-        momentum: float = 0.9,
-        nesterov: bool = False,
-        weight_decay: float = 1e-4,
-        norm_decay: float | None = 0.0,
-        bias_decay: float | None = 0.0,
-        bias_lr_factor: float = 1.0,
-        backbone_lr_factor: float = 1.0,
-        layer_decay: float = 1.0,
-        lr_scaling: LrScaling = "none",
-        base_batch_size: int | None = None,
-    ) -> None:
-        self._policy = ParameterPolicy(
-            lr=lr,
-            weight_decay=weight_decay,
-            norm_decay=norm_decay,
-            bias_decay=bias_decay,
-            bias_lr_factor=bias_lr_factor,
-            backbone_lr_factor=backbone_lr_factor,
-            layer_decay=layer_decay,
-            lr_scaling=lr_scaling,
-            base_batch_size=base_batch_size,
-        )
-        if nesterov and momentum <= 0:
-            raise ValueError(f"nesterov=True needs a momentum above 0, not {momentum}")
-        # fused: one pass over each tensor instead of one for every operation, on a CPU too
-        self._options: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov, "fused": True}
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.nesterov and self.momentum <= 0:
+            raise ValueError(f"nesterov=True needs a momentum above 0, not {self.momentum}")
 
     def __call__(self, detector: nn.Module, batch_size: int) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self._policy.groups(detector, batch_size), lr=self._policy.lr, **self._options)
+        groups = self.groups(detector, batch_size)
+        # fused: one pass over each tensor instead of one for every operation, on a CPU too
+        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, fused=True)
 
 
 @OPTIMIZERS
-class AdamW(OptimizerRecipe):
+@dataclass(frozen=True, kw_only=True)
+class AdamW(ParameterPolicy, OptimizerRecipe):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019). Options beyond torch's: see ParameterPolicy."""
 
-    def __init__(
-        self,
-        *,
-        lr: float,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.05,
-        norm_decay: float | None = 0.0,
-        bias_decay: float | None = 0.0,
-        bias_lr_factor: float = 1.0,
-        backbone_lr_factor: float = 1.0,
-        layer_decay: float = 1.0,
-        lr_scaling: LrScaling = "none",
-        base_batch_size: int | None = None,
-    ) -> None:
-        self._policy = ParameterPolicy(
-            lr=lr,
-            weight_decay=weight_decay,
-            norm_decay=norm_decay,
-            bias_decay=bias_decay,
-            bias_lr_factor=bias_lr_factor,
-            backbone_lr_factor=backbone_lr_factor,
-            layer_decay=layer_decay,
-            lr_scaling=lr_scaling,
-            base_batch_size=base_batch_size,
-        )
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas must be in [0, 1), not {betas}")
-        self._options: dict[str, Any] = {"betas": betas, "eps": eps, "fused": True}
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be in [0, 1), not {self.betas}")
 
     def __call__(self, detector: nn.Module, batch_size: int) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self._policy.groups(detector, batch_size), lr=self._policy.lr, **self._options)
+        groups = self.groups(detector, batch_size)
+        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
 
 
 @OPTIMIZERS
-class CustomOptimizer(OptimizerRecipe):
+@dataclass(frozen=True, kw_only=True)
+class CustomOptimizer(ParameterPolicy, OptimizerRecipe):
     """Any optimiser of torch: ``factory: {_target_: torch.optim.RAdam, _partial_: true}``; see ParameterPolicy.
 
     ``lr`` and ``weight_decay`` are given here, the optimiser's other arguments in ``factory``.
     """
 
-    def __init__(
-        self,
-        *,
-        factory: Callable[..., torch.optim.Optimizer],
-        lr: float,
-        weight_decay: float = 0.0,
-        norm_decay: float | None = 0.0,
-        bias_decay: float | None = 0.0,
-        bias_lr_factor: float = 1.0,
-        backbone_lr_factor: float = 1.0,
-        layer_decay: float = 1.0,
-        lr_scaling: LrScaling = "none",
-        base_batch_size: int | None = None,
-    ) -> None:
-        self._policy = ParameterPolicy(
-            lr=lr,
-            weight_decay=weight_decay,
-            norm_decay=norm_decay,
-            bias_decay=bias_decay,
-            bias_lr_factor=bias_lr_factor,
-            backbone_lr_factor=backbone_lr_factor,
-            layer_decay=layer_decay,
-            lr_scaling=lr_scaling,
-            base_batch_size=base_batch_size,
-        )
-        given = factory.keywords if isinstance(factory, functools.partial) else {}
+    factory: Callable[..., torch.optim.Optimizer]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = self.factory.keywords if isinstance(self.factory, functools.partial) else {}
         for name in ("lr", "weight_decay"):
             if name in given:
                 raise ValueError(f"factory must not set {name!r}: it comes from beside it")
-        self._factory = factory
 
     def __call__(self, detector: nn.Module, batch_size: int) -> torch.optim.Optimizer:
-        groups = self._policy.groups(detector, batch_size)
-        optimizer = self._factory(groups, lr=self._policy.lr)
+        groups = self.groups(detector, batch_size)
+        optimizer = self.factory(groups, lr=self.lr)
         if "weight_decay" not in optimizer.defaults and any(group["weight_decay"] for group in groups):
             raise ValueError(
                 f"{type(optimizer).__name__} knows no weight decay; set weight_decay, norm_decay and bias_decay to 0"

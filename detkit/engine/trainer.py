@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
 from detkit.config import TRAINERS
+from detkit.engine.batches import EvalBatches, TrainBatches
 from detkit.engine.callbacks.callback import Callback
 from detkit.engine.checkpoint import (
     BEST,
@@ -27,7 +28,6 @@ from detkit.engine.checkpoint import (
 )
 from detkit.engine.divergence import StepWatch
 from detkit.engine.evaluation import (
-    EvalBatches,
     EvaluationStopped,
     Precision,
     check_precision,
@@ -36,7 +36,7 @@ from detkit.engine.evaluation import (
 )
 from detkit.engine.finite import BadStepError
 from detkit.engine.interrupt import Interrupted, StopRequest
-from detkit.engine.monitor import check_monitor, check_monitored_term, is_loss
+from detkit.engine.monitor import check_evaluation, check_monitored_term, is_loss
 from detkit.engine.progress import Progress
 from detkit.engine.records import EvaluationRecord, FitResult, FitStart, StepRecord
 from detkit.engine.resume import process_state, restore_process, warn_of_versions
@@ -46,12 +46,6 @@ from detkit.evaluation import Evaluator
 from detkit.structures import Batch, Categories, Losses
 from detkit.utils import dist
 from detkit.utils.log import logger
-
-
-class TrainBatches(Protocol):
-    """Batches without end; batch number ``start`` of the run is the same whether or not those before it were read."""
-
-    def iterate(self, start: int = 0) -> Iterator[Batch]: ...
 
 
 @TRAINERS
@@ -170,7 +164,7 @@ class Trainer:
                 self._run(stop)
         except BaseException as error:
             logger.debug("the run ends with %s: %s", type(error).__name__, error)
-            self._tell("on_exception", error)
+            self._call("on_exception", error)
             raise
         progress = self.progress
         result = FitResult(
@@ -230,6 +224,7 @@ class Trainer:
                 applied = self.updater.may_apply(step, parts, loss, norm)
                 self.watch.check(loss, norm, [batch for batch, _ in parts])
         except BadStepError as error:
+            self.updater.leave_the_others()
             self.watch.report(error, parts, self.updater.scale)
             raise
         self.updater.finish(grad_norm, applied)
@@ -341,11 +336,11 @@ class Trainer:
         )
 
     def _write(self, name: str, checkpoint: Checkpoint, keep: str | None = None) -> None:
-        if dist.is_main():
-            path = self.run_dir / name
-            save_checkpoint(path, checkpoint, keep=None if keep is None else self.run_dir / keep)
-            self._tell("on_save", path, checkpoint.step)
-        dist.barrier()
+        with dist.together(self.device):
+            if dist.is_main():
+                path = self.run_dir / name
+                save_checkpoint(path, checkpoint, keep=None if keep is None else self.run_dir / keep)
+                self._call("on_save", path, checkpoint.step)
 
     def _leave_if_asked(self, stop: StopRequest) -> None:
         if dist.any_process(bool(stop), self.device):
@@ -374,6 +369,11 @@ class Trainer:
         return by_number or self._is_finished() or self._evaluation_is_due()
 
     def _tell(self, event: str, *what: Any) -> None:
+        """Call the callbacks, which the main process alone has: where one fails, all processes end."""
+        with dist.together(self.device):
+            self._call(event, *what)
+
+    def _call(self, event: str, *what: Any) -> None:
         for callback in self.callbacks.values():
             getattr(callback, event)(*what)
 
@@ -391,12 +391,7 @@ class Trainer:
             json.dumps(self.config)
         except TypeError as error:
             raise ValueError(f"config must be plain values, or no checkpoint could be read again: {error}") from None
-        self._check_evaluation()
-
-    def _check_evaluation(self) -> None:
-        if self.val_loader is None:
-            for name in ("eval_every", "patience"):
-                if (value := getattr(self, name)) is not None:
-                    raise ValueError(f"{name}={value} needs validation images, and there are none; set {name}=null")
-        else:
-            check_monitor(self.monitor, self.evaluator, self.val_loss)
+        only_with_evaluations = {"eval_every": self.eval_every, "patience": self.patience}
+        check_evaluation(
+            self.val_loader is not None, only_with_evaluations, self.monitor, self.evaluator, self.val_loss
+        )

@@ -127,6 +127,12 @@ class Updater:
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def leave_the_others(self) -> None:
+        """From now on a backward pass exchanges no gradients, also where one has been left half-way."""
+        if isinstance(self._model, DistributedDataParallel):
+            self._model._remove_autograd_hooks()
+            self._model = self.detector
+
     def state(self) -> dict[str, Any]:
         """Optimiser and scaler; weights and average have places of their own in a checkpoint."""
         return {

@@ -44,11 +44,6 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def will_be_main() -> bool:
-    """Whether this process is going to be the main one, as torchrun says it before the processes have met."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 class LostProcessError(ValueError):
     """Another process of the run is gone, or has not answered in time."""
 

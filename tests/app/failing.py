@@ -5,6 +5,7 @@ The processes are forked from a fresh one with one thread: forking one with seve
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -23,7 +24,7 @@ from detkit.engine import Callback, StepRecord, Trainer, load_bundle
 from detkit.structures import Batch, Detections, Images, Losses, Target
 from detkit.utils import dist
 from detkit.utils.log import set_up_logging
-from tests.engine.stubs import StubDetector, StubEvaluator, StubTrainLoader, make_trainer
+from tests.engine.stubs import StubDetector, StubEvalLoader, StubEvaluator, StubTrainLoader, make_trainer
 
 #: The step that fails.
 STEP = 5
@@ -41,7 +42,7 @@ class Sharing(StubDetector):
 
     def forward(self, images: Images, targets: Sequence[Target] | None = None) -> Losses | list[Detections]:
         found = super().forward(images, targets)
-        if not isinstance(found, Losses):
+        if not (isinstance(found, Losses) and torch.is_grad_enabled()):
             return found
         count = dist.mean_over_processes(found.stats["num_objects"]).clamp(min=1)
         self.passes += 1
@@ -76,9 +77,50 @@ class _Endless(torch.autograd.Function):
 
 
 class Stumbling(Callback):
-    def on_step_end(self, record: StepRecord) -> None:
-        if record.step == STEP:
+    """Fails at ``event``; in a step, at the fifth."""
+
+    def __init__(self, event: str) -> None:
+        setattr(self, event, self.stumble)
+
+    def stumble(self, *what: Any) -> None:
+        if not isinstance(what[0], StepRecord) or what[0].step == STEP:
             raise RuntimeError("the disk of the logs is gone")
+
+
+class _BrokenOnce(torch.autograd.Function):
+    """The identity, whose first gradient in this process is never made."""
+
+    broke = False
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        if not _BrokenOnce.broke:
+            _BrokenOnce.broke = True
+            raise RuntimeError("no memory for a gradient")
+        return gradients[0]
+
+
+class HalfBackward(Sharing):
+    """The fifth backward pass ends between the head and the backbone."""
+
+    def forward(self, images: Images, targets: Sequence[Target] | None = None) -> Losses | list[Detections]:
+        hook = None
+        if self.passes >= STEP - 1:
+            hook = self.backbone.register_forward_hook(lambda module, args, out: _BrokenOnce.apply(out))
+        found = super().forward(images, targets)
+        if hook is not None:
+            hook.remove()
+        return found
+
+
+class BadImages(StubEvalLoader):
+    def __iter__(self) -> Iterator[Batch]:
+        yield from itertools.islice(super().__iter__(), 1)
+        raise ValueError("data/101.jpg: cannot be decoded")
 
 
 class BadEvaluator(StubEvaluator):
@@ -88,6 +130,10 @@ class BadEvaluator(StubEvaluator):
 
 def spoil_box(batch: Batch) -> None:
     batch.targets[1].boxes[0, 2] = torch.nan
+
+
+def move_box_away(batch: Batch) -> None:
+    batch.targets[1].boxes[0] += 20  # outside its image, and near enough for the cheap check of each step
 
 
 def spoil_image(_: Batch) -> None:
@@ -114,7 +160,12 @@ FAULTS: dict[str, dict[str, Any]] = {
     "NaN box": {"batch": spoil_box},
     "bad image": {"batch": spoil_image},
     "failing detector": {"losses": fail},
-    "failing callback": {"callbacks": {"stumbling": Stumbling()}},
+    "half a gradient": {"detector": HalfBackward, "batch": move_box_away},
+    **{
+        f"failing {event}": {"callbacks": {"stumbling": Stumbling(event)}}
+        for event in ("on_fit_start", "on_step_end", "on_save", "on_evaluation_end", "on_fit_end")
+    },
+    "bad validation image": {"val_loader": BadImages()},
     "failing evaluator": {"evaluator": BadEvaluator()},
 }
 
@@ -124,14 +175,18 @@ def trainer_of(folder: Path, fault: dict[str, Any]) -> Trainer:
     changes: dict[str, Any] = dict(fault)
     torch.manual_seed(0)
     loader = Loader(dist.rank(), dist.world_size(), changes.pop("batch", id))
-    detector = Sharing(changes.pop("losses", lambda losses: losses))
+    detector = changes.pop("detector", Sharing)(changes.pop("losses", lambda losses: losses))
     return make_trainer(folder, detector=detector, train_loader=loader, **{"eval_every": None, "steps": 6, **changes})
 
 
 def run(case: str, culprit: int, folder: Path, rank: int) -> None:
     with told_plainly(), process_group("cpu", TIMEOUT):
         set_up_logging()
-        trainer_of(folder, FAULTS[case] if rank == culprit else {}).fit()
+        try:
+            trainer_of(folder, FAULTS[case] if rank == culprit else {}).fit()
+        except Exception as error:
+            (folder / f"{rank}.error").write_text(type(error).__name__)
+            raise
 
 
 def store_keeper() -> tuple[int, str]:
@@ -175,6 +230,7 @@ def together(case: str, culprit: int, world: int, folder: Path) -> dict[str, Any
     return {
         "codes": codes,
         "seconds": time.monotonic() - start,
+        "errors": [p.read_text() if (p := folder / f"{rank}.error").exists() else None for rank in range(world)],
         "words": [(folder / f"{rank}.txt").read_text() for rank in range(world)],
         "reports": {path.name: load_bundle(path).findings for path in sorted(folder.glob("divergence*"))},
     }

@@ -22,8 +22,7 @@ from detkit.models import Detector, build_detector
 from detkit.structures import Batch, ImageMeta, Images, Target
 from tests.app.test_configs import composed
 from tests.app.tools import call
-
-HEADS = ["quickstart", "retinanet/shapes", "centernet/shapes", "yolov1/shapes"]
+from tests.data.test_real_data import folder
 
 
 def node_of(experiment, folder, *overrides):
@@ -39,18 +38,38 @@ def shapes(tmp_path_factory):
     return tmp_path_factory.mktemp("shapes")
 
 
-def audited(node):
+def audited(node, most=None):
     dataset = audit.build_dataset(node["data"]["train"], "data.train")
     torch.manual_seed(0)
     detector = build_detector(node["model"], dataset.categories)
-    batches = list(audit._batches(node, "train", dataset))
+    transforms = audit.build_transforms(node["transform"]["train"], "")
+    batches, _ = audit.first_batches(audit._batches(audit._loader(node, "train", dataset, transforms)), most)
     return detector, batches, dataset, Audit.of(Planner(detector), batches, dataset)
 
 
-@pytest.mark.parametrize("experiment", HEADS)
-def test_the_counts_are_those_that_training_logs(experiment, shapes):
-    node = node_of(experiment, shapes, *(["model.head.rpn.sampler.num=100000"] if experiment == "quickstart" else []))
-    detector, batches, dataset, found = audited(node)
+ALL_ANCHORS = "model.head.rpn.sampler.num=100000"
+MOSAIC = ("transform=mosaic_320", "transform.size=128", "transform.train.mosaic.p=0.7")
+
+
+@pytest.mark.parametrize(
+    ("experiment", "overrides"),
+    [
+        ("quickstart", (ALL_ANCHORS,)), ("quickstart", (ALL_ANCHORS, *MOSAIC)), ("retinanet/shapes", ()),
+        ("centernet/shapes", ()), ("yolov1/shapes", ()), ("retinanet/shapes", ("transform=centernet_320",)),
+    ],
+)  # fmt: skip
+def test_the_counts_are_those_that_training_logs(experiment, overrides, shapes):
+    assert_counts_are_logged(node_of(experiment, shapes, *overrides))
+
+
+def test_the_counts_are_those_that_training_logs_on_photographs():
+    node = node_of("quickstart", folder("coco_mini"), ALL_ANCHORS)
+    node["data"]["train"] = {"_target_": "CocoDataset", "root": str(folder("coco_mini"))}
+    assert_counts_are_logged(node, most=24)
+
+
+def assert_counts_are_logged(node, most=None):
+    detector, batches, dataset, found = audited(node, most)
     loader = audit.build(node["data"]["loader"]["train"])(
         dataset=dataset, transforms=audit.build_transforms(node["transform"]["train"], ""), seed=node["seed"]
     )
@@ -62,10 +81,41 @@ def test_the_counts_are_those_that_training_logs(experiment, shapes):
         with torch.no_grad():
             stats = detector(batch.images, batch.targets).stats
         logged += float(stats.get("num_pos", stats.get("rpn_num_pos"))) * len(batch)
-        objects += sum(len(t) for t in batch.targets)
+        objects += sum(int((~t.ignore).sum()) for t in batch.targets)
     assert found.positives.sum() == pytest.approx(logged)
     assert len(found.labels) == objects
     assert found.rows()[0]["recall_ceiling"] == pytest.approx((found.num_positive > 0).mean())
+
+
+def test_of_many_images_the_first_batches_are_looked_at_and_it_is_said(shapes, tmp_path, monkeypatch, capsys):
+    node = node_of("quickstart", shapes, "data.train.num_train=50", "data.loader.train.group_by_aspect=true")
+    _, whole, *_ = audited(node)
+    for most in (1, 7, 49):
+        _, batches, _, found = audited(node, most)
+        assert found.num_images == most
+        ids = [m.image_id for b in whole for m in b.images.meta]
+        assert [m.image_id for m in found.metas] == ids[:most]
+        assert all(b.images.padded_size == w.images.padded_size for b, w in zip(batches, whole, strict=False))
+    options = [
+        "experiment=quickstart", f"data.root={shapes}", "data.train.num_train=9", "data.train.num_val=2",
+        "num_pictures=0", f"hydra.run.dir={tmp_path / 'out'}",
+    ]  # fmt: skip
+    crop = "+transform.train.crop={_target_: Albumentations, transforms: [{_target_: albumentations.RandomCrop, height: 90, width: 90}]}"
+    output = call(audit.main, monkeypatch, capsys, *options, "num_images=4", crop)
+    assert "Looked at: 4 of the 9 images, those of the first batches; num_images=null takes all of them" in output
+    report = json.loads((tmp_path / "out" / "audit.json").read_text())
+    num_all = sum(report["all"].values())
+    assert num_all > report["rows"][0]["objects"]
+    assert f"All {num_all} objects of the epoch by size in the network: " in output
+    assert "Albumentations tells where objects go only after seeing pixels: run on black images here" in output
+    output = call(audit.main, monkeypatch, capsys, *options)
+    report = json.loads((tmp_path / "out" / "audit.json").read_text())
+    sizes = {row["name"]: row["objects"] for row in report["rows"] if row["kind"] == "size"}
+    assert sizes == {name: count for name, count in report["all"].items() if count}
+    assert "Looked at" not in output
+    assert "black images" not in output
+    message = call(audit.main, monkeypatch, capsys, *options, "num_images=0", code=2)
+    assert "num_images: must be 1 or more, or null for all, not 0" in message
 
 
 def batch_of(*boxes, size=(64, 64)):

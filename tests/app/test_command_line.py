@@ -1,9 +1,9 @@
 """What is wrong on a command line is told before anything starts, with the right name; paths are taken as they are."""
 
 import shlex
+import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -11,15 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from detkit import cli
 from detkit.app import evaluate, predict, train
 from detkit.app.command_line import read_command_line
 from detkit.app.components import load_components
 from detkit.app.overrides import normalize_overrides, quote
 from detkit.app.paths import config_dir
 from detkit.config import ConfigError
+from detkit.utils.commands import command
+from detkit.utils.interrupt import interrupt_waits
 from tests.app.tools import call
 
 load_components()
+ROOT = config_dir().parent
 QUICK = "experiment=quickstart"
 
 
@@ -60,10 +64,10 @@ def test_home_and_spaces_round_the_key(monkeypatch):
 
 
 def test_a_command_line_stays_what_it_was():
-    assert read_command_line([QUICK, "-m", "seed=1,2", "data.root=x"], "train") == [
+    assert read_command_line([QUICK, "-m", "seed=1,2", "data.root=x"], "train")[0] == [
         "-m", QUICK, "++seed=1,2", "++data.root=x",
     ]  # fmt: skip
-    assert read_command_line(["-sc", "install=bash"], "train") == ["-sc", "install=bash"]
+    assert read_command_line(["-sc", "install=bash"], "train")[0] == ["-sc", "install=bash"]
     assert normalize_overrides(["experiment=quickstart.yaml", "model/neck=null", "optim={lr: 3}"]) == [
         QUICK, "~model/neck", "++optim={lr: 3}",
     ]  # fmt: skip
@@ -129,7 +133,7 @@ def test_mistakes_are_told_with_the_right_name(argument, message):
      ["transform=fit", "transform.train.resize=null"], ["+attention@model.neck.attention=SE"]],
 )  # fmt: skip
 def test_what_is_there_can_be_left_out(arguments):
-    assert len(read_command_line([QUICK, *arguments], "train")) == 1 + len(arguments)
+    assert len(read_command_line([QUICK, *arguments], "train")[0]) == 1 + len(arguments)
 
 
 def test_spaces_round_the_equals_sign_and_in_a_value():
@@ -175,7 +179,7 @@ def test_configurations_of_the_users_own(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.yaml").write_text(text)
     here = f"--config-dir={tmp_path}"
-    assert read_command_line([here, "experiment=mine", "+own=a"], "train") == [here, "experiment=mine", "+own=a"]
+    assert read_command_line([here, "experiment=mine", "+own=a"], "train")[0] == [here, "experiment=mine", "+own=a"]
     assert read_command_line([f"hydra.searchpath=[file://{tmp_path}]", "experiment=mine"], "train")
     assert told(here, "experiment=min") == "experiment: no option 'min'; did you mean 'mine'?"
     assert told(here, "experiment=wrong").endswith("No match in the defaults list.; did you mean 'model/backbone'?")
@@ -210,16 +214,12 @@ def test_tab_completion_answers(monkeypatch, capfd):
     assert capfd.readouterr().out.strip() == "experiment=quickstart"
 
 
-@pytest.mark.parametrize("path", sorted(Path("tools").absolute().glob("*.py")), ids=lambda p: p.stem)
-def test_a_tools_module_is_the_tool(path):
+@pytest.mark.parametrize("module", [tool.module for tool in cli.TOOLS.values()])
+def test_a_tools_module_is_the_tool(module):
     """``python -m detkit.app.NAME``, for an installation without ``tools/``."""
-    imported = path.read_text().partition("from ")[2].partition(" import main")[0]
-    assert imported.removesuffix(".tool") == f"detkit.app.{path.stem}"
-    files = [config_dir().parent / f"{imported.replace('.', '/')}.py"]
-    if imported.endswith(".tool"):
-        files.append(files[0].with_name("__main__.py"))
-    for file in files:
-        assert file.read_text().endswith('if __name__ == "__main__":\n    main()\n'), file
+    file = ROOT / f"{module.replace('.', '/')}.py"
+    for module in [file, *file.parent.glob("__main__.py")]:
+        assert module.read_text().endswith('if __name__ == "__main__":\n    main()\n'), module
 
 
 @pytest.mark.slow
@@ -238,6 +238,57 @@ def test_a_sweep_under_torchrun_is_refused(monkeypatch):
     words = "-m: torchrun has started 2 processes, but a sweep starts its own: leave torchrun out"
     for arguments in ([QUICK, "-m", "seed=1,2"], ["--multirun", QUICK], [QUICK, "hydra.mode=MULTIRUN"]):
         assert told(*arguments) == words
-    assert read_command_line([QUICK], "train") == [QUICK]
+    assert read_command_line([QUICK], "train")[0] == [QUICK]
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert read_command_line([QUICK, "-m"], "train") == ["-m", QUICK]
+    assert read_command_line([QUICK, "-m"], "train")[0] == ["-m", QUICK]
+
+
+def test_the_command_lists_its_tools_and_names_the_nearest(capsys):
+    cli.main([])
+    output = capsys.readouterr().out
+    assert all(f"detkit {tool} " in output for tool in cli.TOOLS)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["trian"])
+    assert ended.value.code == 2
+    assert "detkit trian: there is no such tool; did you mean 'train'?" in capsys.readouterr().err
+
+
+def test_every_tool_has_a_command_and_a_file():
+    files = {path.stem for path in (ROOT / "tools").glob("*.py")} - {"benchmark"}
+    assert {command(file) for file in files} == {f"python tools/{file}.py" for file in files}
+    assert {"list" if file == "list_components" else file.replace("_", "-") for file in files} == set(cli.TOOLS)
+
+
+def test_messages_name_the_command_that_was_typed(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/detkit train"])
+    assert command("show_config") == "detkit show-config"
+    assert command("list_components") == "detkit list"
+
+
+def test_ctrl_c_while_libraries_are_imported_is_quiet():
+    """Torch's import takes seconds; a signal in it is no traceback, and waits for nothing."""
+    code = (
+        "import os, signal, sys, detkit.cli as cli\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "cli.run('train')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "\nstopped by Ctrl-C\n")
+
+
+def test_ctrl_c_waits_and_then_comes_true():
+    before = signal.getsignal(signal.SIGINT)
+    reached = []
+
+    def work():
+        with interrupt_waits():
+            signal.raise_signal(signal.SIGINT)
+            reached.append("the end of the block")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert reached
+    assert signal.getsignal(signal.SIGINT) is before

@@ -1,12 +1,18 @@
-"""The tools as a user starts them: train, stop, resume, evaluate, predict, and what they say to mistakes."""
+"""The tools as a user starts them: train, stop, resume, evaluate, predict, and what they say to mistakes.
+
+What a signal or a new interpreter has a part in runs in a process of its own, all else inside the test's.
+"""
 
 import csv
+import importlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import cv2
@@ -30,11 +36,25 @@ def start(tool, *arguments):
     )  # fmt: skip
 
 
-def run(tool, *arguments, code=0):
-    process = start(tool, *arguments)
+def finish(process):
+    """What a started tool printed, once it has come to its end."""
     output = process.communicate(timeout=300)[0]
-    assert process.returncode == code, output
+    assert process.returncode == 0, output
     return output
+
+
+def run(tool, *arguments, code=0):
+    """As :func:`start`, but inside this process, and to its end, which must be by ``code``; what it printed."""
+    said, ended = io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), redirect_stderr(said):
+        patch.setattr(sys, "argv", [f"{tool}.py", *map(str, arguments)])
+        patch.setenv("COLUMNS", "120")
+        try:
+            importlib.import_module(f"detkit.app.{tool}").main()
+        except SystemExit as stop:
+            ended = stop.code or 0
+    assert ended == code, said.getvalue()
+    return said.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +70,8 @@ def settings(where):
 @pytest.fixture(scope="module")
 def trained(settings, where):
     """The output and the folder of a run of six steps."""
-    output = run(
-        "train",
-        *settings,
-        "trainer.steps=6",
-        "trainer.eval_every=3",
-        "trainer.save_every=2",
-        "hydra.run.dir=" + str(where / "one"),
-    )
-    return output, where / "one"
+    brief = ("trainer.steps=6", "trainer.eval_every=3", "trainer.save_every=2")
+    return finish(start("train", *settings, *brief, f"hydra.run.dir={where / 'one'}")), where / "one"
 
 
 def test_training_leaves_a_table_a_picture_and_the_folder(trained):

@@ -29,10 +29,9 @@ def composed(*overrides):
     return settled(*overrides)[0]
 
 
-def settled(*overrides, config=None):
-    """The configuration as a tool gets it, and what was left out of its slots; ``config``: a folder of one's own."""
+def settled(*overrides):
+    """The configuration as a tool gets it, and what was left out of its slots."""
     overrides = normalize_overrides(overrides)
-    overrides += [] if config is None else [f"hydra.searchpath=[file://{config}]"]
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         cfg = compose("train", overrides=overrides)
         return cfg, settle_slots(cfg, overrides, "train", GlobalHydra.instance().config_loader())
@@ -223,34 +222,6 @@ def test_no_shapes_stand_in_yaml():
         text = OmegaConf.to_yaml(OmegaConf.load(path))
         assert "in_channels" not in text, path
         assert "num_classes" not in text, path
-
-
-def test_the_documents_commands_validate():
-    """Every ``tools/train.py`` line of the README and of docs/ composes and passes the checker."""
-    root = config_dir().parent
-    plugin = (root / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
-    exec(plugin, {"__name__": "my_necks"})  # the README's own example of a component, which one of its commands names
-    pages = [root / "README.md", *sorted((root / "docs").glob("*.md"))]
-    lines = [
-        line.partition("#")[0].split("tools/train.py")[1]
-        for page in pages
-        for line in page.read_text().splitlines()
-        if "tools/train.py" in line
-    ]
-    checked = 0
-    for line in lines:
-        arguments = [
-            a.rstrip("`.:,")
-            for a in line.split()
-            if "=" in a and "..." not in a and not a.startswith(("resume", "lrr"))
-        ]
-        if "-m" in line.split():  # of each list the first; what sweep= files hold has a test of its own
-            arguments = [a.partition(",")[0] for a in arguments if not a.startswith("sweep=")]
-        if not arguments or not arguments[0].startswith("experiment=") or "modell=x" in arguments:
-            continue
-        validate(composed(*arguments, *([] if "data.root" in line else ["data.root=somewhere"])), TrainSchema)
-        checked += 1
-    assert checked >= 10
 
 
 def test_no_evaluation_and_no_callbacks_are_a_choice():

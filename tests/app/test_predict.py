@@ -207,7 +207,7 @@ def test_ctrl_c_leaves_what_was_found_in_whole_files(run, tmp_path, monkeypatch)
     output = run("input=film.mp4", "output=out", "batch_size=2", code=130)
     assert "stopped by Ctrl-C" in output
     assert "Traceback" not in output
-    assert "in 5 images: out" in output
+    assert "in 6 images: out" in output
     assert {row["image_id"] for row in rows(tmp_path / "out")} == {1, 2, 3, 4, 5, 6}
     assert seen == [rows(tmp_path / "out")]
     assert num_frames(tmp_path / "out" / "detections.mp4") == 5

@@ -1,10 +1,10 @@
 """A part that the command line puts into a slot starts from its own options, not from those of the part before it."""
 
 import pytest
-from hydra.errors import HydraException
 
 from detkit.app import train
-from detkit.app.entry import _tell
+from detkit.app.command_line import read_command_line
+from detkit.app.idle import told
 from detkit.app.schema import TrainSchema
 from detkit.config import ConfigError, validate
 from detkit.models import build_detector
@@ -64,6 +64,23 @@ def test_a_whole_head_takes_its_parts_with_it():
     assert notes[0].endswith("more")
 
 
+@pytest.mark.parametrize("recipe", BCCD)
+@pytest.mark.parametrize("model", ["faster_rcnn_fpn", "retinanet", "centernet", "yolov1"])
+def test_a_whole_model_brings_its_neck_and_head(recipe, model):
+    """The backbone is the recipe's: it serves every model."""
+    cfg, _ = settled(BCCD[recipe], f"model={model}", "data.root=somewhere")
+    alone = composed(f"model={model}")
+    assert cfg.model.head._target_ == alone.model.head._target_
+    assert cfg.model.neck._target_ == alone.model.neck._target_
+    assert cfg.model.backbone._target_ == "MobileNetV2"
+
+
+def test_a_part_chosen_beside_the_model_stays():
+    cfg, _ = settled(BCCD["retinanet"], "model=centernet", "model/neck=upsample_dcn", "data.root=somewhere")
+    assert cfg.model.neck == composed("model/neck=upsample_dcn").model.neck
+    assert cfg.model.head._target_ == composed("model=centernet").model.head._target_
+
+
 def test_what_presets_say_goes_too():
     cfg, notes = settled(
         "experiment=quickstart", "loss@model.head.roi.box_loss=SmoothL1", "loss@model.head.rpn.cls_loss=Focal"
@@ -86,6 +103,59 @@ def test_an_argument_of_a_part_is_named_with_its_key():
     )
 
 
+def test_what_the_command_line_leaves_out_inside_a_swapped_slot_is_left_out():
+    cfg, _ = settled("experiment=quickstart", "model/neck=fpn_se", "~model.neck.attention.reduction")
+    assert "reduction" not in cfg.model.neck.attention
+    cfg, notes = settled("experiment=retinanet/shapes", "model/neck=fpn_cbam", "~model.neck.attention")
+    assert "attention" not in cfg.model.neck
+    cfg, notes = settled("experiment=centernet/shapes", "model/neck=fpn_se", "~model.neck.attention")
+    assert "attention" not in cfg.model.neck
+    assert "left out what the recipe says there for Upsample" in notes[0]
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A folder of a user's own experiments, and the argument that names it."""
+    (tmp_path / "experiment").mkdir()
+
+    def write(name, *overrides):
+        lines = ["# @package _global_", "defaults:", "  - /experiment/retinanet/shapes"]
+        lines += [f"  - override /{override}" for override in overrides]
+        (tmp_path / "experiment" / f"{name}.yaml").write_text("\n".join(lines) + "\n")
+        return f"--config-dir={tmp_path}"
+
+    return write
+
+
+def test_what_an_experiment_chooses_in_a_part_goes_with_the_part(own):
+    where = own("mine", "loss@model.head.box_loss: GIoULoss")
+    assert read_command_line([where, "experiment=mine"], "train")[1] == []
+    for choice in ("model/head=two_stage", "model=faster_rcnn_fpn"):
+        said, idle = read_command_line([where, "experiment=mine", choice, "seed=1"], "train")
+        assert idle == [("experiment/mine", "loss@model.head.box_loss")]
+        assert told(idle[0], said[1:]) == (
+            f"{choice}: left out what experiment/mine chooses for loss@model.head.box_loss, a slot that there is not now"
+        )
+
+
+def test_a_mistake_in_an_experiment_stays_one(own):
+    where = own("mine", "loss@model.head.box_lss: GIoULoss")
+    for choice in ([], ["model/head=two_stage"]):
+        with pytest.raises(ConfigError, match=r"In 'experiment/mine': Could not override 'loss@model\.head\.box_lss'"):
+            read_command_line([where, "experiment=mine", *choice], "train")
+
+
+def test_such_an_experiment_trains(own, tmp_path, monkeypatch, capsys):
+    where = own("mine", "loss@model.head.box_loss: GIoULoss", "optim: AdamW")
+    output = call(
+        train.main, monkeypatch, capsys, where, "experiment=mine", "model/head=two_stage", "debug=fast", "device=cpu",
+        f"data.root={tmp_path / 'shapes'}", f"run_root={tmp_path / 'runs'}", "data.train.num_train=2",
+        "data.train.num_val=1", "data.train.image_size=64",
+    )  # fmt: skip
+    assert "left out what experiment/mine chooses for loss@model.head.box_loss" in output
+    assert "rpn_cls" in output
+
+
 def test_nothing_chosen_nothing_changed():
     assert settled("experiment=quickstart", "model.neck.out_channels=32")[1] == []
     assert settled("experiment=quickstart", "data=shapes_tiny")[1] == []
@@ -98,106 +168,3 @@ def test_every_recipe_takes_every_neck(recipe, neck):
     cfg = composed(BCCD[recipe], "data.root=somewhere", f"model/neck={neck}", "model.backbone.weights=null")
     validate(cfg, TrainSchema)
     assert build_detector(cfg.model, Categories(("a", "b", "c"), (1, 2, 3)))
-
-
-def test_what_the_command_line_leaves_out_of_a_swapped_slot_is_left_out():
-    cfg, _ = settled("experiment=quickstart", "model/neck=upsample", "~model.neck.conv")
-    assert "conv" not in cfg.model.neck
-    assert "lateral" in cfg.model.neck
-    cfg, _ = settled("experiment=centernet/shapes", "model/neck=fpn_se", "~attention@model.neck.attention")
-    assert cfg.model.neck.attention is None
-    with pytest.raises(ConfigError) as caught:
-        settled("experiment=quickstart", "model/neck=upsample", "~model.neck.out_channels")
-    assert caught.value.errors == (
-        "model.neck.out_channels: there is no 'out_channels' to leave out; did you mean 'channels'? "
-        "(model/neck=upsample starts from its own options)",
-    )
-
-
-def test_an_option_may_be_a_number_or_a_list(tmp_path):
-    """A file is called 320.yaml, and ``[a,b]`` are two options in one slot."""
-    presets = tmp_path / "model" / "neck"
-    presets.mkdir(parents=True)
-    (presets / "320.yaml").write_text("defaults: [Upsample, _self_]\nchannels: [8]\n")
-    (presets / "lateral.yaml").write_text("lateral: true\n")
-    cfg, notes = settled("experiment=quickstart", "model/neck=320", config=tmp_path)
-    assert (cfg.model.neck._target_, cfg.model.neck.channels) == ("Upsample", [8])
-    assert "out_channels" not in cfg.model.neck
-    assert notes[0].endswith("for FPN: out_channels=64")
-    cfg, notes = settled("experiment=quickstart", "model/neck=[upsample,lateral]", config=tmp_path)
-    assert (cfg.model.neck._target_, cfg.model.neck.lateral) == ("Upsample", True)
-    assert "out_channels" not in cfg.model.neck
-    assert notes[0].endswith("for FPN: out_channels=64")
-
-
-def test_of_many_processes_one_tells(monkeypatch, capsys):
-    for rank in ("0", "1", "2"):
-        monkeypatch.setenv("RANK", rank)
-        _tell(["something went"])
-    assert capsys.readouterr().err == "note: something went\n"
-
-
-def test_where_data_lie_may_be_told_on_the_command_line():
-    cfg, notes = settled("experiment=yolov1/voc_paper", "data=bccd", "data.root=somewhere")
-    assert (cfg.data.train.root, cfg.data.train.annotations, notes) == ("somewhere", "train.json", [])
-
-
-@pytest.fixture
-def mine(tmp_path):
-    """A folder with an experiment of one's own, which chooses a loss inside the head."""
-    (tmp_path / "experiment").mkdir()
-    (tmp_path / "experiment" / "mine.yaml").write_text(
-        "# @package _global_\ndefaults:\n- override /model: retinanet\n- override /model/head: retinanet_giou\n"
-        "- override /loss@model.head.box_loss: SmoothL1\nmodel: {head: {box_loss: {weight: 3.0}}}\n"
-    )
-    return tmp_path
-
-
-def test_what_an_experiment_chooses_inside_a_swapped_slot_is_left_out(mine):
-    cfg, notes = settled("experiment=mine", config=mine)
-    assert (cfg.model.head.box_loss._target_, cfg.model.head.box_loss.weight, notes) == ("SmoothL1", 3.0, [])
-    cfg, notes = settled("experiment=mine", "model/head=two_stage", config=mine)
-    assert cfg.model.head == composed("model/head=two_stage").model.head
-    assert notes == [
-        "model/head=two_stage: model.head is TwoStageHead now; left out what the recipe says there for RetinaHead: "
-        "box_loss.weight=3.0, loss@model.head.box_loss=SmoothL1 (experiment/mine.yaml)"
-    ]
-    cfg, notes = settled("experiment=mine", "model/head=retinanet", config=mine)  # the same class
-    assert (cfg.model.head.box_loss._target_, notes) == ("SmoothL1", [])
-
-
-def test_a_whole_model_takes_the_place_of_the_parts_that_an_experiment_chooses(mine):
-    cfg, notes = settled("experiment=mine", "model=centernet", "model/backbone=mobilenetv2", config=mine)
-    whole = composed("model=centernet").model
-    assert (cfg.model.neck, cfg.model.head) == (whole.neck, whole.head)
-    assert cfg.model.backbone._target_ == "MobileNetV2"
-    assert "model.head is CenterNetHead now; left out what the recipe says there for RetinaHead:" in notes[-1]
-    cfg, _ = settled("experiment=mine", "model=centernet", "model/neck=fpn", "model.neck.out_channels=8", config=mine)
-    assert (cfg.model.neck._target_, cfg.model.neck.out_channels) == ("FPN", 8)
-    cfg, notes = settled(BCCD["retinanet"], "model=retinanet")
-    assert (cfg.model.head.box_loss._target_, notes) == ("GIoULoss", [])
-
-
-def test_an_override_without_a_slot_stays_a_mistake(mine):
-    preset = mine / "model" / "head"
-    preset.mkdir(parents=True)
-    (preset / "slip.yaml").write_text("defaults: [retinanet, override /loss@bax_loss: L1]\n")
-    for line in (["experiment=mine", "model/head=slip"], ["experiment=mine", "model/head=slip", "model=retinanet"]):
-        with pytest.raises(
-            HydraException, match=r"In 'model/head/slip': Could not override 'loss@model.head.bax_loss'"
-        ):
-            settled(*line, config=mine)
-    with pytest.raises(HydraException, match=r"Could not override 'loss@model.head.bax_loss'"):
-        settled("experiment=mine", "loss@model.head.bax_loss=L1", config=mine)
-    (mine / "experiment" / "slip.yaml").write_text("# @package _global_\ndefaults: [override /loss@model.head.x: L1]\n")
-    with pytest.raises(HydraException, match=r"In 'experiment/slip': Could not override 'loss@model.head.x'"):
-        settled("experiment=slip", "model/neck=fpn", config=mine)
-
-
-def test_the_whole_command_line_takes_such_a_swap(mine, tmp_path, monkeypatch, capsys):
-    output = call(
-        train.main, monkeypatch, capsys, "--config-dir", mine, "experiment=mine", "model/head=two_stage", f"run_root={tmp_path}",
-        code=2,
-    )  # fmt: skip
-    assert output.startswith("note: model/head=two_stage: model.head is TwoStageHead now")
-    assert "optim.lr: needs a value" in output, "and what it says next is the checker's"

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from detkit.app import inspect_data, list_components, page, train
 from detkit.app.compare.figures import _name_rows
+from detkit.app.compare.page import _breakable
 from detkit.config import Count, Registry
 from detkit.evaluation import CocoEvaluator
 from detkit.evaluation.evaluator import EvaluatorState
@@ -106,12 +107,20 @@ def test_pages_show_names_as_they_stand():
         "bars": page.bars([page.Bar(name, 1, "1") for name in NAMES]),
         "legend": page.legend(dict.fromkeys(NAMES, (0, 0, 0))),
         "advice": page.advice([(name, "") for name in NAMES]),
+        "paragraphs": page.paragraphs(*NAMES),
+        "text that is no piece": page.pair(*(page.section("", name) for name in NAMES)),
         "tiles": page.tiles(dict.fromkeys(NAMES, "1")),
         "pictures": page.pictures([(np.zeros((4, 4, 3), np.uint8), name, "") for name in NAMES]),
         "sections": page.page("", "", [page.section(name, note=name) for name in NAMES]),
     }
     for kind, html in parts.items():
         assert set(NAMES) <= set(Texts(html).texts), kind
+
+
+def test_names_may_be_broken_in_the_comparison_and_stay_what_they_are():
+    for name in NAMES:
+        assert "".join(Texts(_breakable(name)).texts) == name
+    assert _breakable("model/neck=<b>") == "model/<wbr>neck=&lt;b&gt;"
 
 
 def test_figures_show_a_dollar_as_it_stands():

@@ -266,6 +266,11 @@ def test_numbers_out_of_range(data, option):
         train(data, **{option: -1})
 
 
+def test_a_slip_in_the_number_of_workers_starts_none(data):
+    with pytest.raises(ValueError, match=r"num_workers must be \d+ or less here, not 100000"):
+        train(data, num_workers=100_000)
+
+
 def test_evaluation_numbers_out_of_range(data):
     with pytest.raises(ValueError, match=r"batch_size 0 must be positive and rank 0 in \[0, 1\)"):
         evaluate(data, batch_size=0)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from detkit.data import HorizontalFlip, MixUp, Mosaic, ResizeFit, Sample
+from detkit.data.sample import Layout
 from detkit.data.transforms import apply
 from detkit.data.transforms.base import before_mixing
-from detkit.data.transforms.canvas import FILL
-from detkit.data.transforms.mixing import assemble
+from detkit.data.transforms.mixing import assembly
+from detkit.data.transforms.plan import FILL
 from detkit.structures import Affine
 from tests.data.test_transforms import same, sample
 from tests.data.test_window import painted, white_box
@@ -28,7 +29,9 @@ def test_a_mosaic_by_hand():
         flat(100, 100, 30, (0, 0, 100, 100), 2),  # 0.5: 50 x 50 px, from (10, 40)
         flat(20, 40, 40, (8, 4, 40, 16), 3),  # 1.25: 25 x 50 px, from (60, 40) to (110, 65)
     ]
-    after = assemble(tiles, 100, 0.5, y=40, x=60)
+    plans = assembly([tile.size for tile in tiles], 100, 0.5, y=40, x=60)
+    layout = Layout.together([plan.move(tile.layout) for plan, tile in zip(plans, tiles, strict=True)])
+    after = Sample.of(Mosaic(size=100).render([tile.image for tile in tiles], plans), layout)
     np.testing.assert_array_equal(
         after.boxes, [[20, 20, 30, 30], [65, 20, 75, 30], [10, 40, 60, 90], [70, 45, 110, 60]]
     )

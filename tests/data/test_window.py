@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detkit.data import RandomWindow, Sample
-from detkit.data.transforms.canvas import FILL, blank, clip, paint
+from detkit.data.transforms.plan import FILL, Plan, blank, paint, render
 from detkit.structures import Affine
 from tests.data.test_transforms import sample
 
@@ -28,11 +28,13 @@ def white_box(image: np.ndarray) -> list[int]:
 
 
 def test_painting_follows_a_box():
-    canvas = blank(40, 60)
-    after = paint(canvas, painted(20, 10, (2, 4, 8, 12)), 40, 30, 10, -6)  # 2 times as high, 3 times as wide
+    before = painted(20, 10, (2, 4, 8, 12))
+    plan = Plan((20, 10), (40, 60), (40, 30), (10, -6))  # 2 times as high, 3 times as wide
+    after, canvas = plan.move(before.layout), render(before.image, plan)
     np.testing.assert_array_equal(after.boxes, [[0, 18, 18, 34]])
     assert after.affine == Affine(scale_x=3.0, scale_y=2.0, shift_x=-6.0, shift_y=10.0)
-    assert after.image is canvas
+    assert after.affine == plan.affine
+    assert after.size == canvas.shape[:2] == (40, 60)
     np.testing.assert_allclose(white_box(canvas), [0, 18, 18, 34], atol=1)
     assert (canvas[:10] == FILL).all()
     assert (canvas[:, 24:] == FILL).all()
@@ -42,7 +44,7 @@ def test_painting_follows_a_box():
 @pytest.mark.parametrize(("top", "left"), [(40, 0), (0, 60), (-20, 0), (0, -10)])
 def test_painting_beside_the_canvas_leaves_it(top, left):
     canvas = blank(40, 60)
-    paint(canvas, sample(20, 10), 20, 10, top, left)
+    paint(canvas, sample(20, 10).image, Plan((20, 10), (40, 60), (20, 10), (top, left)))
     np.testing.assert_array_equal(canvas, blank(40, 60))
 
 
@@ -56,14 +58,14 @@ def test_clipping_cuts_and_drops():
         [38, 28, 60, 60],
         [5, 5, 6, 6],
     ]
-    before = replace(sample(30, 40, 7), boxes=np.array(boxes, np.float32), ignore=np.arange(7) < 3)
-    after = clip(before, min_visibility=0.2, min_size=1.0)
+    before = replace(sample(30, 40, 7), boxes=np.array(boxes, np.float32), ignore=np.arange(7) < 3).layout
+    after = before.clip(min_visibility=0.2, min_size=1.0)
     np.testing.assert_array_equal(after.boxes, [[0, 5, 10, 15], [0, 0, 2, 10], [5, 5, 6, 6]])
     assert after.labels.tolist() == [0, 1, 6]
     assert after.ignore.tolist() == [True, True, False]
-    assert clip(before, 0.0, 1.5).labels.tolist() == [0, 1, 3, 5]
-    assert clip(before, 0.0, 1.6).labels.tolist() == [0, 1, 5]
-    assert clip(before, 1.0, 0.01).labels.tolist() == [6]
+    assert before.clip(0.0, 1.5).labels.tolist() == [0, 1, 3, 5]
+    assert before.clip(0.0, 1.6).labels.tolist() == [0, 1, 5]
+    assert before.clip(1.0, 0.01).labels.tolist() == [6]
 
 
 def test_a_window_of_the_whole_image_is_a_resize():

@@ -71,3 +71,14 @@ def test_its_state_goes_on_with_the_warm_up() -> None:
             other.update(net)
     assert digest(one.state_dict()) == digest(other.state_dict())
     assert other.num_updates == 6
+
+
+def test_a_weight_that_two_layers_share_is_taken_in_once() -> None:
+    net = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False))
+    net[1].weight = net[0].weight
+    with torch.no_grad():
+        net[0].weight.fill_(0.0)
+        average = WeightAverage(net, decay=0.5)
+        net[0].weight.fill_(1.0)
+    average.update(net)
+    assert average.detector.get_parameter("0.weight").item() == pytest.approx(1 - 2 / 11)

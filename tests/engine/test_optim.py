@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ import torch
 from torch import nn
 
 from detkit.config import ConfigError, build, validate
-from detkit.engine import SGD, AdamW, CustomOptimizer, OptimizerRecipe
+from detkit.config.registry import parameters
+from detkit.engine import SGD, AdamW, CustomOptimizer, OptimizerRecipe, ParameterPolicy
+from detkit.engine.optim import LrScaling as ScalingOfTheHouse
 from detkit.engine.optim import backbone_layers
 
 
@@ -134,6 +137,25 @@ def test_any_optimizer_of_torch_from_a_configuration() -> None:
     assert optimizer.param_groups[0]["lr"] == 0.3
     with pytest.raises(ConfigError, match=r"^CustomOptimizer: factory must not set 'lr': it comes from"):
         build({**node, "factory": {**factory, "lr": 0.1}})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rprop(ParameterPolicy, OptimizerRecipe):
+    """An optimiser of another module, which knows the policy and none of its types."""
+
+    largest: float = 50.0
+
+    def __call__(self, detector: nn.Module, batch_size: int) -> torch.optim.Optimizer:
+        return torch.optim.Rprop(self.groups(detector, batch_size), lr=self.lr, step_sizes=(1e-6, self.largest))
+
+
+def test_an_optimizer_from_outside_writes_its_own_options_alone() -> None:
+    of_sgd, own = parameters(SGD), parameters(Rprop)
+    assert set(own) == (set(of_sgd) - {"momentum", "nesterov"}) | {"largest"}
+    assert own["lr_scaling"].annotation == ScalingOfTheHouse
+    net = Net()
+    found = settings(Rprop(lr=0.1, bias_lr_factor=2.0)(net, 16), net)
+    assert found["head.bias"] == (0.2, 0.0)
 
 
 def test_an_optimizer_without_decay_says_so() -> None:

@@ -8,6 +8,7 @@ import torchvision
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from detkit.config import REGION_POOLS, ConfigError, build, validate
 from detkit.models.backbones import ResNet
 from detkit.models.heads import DeformRoIPool, ModulatedDeformRoIPool, RoIAlign
 from detkit.models.layers import ConvNorm, DeformConv, OffsetConv, conv_norm, make_conv
@@ -91,3 +92,16 @@ def test_fresh_deformable_pooling_is_roi_align_and_its_offsets_learn(make, share
     with torch.no_grad():
         layer.offset.bias[:32], layer.offset.bias[32:] = 0.0, 20.0
     torch.testing.assert_close(layer(*inputs), plain / share)
+
+
+@pytest.mark.parametrize("name", list(REGION_POOLS))
+def test_what_all_pools_are_told_is_in_the_schema_of_each_and_arrives(name):
+    told = {"resolution": 3, "sampling_ratio": 1, "num_levels": 1, "canonical_size": 32.0, "canonical_stride": 4.0}
+    node = {"_target_": name, **told}
+    validate(node)
+    pool = build(node, in_spec=FeatureSpec((9, 9), (4.0, 8.0)))
+    assert {key: getattr(pool, key) for key in told} == told
+    with pytest.raises(ConfigError, match=r"^num_levels: must be int of 1 or more or null, not 'many'$"):
+        validate({**node, "num_levels": "many"})
+    with pytest.raises(ConfigError, match=r"did you mean 'resolution'"):
+        validate({**node, "resolutoin": 3})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import signal
 import threading
 import time
 from pathlib import Path
@@ -39,6 +40,27 @@ def test_a_second_claim_of_one_process_is_refused_and_leaves_the_first_as_it_is(
     assert is_free_for_a_child(folder)
     with claim(link):
         pass
+
+
+def test_a_worker_that_outlives_a_killed_owner_does_not_hold_the_claim_on(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    if (owner := os.fork()) == 0:
+        with claim(tmp_path):
+            if (worker := os.fork()) == 0:
+                time.sleep(60)
+                os._exit(0)
+            os.write(write, str(worker).encode())
+            time.sleep(60)
+    worker = int(os.read(read, 20))
+    try:
+        with pytest.raises(FolderInUseError, match=f"process {owner} on "), claim(tmp_path):
+            pass
+        os.kill(owner, signal.SIGKILL)
+        os.waitpid(owner, 0)
+        with claim(tmp_path):
+            os.kill(worker, 0)  # it is still there
+    finally:
+        os.kill(worker, signal.SIGKILL)
 
 
 def test_threads_wait_for_each_other(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from detkit.app.sweep.plan import Job, plan_jobs, without_twins
 from detkit.app.sweep.process import JobError
 from detkit.app.sweep.queue import Outcome, run_jobs
 from detkit.config import ConfigError
+from detkit.utils.commands import command
 
 
 class Batches:
@@ -93,7 +94,7 @@ def report(path: Path, results: Sequence[JobReturn]) -> None:
         console.print(f"[bold red]failed[/bold red] {label}: {escape(str(result._return_value))}", soft_wrap=True)
     console.print(f"{len(results) - len(failed)} of {len(results)} jobs finished; compare them with")
     shown = os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
-    console.print(f"  python tools/compare.py {escape(shown)}", soft_wrap=True)
+    console.print(f"  {command('compare')} {escape(shown)}", soft_wrap=True)
     if failed:
         raise SystemExit(1)
 

@@ -15,10 +15,11 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from detkit.app.composition import idle_removals, in_one_line, wrong_groups, wrong_slots
+from detkit.app.idle import idle_choices, leaving_out
 from detkit.app.overrides import normalize_overrides
 from detkit.app.run_folder import config_hash, is_free
 from detkit.app.schema import TrainSchema
-from detkit.app.slots import search_paths, settle_slots
+from detkit.app.slots import settle_slots
 from detkit.config import ConfigError, validate
 
 
@@ -81,11 +82,12 @@ def without_twins(jobs: Sequence[Job]) -> list[Job]:
 
 def compose_job(master: DictConfig, loader: ConfigLoader, overrides: Sequence[str]) -> DictConfig:
     """The configuration of one job, without Hydra's own part."""
-    cfg = loader.load_sweep_config(master, list(overrides))
-    with open_dict(cfg):
-        del cfg["hydra"]
-    said = [*overrides, *search_paths(master.hydra.overrides)]
-    settle_slots(cfg, said, master.hydra.job.config_name, loader)
+    config_name = master.hydra.job.config_name
+    with leaving_out(idle_choices(loader, config_name, overrides)):
+        cfg = loader.load_sweep_config(master, list(overrides))
+        with open_dict(cfg):
+            del cfg["hydra"]
+        settle_slots(cfg, overrides, config_name, loader)
     return cfg
 
 

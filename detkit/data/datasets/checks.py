@@ -11,7 +11,7 @@ import numpy as np
 from detkit.data.datasets.base import DataReport
 from detkit.data.datasets.files import Listings, with_nearest
 from detkit.data.datasets.findings import Findings, Policy
-from detkit.data.datasets.table import TruthTable, clipped_corners, is_usable
+from detkit.data.datasets.table import Strings, TruthTable, clipped_corners, is_usable
 
 #: Boxes may reach this far (px) over the border before it is worth a word: annotation tools round to the next pixel.
 BORDER_TOLERANCE = 1.0
@@ -170,7 +170,7 @@ def _table(images: Sequence[ImageRecord], raw: RawAnnotations) -> TruthTable:
     counts = np.bincount(raw.image, minlength=len(images))
     return TruthTable(
         image_ids=np.array([image.image_id for image in images], dtype=np.int64),
-        files=tuple(image.file for image in images),
+        files=Strings.of(image.file for image in images),
         sizes=np.array([image.size for image in images], dtype=np.int64),
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         boxes=raw.boxes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ import numpy as np
 from detkit.config import DATASETS
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.datasets.checks import ImageRecord, Oddity, RawAnnotations, check_annotations
+from detkit.data.datasets.coco_columns import CocoColumns, read_columns
 from detkit.data.datasets.fields import FLAG_VALUES, is_whole, parse_flag, parse_number
 from detkit.data.datasets.files import Listings
 from detkit.data.datasets.findings import Findings, Policy
+from detkit.data.datasets.stored import Opened, through_cache
 from detkit.data.decode import read_image
 from detkit.structures import Categories
 
@@ -28,7 +31,8 @@ class CocoDataset(DetectionDataset):
     Every category of the file is a class, in the order of the ids, whether it occurs or not; ids may have gaps.
     Boxes stay as the file gives them: what pycocotools would read is what the evaluator scores against. File names may
     be in another Unicode form than on the disk, or have back-slashes. ``iscrowd`` is 0, 1, true or false, or these as
-    strings; ids are numbers, and names strings.
+    strings; ids are numbers, and names strings. What was made of a large file stays in the user's cache folder, see
+    :mod:`detkit.data.datasets.stored`.
 
     Args:
         root: folder of the data set.
@@ -52,17 +56,63 @@ class CocoDataset(DetectionDataset):
         on_bad_annotation: Policy = "error",
     ) -> None:
         path = Path(Listings().find(str(Path(root) / annotations)))
-        findings = Findings(str(path))
-        images_json, annotations_json, categories_json = _read_json(path)
-        self.categories = _parse_categories(findings, categories_json)
-        records, refused = _parse_images(findings, images_json, Path(root) / images)
-        raw = _parse_annotations(findings, annotations_json, records, refused, self.categories)
-        known = [str(i) for i in self.categories.ids]
-        self.truths, self.report = check_annotations(findings, records, raw, known, on_missing, on_bad_annotation)
+        folder = Path(root) / images
+        options = [str(folder), os.path.abspath(folder), on_missing, on_bad_annotation]
+        opened = through_cache(path, options, lambda: _open(path, folder, on_missing, on_bad_annotation))
+        self.categories, self.truths, self.report = opened.categories, opened.truths, opened.report
 
     def read(self, index: int) -> np.ndarray:
         truth = self.truths[index]
         return read_image(truth.file, truth.size)
+
+
+def _open(path: Path, folder: Path, on_missing: Policy, on_bad_annotation: Policy) -> Opened:
+    findings, listings = Findings(str(path)), Listings()
+    columns = read_columns(path)
+    if columns is None:
+        categories, records, raw = _read_carefully(findings, path, folder, listings)
+    else:
+        categories, records, raw = _from_columns(findings, columns, folder, listings)
+    known = [str(i) for i in categories.ids]
+    truths, report = check_annotations(findings, records, raw, known, on_missing, on_bad_annotation)
+    is_exact = not listings.num_renamed and not report.count("missing image files")
+    return Opened(categories, truths, report, is_exact)
+
+
+def _from_columns(
+    findings: Findings, columns: CocoColumns, folder: Path, listings: Listings
+) -> tuple[Categories, list[ImageRecord], RawAnnotations]:
+    categories = _categories(findings, [(entry.id, entry.name) for entry in columns.categories])
+    prefix = str(folder)
+    images = [
+        ImageRecord(e.id, e.file_name, listings.find(_path(prefix, e.file_name)), (e.height, e.width))
+        for e in columns.images
+    ]
+    place = {image.image_id: i for i, image in enumerate(images)}
+
+    def describe(row: int) -> str:
+        return _describe(columns.annotation(row), images, place)
+
+    raw = RawAnnotations(
+        image=_look_up(place, columns.image_ids),
+        boxes=columns.boxes,
+        labels=_look_up({category: k for k, category in enumerate(categories.ids)}, columns.category_ids),
+        area=columns.area,
+        crowd=columns.crowd,
+        ids=columns.ids,
+        describe=describe,
+    )
+    return categories, images, raw
+
+
+def _read_carefully(
+    findings: Findings, path: Path, folder: Path, listings: Listings
+) -> tuple[Categories, list[ImageRecord], RawAnnotations]:
+    """What :func:`read_columns` does not take, entry by entry: with the file, entry and key of all that is wrong."""
+    images_json, annotations_json, categories_json = _read_json(path)
+    categories = _parse_categories(findings, categories_json)
+    images, refused = _parse_images(findings, images_json, folder, listings)
+    return categories, images, _parse_annotations(findings, annotations_json, images, refused, categories)
 
 
 def _read_json(path: Path) -> tuple[list[Record], list[Record], list[Record]]:
@@ -87,7 +137,12 @@ def _read_json(path: Path) -> tuple[list[Record], list[Record], list[Record]]:
 
 def _parse_categories(findings: Findings, records: Sequence[Record]) -> Categories:
     sound = _sound(findings, "categories", records, whole=("id",), text=("name",))
-    pairs = sorted((int(record["id"]), record["name"]) for record in sound)
+    return _categories(findings, [(int(record["id"]), record["name"]) for record in sound])
+
+
+def _categories(findings: Findings, pairs: Sequence[tuple[int, str]]) -> Categories:
+    """Of (id, name), in the order of the ids."""
+    pairs = sorted(pairs)
     try:
         return Categories(tuple(name for _, name in pairs), tuple(i for i, _ in pairs))
     except ValueError as error:
@@ -97,19 +152,20 @@ def _parse_categories(findings: Findings, records: Sequence[Record]) -> Categori
         return Categories(tuple(map(str, ids)), tuple(ids))
 
 
-def _parse_images(findings: Findings, records: Sequence[Record], folder: Path) -> tuple[list[ImageRecord], set[Any]]:
+def _parse_images(
+    findings: Findings, records: Sequence[Record], folder: Path, listings: Listings
+) -> tuple[list[ImageRecord], set[Any]]:
     """The images, and the ids of those that are refused."""
     sound = _sound(findings, "images", records, whole=("id", "height", "width"), text=("file_name",))
     empty = [record for record in sound if min(record["height"], record["width"]) < 1]
     if empty:
         name, w, h = (empty[0][key] for key in ("file_name", "width", "height"))
         findings.reject(f"image {name!r}: width {w} and height {h} must be positive{_more(empty)}")
-    listings = Listings()
     found = [
         ImageRecord(
             int(record["id"]),
             record["file_name"],
-            listings.find(str(folder / record["file_name"])),
+            listings.find(_path(str(folder), record["file_name"])),
             (int(record["height"]), int(record["width"])),
         )
         for record in sound
@@ -135,12 +191,7 @@ def _parse_annotations(
     flags = [parse_flag(record.get("iscrowd", 0)) for record in records]
 
     def describe(row: int) -> str:
-        record = records[row]
-        image = place.get(record["image_id"])
-        name = f"image id {record['image_id']}" if image is None else images[image].name
-        text = f"annotation {record['id']} of {name}: category {record['category_id']!r}, box {record['bbox']}"
-        text += "" if flags[row] is not None else f", iscrowd {record['iscrowd']!r}"
-        return f"{text}, area {record['area']!r}" if isinstance(record.get("area"), str) else text
+        return _describe(records[row], images, place)
 
     area = np.array([parse_number(record.get("area")) for record in records], dtype=np.float64)
     no_flag = np.array([flag is None for flag in flags], dtype=bool)
@@ -154,6 +205,15 @@ def _parse_annotations(
         describe=describe,
         faults=(Oddity("iscrowd that is no flag", f"A flag is one of {FLAG_VALUES}. ", no_flag),),
     )
+
+
+def _describe(record: Record, images: Sequence[ImageRecord], place: Mapping[Any, int]) -> str:
+    image = place.get(record["image_id"])
+    name = f"image id {record['image_id']}" if image is None else images[image].name
+    text = f"annotation {record['id']} of {name}: category {record['category_id']!r}, box {record['bbox']}"
+    if parse_flag(record.get("iscrowd", 0)) is None:
+        text += f", iscrowd {record['iscrowd']!r}"
+    return f"{text}, area {record['area']!r}" if isinstance(record.get("area"), str) else text
 
 
 def _sound(
@@ -188,8 +248,24 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
+def _path(folder: str, name: str) -> str:
+    """``folder`` / ``name`` as pathlib spells it, which costs a second for COCO's names and changes few."""
+    is_plain = "/" not in name and "\\" not in name and name not in (".", "..")
+    return os.path.join(folder, name) if is_plain and folder != "." else str(Path(folder) / name)
+
+
 def _lookup(labels: Mapping[Any, int], category: Any) -> int:
     return labels.get(category, -1) if is_whole(category) else -1
+
+
+def _look_up(numbers: Mapping[int, int], ids: np.ndarray) -> np.ndarray:
+    """(M,) int64: the number of each of ``ids`` (M,), -1 for those that have none."""
+    known = np.array(sorted(numbers), dtype=np.int64)
+    if not len(known):
+        return np.full(len(ids), -1)
+    values = np.array([numbers[i] for i in known.tolist()], dtype=np.int64)
+    place = np.searchsorted(known, ids).clip(max=len(known) - 1)
+    return np.where(known[place] == ids, values[place], -1)
 
 
 def _boxes(values: Sequence[Any]) -> np.ndarray:

@@ -52,6 +52,11 @@ def list_files(findings: Findings, folder: Path, endings: Sequence[str]) -> dict
     Names are relative to ``folder``, in :func:`normal_name`'s form, and in the order of the paths. Hidden folders, and
     files that are neither pictures nor text, are left out and counted.
 
+    Args:
+        findings: where that is counted, and two files with one name are refused.
+        folder: where to look.
+        endings: in small letters, with the dot.
+
     Raises:
         ValueError: there is no such folder, or one below it cannot be read.
     """
@@ -97,7 +102,13 @@ def _refuse_folder(error: OSError) -> None:
 
 
 def read_sizes(findings: Findings, files: Sequence[Path], policy: Policy) -> dict[Path, tuple[int, int]]:
-    """(h, w) of every picture in ``files``, from its header; those that cannot be read are refused or left out."""
+    """(h, w) px of every picture in ``files``, from its header, turned as its EXIF says.
+
+    Args:
+        findings: where those that cannot be read are refused or counted.
+        files: paths.
+        policy: of ``on_missing``: whether they are refused or left out.
+    """
     sizes: dict[Path, tuple[int, int]] = {}
     unreadable: list[str] = []
     for file in files:
@@ -112,9 +123,13 @@ def read_sizes(findings: Findings, files: Sequence[Path], policy: Policy) -> dic
 
 
 class Listings:
-    """What lies in folders, each listed once: a stat for each file is slow over a network."""
+    """What lies in folders, each listed once: a stat for each file is slow over a network.
+
+    ``num_renamed`` counts the files that were found under another form of the name than was asked for.
+    """
 
     def __init__(self) -> None:
+        self.num_renamed = 0
         self._names: dict[str, set[str]] = {}
         self._by_form: dict[str, dict[str, str]] = {}
 
@@ -126,7 +141,9 @@ class Listings:
         """The file that ``file`` means, be it in another Unicode form or with back-slashes; itself if there is none."""
         if file in self:
             return file
-        return self._in_other_form(file) or self._in_other_form(file.replace("\\", "/")) or file
+        other = self._in_other_form(file) or self._in_other_form(file.replace("\\", "/"))
+        self.num_renamed += other is not None
+        return other or file
 
     def _in_other_form(self, file: str) -> str | None:
         folder, name = os.path.split(file)

@@ -25,6 +25,9 @@ class Findings:
 
     What refuses the data set is kept until :meth:`raise_refused`, so that the user hears of all kinds of faults at
     once and not of one in each run.
+
+    Args:
+        source: path of the annotations, which every refusal begins with.
     """
 
     def __init__(self, source: str) -> None:
@@ -36,7 +39,14 @@ class Findings:
         return iter(self._found)
 
     def note(self, problem: str, consequence: str, rows: Sequence[int], describe: Callable[[int], str]) -> None:
-        """Count the ``rows`` that have a ``problem``, if there are any; ``describe`` tells what stands in a row."""
+        """Count the ``rows`` that have a ``problem``, if there are any.
+
+        Args:
+            problem: what is wrong, in words; the report counts by it.
+            consequence: what is done about it.
+            rows: numbers of the records.
+            describe: tells what stands in a row.
+        """
         if len(rows):
             examples = tuple(describe(row) for row in rows[:NUM_EXAMPLES])
             self._found.append(Finding(problem, consequence, len(rows), examples))
@@ -54,6 +64,14 @@ class Findings:
         """Refuse the data set for a ``problem`` under the policy "error", count it as left out under "skip".
 
         The refusal names the first cases, the ``hint``, and the ``option`` that would leave them out.
+
+        Args:
+            problem: what is wrong, in words.
+            rows: numbers of the records.
+            describe: tells what stands in a row.
+            policy: whether they refuse the data set.
+            option: the argument by which the user chooses the policy.
+            hint: what else helps, ending in ". "; "" for nothing.
         """
         self.note(problem, LEFT_OUT, rows, describe)
         if len(rows) and policy == "error":

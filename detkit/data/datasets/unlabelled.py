@@ -133,7 +133,12 @@ class VideoFrames:
 
 
 class InMemory(DetectionDataset):
-    """Pictures that have been read, as a data set without boxes; image ids are their numbers."""
+    """Pictures that have been read, as a data set without boxes; image ids are their numbers.
+
+    Args:
+        pictures: at least one.
+        categories: the classes that are to be found.
+    """
 
     def __init__(self, pictures: Sequence[Picture], categories: Categories) -> None:
         self._pictures = pictures

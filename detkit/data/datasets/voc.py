@@ -5,15 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
-from xml.etree import ElementTree
 
 import numpy as np
 
 from detkit.config import DATASETS
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.datasets.checks import ImageRecord, Oddity, RawAnnotations, check_annotations
-from detkit.data.datasets.fields import FLAG_VALUES, parse_flag
+from detkit.data.datasets.fields import FLAG_VALUES
 from detkit.data.datasets.files import (
     IMAGE_ENDINGS,
     list_files,
@@ -23,13 +21,9 @@ from detkit.data.datasets.files import (
     with_nearest,
 )
 from detkit.data.datasets.findings import Findings, Policy
+from detkit.data.datasets.voc_xml import VocFile, VocObject, read_voc_xml
 from detkit.data.decode import read_image
 from detkit.structures import Categories
-
-Size = tuple[int, int]
-
-#: The corners of a <bndbox>, in the order of the numbers inside detkit.
-SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 ZERO_ADVICE = (
     "so all boxes are probably a pixel off: zero_based=true counts from 0, inclusive=false takes plain corners"
@@ -102,24 +96,6 @@ class VocDataset(DetectionDataset):
         return read_image(truth.file, truth.size)
 
 
-class _Object(NamedTuple):
-    """One ``<object>``: its class, its corners as in the file (NaN where there is no number), whether difficult.
-
-    ``difficult`` is None where the file has no flag there, but ``flag``; ``repeated`` names what it has twice.
-    """
-
-    name: str
-    corners: tuple[float, float, float, float]
-    difficult: bool | None
-    flag: str
-    repeated: str
-
-
-class _File(NamedTuple):
-    size: Size | None
-    objects: list[_Object]
-
-
 def _read_list(path: Path, xml_files: Mapping[str, Path]) -> list[str]:
     try:
         lines = read_text(path).split("\n")
@@ -150,12 +126,12 @@ def _with_xml(
     return [stem for stem in stems if stem in xml_files]
 
 
-def _parse_all(findings: Findings, files: Mapping[str, Path], policy: Policy) -> dict[str, _File]:
-    parsed: dict[str, _File] = {}
+def _parse_all(findings: Findings, files: Mapping[str, Path], policy: Policy) -> dict[str, VocFile]:
+    parsed: dict[str, VocFile] = {}
     broken: list[str] = []
     for stem, path in files.items():
         try:
-            parsed[stem] = _parse_file(path)
+            parsed[stem] = read_voc_xml(path)
         except ValueError as error:
             broken.append(str(error))
     findings.refuse(
@@ -168,58 +144,10 @@ def _parse_all(findings: Findings, files: Mapping[str, Path], policy: Policy) ->
     return parsed
 
 
-def _parse_file(path: Path) -> _File:
-    tree = _parse_xml(path)
-    if tree.tag != "annotation":
-        raise ValueError(f"{path}: not VOC's XML: the outermost element is <{tree.tag}>, not <annotation>")
-    h, w = (_number(tree.findtext(f"size/{side}")) for side in ("height", "width"))
-    size = (int(h), int(w)) if h >= 1 and w >= 1 else None
-    return _File(size, [_parse_object(path, i, node) for i, node in enumerate(tree.findall("object"), start=1)])
-
-
-def _parse_xml(path: Path) -> ElementTree.Element:
-    try:
-        data = path.read_bytes()
-        try:
-            return ElementTree.fromstring(data)
-        except ElementTree.ParseError:
-            raise
-        except ValueError:  # expat leaves encodings of several bytes (GBK, Shift JIS) to us
-            declared = re.match(rb"""\s*<\?xml[^>]*?encoding\s*=\s*["']([\w.-]+)""", data)
-            return ElementTree.fromstring(data.decode(declared[1].decode("ascii") if declared else "utf-8"))
-    except (OSError, ValueError, LookupError, ElementTree.ParseError) as error:
-        raise ValueError(f"{path}: not XML: {getattr(error, 'strerror', None) or error}") from error
-
-
-def _parse_object(path: Path, number: int, node: ElementTree.Element) -> _Object:
-    name = (node.findtext("name") or "").strip()
-    if not name:
-        raise ValueError(f"{path}: object {number} has no <name>")
-    xmin, ymin, xmax, ymax = (_number(node.findtext(f"bndbox/{side}")) for side in SIDES)
-    flag = node.findtext("difficult", default="0")
-    return _Object(name, (xmin, ymin, xmax, ymax), parse_flag(flag), flag, _repeated(node))
-
-
-def _repeated(node: ElementTree.Element) -> str:
-    """What an ``<object>`` has more than once of that which it may have once, in words; its parts have boxes too."""
-    counts = {tag: len(node.findall(tag)) for tag in ("name", "difficult", "bndbox")}
-    counts |= {side: len(node.findall(f"bndbox/{side}")) // max(1, counts["bndbox"]) for side in SIDES}
-    return "".join(f", {count} <{tag}>" for tag, count in counts.items() if count > 1)
-
-
-def _number(text: str | None) -> float:
-    """The finite number that ``text`` is, or NaN."""
-    try:
-        value = float(text or "nan")
-    except ValueError:
-        return np.nan
-    return value if np.isfinite(value) else np.nan
-
-
 def _records(
     findings: Findings,
     stems: Sequence[str],
-    parsed: Mapping[str, _File],
+    parsed: Mapping[str, VocFile],
     pictures: Mapping[str, Path],
     base: Path,
     policy: Policy,
@@ -239,7 +167,7 @@ def _records(
 
 
 def _raw_annotations(
-    files: Sequence[tuple[str, Sequence[_Object]]], names: Sequence[str], inclusive: bool, zero_based: bool
+    files: Sequence[tuple[str, Sequence[VocObject]]], names: Sequence[str], inclusive: bool, zero_based: bool
 ) -> RawAnnotations:
     objects = [o for _, found in files for o in found]
     owners = [i for i, (_, found) in enumerate(files) for _ in found]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from detkit.config import TRANSFORMS
-from detkit.data.sample import Sample
+from detkit.data.sample import Layout, Sample
 from detkit.data.transforms.base import Transform
 
 # The import asks the network for a newer version unless this is set; whoever imports albumentations later, as the
@@ -24,7 +24,8 @@ class Albumentations(Transform):
     """Transforms of the albumentations library, run in their order as one step.
 
     Boxes go with the image where a transform moves things; the way back to the original image is then lost, so such a
-    step serves training only. Normalize and ToTensorV2 have no place here: the detector normalises.
+    step serves training only, and where boxes go is known only once it has run. Normalize and ToTensorV2 have no place
+    here: the detector normalises.
 
     Args:
         transforms: albumentations' own transforms or compositions of them (``_target_: albumentations.CLAHE``).
@@ -44,6 +45,7 @@ class Albumentations(Transform):
             raise ValueError(f"min_size must be positive, not {min_size}")
         leaves = list(_leaves(transforms))
         self.moves_boxes = not all(isinstance(leaf, A.ImageOnlyTransform) for leaf in leaves)
+        self.has_plan = not self.moves_boxes
         boxes = A.BboxParams(
             "pascal_voc",
             label_fields=["rows"],
@@ -67,6 +69,9 @@ class Albumentations(Transform):
         rows = np.asarray(result["rows"], dtype=np.int64)
         moved = np.asarray(result["bboxes"], dtype=np.float32).reshape(-1, 4)
         return replace(sample.select(rows), image=image, boxes=_clip(moved, image.shape), affine=None)
+
+    def lay(self, layout: Layout, key: int) -> Layout:
+        return super().lay(layout, key) if self.moves_boxes else layout
 
 
 def _leaves(transforms: Sequence[Any]) -> Iterator[Any]:

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import cv2
 import numpy as np
 import torch
 
 from detkit.config import TRANSFORMS
-from detkit.data.sample import Sample
-from detkit.data.transforms.base import MixingTransform
-from detkit.data.transforms.canvas import blank, check_limits, check_scale, clip, paint
-from detkit.data.transforms.flip import mirror
-from detkit.data.transforms.resize import fit, scaled
+from detkit.data.sample import Layout
+from detkit.data.transforms.base import MixPlan, PlannedMixing
+from detkit.data.transforms.plan import (
+    Plan,
+    blank,
+    check_limits,
+    check_scale,
+    fitted,
+    paint,
+    render,
+    scaled,
+)
 from detkit.utils.seed import generator
 
 
 @TRANSFORMS
-class Mosaic(MixingTransform):
+class Mosaic(PlannedMixing):
     """Four images that meet in one point, zoomed and shifted together.
 
     The mosaic of YOLOv4 (Bochkovskiy et al., 2020) with the numbers of YOLOX (Ge et al., 2021), whose affine step after
@@ -65,25 +71,33 @@ class Mosaic(MixingTransform):
         if not 0 <= translate <= 0.5:
             raise ValueError(f"translate must be in [0, 0.5], not {translate}")
         check_scale(scale)
-        check_limits(min_visibility, min_size)
         self.size = size
         self.scale = scale
         self.translate = translate
-        self.limits = min_visibility, min_size
+        self.limits = check_limits(min_visibility, min_size)
 
-    def mix(self, sample: Sample, partners: Sequence[Sample], key: int) -> Sample:
-        if not partners:
-            return fit(sample, self.size)
+    def plan(self, layouts: Sequence[Layout], key: int) -> MixPlan:
+        if len(layouts) == 1:
+            alone = fitted(layouts[0].size, self.size)
+            return MixPlan((alone,), alone.move(layouts[0]))
         zoom, *fractions = torch.rand(5, generator=generator(key, "mosaic"), dtype=torch.float64).tolist()
         z = self.scale[0] + zoom * (self.scale[1] - self.scale[0])
         t_y, t_x, u_y, u_x = (f - 0.5 for f in fractions)
         y = round(self.size * (0.5 + 2 * self.translate * t_y + z * u_y))
         x = round(self.size * (0.5 + 2 * self.translate * t_x + z * u_x))
-        return clip(assemble([sample, *partners], self.size, z, y, x), *self.limits)
+        plans = assembly([layout.size for layout in layouts], self.size, z, y, x)
+        moved = [plan.move(layout) for plan, layout in zip(plans, layouts, strict=True)]
+        return MixPlan(plans, Layout.together(moved).clip(*self.limits))
+
+    def render(self, images: Sequence[np.ndarray], plans: Sequence[Plan]) -> np.ndarray:
+        canvas = blank(self.size, self.size)
+        for image, plan in zip(images, plans, strict=True):
+            paint(canvas, image, plan)
+        return canvas
 
 
 @TRANSFORMS
-class MixUp(MixingTransform):
+class MixUp(PlannedMixing):
     """The mean of two images, with the boxes of both.
 
     Mixup for detection (Zhang et al., "Bag of Freebies", 2019) with the numbers of YOLOX, where both images weigh one
@@ -120,43 +134,37 @@ class MixUp(MixingTransform):
         if not 0 <= flip <= 1:
             raise ValueError(f"flip must be in [0, 1], not {flip}")
         check_scale(scale)
-        check_limits(min_visibility, min_size)
         self.scale = scale
         self.flip = flip
-        self.limits = min_visibility, min_size
+        self.limits = check_limits(min_visibility, min_size)
 
-    def mix(self, sample: Sample, partners: Sequence[Sample], key: int) -> Sample:
-        if not partners:
-            return sample
+    def plan(self, layouts: Sequence[Layout], key: int) -> MixPlan:
+        first = layouts[0]
+        alone = MixPlan((Plan.resized(first.size, first.size),), first)
+        if len(layouts) == 1:
+            return alone
         zoom, coin, *places = torch.rand(4, generator=generator(key, "mixup"), dtype=torch.float64).tolist()
         z = self.scale[0] + zoom * (self.scale[1] - self.scale[0])
-        other = mirror(partners[0]) if coin < self.flip else partners[0]
+        other = layouts[1].size
         # A zoom above 1 makes the frame that the partner was fitted into larger than the sample: it moves by the rest.
-        top, left = (-round(place * max(0.0, z - 1) * side) for place, side in zip(places, sample.size, strict=True))
-        ratio = z * min(whole / side for whole, side in zip(sample.size, other.size, strict=True))
-        h, w = (scaled(side, ratio) for side in other.size)
-        other = clip(paint(blank(*sample.size), other, h, w, top, left), *self.limits)
-        if not len(other.boxes):
-            return sample
-        return together(cv2.addWeighted(sample.image, 0.5, other.image, 0.5, 0), [sample, other])
+        top, left = (-round(place * max(0.0, z - 1) * side) for place, side in zip(places, first.size, strict=True))
+        ratio = z * min(whole / side for whole, side in zip(first.size, other, strict=True))
+        h, w = (scaled(side, ratio) for side in other)
+        plan = Plan(other, first.size, (h, w), (top, left), mirrored=coin < self.flip, limits=self.limits)
+        moved = plan.move(layouts[1])
+        return MixPlan((*alone.plans, plan), Layout.together([first, moved])) if len(moved.boxes) else alone
+
+    def render(self, images: Sequence[np.ndarray], plans: Sequence[Plan]) -> np.ndarray:
+        return cv2.addWeighted(images[0], 0.5, render(images[1], plans[1]), 0.5, 0)
 
 
-def assemble(samples: Sequence[Sample], size: int, zoom: float, y: int, x: int) -> Sample:
-    """Four ``samples`` on a canvas of ``size`` x ``size`` px, with longer sides of ``zoom`` * ``size`` px.
+def assembly(sizes: Sequence[tuple[int, int]], size: int, zoom: float, y: int, x: int) -> tuple[Plan, ...]:
+    """Four images of ``sizes`` (h, w) px on ``size`` x ``size`` px, with longer sides of ``zoom`` * ``size`` px.
 
     They meet in the point (``x``, ``y``) px: above left, above right, below left, below right. Boxes are not clipped.
     """
-    canvas = blank(size, size)
-    tiles = []
-    for i, sample in enumerate(samples):
-        h, w = (scaled(side, zoom * size / max(sample.size)) for side in sample.size)
-        tiles.append(paint(canvas, sample, h, w, y - h if i < 2 else y, x - w if i % 2 == 0 else x))
-    return together(canvas, tiles)
-
-
-def together(image: np.ndarray, samples: Sequence[Sample]) -> Sample:
-    """``image`` with the objects of all ``samples``, which lie in its frame; there is no way back to one original."""
-    boxes, labels, ignore = (
-        np.concatenate([getattr(s, name) for s in samples]) for name in ("boxes", "labels", "ignore")
-    )
-    return replace(samples[0], image=image, boxes=boxes, labels=labels, ignore=ignore, affine=None)
+    plans = []
+    for i, before in enumerate(sizes):
+        h, w = (scaled(side, zoom * size / max(before)) for side in before)
+        plans.append(Plan(before, (size, size), (h, w), (y - h if i < 2 else y, x - w if i % 2 == 0 else x)))
+    return tuple(plans)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import torch
 
 from detkit.config import TRANSFORMS
-from detkit.data.sample import Sample
-from detkit.data.transforms.base import Transform
-from detkit.data.transforms.canvas import blank, check_limits, check_scale, clip, paint
-from detkit.data.transforms.resize import scaled
+from detkit.data.transforms.base import PlannedTransform
+from detkit.data.transforms.plan import Plan, check_limits, check_scale, scaled
 from detkit.utils.seed import generator
 
 
 @TRANSFORMS
-class RandomWindow(Transform):
+class RandomWindow(PlannedTransform):
     """What a window of random size and place shows of the image, resized to ``height`` x ``width`` px; grey beside it.
 
     With ``keep_aspect`` the window has the output's aspect and is ``scale`` times the smallest one around the image:
@@ -54,23 +52,19 @@ class RandomWindow(Transform):
         if not 0 <= shift <= 0.5:
             raise ValueError(f"shift must be in [0, 0.5], not {shift}")
         check_scale(scale)
-        check_limits(min_visibility, min_size)
         self.size = height, width
         self.scale = scale
         self.shift = shift
         self.keep_aspect = keep_aspect
-        self.limits = min_visibility, min_size
+        self.limits = check_limits(min_visibility, min_size)
 
-    def __call__(self, sample: Sample, key: int) -> Sample:
+    def plan(self, size: tuple[int, int], key: int) -> Plan:
         drawn = torch.rand(4, generator=generator(key), dtype=torch.float64).tolist()
-        ratios = [whole / side for whole, side in zip(self.size, sample.size, strict=True)]
+        ratios = [whole / side for whole, side in zip(self.size, size, strict=True)]
         scales = [self.scale[0] + f * (self.scale[1] - self.scale[0]) for f in drawn[:2]]
         if self.keep_aspect:
             ratios, scales = [min(ratios)] * 2, scales[:1] * 2
-        sides, starts = [], []
-        for axis in (0, 1):
-            side = scaled(sample.size[axis], ratios[axis] / scales[axis])
-            centre = 0.5 + self.shift * (2 * drawn[2 + axis] - 1)
-            sides.append(side)
-            starts.append(round(self.size[axis] / 2 - centre * side))
-        return clip(paint(blank(*self.size), sample, *sides, *starts), *self.limits)
+        h, w = (scaled(side, ratio / scale) for side, ratio, scale in zip(size, ratios, scales, strict=True))
+        centre_y, centre_x = (0.5 + self.shift * (2 * f - 1) for f in drawn[2:])
+        corner = round(self.size[0] / 2 - centre_y * h), round(self.size[1] / 2 - centre_x * w)
+        return Plan(size, self.size, (h, w), corner, limits=self.limits)

@@ -5,8 +5,9 @@ The level rule is common to all (Lin et al., FPN, CVPR 2017, equation 1): k = fl
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -76,9 +77,21 @@ class _PyramidPool(RegionPool):
             image_sizes=images.sizes,
         )
 
+    def out_channels(self, channels: int) -> int:
+        return channels
+
     @abstractmethod
     def read(self, features: Sequence[Tensor], placed: Placed, **options: Any) -> Tensor:
         """The grids (R, C', resolution, resolution); ``options`` are those that the pooling ops share."""
+
+
+def _beside_the_common(init: Callable[..., None]) -> Callable[..., None]:
+    """A pool's constructor whose schema has, before its own arguments, those that it hands on as ``**common``."""
+    shared, own = (inspect.signature(f).parameters for f in (_PyramidPool.__init__, init))
+    named = {**shared, **{name: p for name, p in own.items() if p.kind is not p.VAR_KEYWORD}}
+    init.__annotations__ = {name: p.annotation for name, p in named.items() if p.annotation is not p.empty}
+    init.__signature__ = inspect.Signature(list(named.values()))  # pyright: ignore[reportFunctionMemberAccess]
+    return init
 
 
 @REGION_POOLS
@@ -96,26 +109,10 @@ class RoIAlign(_PyramidPool):
             ends, and results for an image do not depend on the other images of its batch.
     """
 
-    def __init__(
-        self,
-        *,
-        in_spec: FeatureSpec,
-        resolution: Count = 7,
-        sampling_ratio: int = 2,
-        num_levels: Count | None = 4,
-        canonical_size: float = 224.0,
-        canonical_stride: float = 16.0,
-        aligned: bool = True,
-        in_padding: bool = False,
-    ) -> None:
-        super().__init__(
-            in_spec=in_spec, resolution=resolution, sampling_ratio=sampling_ratio, num_levels=num_levels,
-            canonical_size=canonical_size, canonical_stride=canonical_stride,
-        )  # fmt: skip
+    @_beside_the_common
+    def __init__(self, *, in_spec: FeatureSpec, aligned: bool = True, in_padding: bool = False, **common: Any) -> None:
+        super().__init__(in_spec=in_spec, **common)
         self.aligned, self.in_padding = aligned, in_padding
-
-    def out_channels(self, channels: int) -> int:
-        return channels
 
     def read(self, features: Sequence[Tensor], placed: Placed, **options: Any) -> Tensor:
         if self.in_padding:
@@ -157,24 +154,10 @@ class DeformRoIPool(_PyramidPool):
         resolution, sampling_ratio, num_levels, canonical_size, canonical_stride: as of :class:`RoIAlign`.
     """
 
-    def __init__(
-        self,
-        *,
-        in_spec: FeatureSpec,
-        resolution: Count = 7,
-        sampling_ratio: int = 2,
-        num_levels: Count | None = 4,
-        canonical_size: float = 224.0,
-        canonical_stride: float = 16.0,
-    ) -> None:
-        super().__init__(
-            in_spec=in_spec, resolution=resolution, sampling_ratio=sampling_ratio, num_levels=num_levels,
-            canonical_size=canonical_size, canonical_stride=canonical_stride,
-        )  # fmt: skip
-        self.offset = _zero_linear(in_spec.channels[0] * resolution**2, 2 * resolution**2)
-
-    def out_channels(self, channels: int) -> int:
-        return channels
+    @_beside_the_common
+    def __init__(self, *, in_spec: FeatureSpec, **common: Any) -> None:
+        super().__init__(in_spec=in_spec, **common)
+        self.offset = _zero_linear(in_spec.channels[0] * self.resolution**2, 2 * self.resolution**2)
 
     def read(self, features: Sequence[Tensor], placed: Placed, **options: Any) -> Tensor:
         fixed = multi_level_roi_align(features, *placed, **options)
@@ -193,32 +176,17 @@ class ModulatedDeformRoIPool(_PyramidPool):
         hidden: width of the two layers before the last, 1024 in the paper.
     """
 
-    def __init__(
-        self,
-        *,
-        in_spec: FeatureSpec,
-        resolution: Count = 7,
-        sampling_ratio: int = 2,
-        num_levels: Count | None = 4,
-        canonical_size: float = 224.0,
-        canonical_stride: float = 16.0,
-        hidden: Count = 1024,
-    ) -> None:
-        super().__init__(
-            in_spec=in_spec, resolution=resolution, sampling_ratio=sampling_ratio, num_levels=num_levels,
-            canonical_size=canonical_size, canonical_stride=canonical_stride,
-        )  # fmt: skip
+    @_beside_the_common
+    def __init__(self, *, in_spec: FeatureSpec, hidden: Count = 1024, **common: Any) -> None:
+        super().__init__(in_spec=in_spec, **common)
         layers: list[nn.Module] = []
-        for inputs in (in_spec.channels[0] * resolution**2, hidden):
+        for inputs in (in_spec.channels[0] * self.resolution**2, hidden):
             layer = nn.Linear(inputs, hidden)
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
             layers += [layer, nn.ReLU(inplace=True)]
         self.hidden = nn.Sequential(*layers)
-        self.offset = _zero_linear(hidden, 3 * resolution**2)
-
-    def out_channels(self, channels: int) -> int:
-        return channels
+        self.offset = _zero_linear(hidden, 3 * self.resolution**2)
 
     def read(self, features: Sequence[Tensor], placed: Placed, **options: Any) -> Tensor:
         fixed = multi_level_roi_align(features, *placed, **options)

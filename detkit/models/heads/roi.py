@@ -38,7 +38,6 @@ class Sampled(NamedTuple):
     regions: Tensor
     labels: Tensor
     boxes: Tensor
-    num_positive: int
 
 
 @ROI_HEADS
@@ -129,7 +128,7 @@ class RoIHead(RegionHead):
         positive, negative = self.sampler(assignment, generator(key, "roi"), losses)
         index = torch.cat([positive, negative])
         labels = assignment.labels(target, self.num_classes)[index]
-        return Sampled(regions[index], labels, target.boxes[assignment.matched[positive]], len(positive))
+        return Sampled(regions[index], labels, target.boxes[assignment.matched[positive]])
 
     @full_precision
     def _losses_of_all(

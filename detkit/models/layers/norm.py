@@ -21,6 +21,8 @@ _GROUPS = 32
 
 def make_norm(name: NormName, channels: int, eps: float = 1e-5) -> nn.Module:
     """The layer that ``name`` means, for maps of ``channels``."""
+    if not (eps > 0 or (eps == 0 and name == "frozen_bn")):
+        raise ValueError(f"norm_eps={eps:g} goes with norm=frozen_bn alone; {name} needs one above 0, as 1e-5")
     if name == "bn":
         return nn.BatchNorm2d(channels, eps=eps)
     if name == "frozen_bn":

@@ -1,0 +1,178 @@
+"""``tools/convert.py``: a data set in another layout, split into parts if wanted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import rich
+from omegaconf import DictConfig
+from rich.table import Table
+from rich.text import Text
+
+from detkit.app.entry import run_tool
+from detkit.app.schema import DataSection
+from detkit.app.setup import build_dataset, check_values
+from detkit.config import ConfigError, validate
+from detkit.config.validate import plain
+from detkit.data.datasets.base import DetectionDataset
+from detkit.data.split import groups_of, split_groups
+from detkit.data.writers import LAYOUTS, Losses, relative_names, write
+from detkit.utils.files import named
+from detkit.utils.log import set_up_logging
+
+
+@dataclass
+class ConvertSchema:
+    """``tools/convert.py``."""
+
+    data: DataSection
+    to: Literal["coco", "voc", "yolo"] | None = None
+    output: str | None = None
+    split: str = "train"
+    into: Mapping[str, float] | None = None
+    group: str | None = None
+    seed: int = 0
+    pictures: Literal["copy", "link"] = "copy"
+
+
+def main() -> None:
+    """The command line."""
+    run_tool(run, "convert")
+
+
+def run(cfg: DictConfig, folder: Path) -> None:
+    """Convert ``cfg.data[cfg.split]``; ``folder``, Hydra's, stays as it is."""
+    validate(cfg, ConvertSchema)
+    node = plain(cfg)
+    check_values(node)
+    set_up_logging()
+    for key, allowed in (("to", f"one of {', '.join(LAYOUTS)}"), ("output", "the folder to write")):
+        if node[key] is None:
+            raise ConfigError(f"{key}: must be given: {allowed}")
+    if node["group"] is not None and node["into"] is None:
+        raise ConfigError("group: says which images stay together in a split, and into says no parts")
+    split = node["split"]
+    if node["data"].get(split) is None:
+        raise ConfigError(f"split: the configuration has no data.{split}")
+    output = Path(node["output"])
+    check_free(output)
+    dataset = build_dataset(node["data"][split], f"data.{split}")
+    parts = plan_parts(dataset, node["into"] or {split: 1.0}, node["group"], node["seed"])
+    losses = convert(dataset, node["to"], parts, output, is_linked=node["pictures"] == "link")
+    rich.print(parts_table(dataset, parts))
+    for line in losses.describe():
+        rich.get_console().print(Text(line), soft_wrap=True)
+    known = " ".join(f"data.{name}={value}" for name, value in _reading(node["to"], list(parts)))
+    line = f"next: python tools/inspect_data.py data={node['to']} data.root={output} {known}".rstrip()
+    rich.get_console().print(Text(line), soft_wrap=True)
+
+
+def check_free(output: Path) -> None:
+    """Refuse a folder that holds something: nothing is written over.
+
+    Raises:
+        ConfigError: as it says.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"output: {output} is there and not empty; nothing is written over: choose another folder")
+
+
+def plan_parts(
+    dataset: DetectionDataset, shares: Mapping[str, float], group: str | None, seed: int
+) -> dict[str, list[int]]:
+    """The images of each part, by their places in ``dataset``.
+
+    Raises:
+        ConfigError: shares or groups are none, or a part would be empty.
+    """
+    try:
+        return split_groups(groups_of(relative_names(dataset), group), shares, seed)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def convert(
+    dataset: DetectionDataset,
+    layout: Literal["coco", "voc", "yolo"],
+    parts: Mapping[str, Sequence[int]],
+    output: Path,
+    *,
+    is_linked: bool = False,
+) -> Losses:
+    """Write ``dataset`` to ``output``, whole or not at all: beside it first, then by its name.
+
+    Args:
+        dataset: what to write.
+        layout: see :func:`detkit.data.writers.write`, which also tells what each cannot hold.
+        parts: name -> places of its images.
+        output: missing or empty.
+        is_linked: symbolic links instead of copies of the pictures.
+
+    Raises:
+        ConfigError: ``output`` is not empty, or the layout cannot hold two of the pictures.
+        OSError: it cannot be written; the error names it.
+    """
+    check_free(output)
+    with named(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    try:
+        losses = write(dataset, layout, parts, partial, is_linked)
+        partial.chmod(0o755)  # mkdtemp makes it private
+        os.replace(partial, output)  # fails where something has come there since
+    except ValueError as error:
+        raise ConfigError(f"to: {error}") from error
+    except OSError as error:
+        place = str(error.filename or partial).replace(str(partial), str(output))
+        raise OSError(error.errno, error.strerror, place) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return losses
+
+
+def parts_table(dataset: DetectionDataset, parts: Mapping[str, Sequence[int]]) -> Table:
+    """Images, boxes, and boxes of each class, by part; crowds apart."""
+    table = Table(title="images and boxes of each part", title_justify="left")
+    table.add_column("")
+    for part in parts:
+        table.add_column(part, justify="right")
+    counts = [_count(dataset, places) for places in parts.values()]
+    table.add_row("images", *(str(len(places)) for places in parts.values()))
+    table.add_row("boxes", *(str(int(boxes.sum())) for boxes, _ in counts))
+    if any(crowds for _, crowds in counts):
+        table.add_row("crowds", *(str(crowds) for _, crowds in counts))
+    table.add_section()
+    for k, name in enumerate(dataset.categories.names):
+        table.add_row(Text(name), *(str(int(boxes[k])) for boxes, _ in counts))
+    return table
+
+
+def _count(dataset: DetectionDataset, places: Sequence[int]) -> tuple[np.ndarray, int]:
+    """Boxes (K,) that are no crowds, and the number of crowds."""
+    boxes, crowds = np.zeros(len(dataset.categories), np.int64), 0
+    for i in places:
+        truth = dataset.truths[i]
+        boxes += np.bincount(truth.labels[~truth.crowd], minlength=len(boxes))
+        crowds += int(truth.crowd.sum())
+    return boxes, crowds
+
+
+def _reading(layout: str, parts: Sequence[str]) -> list[tuple[str, str]]:
+    """Overrides with which data=<layout> finds the first part, where it has not the usual name."""
+    part = parts[0]
+    if part == "train":
+        return []
+    return [{"coco": ("train.annotations", f"{part}.json"), "voc": ("train.split", part)}.get(
+        layout, ("train.images", f"images/{part}")
+    )]  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""Data sets written in the layouts that detkit reads, and what each of them cannot hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Literal, get_args
+from xml.etree import ElementTree
+
+import numpy as np
+import yaml
+
+from detkit.data.datasets.base import DetectionDataset
+from detkit.data.datasets.files import normal_name
+from detkit.data.datasets.table import clipped_corners, is_usable
+from detkit.structures import GroundTruth
+
+Layout = Literal["coco", "voc", "yolo"]
+LAYOUTS = get_args(Layout)
+
+#: Decimals of YOLO's shares: with six a corner is exact to a thousandth of a pixel in pictures of up to 1300 px.
+DECIMALS = 6
+
+
+@dataclass
+class Losses:
+    """What a layout could not hold: ``counts`` of what happened, ``moved`` the most that a corner moved (px)."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    moved: float = 0.0
+
+    def describe(self) -> list[str]:
+        """A line for each kind."""
+        lines = [f"{what}: {count}" for what, count in self.counts.items() if count]
+        return lines + ([f"corners moved by up to {self.moved:.2g} px, as the format rounds"] if self.moved else [])
+
+
+def relative_names(dataset: DetectionDataset) -> list[str]:
+    """The path of each picture below the folder that all are in, with slashes."""
+    files = [os.path.abspath(truth.file) for truth in dataset.truths]
+    folder = os.path.commonpath([os.path.dirname(file) for file in files])
+    return [normal_name(os.path.relpath(file, folder)) for file in files]
+
+
+def write(
+    dataset: DetectionDataset, layout: Layout, parts: Mapping[str, Sequence[int]], folder: Path, is_linked: bool
+) -> Losses:
+    """Write ``dataset`` into the empty ``folder``, as ``data=<layout> data.root=<folder>`` reads it.
+
+    - "coco" holds all: ids, boxes and areas stay what they are.
+    - "voc" counts whole pixels: corners are rounded to the nearest, and boxes cut at the border of their image. Crowds
+      become difficult.
+    - "yolo" has shares with six decimals, boxes cut at the border, and no crowds: they are left out.
+
+    In the latter two ids are not kept, nor the areas of masks, and boxes without area inside their image are left out.
+
+    Args:
+        dataset: what to write.
+        parts: name -> places of its images in ``dataset``.
+        is_linked: pictures become symbolic links to the old ones, not copies.
+
+    Raises:
+        ValueError: two pictures would have the same annotation file.
+        OSError: something cannot be written.
+    """
+    names = relative_names(dataset)
+    if layout != "coco":
+        _check_stems(names)
+    losses = Losses()
+    for part, places in parts.items():
+        _WRITERS[layout](dataset, names, part, places, folder, losses)
+        for i in places:
+            target = folder / _PICTURES[layout].format(part=part) / names[i]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if is_linked:
+                target.symlink_to(os.path.abspath(dataset.truths[i].file))
+            else:
+                shutil.copyfile(dataset.truths[i].file, target)
+    if layout == "yolo":
+        _write_names(dataset, parts, folder)
+    elif layout == "voc":
+        used = {int(k) for places in parts.values() for i in places for k in dataset.truths[i].labels}
+        losses.counts["classes without a box lost: no list names them"] = len(dataset.categories) - len(used)
+    return losses
+
+
+def _check_stems(names: Sequence[str]) -> None:
+    seen: dict[str, str] = {}
+    for name in names:
+        stem = os.path.splitext(name)[0]
+        if stem in seen:
+            raise ValueError(f"{seen[stem]} and {name} would have the same annotation file; to=coco can hold both")
+        seen[stem] = name
+
+
+def _write_coco(
+    dataset: DetectionDataset, names: Sequence[str], part: str, places: Sequence[int], folder: Path, losses: Losses
+) -> None:
+    images, annotations = [], []
+    for i in places:
+        truth = dataset.truths[i]
+        h, w = truth.size
+        images.append({"id": truth.image_id, "file_name": names[i], "width": w, "height": h})
+        rows = zip(truth.annotation_ids, truth.labels, truth.boxes, truth.area, truth.crowd, strict=True)
+        annotations += [
+            {
+                "id": int(annotation_id), "image_id": truth.image_id, "category_id": dataset.categories.ids[label],
+                "bbox": box.tolist(), "area": float(area), "iscrowd": int(crowd),
+            }
+            for annotation_id, label, box, area, crowd in rows
+        ]  # fmt: skip
+    pairs = zip(dataset.categories.ids, dataset.categories.names, strict=True)
+    content = {"images": images, "annotations": annotations, "categories": [{"id": i, "name": n} for i, n in pairs]}
+    (folder / f"{part}.json").write_text(json.dumps(content))
+
+
+def _write_voc(
+    dataset: DetectionDataset, names: Sequence[str], part: str, places: Sequence[int], folder: Path, losses: Losses
+) -> None:
+    lists = folder / "ImageSets" / "Main"
+    lists.mkdir(parents=True, exist_ok=True)
+    stems = [os.path.splitext(names[i])[0] for i in places]
+    (lists / f"{part}.txt").write_text("".join(f"{stem}\n" for stem in stems), encoding="utf-8")
+    for i, stem in zip(places, stems, strict=True):
+        truth = dataset.truths[i]
+        corners, kept = _inside(truth, losses)
+        first = np.minimum(corners[:, :2].round(), np.array(truth.size)[::-1] - 1)  # a pixel at least remains
+        pixels = np.concatenate([first + 1, np.maximum(corners[:, 2:].round(), first + 1)], axis=1)
+        losses.moved = max(losses.moved, float(np.abs(pixels - [1, 1, 0, 0] - corners).max(initial=0.0)))
+        losses.counts["crowds written as difficult"] += int(truth.crowd[kept].sum())
+        path = folder / "Annotations" / f"{stem}.xml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        objects = zip(truth.labels[kept], pixels.astype(int).tolist(), truth.crowd[kept], strict=True)
+        tree = _voc_tree(names[i], truth.size, [(dataset.categories.names[k], box, crowd) for k, box, crowd in objects])
+        tree.write(path, encoding="utf-8")
+
+
+def _voc_tree(
+    name: str, size: tuple[int, int], objects: Sequence[tuple[str, Sequence[int], bool]]
+) -> ElementTree.ElementTree:
+    root = ElementTree.Element("annotation")
+    ElementTree.SubElement(root, "filename").text = PurePosixPath(name).name
+    _add(ElementTree.SubElement(root, "size"), width=size[1], height=size[0], depth=3)
+    for category, (xmin, ymin, xmax, ymax), crowd in objects:
+        node = ElementTree.SubElement(root, "object")
+        _add(node, name=category, difficult=int(crowd))
+        _add(ElementTree.SubElement(node, "bndbox"), xmin=xmin, ymin=ymin, xmax=xmax, ymax=ymax)
+    ElementTree.indent(root)
+    return ElementTree.ElementTree(root)
+
+
+def _add(node: ElementTree.Element, **values: object) -> None:
+    for name, value in values.items():
+        ElementTree.SubElement(node, name).text = str(value)
+
+
+def _write_yolo(
+    dataset: DetectionDataset, names: Sequence[str], part: str, places: Sequence[int], folder: Path, losses: Losses
+) -> None:
+    for i in places:
+        truth = dataset.truths[i]
+        corners, kept = _inside(truth, losses)
+        crowd = truth.crowd[kept]
+        losses.counts["crowds left out: the format has none"] += int(crowd.sum())
+        scale = np.array([truth.size[1], truth.size[0]] * 2)
+        shares = np.concatenate([corners[:, :2] + corners[:, 2:], 2 * (corners[:, 2:] - corners[:, :2])], axis=1)
+        shares = (shares[~crowd] / 2 / scale).round(DECIMALS)
+        back = np.concatenate([shares[:, :2] - shares[:, 2:] / 2, shares[:, :2] + shares[:, 2:] / 2], axis=1) * scale
+        losses.moved = max(losses.moved, float(np.abs(back - corners[~crowd]).max(initial=0.0)))
+        path = folder / "labels" / part / f"{os.path.splitext(names[i])[0]}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = zip(truth.labels[kept][~crowd], shares.tolist(), strict=True)
+        path.write_text("".join(f"{k} {' '.join(f'{s:.{DECIMALS}f}' for s in box)}\n" for k, box in rows))
+
+
+def _write_names(dataset: DetectionDataset, parts: Mapping[str, Sequence[int]], folder: Path) -> None:
+    content = {part: f"images/{part}" for part in parts} | {"names": dict(enumerate(dataset.categories.names))}
+    (folder / "data.yaml").write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _inside(truth: GroundTruth, losses: Losses) -> tuple[np.ndarray, np.ndarray]:
+    """The corners (n, 4) px of the boxes that have an area inside the image, cut at its border; (N,) bool, which."""
+    corners = clipped_corners(truth.boxes, np.array(truth.size))
+    kept = is_usable(corners)
+    whole = np.concatenate([truth.boxes[:, :2], truth.boxes[:, :2] + truth.boxes[:, 2:]], axis=1)
+    cut = np.abs(whole - corners)[kept].max(axis=1, initial=0.0) > 1e-6
+    losses.counts["boxes cut at the border of their image"] += int(cut.sum())
+    losses.counts["boxes without area inside their image left out"] += int((~kept).sum())
+    losses.counts["areas of masks lost: the format has none"] += int(
+        (np.abs(truth.area - truth.boxes[:, 2] * truth.boxes[:, 3])[kept] > 1e-3).sum()
+    )
+    return corners[kept], kept
+
+
+_WRITERS = {"coco": _write_coco, "voc": _write_voc, "yolo": _write_yolo}
+_PICTURES = {"coco": "images", "voc": "JPEGImages", "yolo": "images/{part}"}

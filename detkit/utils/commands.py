@@ -1,0 +1,23 @@
+"""How detkit's tools are started, so that messages name a command in the user's own words."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+#: Tools that have another name in ``detkit NAME``.
+_NAMES = {"list_components": "list"}
+
+_CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def command(tool: str) -> str:
+    """``python tools/train.py`` in a checkout, ``detkit train`` where that was typed or there is no checkout.
+
+    Args:
+        tool: as its file is called: "train", "inspect_data".
+    """
+    typed = Path(sys.argv[0]).name.partition(" ")[0].removesuffix(".exe")
+    if typed != "detkit" and (_CHECKOUT / "tools" / f"{tool}.py").is_file():
+        return f"python tools/{tool}.py"
+    return f"detkit {_NAMES.get(tool, tool.replace('_', '-'))}"

@@ -1,0 +1,205 @@
+"""``tools/convert.py``: there and back, what is lost on the way is told, and nothing is written over."""
+
+import errno
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from detkit.app import convert
+from detkit.config import ConfigError
+from detkit.data import CocoDataset, VocDataset, YoloDataset
+from detkit.data.writers import relative_names
+from tests.app.tools import call
+from tests.data.builders import annotation, coco_set, image, write_coco
+
+READERS = {
+    "coco": lambda root: CocoDataset(root=str(root)),
+    "voc": lambda root: VocDataset(root=str(root)),
+    "yolo": lambda root: YoloDataset(root=str(root)),
+}
+
+#: How far a corner may be off, px in pictures of 40 x 56: VOC has whole ones, YOLO six decimals of the side.
+EXACT = {"coco": 0.0, "voc": 0.5, "yolo": 1e-4}
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Images of two sizes in two folders, boxes with fractions, a crowd or two."""
+    root = coco_set(tmp_path / "source")
+    content = json.loads((root / "train.json").read_text())
+    for record in content["images"]:
+        old, new = record["file_name"], f"cam{record['id'] % 2}/{record['id']}.png"
+        (root / "images" / new).parent.mkdir(exist_ok=True)
+        shutil.move(root / "images" / old, root / "images" / new)
+        record["file_name"] = new
+    (root / "train.json").write_text(json.dumps(content))
+    return CocoDataset(root=str(root))
+
+
+def everything(data):
+    return {"train": list(range(len(data)))}
+
+
+def corners(truth, rows=slice(None)):
+    boxes = truth.boxes[rows]
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+
+
+@pytest.mark.parametrize("layout", ["coco", "voc", "yolo"])
+def test_there_and_back(source, tmp_path, layout):
+    losses = convert.convert(source, layout, everything(source), tmp_path / "there")
+    there = READERS[layout](tmp_path / "there")
+    convert.convert(there, "coco", everything(there), tmp_path / "back")
+    back = READERS["coco"](tmp_path / "back")
+    assert sorted(relative_names(back)) == sorted(relative_names(source))
+    by_name = dict(zip(relative_names(back), back.truths, strict=True))
+    furthest, num_boxes = 0.0, 0
+    for name, truth in zip(relative_names(source), source.truths, strict=True):
+        found = by_name[name]
+        rows = ~truth.crowd if layout == "yolo" else np.ones(len(truth), bool)
+        assert found.size == truth.size
+        assert [back.categories.names[k] for k in found.labels] == [
+            source.categories.names[k] for k in truth.labels[rows]
+        ]
+        assert found.crowd.tolist() == truth.crowd[rows].tolist()
+        furthest = max(furthest, np.abs(corners(found) - corners(truth, rows)).max(initial=0.0))
+        num_boxes += len(found)
+        if layout == "coco":
+            assert found.image_id == truth.image_id
+            assert found.annotation_ids.tolist() == truth.annotation_ids.tolist()
+            np.testing.assert_array_equal(found.boxes, truth.boxes)
+            np.testing.assert_array_equal(found.area, truth.area)
+    assert furthest <= EXACT[layout] + 1e-9
+    assert losses.moved == pytest.approx(furthest)
+    assert num_boxes > 10
+    np.testing.assert_array_equal(there.read(0), source.read(relative_names(source).index(relative_names(there)[0])))
+
+
+def test_what_is_lost_is_counted(tmp_path):
+    boxes = [
+        annotation(1, 1, [1, 1, 9, 9], iscrowd=1), annotation(2, 1, [50, 30, 40, 40]), annotation(3, 1, [70, 5, 9, 9]),
+        annotation(4, 1, [1, 1, 0, 5]), annotation(5, 1, [2, 2, 20, 20], area=250), annotation(6, 1, [5, 5, 0.3, 0.3]),
+    ]  # fmt: skip
+    data = CocoDataset(root=str(write_coco(tmp_path / "set", [image(1)], boxes)))
+    assert convert.convert(data, "coco", everything(data), tmp_path / "coco").describe() == []
+    shared = [
+        "boxes cut at the border of their image: 1", "boxes without area inside their image left out: 2",
+        "areas of masks lost: the format has none: 1",
+    ]  # fmt: skip
+    voc = convert.convert(data, "voc", everything(data), tmp_path / "voc").describe()
+    assert voc[:3] == shared
+    assert voc[3:] == [
+        "crowds written as difficult: 1", "classes without a box lost: no list names them: 1",
+        "corners moved by up to 0.7 px, as the format rounds",
+    ]  # fmt: skip
+    yolo = convert.convert(data, "yolo", everything(data), tmp_path / "yolo").describe()
+    assert [*shared, "crowds left out: the format has none: 1"] == yolo[:4]
+    assert VocDataset(root=str(tmp_path / "voc")).truths[0].boxes.tolist() == [
+        [1, 1, 9, 9], [50, 30, 14, 18], [2, 2, 20, 20], [5, 5, 1, 1],
+    ]  # fmt: skip
+
+
+def test_names_with_signs_of_xml_and_yaml(tmp_path):
+    categories = [{"id": 1, "name": 'a <b> & "c"'}, {"id": 2, "name": "yes: 007 \u00e9"}]
+    rows = [annotation(1, 1, [1, 1, 9, 9], 1), annotation(2, 1, [2, 2, 9, 9], 2)]
+    data = CocoDataset(root=str(write_coco(tmp_path / "set", [image(1, file_name="\u00e9 1.png")], rows, categories)))
+    for layout in ("voc", "yolo"):
+        convert.convert(data, layout, everything(data), tmp_path / layout)
+        assert READERS[layout](tmp_path / layout).categories.names == data.categories.names
+
+
+def test_the_tool_splits_and_tells(source, tmp_path, monkeypatch, capsys):
+    root, out = tmp_path / "source", tmp_path / "out"
+    arguments = ["data=coco", f"data.root={root}", "to=yolo", f"output={out}", "into={train: 0.5, test: 0.5}"]
+    output = call(convert.main, monkeypatch, capsys, *arguments, "group=folder")
+    parts = [YoloDataset(root=str(out), images=f"images/{part}") for part in ("train", "test")]
+    folders = [{name.split("/")[0] for name in os.listdir(out / "images" / part)} for part in ("train", "test")]
+    assert sorted(map(sorted, folders)) == [["cam0"], ["cam1"]]
+    counts = [sum((t.labels == 0).sum() for t in part.truths) for part in parts]
+    row = next(line for line in output.splitlines() if " cat " in line)
+    assert [int(n) for n in row.replace("\u2502", " ").split()[1:]] == counts
+    num_crowds = sum(int(truth.crowd.sum()) for truth in source.truths)
+    assert f"crowds left out: the format has none: {num_crowds}" in output
+    assert f"next: python tools/inspect_data.py data=yolo data.root={out}" in output
+    again = call(convert.main, monkeypatch, capsys, *arguments, code=2)
+    assert f"output: {out} is there and not empty; nothing is written over: choose another folder" in again
+    assert {p.name for p in tmp_path.iterdir()} == {"source", "out"}
+
+
+@pytest.mark.parametrize(
+    ("layout", "into", "override"),
+    [
+        ("coco", "{test: 1}", "data.train.annotations=test.json"),
+        ("voc", "{test: 1}", "data.train.split=test"),
+        ("yolo", "{test: 1}", "data.train.images=images/test"),
+        ("coco", "null", ""),
+    ],
+)
+def test_the_next_command_reads_what_was_written(source, tmp_path, monkeypatch, capsys, layout, into, override):
+    out = tmp_path / "out"
+    start = ("data=coco", f"data.root={tmp_path / 'source'}", f"to={layout}", f"output={out}", f"into={into}")
+    output = call(convert.main, monkeypatch, capsys, *start, "pictures=link")
+    assert f"next: python tools/inspect_data.py data={layout} data.root={out} {override}".rstrip() in output
+    pictures = list(out.rglob("*.png"))
+    assert len(pictures) == 12
+    assert all(path.is_symlink() and path.exists() for path in pictures)
+    again = ("to=coco", f"output={tmp_path / 'again'}", f"data={layout}", f"data.root={out}")
+    call(convert.main, monkeypatch, capsys, *again, *([override] if override else []))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("to=null",), "to: must be given: one of coco, voc, yolo"),
+        (("to=pascal",), "to: must be one of 'coco', 'voc', 'yolo' or null, not 'pascal'"),
+        (("output=null",), "output: must be given: the folder to write"),
+        (("group=folder",), "group: says which images stay together in a split, and into says no parts"),
+        (("into={a: 0.5, b: 0.6}",), "into: the shares must add up to 1, not 1.1"),
+        (("into={a: 0.5, b: 0.5}", "group=(.*)_frame"), "group: '(.*)_frame' does not match cam1/1.png (and 11 more)"),
+        (("split=val",), "val.json: No such file or directory"),
+        (("splitt=val",), "splitt: no key 'splitt'; did you mean 'split'?"),
+    ],
+)
+def test_mistakes_get_one_clear_line(source, tmp_path, monkeypatch, capsys, overrides, message):
+    start = ("data=coco", f"data.root={tmp_path / 'source'}", "to=voc", f"output={tmp_path / 'out'}")
+    keys = {o.split("=")[0] for o in overrides}
+    start = [o for o in start if o.split("=")[0] not in keys]
+    assert message in call(convert.main, monkeypatch, capsys, *start, *overrides, code=2)
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_that_would_share_their_annotations(tmp_path):
+    root = write_coco(tmp_path / "set", [image(1, file_name="a.png"), image(2, file_name="a.jpg")], [])
+    data = CocoDataset(root=str(root))
+    with pytest.raises(ConfigError, match=r"to: a\.png and a\.jpg would have the same annotation file; to=coco can"):
+        convert.convert(data, "voc", everything(data), tmp_path / "out")
+    convert.convert(data, "coco", everything(data), tmp_path / "out")
+    assert len(CocoDataset(root=str(tmp_path / "out"))) == 2
+
+
+def test_a_full_disk_leaves_nothing_and_names_the_file(source, tmp_path, monkeypatch):
+    copied = []
+
+    def fill(old, new):
+        copied.append(new)
+        if len(copied) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(new))
+
+    monkeypatch.setattr("detkit.data.writers.shutil.copyfile", fill)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        convert.convert(source, "voc", everything(source), tmp_path / "out")
+    assert caught.value.filename == str(tmp_path / "out" / "JPEGImages" / "cam1" / "3.png")
+    assert {p.name for p in tmp_path.iterdir()} == {"source"}
+
+
+def test_an_empty_folder_is_taken_and_a_full_one_is_not(source, tmp_path):
+    (tmp_path / "out").mkdir()
+    convert.convert(source, "coco", everything(source), tmp_path / "out")
+    before = sorted((tmp_path / "out").rglob("*"))
+    with pytest.raises(ConfigError, match="is there and not empty"):
+        convert.convert(source, "voc", everything(source), tmp_path / "out")
+    assert sorted((tmp_path / "out").rglob("*")) == before
+    assert os.stat(tmp_path / "out").st_mode & 0o777 == 0o755
