@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from detkit.app.in_vain import said_in_vain
 from detkit.app.overrides import nearest_group, wrong_choices
 from detkit.app.schema import TrainSchema
 from detkit.config import ConfigError
@@ -48,6 +49,8 @@ def check_composition(
         mark = error.problem_mark or error.context_mark
         raise ConfigError(f"{mark.name}, line {mark.line + 1}: {error.problem}" if mark else str(error)) from error
     if errors := _idle(loader, config_name, arguments, mode):
+        raise ConfigError(errors)
+    if mode is RunMode.RUN and (errors := said_in_vain(loader, config_name, arguments, cfg)):
         raise ConfigError(errors)
     return cfg
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from detkit.config import Count
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.transforms import Transform
 from detkit.engine.callbacks import Callback
@@ -47,7 +48,7 @@ class TransformSection:
 
     train: Mapping[str, Transform | None]
     val: Mapping[str, Transform | None]
-    size: int | None = None
+    size: Count | None = None
 
 
 @dataclass

@@ -28,7 +28,7 @@ from detkit.config.kinds import (
     TRANSFORMS,
     TTA,
 )
-from detkit.config.ranges import Count, Share
+from detkit.config.ranges import Count, Share, Whole
 from detkit.config.registry import ConfigError, Registry, load_plugins
 from detkit.config.validate import validate
 
@@ -62,6 +62,7 @@ __all__ = [
     "Count",
     "Registry",
     "Share",
+    "Whole",
     "build",
     "load_plugins",
     "validate",

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from detkit.app.composition import idle_removals, in_one_line, wrong_groups, wrong_slots
 from detkit.app.idle import idle_choices, leaving_out
+from detkit.app.in_vain import said_in_vain
 from detkit.app.overrides import normalize_overrides
 from detkit.app.run_folder import config_hash, is_free
 from detkit.app.schema import TrainSchema
@@ -58,7 +59,8 @@ def plan_jobs(batch: Iterable[Sequence[str]], master: DictConfig, loader: Config
         try:
             cfg = compose_job(master, loader, overrides)
             validate(cfg, TrainSchema)
-            if errors := idle_removals(loader, config_name, overrides):
+            idle = idle_removals(loader, config_name, overrides)
+            if errors := idle or said_in_vain(loader, config_name, overrides, cfg):
                 raise ConfigError(errors)
         except (ConfigError, HydraException) as error:
             for line in _told(error, loader, config_name, overrides):

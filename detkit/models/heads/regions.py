@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.config import REGION_NETWORKS
+from detkit.config import REGION_NETWORKS, Count
 from detkit.losses import ClassificationLoss
 from detkit.models.interfaces import RawRegions, RegionNetwork, RegionPool
 from detkit.structures import FeatureSpec
@@ -29,7 +29,7 @@ class RegionMLP(RegionNetwork):
         num_classes: int,
         pool: RegionPool,
         cls_loss: ClassificationLoss,
-        hidden: tuple[int, ...] = (1024, 1024),
+        hidden: tuple[Count, ...] = (1024, 1024),
         class_agnostic: bool = False,
     ) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from detkit.config import HEADS, Count
+from detkit.config import HEADS, Count, Whole
 from detkit.losses import BoxLoss, ClassificationLoss
 from detkit.matching import Anchors, Assigner, Assignment, Coder, Selector, assign_anchors, top_candidates
 from detkit.models.heads.anchors import (
@@ -55,7 +55,7 @@ class RetinaHead(DenseHead, AssigningHead):
         cls_loss: ClassificationLoss,
         box_loss: BoxLoss,
         selector: Selector,
-        num_convs: int = 4,
+        num_convs: Whole = 4,
         init_std: float | None = 0.01,
         num_before_nms: Count = 1000,
         valid_ranges: tuple[tuple[float, float | None], ...] | None = None,

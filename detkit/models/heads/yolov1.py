@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.config import HEADS, Count
+from detkit.config import HEADS, Count, Whole
 from detkit.losses.checks import non_negative
 from detkit.matching import Assignment, Selector, found_in_range, top_candidates
 from detkit.matching.assigners import IGNORED
@@ -77,7 +77,7 @@ class YOLOv1Head(DenseHead, AssigningHead):
         hidden: Count | None = None,
         grid_size: tuple[Count, Count] | None = None,
         dropout: float = 0.5,
-        num_convs: int | None = None,
+        num_convs: Whole | None = None,
         lambda_coord: float = 5.0,
         lambda_noobj: float = 0.5,
         num_before_nms: Count = 1000,

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.config import NECKS
+from detkit.config import NECKS, Count
 from detkit.models.interfaces import Neck
 from detkit.models.layers import ConvName, NormName, make_conv, make_norm
 from detkit.structures import FeatureSpec
@@ -38,7 +38,7 @@ class Upsample(Neck):
         self,
         *,
         in_spec: FeatureSpec,
-        channels: tuple[int, ...] = (256, 128, 64),
+        channels: tuple[Count, ...] = (256, 128, 64),
         mode: Literal["transposed", "bilinear"] = "transposed",
         lateral: bool = False,
         conv: ConvName = "conv",
