@@ -36,16 +36,16 @@ def run(tool: str, *arguments: str, code: int = 0) -> str:
 
 def test_a_sweep_with_a_job_that_fails(tmp_path: Path) -> None:
     settings = [*SMALL, f"data.root={tmp_path / 'data'}", f"run_root={tmp_path}", "trainer.steps=2"]
-    command = ["-m", *settings, "model.head.roi.network.hidden=[32],[-1]", "hydra.launcher.slots=2"]
+    command = ["-m", *settings, "optim.lr=1e-3,1e30", "hydra.launcher.slots=2"]
     output = run("train", *command, code=1)
     assert "[2/2]" in output
-    assert "failed model.head.roi.network.hidden=[-1]: exit code 1: " in output
+    assert "optim.lr=1e+30: failed: exit code 1: error: step 2: the loss" in output
     assert "1 of 2 jobs finished; compare them with" in output
     (sweep,) = (tmp_path / "sweep").iterdir()
     assert len(json.loads((sweep / "sweep.json").read_text())["jobs"]) == 2
     assert "1 of 2 jobs are finished already" in run("train", *command, code=1)
     output = run("compare", str(sweep), "--samples", "100")
-    assert "Left out, since they have not come to their end: model.head.roi.network.hidden=[-1]." in output
+    assert "Left out, since they have not come to their end: optim.lr=1e+30." in output
 
 
 def test_a_list_needs_the_flag(tmp_path: Path) -> None:
