@@ -1,7 +1,7 @@
 """The command line: ``detkit train ...`` and ``python tools/train.py ...`` are one and the same.
 
-Only Python's own library is imported here. What the tools need takes seconds, in which Ctrl-C shall be as quiet as it
-is later.
+Nothing beyond Python's own library is imported here. What the tools need takes seconds, in which Ctrl-C shall be as
+quiet as it is later.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import signal
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
+
+from detkit.utils.commands import EXIT_INTERRUPTED, EXIT_USAGE, tool_name
 
 
 class Tool(NamedTuple):
@@ -37,12 +39,6 @@ TOOLS = {
     "replay": Tool("detkit.app.replay", "run the step again that a training ended with"),
 }
 
-#: Tools whose file in ``tools/`` has another name.
-_FILES = {"list_components": "list"}
-
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """``detkit TOOL ...``."""
@@ -51,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(_overview())
     elif name == "--version":
         print(f"detkit {importlib.import_module('detkit').__version__}")
-    elif (tool := _FILES.get(name, name.replace("_", "-"))) not in TOOLS:
+    elif (tool := tool_name(name)) not in TOOLS:
         _refuse(name)
     else:
         sys.argv = [f"detkit {tool}", *rest[:-1]]
@@ -67,7 +63,7 @@ def run(name: str) -> None:
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.SIG_IGN:  # as in a shell's background
         signal.signal(signal.SIGINT, _leave)
-    module = importlib.import_module(TOOLS[_FILES.get(name, name.replace("_", "-"))].module)
+    module = importlib.import_module(TOOLS[tool_name(name)].module)
     signal.signal(signal.SIGINT, before)
     try:
         module.main()

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import IConfigRepository
-from hydra._internal.utils import create_automatic_config_search_path, get_args_parser
-from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 
 from detkit.app.composition import in_one_line
 from detkit.app.idle import Idle, compose
 from detkit.app.overrides import normalize_overrides, options_of, parse, wrong_choices
-from detkit.app.paths import config_dir
+from detkit.app.paths import search_path
 from detkit.app.processes import processes_started
 from detkit.config import ConfigError
 from detkit.config.registry import did_you_mean
@@ -38,7 +36,7 @@ def read_command_line(arguments: Sequence[str], config_name: str) -> tuple[list[
     flags = _without(arguments, options.overrides)
     if options.help or options.hydra_help or options.shell_completion or options.experimental_rerun:
         return [*flags, *options.overrides], []
-    loader = ConfigLoaderImpl(_search_path(options))
+    loader = ConfigLoaderImpl(search_path(options.config_dir, options.config_path))
     repository = _repository(loader, options.overrides)
     if config_name in _NEED_AN_EXPERIMENT and not (options.overrides or options.config_name or options.info):
         raise ConfigError(_experiments(config_name, repository))
@@ -80,17 +78,6 @@ def _without(arguments: Sequence[str], overrides: Sequence[str]) -> list[str]:
     """The flags among ``arguments``, with their values: all but the ``overrides``, which are in their order."""
     left = list(overrides)
     return [argument for argument in arguments if not (left and argument == left[0] and left.pop(0) is not None)]
-
-
-def _search_path(options: argparse.Namespace) -> ConfigSearchPath:
-    """Where Hydra is going to look for configurations."""
-    path = create_automatic_config_search_path(__file__, None, options.config_path or str(config_dir()))
-    if options.config_dir is not None:
-        folder = os.path.abspath(options.config_dir)
-        if not os.path.isdir(folder):
-            raise ConfigError(f"--config-dir: there is no folder {options.config_dir}")
-        path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
-    return path
 
 
 def _repository(loader: ConfigLoaderImpl, overrides: Sequence[str]) -> IConfigRepository:

@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import create_automatic_config_search_path
-from hydra.core.config_search_path import SearchPathQuery
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from detkit.app.components import load_components
 from detkit.app.idle import compose, leaving_out, told
 from detkit.app.overrides import normalize_overrides, parse, wrong_choices
-from detkit.app.paths import config_dir
+from detkit.app.paths import search_path
 from detkit.app.slots import settle_slots
 from detkit.config import ConfigError
 
@@ -32,15 +30,15 @@ class Composer:
     Args:
         config_name: the root: "train", "predict", ...
         own_configs: a folder of the user's own configurations, which are found first.
+
+    Raises:
+        ConfigError: there is no such folder.
     """
 
     def __init__(self, config_name: str = "train", own_configs: str | None = None) -> None:
         load_components()
-        path = create_automatic_config_search_path(__file__, None, str(config_dir()))
-        if own_configs is not None:
-            path.prepend("own", f"file://{own_configs}", SearchPathQuery(provider="schema"))
         self.config_name = config_name
-        self.loader = ConfigLoaderImpl(path)
+        self.loader = ConfigLoaderImpl(search_path(own_configs, key="own_configs"))
 
     def __call__(self, *overrides: str) -> Composed:
         """The configuration that ``overrides`` (``"model/neck=fpn"``, ``"optim.lr=0.1"``) give.

@@ -24,6 +24,7 @@ from detkit.config.validate import plain
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.split import groups_of, split_groups
 from detkit.data.writers import LAYOUTS, Losses, relative_names, write
+from detkit.utils.commands import command
 from detkit.utils.files import named
 from detkit.utils.log import set_up_logging
 
@@ -70,7 +71,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     for line in losses.describe():
         rich.get_console().print(Text(line), soft_wrap=True)
     known = " ".join(f"data.{name}={value}" for name, value in _reading(node["to"], list(parts)))
-    line = f"next: python tools/inspect_data.py data={node['to']} data.root={output} {known}".rstrip()
+    line = f"next: {command('inspect_data')} data={node['to']} data.root={output} {known}".rstrip()
     rich.get_console().print(Text(line), soft_wrap=True)
 
 

@@ -27,7 +27,7 @@ from detkit.app.failure import TOLD, fail, in_words, told_plainly
 from detkit.app.idle import leaving_out
 from detkit.app.idle import told as tell_idle
 from detkit.app.paths import config_dir
-from detkit.app.slots import settle_slots
+from detkit.app.slots import search_paths, settle_slots
 from detkit.data.workers import worker_deaths_explained
 from detkit.utils.commands import command
 from detkit.utils.lock import LOCK
@@ -59,7 +59,8 @@ def run_tool(task: Task, config_name: str, sweep_task: Task | None = None) -> No
             return sweep_task(cfg, folder)
         is_new = folder != Path(runtime.cwd) and not _names(folder)
         try:
-            said, name = HydraConfig.get().overrides.task, HydraConfig.get().job.config_name
+            given, name = HydraConfig.get().overrides, HydraConfig.get().job.config_name
+            said = [*search_paths(given.hydra), *given.task]
             tell([tell_idle(one, said) for one in idle] + settle_slots(cfg, said, name, _loader()))
             with worker_deaths_explained():
                 return task(cfg, folder)

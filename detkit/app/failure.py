@@ -9,12 +9,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from detkit.config import ConfigError
-
-#: A mistake in what the user gave, as against a failure on the way.
-EXIT_USAGE = 2
-
-#: The shell's code for Ctrl-C.
-EXIT_INTERRUPTED = 130
+from detkit.utils.commands import EXIT_INTERRUPTED, EXIT_USAGE
 
 #: What a user can mend: a value, a file, a disk. Anything else is a fault of the code, whose traceback is wanted.
 TOLD = (ValueError, OSError)

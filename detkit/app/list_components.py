@@ -16,7 +16,8 @@ from rich.text import Text
 from detkit.app.components import load_components
 from detkit.app.compose import Composer
 from detkit.app.failure import told_plainly
-from detkit.app.pairs import choices, experiments, pair_table, try_pair
+from detkit.app.overrides import options_of
+from detkit.app.pairs import choices, pair_table, try_pair
 from detkit.app.paths import config_dir
 from detkit.config import ConfigError, Registry
 from detkit.config.registry import RUNTIME_ARGUMENTS, did_you_mean, parameters, runtime_arguments
@@ -45,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _list_pairs(wanted: Sequence[str]) -> None:
-    console, composer, known = Console(), Composer(), experiments()
+    console, composer = Console(), Composer()
+    known = options_of("experiment", composer.loader.repository)
     if wrong := [name for name in wanted if name not in known]:
         raise ConfigError([f"--pairs: no experiment {name!r}{did_you_mean(name, known)}" for name in wrong])
     set_up_logging(level=logging.ERROR)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import types
-import typing
 from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
@@ -16,6 +14,7 @@ from detkit.app.schema import TrainSchema
 from detkit.app.setup import build_transforms, without_pretrained_weights
 from detkit.config import ConfigError, Registry, build, validate
 from detkit.config.registry import parameters, resolve
+from detkit.config.validate import alternatives
 from detkit.models import build_detector
 from detkit.structures import Categories
 
@@ -31,12 +30,6 @@ class Pair(NamedTuple):
     experiment: str
     choice: str
     refused: str | None
-
-
-def experiments() -> list[str]:
-    """All of this installation, by name."""
-    folder = config_dir() / "experiment"
-    return sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml"))
 
 
 def choices(composer: Composer, experiment: str) -> list[str]:
@@ -76,7 +69,7 @@ def _for_slots(node: Mapping[str, Any], key: str) -> Iterator[str]:
 
 
 def _for_slot(key: str, annotation: Any) -> Iterator[str]:
-    kinds = tuple(kind for kind in _classes(annotation))
+    kinds = tuple(kind for kind in alternatives(annotation) if isinstance(kind, type) and kind is not type(None))
     for registry in Registry.kinds().values():
         for name in registry:
             cls = registry[name]
@@ -84,23 +77,10 @@ def _for_slot(key: str, annotation: Any) -> Iterator[str]:
                 yield f"{registry.group}@{key}={name}"
 
 
-def _classes(annotation: Any) -> Iterator[type]:
-    """The classes that ``annotation`` allows: itself, or those of a union."""
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        for part in typing.get_args(annotation):
-            yield from _classes(part)
-    elif isinstance(annotation, type) and annotation is not type(None) and annotation is not object:
-        yield annotation
-
-
-def try_pair(composer: Composer, experiment: str, choice: str, more: Sequence[str] = ()) -> Pair:
-    """Compose ``experiment`` with ``choice``, check it, and build everything that needs no data.
-
-    Args:
-        more: overrides beside these.
-    """
+def try_pair(composer: Composer, experiment: str, choice: str) -> Pair:
+    """Compose ``experiment`` with ``choice``, check it, and build everything that needs no data."""
     try:
-        cfg = composer(f"experiment={experiment}", choice, "data.root=anywhere", *more).cfg
+        cfg = composer(f"experiment={experiment}", choice, "data.root=anywhere").cfg
         validate(cfg, TrainSchema)
         _build(cfg)
     except (ConfigError, ValueError) as error:

@@ -21,6 +21,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 _ABSENT = object()
 _MOST_SHOWN = 6
 
+#: Where else options are: every composition needs it.
+_ELSEWHERE = "hydra.searchpath"
+
 
 class Choice(NamedTuple):
     """A group's option on the command line: the slot that it fills and the argument, ``argument`` as it was given."""
@@ -34,7 +37,7 @@ def settle_slots(cfg: DictConfig, overrides: Sequence[str], config_name: str | N
 
     Args:
         cfg: as Hydra has composed it; changed in place.
-        overrides: the command line, normalised.
+        overrides: the command line, normalised, with its ``hydra.searchpath``.
         config_name: of the root configuration.
 
     Returns:
@@ -44,16 +47,17 @@ def settle_slots(cfg: DictConfig, overrides: Sequence[str], config_name: str | N
     choices, recipe, values = _sorted_out(parsed, loader)
     if not choices:
         return []
+    elsewhere = search_paths(recipe)
     notes: list[str | None] = []
     for choice in choices:
         around = [c.argument for c in choices if c != choice and _is_within(choice.slot, c.slot)]
         before = _composed(loader, config_name, [*recipe, *around])
-        brought = _brought_by(choice, loader)
+        brought = _brought_by(choice, elsewhere, loader)
         swapped = [*_swapped(before, cfg, choice.slot), *_overruled(brought, cfg, choice)]
         for slot in dict.fromkeys(swapped):
             if _nearest(slot, choices) != choice:
                 continue
-            fresh = OmegaConf.select(_alone(slot, choice, choices, values, loader), slot)
+            fresh = OmegaConf.select(_alone(slot, choice, choices, elsewhere, values, loader), slot)
             if fresh is None:
                 continue
             old = OmegaConf.select(cfg, slot)
@@ -63,21 +67,20 @@ def settle_slots(cfg: DictConfig, overrides: Sequence[str], config_name: str | N
         for slot in _swapped(brought, cfg, choice.slot):
             if slot in swapped or _nearest(slot, choices) != choice or OmegaConf.select(before, slot) is None:
                 continue
-            said = [_line(v) for v in values if _is_within(_key(v), slot) and not v.is_delete()]
-            mine = OmegaConf.select(_composed(loader, config_name, [*recipe, *around, *said]), slot)
+            mine = OmegaConf.select(_with_values([*recipe, *around], slot, values, loader, config_name), slot)
             notes.append(_note_of_preset(slot, choice, OmegaConf.select(cfg, slot), mine))
             _put(cfg, slot, mine)
     return [note for note in notes if note is not None]
 
 
-def _brought_by(choice: Choice, loader: ConfigLoader) -> DictConfig:
+def _brought_by(choice: Choice, elsewhere: Sequence[str], loader: ConfigLoader) -> DictConfig:
     """What ``choice`` makes without any recipe; nothing where it does not stand alone.
 
     Where the recipe's own class stays in a slot all the same (its ``override /model/backbone``), what the choice says
     there is for another class: a preset's ``norm_eps`` of a ResNet.
     """
     try:
-        return _composed(loader, None, ["+" + choice.argument.lstrip("+")])
+        return _composed(loader, None, [*elsewhere, "+" + choice.argument.lstrip("+")])
     except HydraException:
         return OmegaConf.create()
 
@@ -103,6 +106,11 @@ def _nearest(slot: str, choices: Sequence[Choice]) -> Choice | None:
     return max(around, key=lambda c: len(c.slot), default=None)
 
 
+def search_paths(said: Sequence[str]) -> list[str]:
+    """What a command line says of where options are, which Hydra keeps apart from the rest, among its own keys."""
+    return [line for line in said if line.startswith(f"{_ELSEWHERE}=")]
+
+
 def choices_and_recipe(parsed: Sequence[Override], loader: ConfigLoader) -> tuple[list[str], list[str]]:
     """The arguments that choose parts, and those that choose the recipe itself (experiment, debug)."""
     choices, recipe, _ = _sorted_out(parsed, loader)
@@ -110,11 +118,13 @@ def choices_and_recipe(parsed: Sequence[Override], loader: ConfigLoader) -> tupl
 
 
 def _sorted_out(parsed: Sequence[Override], loader: ConfigLoader) -> tuple[list[Choice], list[str], list[Override]]:
-    """The choices of parts, what belongs to the recipe itself (experiment, debug), and the plain values."""
+    """The choices of parts, what belongs to the recipe (experiment, debug, where options are), and the plain values."""
     choices, recipe, values = [], [], []
     for override in parsed:
         group = override.key_or_group
-        if override.is_delete() or isinstance(override.value(), dict) or not _has_options(loader, group):
+        if group == _ELSEWHERE:
+            recipe.append(_line(override))
+        elif override.is_delete() or isinstance(override.value(), dict) or not _has_options(loader, group):
             values.append(override)
         elif group.partition("/")[0] in ("experiment", "debug", "sweep", "hydra"):
             recipe.append(_line(override))
@@ -153,17 +163,32 @@ def _unlike(was: Mapping[str, Any], now: Mapping[str, Any], slot: str) -> Iterat
 
 
 def _alone(
-    slot: str, choice: Choice, choices: Sequence[Choice], values: Sequence[Override], loader: ConfigLoader
+    slot: str,
+    choice: Choice,
+    choices: Sequence[Choice],
+    elsewhere: Sequence[str],
+    values: Sequence[Override],
+    loader: ConfigLoader,
 ) -> DictConfig:
     """What ``choice`` alone makes, with what the command line says inside ``slot``."""
     inside = [c.argument.lstrip("+") for c in choices if c != choice and _is_within(c.slot, slot)]
-    said = [v for v in values if _is_within(_key(v), slot)]
-    lines = [_line(v) for v in said if not v.is_delete()]
-    chosen = "+" + choice.argument.lstrip("+")
+    chosen = [*elsewhere, "+" + choice.argument.lstrip("+")]
     try:
-        cfg = _composed(loader, None, [chosen, *inside, *lines])
+        return _with_values([*chosen, *inside], slot, values, loader)
     except HydraException:  # a slot that the chosen preset leaves empty
-        cfg = _composed(loader, None, [chosen, *("+" + argument for argument in inside), *lines])
+        return _with_values([*chosen, *("+" + argument for argument in inside)], slot, values, loader)
+
+
+def _with_values(
+    arguments: Sequence[str],
+    slot: str,
+    values: Sequence[Override],
+    loader: ConfigLoader,
+    config_name: str | None = None,
+) -> DictConfig:
+    """What ``arguments`` compose, with those of ``values`` that act inside ``slot``, removals too."""
+    said = [v for v in values if _is_within(_key(v), slot)]
+    cfg = _composed(loader, config_name, [*arguments, *(_line(v) for v in said if not v.is_delete())])
     for removal in said:
         if removal.is_delete():
             _remove(cfg, _key(removal))

@@ -154,6 +154,8 @@ def test_a_run_from_a_notebook(tmp_path):
     assert not GlobalHydra.instance().is_initialized()
     with pytest.raises(ConfigError, match="sweep=neck is a list of jobs"):
         detkit.train([*small, "sweep=neck"])
+    with pytest.raises(ConfigError, match="own_configs: there is no folder nowhere"):
+        detkit.train(small, own_configs="nowhere")
     with pytest.raises(ConfigError, match=r"optim\.lrr"):
         detkit.train([*small, "optim.lrr=1"])
 

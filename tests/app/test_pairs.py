@@ -8,11 +8,12 @@ from omegaconf import OmegaConf
 
 from detkit.app import train
 from detkit.app.compose import Composer
-from detkit.app.pairs import choices, experiments, try_pair
+from detkit.app.pairs import choices, try_pair
 from detkit.app.paths import config_dir
 from detkit.app.schema import TrainSchema
 from detkit.config import ConfigError, validate
 from detkit.data import ShapesDataset
+from tests.app.test_configs import EXPERIMENTS
 
 TWO_STAGE = ["faster_rcnn/bccd_mobilenetv2_fpn", "quickstart"]
 RUN = [*TWO_STAGE, "retinanet/bccd_mobilenetv2_fpn", "centernet/bccd_mobilenetv2", "yolov1/bccd_mobilenetv2"]
@@ -78,7 +79,7 @@ def test_what_does_not_fit_is_told_in_one_line(composer):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("experiment", experiments())
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_everything_composes_and_builds(experiment, composer):
     logging.disable(logging.INFO)
     assert refused(try_pair(composer, experiment, choice) for choice in choices(composer, experiment)) == []

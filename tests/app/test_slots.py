@@ -81,6 +81,23 @@ def test_a_part_chosen_beside_the_model_stays():
     assert cfg.model.head._target_ == composed("model=centernet").model.head._target_
 
 
+def test_what_is_left_out_of_the_recipes_own_part_stays_out():
+    cfg, _ = settled(BCCD["yolov1"], "model=faster_rcnn_fpn_torchvision", "~model.backbone.frozen_stages")
+    assert cfg.model.backbone._target_ == "MobileNetV2"
+    assert "frozen_stages" not in cfg.model.backbone
+
+
+def test_an_option_from_a_search_path_fills_a_slot(tmp_path, monkeypatch, capsys):
+    (tmp_path / "own" / "model" / "neck").mkdir(parents=True)
+    (tmp_path / "own" / "model" / "neck" / "mine.yaml").write_text("_target_: Upsample\nchannels: [32, 32, 32]\n")
+    output = call(
+        train.main, monkeypatch, capsys, f"hydra.searchpath=[file://{tmp_path / 'own'}]", "experiment=quickstart",
+        "model/neck=mine", "debug=fast", "device=cpu", f"data.root={tmp_path / 'shapes'}", f"run_root={tmp_path}",
+        "data.train.num_train=2", "data.train.num_val=1", "data.train.image_size=64",
+    )  # fmt: skip
+    assert "model/neck=mine: model.neck is Upsample now; left out" in output
+
+
 def test_what_presets_say_goes_too():
     cfg, notes = settled(
         "experiment=quickstart", "loss@model.head.roi.box_loss=SmoothL1", "loss@model.head.rpn.cls_loss=Focal"

@@ -20,7 +20,7 @@ from detkit.app.in_vain import said_in_vain
 from detkit.app.overrides import normalize_overrides
 from detkit.app.run_folder import config_hash, is_free
 from detkit.app.schema import TrainSchema
-from detkit.app.slots import settle_slots
+from detkit.app.slots import search_paths, settle_slots
 from detkit.config import ConfigError, validate
 
 
@@ -85,11 +85,12 @@ def without_twins(jobs: Sequence[Job]) -> list[Job]:
 def compose_job(master: DictConfig, loader: ConfigLoader, overrides: Sequence[str]) -> DictConfig:
     """The configuration of one job, without Hydra's own part."""
     config_name = master.hydra.job.config_name
-    with leaving_out(idle_choices(loader, config_name, overrides)):
+    said = [*search_paths(master.hydra.overrides.hydra), *overrides]
+    with leaving_out(idle_choices(loader, config_name, said)):
         cfg = loader.load_sweep_config(master, list(overrides))
         with open_dict(cfg):
             del cfg["hydra"]
-        settle_slots(cfg, overrides, config_name, loader)
+        settle_slots(cfg, said, config_name, loader)
     return cfg
 
 
