@@ -6,10 +6,11 @@ From Python: :func:`detkit.load` a trained detector, :func:`detkit.create` one t
 
 from typing import TYPE_CHECKING, Any
 
+from detkit.utils.version import __version__
+
 if TYPE_CHECKING:
     from detkit.app.library import Prediction, Predictor, Run, create, load, train
 
-__version__ = "0.1.0"
 __all__ = ["Prediction", "Predictor", "Run", "__version__", "create", "load", "train"]
 
 

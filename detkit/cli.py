@@ -26,17 +26,17 @@ class Tool(NamedTuple):
 #: By their names on the command line, in the order in which a project comes to need them.
 TOOLS = {
     "train": Tool("detkit.app.train", "train a detector from a configuration, or a sweep of them (-m)"),
-    "evaluate": Tool("detkit.app.evaluate", "COCO's numbers of a checkpoint"),
-    "predict": Tool("detkit.app.predict", "boxes on images, folders and videos, and a results file"),
-    "inspect-data": Tool("detkit.app.inspect_data", "what is in a data set, and what is wrong with it"),
+    "evaluate": Tool("detkit.app.use.evaluate", "COCO's numbers of a checkpoint"),
+    "predict": Tool("detkit.app.use.predict", "boxes on images, folders and videos, and a results file"),
+    "inspect-data": Tool("detkit.app.inspect.data", "what is in a data set, and what is wrong with it"),
     "convert": Tool("detkit.app.convert", "COCO, VOC and YOLO into each other, and splits"),
-    "audit": Tool("detkit.app.audit", "before training: the objects that nothing would be learnt from"),
-    "explain": Tool("detkit.app.explain", "after training: why objects are missed and others made up"),
+    "audit": Tool("detkit.app.audit.tool", "before training: the objects that nothing would be learnt from"),
+    "explain": Tool("detkit.app.explain.tool", "after training: why objects are missed and others made up"),
     "compare": Tool("detkit.app.compare.tool", "which run is better, and is it more than chance"),
-    "inspect-model": Tool("detkit.app.inspect_model", "what each level of a detector sees, and what it costs"),
-    "show-config": Tool("detkit.app.show_config", "the configuration of a run, or in what two runs differ"),
-    "list": Tool("detkit.app.list_components", "what can be plugged where, with every option"),
-    "replay": Tool("detkit.app.replay", "run the step again that a training ended with"),
+    "inspect-model": Tool("detkit.app.inspect.model", "what each level of a detector sees, and what it costs"),
+    "show-config": Tool("detkit.app.inspect.config", "the configuration of a run, or in what two runs differ"),
+    "list": Tool("detkit.app.inspect.components", "what can be plugged where, with every option"),
+    "replay": Tool("detkit.app.inspect.replay", "run the step again that a training ended with"),
 }
 
 

@@ -15,14 +15,17 @@ PACKAGE = Path(__file__).resolve().parents[1] / "detkit"
 LEVELS = [
     {"config", "utils"},
     {"structures"},
-    {"ops"},
+    {"ops", "pictures"},
     {"losses", "matching"},
     {"models", "data", "evaluation"},
-    {"engine"},
+    {"engine", "analysis"},
     {"app"},
 ]
 LEVEL = {room: i for i, rooms in enumerate(LEVELS) for room in rooms}
-STRANGERS = [{"models", "data", "evaluation"}]  # of one level, and yet they must not know each other
+STRANGERS = [
+    {"models", "data", "evaluation"},
+    {"engine", "analysis"},
+]  # of one level, and yet they must not know each other
 
 
 def imports():
@@ -57,6 +60,59 @@ def test_imports_point_left():
         if LEVEL[other] > LEVEL[room] or stranger:
             wrong.append(f"{path.relative_to(PACKAGE.parent)} imports {module}")
     assert not wrong
+
+
+#: The folders of ``app``, each of which may know those before it; last the tools that stand alone.
+SUBJECTS = [
+    {"assemble"}, {"pages"}, {"cli"}, {"run"}, {"sweep"}, {"compare", "use", "audit", "explain", "inspect"},
+    {"train"}, {"library", "convert"},
+]  # fmt: skip
+SUBJECT = {name: i for i, names in enumerate(SUBJECTS) for name in names}
+
+
+def test_the_folders_of_the_tools_run_one_way():
+    there = {p.stem for p in (PACKAGE / "app").iterdir() if p.name not in ("__pycache__", "__init__.py")}
+    assert there == set(SUBJECT)
+    wrong = []
+    for path, module in imports():
+        here, other = path.relative_to(PACKAGE).parts, module.split(".")
+        if here[0] != "app" or len(here) < 2 or other[:2] != ["detkit", "app"] or len(other) < 3:
+            continue
+        subject = Path(here[1]).stem
+        if subject != other[2] and SUBJECT[other[2]] >= SUBJECT[subject]:
+            wrong.append(f"{'/'.join(here)} imports {module}")
+    assert not wrong
+
+
+def module_graph():
+    """The modules of detkit, and which of them each imports, anywhere in its file."""
+    names = {".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): p
+             for p in PACKAGE.rglob("*.py")}  # fmt: skip
+    graph = {}
+    for name, path in names.items():
+        graph[name] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                graph[name] |= {alias.name for alias in node.names} & names.keys()
+            elif isinstance(node, ast.ImportFrom) and node.module in names:
+                whole = {f"{node.module}.{alias.name}" for alias in node.names}
+                graph[name] |= (whole & names.keys()) or {node.module}
+    return graph
+
+
+def circles(graph):
+    """What is left when everything is taken away, again and again, that knows nothing of what is left."""
+    left = {name: others - {name} for name, others in graph.items()}
+    while free := {name for name, others in left.items() if not others & left.keys()}:
+        left = {name: others for name, others in left.items() if name not in free}
+    return sorted(left)
+
+
+def test_no_import_goes_round_in_a_circle():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"e"}, "e": set()}) == ["a", "b", "c"], "and what needs it"
+    graph = module_graph()
+    graph["detkit"] -= {"detkit.app.library"}  # the door from Python, opened when it is used
+    assert not circles(graph)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +165,7 @@ def test_everything_public_says_what_it_is(room):
 
 def test_import_starts_no_cuda_and_no_network_library():
     code = (
-        "import sys, torch, detkit.app.components; "
+        "import sys, torch, detkit.app.cli.components; "
         "assert not torch.cuda.is_initialized(); "
         "print([m for m in ('albumentations', 'timm', 'matplotlib') if m in sys.modules])"
     )

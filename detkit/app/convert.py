@@ -16,9 +16,9 @@ from omegaconf import DictConfig
 from rich.table import Table
 from rich.text import Text
 
-from detkit.app.entry import run_tool
-from detkit.app.schema import DataSection
-from detkit.app.setup import build_dataset, check_values
+from detkit.app.assemble.parts import build_dataset, check_values
+from detkit.app.assemble.schema import DataSection
+from detkit.app.cli.entry import run_tool
 from detkit.config import ConfigError, validate
 from detkit.config.validate import plain
 from detkit.data.datasets.base import DetectionDataset

@@ -17,21 +17,21 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image, ImageOps
 
-from detkit.app.compose import Composer
-from detkit.app.failure import check_range
-from detkit.app.predict import Detection, Found
-from detkit.app.run_folder import read_result
-from detkit.app.schema import PredictOptions, TrainSchema
-from detkit.app.stored import Stored, load_stored
+from detkit.app.assemble.schema import PredictOptions, TrainSchema
+from detkit.app.assemble.stored import Stored, load_stored
+from detkit.app.cli.composer import Composer
+from detkit.app.run.folder import RunFolder
 from detkit.app.train import train_in
+from detkit.app.use.predict import Detection, Found
 from detkit.config import ConfigError, validate
+from detkit.config.ranges import check_range
 from detkit.data.datasets.unlabelled import ImageFiles, Picture
 from detkit.data.decode import ImageError
 from detkit.data.workers import worker_deaths_explained
 from detkit.evaluation.results import restore
 from detkit.models import Detector, build_detector
+from detkit.pictures.draw import draw_boxes
 from detkit.structures import Categories
-from detkit.structures.draw import draw_boxes
 
 #: What :meth:`Predictor.predict` takes for one image: a file, uint8 (H, W, 3) RGB, or a picture of Pillow's.
 ImageLike = str | Path | np.ndarray | Image.Image
@@ -242,8 +242,7 @@ class Run:
     @property
     def checkpoint(self) -> Path:
         """The best weights where there was an evaluation, else the last."""
-        best = self.folder / "best.pt"
-        return best if best.is_file() else self.folder / "last.pt"
+        return RunFolder(self.folder).checkpoint
 
 
 def train(overrides: Sequence[str], folder: str | Path | None = None, own_configs: str | Path | None = None) -> Run:
@@ -271,7 +270,7 @@ def train(overrides: Sequence[str], folder: str | Path | None = None, own_config
     chosen = Path(cfg.run_root) / name / time.strftime("%Y-%m-%d_%H-%M-%S") if folder is None else Path(folder)
     validate(cfg, TrainSchema)
     with worker_deaths_explained():
-        chosen, _ = train_in(cfg, chosen)
-    result = read_result(chosen)
+        run, _ = train_in(cfg, chosen)
+    result = run.result()
     assert result is not None, "a run that comes to its end writes it"
-    return Run(chosen, result)
+    return Run(run.path, result)

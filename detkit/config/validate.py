@@ -6,6 +6,7 @@ import collections.abc
 import dataclasses
 import inspect
 import json
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -43,7 +44,22 @@ def validate(cfg: Any, schema: type | None = None) -> None:
     node = plain(cfg)
     errors = list(_check_call(node, schema, "") if schema else _check_value(node, Any, ""))
     if errors:
-        raise ConfigError(errors)
+        raise ConfigError(_said_once(errors, cfg))
+
+
+def _said_once(errors: list[str], cfg: Any) -> list[str]:
+    """Without those about a value that another key gives (``${data.root}``), where that one is told of."""
+    told = {line.partition(":")[0] for line in errors}
+    raw: Any = OmegaConf.to_container(cfg, resolve=False) if OmegaConf.is_config(cfg) else {}
+    return [line for line in errors if _given_by(line.partition(":")[0], raw) not in told]
+
+
+def _given_by(key: str, raw: Any) -> str | None:
+    """The key whose value stands at ``key``; None where it is a value of its own."""
+    for part in key.split("."):
+        raw = raw.get(part) if isinstance(raw, Mapping) else None
+    found = re.fullmatch(r"\$\{([^${}:]+)\}", raw) if isinstance(raw, str) else None
+    return found[1] if found else None
 
 
 def plain(cfg: Any) -> Any:

@@ -1,7 +1,14 @@
 """The engine: training, evaluation, checkpoints, and what watches them."""
 
+from detkit.engine.bad_steps.divergence import Bundle, load_bundle, replay
+from detkit.engine.bad_steps.finite import BadStepError, ExplodingLossError, InvalidBatchError, NonFiniteError
 from detkit.engine.callbacks import Callback, MetricsCsv, ProgressBar, TensorBoardWriter
-from detkit.engine.checkpoint import (
+from detkit.engine.evaluation import EvaluationResult, evaluate
+from detkit.engine.interrupt import Interrupted
+from detkit.engine.optim import SGD, AdamW, CustomOptimizer, OptimizerRecipe, ParameterPolicy
+from detkit.engine.records import EvaluationRecord, FitResult, FitStart, StepRecord
+from detkit.engine.schedule import Constant, Cosine, MultiStep, Schedule
+from detkit.engine.state.checkpoint import (
     BEST,
     LAST,
     PREVIOUS,
@@ -13,13 +20,6 @@ from detkit.engine.checkpoint import (
     load_weights,
     save_checkpoint,
 )
-from detkit.engine.divergence import Bundle, load_bundle, replay
-from detkit.engine.evaluation import EvaluationResult, evaluate
-from detkit.engine.finite import BadStepError, ExplodingLossError, InvalidBatchError, NonFiniteError
-from detkit.engine.interrupt import Interrupted
-from detkit.engine.optim import SGD, AdamW, CustomOptimizer, OptimizerRecipe, ParameterPolicy
-from detkit.engine.records import EvaluationRecord, FitResult, FitStart, StepRecord
-from detkit.engine.schedule import Constant, Cosine, MultiStep, Schedule
 from detkit.engine.trainer import Trainer
 
 __all__ = [

@@ -8,22 +8,18 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
 
+from detkit.engine.bad_steps.finite import refuse_bad_weights
 from detkit.engine.batches import EvalBatches
-from detkit.engine.finite import refuse_bad_weights
+from detkit.engine.precision import Precision, autocast, check_precision
 from detkit.evaluation import Evaluation, Evaluator
 from detkit.structures import Batch, Detections, ImageMeta, Images, Losses, Target
 from detkit.utils import dist
 from detkit.utils.progress import track
-
-Precision = Literal["fp32", "bf16", "fp16"]
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 #: How many images an evaluation hands on with their detections, to be drawn.
 NUM_EXAMPLES = 8
@@ -131,23 +127,6 @@ def evaluate(
         num_images=num_images,
         seconds=time.perf_counter() - start,
     )
-
-
-def check_precision(precision: Precision, device: torch.device) -> None:
-    """Refuse a precision that ``device`` cannot run.
-
-    Raises:
-        ValueError: fp16 away from CUDA, where nothing is gained by it and no gradient scaler is at hand.
-    """
-    if precision not in DTYPES:
-        raise ValueError(f"precision must be one of {', '.join(DTYPES)}, not {precision!r}")
-    if precision == "fp16" and device.type != "cuda":
-        raise ValueError(f"precision 'fp16' needs a CUDA device; on {device.type!r} it is one of 'fp32', 'bf16'")
-
-
-def autocast(device: torch.device, precision: Precision) -> torch.autocast:
-    """The context in which a detector runs in ``precision``."""
-    return torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32")
 
 
 def to_device(batch: Batch, device: torch.device, channels_last: bool) -> Batch:

@@ -14,9 +14,18 @@ import torch
 from torch import nn
 
 from detkit.config import TRAINERS
+from detkit.engine.bad_steps.divergence import StepWatch
+from detkit.engine.bad_steps.finite import BadStepError
 from detkit.engine.batches import EvalBatches, TrainBatches
 from detkit.engine.callbacks.callback import Callback
-from detkit.engine.checkpoint import (
+from detkit.engine.evaluation import EvaluationStopped, evaluate, to_device
+from detkit.engine.interrupt import Interrupted, StopRequest
+from detkit.engine.monitor import check_evaluation, check_monitored_term, is_loss
+from detkit.engine.precision import Precision, check_precision
+from detkit.engine.progress import Progress
+from detkit.engine.records import EvaluationRecord, FitResult, FitStart, StepRecord
+from detkit.engine.schedule import Schedule
+from detkit.engine.state.checkpoint import (
     BEST,
     LAST,
     PREVIOUS,
@@ -26,21 +35,7 @@ from detkit.engine.checkpoint import (
     load_weights,
     save_checkpoint,
 )
-from detkit.engine.divergence import StepWatch
-from detkit.engine.evaluation import (
-    EvaluationStopped,
-    Precision,
-    check_precision,
-    evaluate,
-    to_device,
-)
-from detkit.engine.finite import BadStepError
-from detkit.engine.interrupt import Interrupted, StopRequest
-from detkit.engine.monitor import check_evaluation, check_monitored_term, is_loss
-from detkit.engine.progress import Progress
-from detkit.engine.records import EvaluationRecord, FitResult, FitStart, StepRecord
-from detkit.engine.resume import process_state, restore_process, warn_of_versions
-from detkit.engine.schedule import Schedule
+from detkit.engine.state.resume import process_state, restore_process, warn_of_versions
 from detkit.engine.update import Updater, read_losses
 from detkit.evaluation import Evaluator
 from detkit.structures import Batch, Categories, Losses

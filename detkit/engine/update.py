@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from detkit.engine import finite
-from detkit.engine.checkpoint import Checkpoint, CheckpointError
+from detkit.engine.bad_steps import finite
 from detkit.engine.ema import WeightAverage
-from detkit.engine.evaluation import Precision, autocast
-from detkit.engine.resume import optimizer_state, restore_optimizer
+from detkit.engine.precision import Precision, autocast
+from detkit.engine.state.checkpoint import Checkpoint, CheckpointError
+from detkit.engine.state.resume import optimizer_state, restore_optimizer
 from detkit.structures import Batch, Losses
 from detkit.utils import dist
 from detkit.utils.log import logger

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 
 from detkit.evaluation.results import Results
+from detkit.pictures.draw import contact_sheet, draw_boxes, encode_png
 from detkit.structures import Categories, GroundTruth
-from detkit.structures.draw import contact_sheet, draw_boxes, encode_png
 from detkit.utils.files import atomic_write
 
 #: Longer side in px of each picture on a sheet.

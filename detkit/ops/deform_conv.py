@@ -14,6 +14,7 @@ from torch import Tensor
 
 from detkit.ops.cuda import deform_conv as kernels
 from detkit.ops.cuda.compile import usable
+from detkit.ops.geometry import ConvSizes
 from detkit.ops.sampling import (
     Taps,
     as_maps,
@@ -67,7 +68,7 @@ def deform_conv(
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    sizes = Sizes.of(x.shape, weight.shape, offset.shape, stride, padding, dilation)
+    sizes = ConvSizes.of(x.shape, weight.shape, offset.shape, stride, padding, dilation)
     sizes.check(offset, mask, bias)
     return torch.ops.detkit.deform_conv(x, offset, mask, weight, bias, list(stride), list(padding), list(dilation))
 
@@ -83,121 +84,63 @@ class Chunk(NamedTuple):
         return places[self.images, ..., self.lines, :]
 
 
-class Sizes(NamedTuple):
-    """All sizes: B, C, H, W; C', groups, G; the kernel's and the output's (height, width); how the kernel moves."""
-
-    batch: int
-    channels: int
-    height: int
-    width: int
-    out_channels: int
-    groups: int
-    offset_groups: int
-    kernel: tuple[int, int]
-    output: tuple[int, int]
-    stride: Sequence[int]
-    padding: Sequence[int]
-    dilation: Sequence[int]
-
-    @staticmethod
-    def of(
-        x: Sequence[int],
-        weight: Sequence[int],
-        offset: Sequence[int],
-        stride: Sequence[int],
-        padding: Sequence[int],
-        dilation: Sequence[int],
-    ) -> Sizes:
-        if len(x) != 4 or len(weight) != 4 or len(offset) != 4:
-            raise ValueError(f"x, weight and offset have 4 axes, not {len(x)}, {len(weight)} and {len(offset)}")
-        kernel = (weight[2], weight[3])
-        output = tuple(
-            (size + 2 * p - d * (k - 1) - 1) // s + 1
-            for size, k, s, p, d in zip(x[2:], kernel, stride, padding, dilation, strict=True)
-        )
-        groups = x[1] // weight[1] if weight[1] and x[1] % weight[1] == 0 else 0
-        offset_groups = offset[1] // (2 * kernel[0] * kernel[1])
-        return Sizes(*x, weight[0], groups, offset_groups, kernel, output, stride, padding, dilation)  # pyright: ignore
-
-    @property
-    def num_taps(self) -> int:
-        return self.kernel[0] * self.kernel[1]
-
-    @property
-    def num_cells(self) -> int:
-        return self.batch * self.height * self.width
-
-    def check(self, offset: Tensor, mask: Tensor | None, bias: Tensor | None) -> None:
-        if self.groups == 0 or self.out_channels % self.groups:
-            raise ValueError(f"{self.channels} channels do not divide among weights for {self.out_channels}")
-        taps = self.offset_groups * self.num_taps
-        if min(self.output) < 0 or offset.shape != (self.batch, 2 * taps, *self.output) or taps == 0:
-            raise ValueError(
-                f"offset must be ({self.batch}, 2 G * {self.num_taps}, {self.output[0]}, {self.output[1]}), "
-                f"not {tuple(offset.shape)}"
-            )
-        if self.channels % self.offset_groups:
-            raise ValueError(
-                f"{self.channels} channels do not divide into the {self.offset_groups} groups of the offset"
-            )
-        if mask is not None and mask.shape != (self.batch, taps, *self.output):
-            raise ValueError(
-                f"mask must be ({self.batch}, {taps}, {self.output[0]}, {self.output[1]}), not {tuple(mask.shape)}"
-            )
-        if bias is not None and bias.shape != (self.out_channels,):
-            raise ValueError(f"bias must be ({self.out_channels},), not {tuple(bias.shape)}")
-
-    def chunks(self) -> Iterator[Chunk]:
-        """Runs of images, or of the lines of one, whose sampled rows fit the budget; in the output's order."""
-        h, w = self.output
-        line = max(w * self.num_taps * self.channels, 1)
-        lines = min(max(_CHUNK // line, 1), max(h, 1))
-        images = max(_CHUNK // (line * max(h, 1)), 1)
-        for first in range(0, max(self.batch, 1), images):
-            for top in range(0, max(h, 1), lines):
-                yield Chunk(slice(first, min(first + images, self.batch)), slice(top, min(top + lines, h)))
-
-    def taps(self, offset: Tensor, chunk: Chunk) -> tuple[Taps, Taps]:
-        """Taps of both axes at (b, G, k, h, w) for the offsets (B, 2 G k, H', W') of all places."""
-        moved = widened(chunk.of(offset)).unflatten(1, (self.offset_groups, *self.kernel, 2))
-        y = _places(self.output[0], self.kernel[0], 0, self, moved)[:, chunk.lines]
-        x = _places(self.output[1], self.kernel[1], 1, self, moved)
-        y = (y[:, None, :, None] + moved[:, :, :, :, 0]).flatten(2, 3)
-        x = (x[:, None, :] + moved[:, :, :, :, 1]).flatten(2, 3)
-        return zero_taps(y, self.height), zero_taps(x, self.width)
-
-    def cells(self, chunk: Chunk) -> slice:
-        """The chunk's images in the table (B * H * W * G, C / G)."""
-        image = self.height * self.width * self.offset_groups
-        return slice(chunk.images.start * image, chunk.images.stop * image)
-
-    def addresses(self, y: Taps, x: Taps) -> Tensor:
-        """Indices (rows, 4) into the :meth:`cells` of the taps' images."""
-        image = torch.arange(y.index.shape[1], device=y.index.device).view(-1, 1, 1, 1, 1)
-        rows = (y.index + image * self.height) * self.width
-        group = torch.arange(self.offset_groups, device=y.index.device).view(-1, 1, 1, 1)
-        return _by_row(outer_index(rows, x.index) * self.offset_groups + group)
-
-    def matrix(self, weight: Tensor) -> Tensor:
-        """The kernel (groups, C' / groups, k * C / groups); free where it is channels-last."""
-        return weight.permute(0, 2, 3, 1).reshape(self.groups, self.out_channels // self.groups, -1)
-
-    def columns(self, rows: Tensor) -> Tensor:
-        """Sampled rows (places * k * G, C / G) as (groups, places, k * C / groups)."""
-        split = rows.view(-1, self.num_taps, self.groups, self.channels // self.groups)
-        return split.permute(2, 0, 1, 3).flatten(2)
-
-    def rows(self, columns: Tensor) -> Tensor:
-        """The inverse of :meth:`columns`."""
-        split = columns.view(self.groups, -1, self.num_taps, self.channels // self.groups)
-        return split.permute(1, 2, 0, 3).reshape(-1, self.channels // self.offset_groups)
-
-
-def _places(size: int, kernel: int, axis: int, sizes: Sizes, like: Tensor) -> Tensor:
+def _places(size: int, kernel: int, axis: int, sizes: ConvSizes, like: Tensor) -> Tensor:
     """Where the unmoved taps (kernel, size) fall along one axis."""
     place = torch.arange(size, device=like.device, dtype=like.dtype) * sizes.stride[axis]
     tap = torch.arange(kernel, device=like.device, dtype=like.dtype)[:, None] * sizes.dilation[axis]
     return place - sizes.padding[axis] + tap
+
+
+def _chunks(sizes: ConvSizes) -> Iterator[Chunk]:
+    """Runs of images, or of the lines of one, whose sampled rows fit the budget; in the output's order."""
+    h, w = sizes.output
+    line = max(w * sizes.num_taps * sizes.channels, 1)
+    lines = min(max(_CHUNK // line, 1), max(h, 1))
+    images = max(_CHUNK // (line * max(h, 1)), 1)
+    for first in range(0, max(sizes.batch, 1), images):
+        for top in range(0, max(h, 1), lines):
+            yield Chunk(slice(first, min(first + images, sizes.batch)), slice(top, min(top + lines, h)))
+
+
+def _taps(sizes: ConvSizes, offset: Tensor, chunk: Chunk) -> tuple[Taps, Taps]:
+    """Taps of both axes at (b, G, k, h, w) for the offsets (B, 2 G k, H', W') of all places."""
+    moved = widened(chunk.of(offset)).unflatten(1, (sizes.offset_groups, *sizes.kernel, 2))
+    y = _places(sizes.output[0], sizes.kernel[0], 0, sizes, moved)[:, chunk.lines]
+    x = _places(sizes.output[1], sizes.kernel[1], 1, sizes, moved)
+    y = (y[:, None, :, None] + moved[:, :, :, :, 0]).flatten(2, 3)
+    x = (x[:, None, :] + moved[:, :, :, :, 1]).flatten(2, 3)
+    return zero_taps(y, sizes.height), zero_taps(x, sizes.width)
+
+
+def _cells(sizes: ConvSizes, chunk: Chunk) -> slice:
+    """The chunk's images in the table (B * H * W * G, C / G)."""
+    image = sizes.height * sizes.width * sizes.offset_groups
+    return slice(chunk.images.start * image, chunk.images.stop * image)
+
+
+def _addresses(sizes: ConvSizes, y: Taps, x: Taps) -> Tensor:
+    """Indices (rows, 4) into the :func:`_cells` of the taps' images."""
+    image = torch.arange(y.index.shape[1], device=y.index.device).view(-1, 1, 1, 1, 1)
+    rows = (y.index + image * sizes.height) * sizes.width
+    group = torch.arange(sizes.offset_groups, device=y.index.device).view(-1, 1, 1, 1)
+    return _by_row(outer_index(rows, x.index) * sizes.offset_groups + group)
+
+
+def _matrix(sizes: ConvSizes, weight: Tensor) -> Tensor:
+    """The kernel (groups, C' / groups, k * C / groups); free where it is channels-last."""
+    return weight.permute(0, 2, 3, 1).reshape(sizes.groups, sizes.out_channels // sizes.groups, -1)
+
+
+def _columns(sizes: ConvSizes, rows: Tensor) -> Tensor:
+    """Sampled rows (places * k * G, C / G) as (groups, places, k * C / groups)."""
+    split = rows.view(-1, sizes.num_taps, sizes.groups, sizes.channels // sizes.groups)
+    return split.permute(2, 0, 1, 3).flatten(2)
+
+
+def _rows(sizes: ConvSizes, columns: Tensor) -> Tensor:
+    """The inverse of :func:`_columns`."""
+    split = columns.view(sizes.groups, -1, sizes.num_taps, sizes.channels // sizes.groups)
+    return split.permute(1, 2, 0, 3).reshape(-1, sizes.channels // sizes.offset_groups)
 
 
 def _tap_weights(y: Taps, x: Taps, mask: Tensor | None) -> Tensor:
@@ -211,7 +154,7 @@ def _by_row(values: Tensor) -> Tensor:
     return values.permute(1, 4, 5, 3, 2, 0).reshape(-1, 4)
 
 
-def _mask_of(mask: Tensor | None, sizes: Sizes, chunk: Chunk) -> Tensor | None:
+def _mask_of(mask: Tensor | None, sizes: ConvSizes, chunk: Chunk) -> Tensor | None:
     """(b, G, k, h, w) from the op's (B, G k, H', W')."""
     if mask is None:
         return None
@@ -227,17 +170,17 @@ def _mask_of(mask: Tensor | None, sizes: Sizes, chunk: Chunk) -> Tensor | None:
 def _forward(
     x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, *moves: Sequence[int]
 ) -> Tensor:
-    sizes = Sizes.of(x.shape, weight.shape, offset.shape, *moves)
+    sizes = ConvSizes.of(x.shape, weight.shape, offset.shape, *moves)
     if sizes.num_cells > 0 and usable(x, offset, mask, weight, bias):
         return kernels.forward(x, offset, mask, weight, bias, sizes)
     out = []
-    matrix = widened(sizes.matrix(weight)).transpose(1, 2)
+    matrix = widened(_matrix(sizes, weight)).transpose(1, 2)
     table = feature_table([x]).view(-1, sizes.channels // sizes.offset_groups)
-    for chunk in sizes.chunks():
-        taps = sizes.taps(offset, chunk)
+    for chunk in _chunks(sizes):
+        taps = _taps(sizes, offset, chunk)
         weights = _by_row(_tap_weights(*taps, _mask_of(mask, sizes, chunk)))
-        rows = weighted_rows(table[sizes.cells(chunk)], sizes.addresses(*taps), weights)
-        product = torch.bmm(sizes.columns(rows), matrix).transpose(0, 1).flatten(1)
+        rows = weighted_rows(table[_cells(sizes, chunk)], _addresses(sizes, *taps), weights)
+        product = torch.bmm(_columns(sizes, rows), matrix).transpose(0, 1).flatten(1)
         out.append(product if bias is None else product.add_(widened(bias)))
     return as_maps(torch.cat(out).to(x.dtype), sizes.batch, sizes.out_channels, *sizes.output)
 
@@ -246,7 +189,7 @@ def _forward(
 def _(
     x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, *moves: Sequence[int]
 ) -> Tensor:
-    sizes = Sizes.of(x.shape, weight.shape, offset.shape, *moves)
+    sizes = ConvSizes.of(x.shape, weight.shape, offset.shape, *moves)
     return empty_maps(x, sizes.batch, sizes.out_channels, *sizes.output)
 
 
@@ -260,24 +203,24 @@ def _backward(
     grad: Tensor, x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, *moves: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, offset, mask (empty without one) and weight, in its layout. Rows are sampled again, not kept."""
-    sizes = Sizes.of(x.shape, weight.shape, offset.shape, *moves)
+    sizes = ConvSizes.of(x.shape, weight.shape, offset.shape, *moves)
     if sizes.num_cells > 0 and usable(grad, x, offset, mask, weight):
         return kernels.backward(grad, x, offset, mask, weight, sizes)
-    matrix = widened(sizes.matrix(weight)).contiguous()
+    matrix = widened(_matrix(sizes, weight)).contiguous()
     table = feature_table([x]).view(-1, sizes.channels // sizes.offset_groups)
     of_matrix, of_table = torch.zeros_like(matrix), torch.zeros_like(table)
     of_offset = table.new_empty(offset.shape)
     of_mask = table.new_empty(0 if mask is None else mask.shape)
-    for chunk in sizes.chunks():
-        taps = sizes.taps(offset, chunk)
+    for chunk in _chunks(sizes):
+        taps = _taps(sizes, offset, chunk)
         scale = _mask_of(mask, sizes, chunk)
-        indices, weights = sizes.addresses(*taps), _by_row(_tap_weights(*taps, scale))
-        cells = table[sizes.cells(chunk)]
-        columns = sizes.columns(weighted_rows(cells, indices, weights))
+        indices, weights = _addresses(sizes, *taps), _by_row(_tap_weights(*taps, scale))
+        cells = table[_cells(sizes, chunk)]
+        columns = _columns(sizes, weighted_rows(cells, indices, weights))
         upstream = widened(chunk.of(grad)).permute(0, 2, 3, 1).reshape(-1, *matrix.shape[:2]).transpose(0, 1)
         of_matrix.baddbmm_(upstream.transpose(1, 2), columns)
-        of_rows = sizes.rows(torch.bmm(upstream, matrix, out=columns))
-        of_table[sizes.cells(chunk)] += scattered_rows(of_rows, indices, weights, len(cells))
+        of_rows = _rows(sizes, torch.bmm(upstream, matrix, out=columns))
+        of_table[_cells(sizes, chunk)] += scattered_rows(of_rows, indices, weights, len(cells))
         by_offset, by_mask = _place_gradients(weight_gradient(of_rows, cells, indices), *taps, scale)
         chunk.of(of_offset).copy_(by_offset)
         if mask is not None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from detkit.ops.checks import check_maps, check_regions
-from detkit.ops.cuda.compile import TYPES, deterministic, fixed_point, launch, settled, usable
+from detkit.ops.cuda import ps_roi_pool as kernels
+from detkit.ops.cuda.compile import usable
 from detkit.ops.region_pooling import pool_regions
 from detkit.ops.roi_align import roi_align_reference
 from detkit.ops.sampling import as_maps, empty_maps, feature_table, scattered_rows, weighted_rows
@@ -94,7 +94,7 @@ def ps_roi_pool(
 def _forward(features: Tensor, boxes: Tensor, image_index: Tensor, output_size: list[int], scale: float) -> Tensor:
     h, w = output_size
     if usable(features, boxes, image_index):
-        return _launch_forward(features, boxes, image_index, h, w, scale)
+        return kernels.forward(features, boxes, image_index, h, w, scale)
     indices, weights, starts = _cells(features.shape, boxes, image_index, h, w, scale)
     table = feature_table([features]).view(-1, features.shape[1] // (h * w), h * w)
     table = table.transpose(1, 2).reshape(-1, table.shape[1])
@@ -117,7 +117,7 @@ def _backward(grad: Tensor, shape: list[int], boxes: Tensor, image_index: Tensor
     height, width = grad.shape[2:]
     b, c, h, w = shape
     if usable(grad, boxes, image_index):
-        return _launch_backward(grad, shape, boxes, image_index, scale)
+        return kernels.backward(grad, shape, boxes, image_index, scale)
     indices, weights, starts = _cells(shape, boxes, image_index, height, width, scale)
     rows = grad.permute(0, 2, 3, 1).reshape(-1, grad.shape[1])
     into_table = scattered_rows(widened(rows), indices, weights, b * h * w * height * width, starts)
@@ -143,44 +143,6 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)
-
-
-def _launch_forward(features: Tensor, boxes: Tensor, image_index: Tensor, h: int, w: int, scale: float) -> Tensor:
-    channels = features.shape[1] // (h * w)
-    out = empty_maps(features, len(boxes), channels, h, w)
-    sizes = (channels, *features.shape[2:], h, w)
-    arguments = [
-        features, *(np.int64(s) for s in features.stride()), *_places(boxes, image_index), out,
-        *(np.int32(n) for n in sizes), np.float32(scale),
-    ]  # fmt: skip
-    grid = (len(boxes), (h * w + 7) // 8, 1)
-    launch("ps_roi_pool.cu", "ps_pool_forward", grid, (32, 8, 1), arguments, TYPE=TYPES[features.dtype], FIXED=0)
-    return out
-
-
-def _launch_backward(grad: Tensor, shape: Sequence[int], boxes: Tensor, image_index: Tensor, scale: float) -> Tensor:
-    b, c, height, width = shape
-    h, w = grad.shape[2:]
-    unit, inverse = None, None
-    if deterministic():
-        largest = grad.abs().amax() if grad.numel() else grad.new_zeros(())
-        unit, inverse = fixed_point(largest.float() * (len(boxes) * h * w))
-    dtype = torch.float32 if unit is None else torch.int64
-    sums = torch.zeros(b * height * width * c, dtype=dtype, device=grad.device)
-    arguments = [
-        grad, *(np.int64(s) for s in grad.stride()), *_places(boxes, image_index), sums, unit,
-        *(np.int32(n) for n in (grad.shape[1], height, width, h, w)), np.float32(scale),
-    ]  # fmt: skip
-    launch(
-        "ps_roi_pool.cu", "ps_pool_backward", (len(boxes), (h * w + 7) // 8, 1), (32, 8, 1), arguments,
-        TYPE=TYPES[grad.dtype], FIXED=int(unit is not None),
-    )  # fmt: skip
-    return as_maps(settled(sums, inverse, grad.dtype), b, c, height, width)
-
-
-def _places(boxes: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:
-    """The boxes in the kernels' types."""
-    return boxes.float().contiguous(), image_index.long().contiguous()
 
 
 def _cells(

@@ -13,7 +13,7 @@ kernel.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from torch import Tensor
 from detkit.ops.checks import check_device, check_maps, check_regions
 from detkit.ops.cuda import region_pooling as kernels
 from detkit.ops.cuda.compile import usable
+from detkit.ops.geometry import Pooling
 from detkit.ops.sampling import (
     Taps,
     as_maps,
@@ -33,27 +34,6 @@ from detkit.ops.sampling import (
     weight_gradient,
     weighted_rows,
 )
-
-
-class Pooling(NamedTuple):
-    """What is pooled: the op's arguments that are not tensors, in the order of its schema.
-
-    ``image_sizes`` is (h, w) px of each image one after another, or empty; ``scales`` are cells per px of each level.
-    """
-
-    image_sizes: Sequence[int]
-    output_size: Sequence[int]
-    scales: Sequence[float]
-    sampling_ratio: int
-    aligned: bool
-    position_sensitive: bool
-    gamma: float
-
-    @property
-    def channel_sets(self) -> int:
-        """Bins that read channels of their own."""
-        return self.output_size[0] * self.output_size[1] if self.position_sensitive else 1
-
 
 _OPTIONS = (
     "int[] image_sizes, int[] output_size, float[] scales, int sampling_ratio, bool aligned, bool position_sensitive, "

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 T = TypeVar("T")
 
 
+#: What torchrun gives each process.
+_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
 #: Whether this process takes itself for the only one, see :func:`alone`.
 _ALONE: ContextVar[bool] = ContextVar("alone", default=False)
 
@@ -32,6 +35,11 @@ def rank() -> int:
 def world_size() -> int:
     """Number of processes."""
     return torch_dist.get_world_size() if is_initialized() else 1
+
+
+def processes_started() -> int:
+    """How many processes torchrun has started; 1 without it."""
+    return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in _VARIABLES) else 1
 
 
 def local_rank() -> int:

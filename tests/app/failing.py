@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-from detkit.app.failure import told_plainly
-from detkit.app.processes import process_group
+from detkit.app.cli.failure import told_plainly
+from detkit.app.run.processes import process_group
 from detkit.engine import Callback, StepRecord, Trainer, load_bundle
 from detkit.structures import Batch, Detections, Images, Losses, Target
 from detkit.utils import dist

@@ -11,11 +11,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from detkit.app import audit
-from detkit.app.audit import Audit
-from detkit.app.audit_advice import _larger_input, advise
-from detkit.app.audit_pictures import albums
-from detkit.app.audit_plan import Planner
+from detkit.app.audit import tool as audit
+from detkit.app.audit.advice import _larger_input, advise
+from detkit.app.audit.found import Audit
+from detkit.app.audit.pictures import albums
+from detkit.app.audit.plan import Planner
 from detkit.config import ConfigError
 from detkit.data import ShapesDataset
 from detkit.models import Detector, build_detector

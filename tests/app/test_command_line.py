@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from detkit import cli
-from detkit.app import evaluate, predict, train
-from detkit.app.command_line import read_command_line
-from detkit.app.components import load_components
-from detkit.app.overrides import normalize_overrides, quote
-from detkit.app.paths import config_dir
+from detkit.app import train
+from detkit.app.cli.command_line import read_command_line
+from detkit.app.cli.components import load_components
+from detkit.app.cli.overrides import normalize_overrides, quote
+from detkit.app.cli.paths import config_dir
+from detkit.app.use import evaluate, predict
 from detkit.config import ConfigError
 from detkit.utils.commands import command
 from detkit.utils.interrupt import interrupt_waits
@@ -224,7 +225,7 @@ def test_a_tools_module_is_the_tool(module):
 
 @pytest.mark.slow
 def test_a_module_runs_as_its_tool(tmp_path):
-    command = [sys.executable, "-m", "detkit.app.predict", "checkpoint=nowhere.pt", "input=x"]
+    command = [sys.executable, "-m", "detkit.app.use.predict", "checkpoint=nowhere.pt", "input=x"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
     assert "nowhere.pt: there is no such file" in done.stderr

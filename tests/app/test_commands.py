@@ -20,6 +20,9 @@ import numpy as np
 import pytest
 import torch
 
+from detkit.cli import TOOLS
+from detkit.utils.commands import tool_name
+
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
     "experiment=quickstart", "device=cpu", "threads=1", "data.train.num_train=12", "data.train.num_val=4",
@@ -50,7 +53,7 @@ def run(tool, *arguments, code=0):
         patch.setattr(sys, "argv", [f"{tool}.py", *map(str, arguments)])
         patch.setenv("COLUMNS", "120")
         try:
-            importlib.import_module(f"detkit.app.{tool}").main()
+            importlib.import_module(TOOLS[tool_name(tool)].module).main()
         except SystemExit as stop:
             ended = stop.code or 0
     assert ended == code, said.getvalue()

@@ -8,12 +8,12 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from detkit.app import train
-from detkit.app.components import load_components
-from detkit.app.overrides import normalize_overrides
-from detkit.app.paths import config_dir
-from detkit.app.schema import EvaluateOptions, PredictOptions, TrainSchema
-from detkit.app.slots import settle_slots
-from detkit.app.stored import Stored
+from detkit.app.assemble.schema import EvaluateOptions, PredictOptions, TrainSchema
+from detkit.app.assemble.stored import Stored
+from detkit.app.cli.components import load_components
+from detkit.app.cli.overrides import normalize_overrides
+from detkit.app.cli.paths import config_dir
+from detkit.app.cli.slots import settle_slots
 from detkit.config import ConfigError, Registry, build, validate
 from detkit.data import ShapesDataset
 

@@ -21,7 +21,7 @@ import pytest
 import torch
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
-from detkit.app.schema import TrainSchema
+from detkit.app.assemble.schema import TrainSchema
 from detkit.config import validate
 from tests.app.documents import ROOT, Found, commands, plugin
 from tests.app.test_configs import composed

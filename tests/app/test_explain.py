@@ -11,8 +11,11 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detkit.app import evaluate, explain, train
-from detkit.app.explain import Examined
+from detkit.app import train
+from detkit.app.explain import tool as explain
+from detkit.app.explain.found import Examined
+from detkit.app.explain.found import explain as explain_examined
+from detkit.app.use import evaluate
 from detkit.evaluation.synthetic import synthetic_set
 from tests.app.test_configs import composed
 from tests.app.tools import call
@@ -95,7 +98,7 @@ def test_each_error_is_the_one_that_plain_loops_find(seed, threshold):
     results = made.results
     results.category_ids[::5] = results.category_ids[::5] % 3 + 1  # near ones have the right class otherwise
     images = judged(made, results)
-    report = explain.explain([Examined(image, None) for image in images], made.categories, threshold).to_dict("")
+    report = explain_examined([Examined(image, None) for image in images], made.categories, threshold).to_dict("")
     annotations = [
         {"id": int(i), "image_id": t.image_id, "category_id": int(k) + 1, "bbox": box, "iscrowd": int(crowd)}
         for t in made.truths

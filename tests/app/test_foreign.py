@@ -7,13 +7,16 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from detkit.app import evaluate, explain, predict, replay, show_config
-from detkit.app.foreign import inert, restrain
+from detkit.app.assemble.foreign import inert, restrain
+from detkit.app.explain import tool as explain
+from detkit.app.inspect import config as show_config
+from detkit.app.inspect import replay
+from detkit.app.use import evaluate, predict
 from detkit.config import ConfigError
 from detkit.config.validate import plain
 from detkit.data import ShapesDataset
 from detkit.data.datasets.shapes import folder_of
-from detkit.engine.checkpoint import Checkpoint, save_checkpoint
+from detkit.engine.state.checkpoint import Checkpoint, save_checkpoint
 from detkit.models import build_detector
 from detkit.models.backbones import resnet
 from tests.app.test_configs import composed

@@ -3,10 +3,10 @@
 import pytest
 
 from detkit.app import train
-from detkit.app.command_line import read_command_line
-from detkit.app.components import load_components
-from detkit.app.compose import Composer
-from detkit.app.schema import TrainSchema
+from detkit.app.assemble.schema import TrainSchema
+from detkit.app.cli.command_line import read_command_line
+from detkit.app.cli.components import load_components
+from detkit.app.cli.composer import Composer
 from detkit.config import ConfigError, validate
 from tests.app.tools import call
 

@@ -7,11 +7,11 @@ import torch
 import torchvision
 from torchvision.ops import FrozenBatchNorm2d
 
-from detkit.app import origin
-from detkit.app.init_from import class_layers, initialize
-from detkit.app.origin import check_norms
+from detkit.app.assemble import weights_origin as origin
+from detkit.app.assemble.init_from import class_layers, initialize
+from detkit.app.assemble.weights_origin import check_norms
 from detkit.config import ConfigError
-from detkit.engine.checkpoint import Checkpoint, save_checkpoint
+from detkit.engine.state.checkpoint import Checkpoint, save_checkpoint
 from detkit.models import build_detector
 from detkit.structures import Categories
 from tests.models.builders import compose_model

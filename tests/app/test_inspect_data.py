@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from detkit.app.inspect_data import inspect, main, plot_classes
+from detkit.app.inspect.data import inspect, main, plot_classes
 from detkit.data import CocoDataset
 from tests.data.builders import annotation, image, write_coco
 

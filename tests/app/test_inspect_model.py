@@ -12,11 +12,13 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from detkit.app import inspect_model, model_report
-from detkit.app.components import load_components
-from detkit.app.inspect_model import Inspection, checked, inspect, main
-from detkit.app.overrides import normalize_overrides
-from detkit.app.paths import config_dir
+from detkit.app.cli.components import load_components
+from detkit.app.cli.overrides import normalize_overrides
+from detkit.app.cli.paths import config_dir
+from detkit.app.inspect import model as inspect_model
+from detkit.app.inspect import model_report
+from detkit.app.inspect.model import checked, inspect, main
+from detkit.app.inspect.model_found import Inspection
 from detkit.config import ConfigError
 from detkit.models import Neck, build_detector
 from detkit.structures import Categories

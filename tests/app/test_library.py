@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 import detkit
-from detkit.app import predict
+from detkit.app.use import predict
 from detkit.config import ConfigError
 from detkit.structures import Losses
 from tests.app.documents import ROOT

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from detkit.app import objects
+from detkit.app.assemble import objects
 from detkit.config import ConfigError
 from detkit.data.datasets.base import DataReport, DetectionDataset
 from detkit.evaluation import CocoEvaluator

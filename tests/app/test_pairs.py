@@ -7,10 +7,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from detkit.app import train
-from detkit.app.compose import Composer
-from detkit.app.pairs import choices, try_pair
-from detkit.app.paths import config_dir
-from detkit.app.schema import TrainSchema
+from detkit.app.assemble.schema import TrainSchema
+from detkit.app.cli.composer import Composer
+from detkit.app.cli.paths import config_dir
+from detkit.app.inspect.pairs import choices, try_pair
 from detkit.config import ConfigError, validate
 from detkit.data import ShapesDataset
 from tests.app.test_configs import EXPERIMENTS

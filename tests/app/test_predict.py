@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from detkit.app import predict
-from detkit.app.drawings import Film, PictureFolder
+from detkit.app.use import predict
+from detkit.app.use.drawings import Film, PictureFolder
 from detkit.data.datasets.unlabelled import ImageFiles, Picture, VideoFrames
 from tests.app.tools import call, train_briefly
 

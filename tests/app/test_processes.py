@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from detkit.app import processes
+from detkit.app.assemble.trainer import with_sync_bn
+from detkit.app.run import processes
 from detkit.config import ConfigError
 from detkit.utils import dist
 
@@ -113,19 +114,19 @@ def test_a_torchrun_is_known_by_when_it_began(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_alone_nothing_of_it_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in processes._VARIABLES:
+    for name in dist._VARIABLES:
         monkeypatch.delenv(name, raising=False)
     with processes.process_group("auto", 10.0):
         assert not dist.is_initialized()
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     assert processes.launcher_mark() is None
     norm = torch.nn.BatchNorm2d(3)
-    assert processes.with_sync_bn(norm, torch.device("cpu")) is norm
+    assert with_sync_bn(norm, torch.device("cpu")) is norm
 
 
 def test_sync_bn_needs_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dist, "world_size", lambda: 2)
     net = torch.nn.Sequential(torch.nn.BatchNorm2d(3))
     with pytest.raises(ConfigError, match="sync_bn: works on GPUs only, and the device is cpu"):
-        processes.with_sync_bn(net, torch.device("cpu"))
-    assert isinstance(processes.with_sync_bn(net, torch.device("cuda"))[0], torch.nn.SyncBatchNorm)  # type: ignore[index]
+        with_sync_bn(net, torch.device("cpu"))
+    assert isinstance(with_sync_bn(net, torch.device("cuda"))[0], torch.nn.SyncBatchNorm)  # type: ignore[index]

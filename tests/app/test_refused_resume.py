@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from detkit.app import report, train
+from detkit.app import train
+from detkit.app.run import report
 from tests.app.tools import call
 
 SMALL = [
@@ -18,7 +19,7 @@ SMALL = [
 ]  # fmt: skip
 
 #: Written while a run is at work, whatever becomes of it.
-_NOTES = ("log.txt", ".lock")
+_NOTES = (".lock",)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,8 @@ import cv2
 import pytest
 import torch
 
-from detkit.app import replay, train
+from detkit.app import train
+from detkit.app.inspect import replay
 from detkit.engine import NonFiniteError
 from tests.app.test_configs import composed
 

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
-from detkit.app import manifest, run_folder
+from detkit.app.assemble.identity import config_hash
+from detkit.app.run import finding, manifest
+from detkit.app.run.folder import RunFolder
 from detkit.config import ConfigError
 from detkit.data import ShapesDataset
 from detkit.engine import CheckpointError, load_checkpoint
-from detkit.engine import checkpoint as checkpoint_module
-from detkit.engine.checkpoint import load_config
+from detkit.engine.state import checkpoint as checkpoint_module
+from detkit.engine.state.checkpoint import load_config
 from tests.engine.stubs import make_trainer
 
 CONFIG: dict[str, Any] = {
@@ -34,13 +37,17 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
+def write_manifest(folder: Path, data: dict[str, str], resumed: bool = False) -> None:
+    RunFolder(folder, resumed).write_down(OmegaConf.create(CONFIG), CONFIG, data)
+
+
 def changed(**sections: Any) -> dict[str, Any]:
     return {**CONFIG, **sections}
 
 
 def test_a_changed_configuration_is_refused_key_by_key(run: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        run_folder.find_run(str(run), run.parent, changed(optim={"lr": 0.2}, trainer={"steps": 9}))
+        finding.find_run(str(run), run.parent, changed(optim={"lr": 0.2}, trainer={"steps": 9}))
     assert str(caught.value).split("\n  ") == [
         f"resume: {run} was run with another configuration",
         "optim.lr: was 0.1, is 0.2",
@@ -51,23 +58,23 @@ def test_a_changed_configuration_is_refused_key_by_key(run: Path) -> None:
 
 def test_what_is_allowed_may_differ_and_is_told(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     other = changed(optim={"lr": 0.2}, trainer={"steps": 9})
-    assert run_folder.find_run(str(run), run.parent, other, ["optim", "trainer.steps"]) == run
+    assert finding.find_run(str(run), run.parent, other, ["optim", "trainer.steps"]) == run
     assert "going on with another optim.lr: was 0.1, is 0.2" in caplog.text
     with pytest.raises(ConfigError) as caught:
-        run_folder.find_run(str(run), run.parent, other, ["optim"])
+        finding.find_run(str(run), run.parent, other, ["optim"])
     assert "trainer.steps: was 2, is 9" in caplog.text + str(caught.value)
     assert "optim.lr" not in str(caught.value)
 
 
 def test_device_and_the_place_of_the_data_are_free(run: Path) -> None:
-    assert run_folder.find_run(str(run), run.parent, changed(device="cuda", data={"root": "b"})) == run
+    assert finding.find_run(str(run), run.parent, changed(device="cuda", data={"root": "b"})) == run
 
 
 def test_auto_takes_the_unfinished_one(run: Path) -> None:
-    assert run_folder.find_run("auto", run.parent, CONFIG) == run
+    assert finding.find_run("auto", run.parent, CONFIG) == run
     (run / "result.json").write_text("{}")
     with pytest.raises(ConfigError, match="no unfinished run with this configuration"):
-        run_folder.find_run("auto", run.parent, CONFIG)
+        finding.find_run("auto", run.parent, CONFIG)
 
 
 def test_auto_reads_one_checkpoint_whole(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +87,7 @@ def test_auto_reads_one_checkpoint_whole(run: Path, monkeypatch: pytest.MonkeyPa
     read: list[Path] = []
     whole = checkpoint_module.load_checkpoint
     monkeypatch.setattr(checkpoint_module, "load_checkpoint", lambda path: (read.append(path), whole(path))[1])
-    assert run_folder.find_run("auto", run.parent, CONFIG) == run
+    assert finding.find_run("auto", run.parent, CONFIG) == run
     assert read == [run / "last.pt"]
 
 
@@ -95,18 +102,18 @@ def test_the_configuration_alone_is_that_of_the_checkpoint(run: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"\x00" * 40])
 def test_a_damaged_result_does_not_stop_auto(run: Path, caplog: pytest.LogCaptureFixture, content: bytes) -> None:
     (run / "result.json").write_bytes(content)
-    assert run_folder.find_run("auto", run.parent, CONFIG) == run
+    assert finding.find_run("auto", run.parent, CONFIG) == run
     assert f"{run / 'result.json'}: not " in caplog.text
     assert "taken as unfinished" in caplog.text
     with pytest.raises(ConfigError, match=r"result\.json: not "):
-        run_folder.read_result(run)
+        RunFolder(run).result()
 
 
 def test_a_damaged_run_beside_it_does_not_stop_auto(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     broken = shutil.copytree(run, run.parent / "broken")
     for path in broken.glob("*.pt"):
         path.write_bytes(b"none")
-    assert run_folder.find_run("auto", run.parent, CONFIG) == run
+    assert finding.find_run("auto", run.parent, CONFIG) == run
     assert f"passed over: {broken}" in caplog.text
 
 
@@ -114,18 +121,18 @@ def test_a_half_written_state_falls_back_and_two_end_it(run: Path, caplog: pytes
     make_trainer(run, steps=4, config=CONFIG).fit()
     last, previous = run / "last.pt", run / "previous.pt"
     last.write_bytes(last.read_bytes()[:500])
-    assert run_folder.find_run(str(run), run.parent, CONFIG) == run
+    assert finding.find_run(str(run), run.parent, CONFIG) == run
     assert f"going back to {previous} of step" in caplog.text
     previous.write_bytes(b"")
     with pytest.raises(ValueError, match=r"previous.pt: cut off, damaged or no checkpoint"):
-        run_folder.find_run(str(run), run.parent, CONFIG)
+        finding.find_run(str(run), run.parent, CONFIG)
 
 
 def test_untracked_files_are_counted_and_a_few_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"datasets/mine/{i}.jpg" for i in range(60_000)]
     answers = {"rev-parse": "abc", "diff": "", "ls-files": "\n".join(names)}
     monkeypatch.setattr(manifest, "_ask_git", lambda command, *_: answers[command])
-    manifest.write_manifest(tmp_path, CONFIG, {})
+    write_manifest(tmp_path, {})
     assert json.loads((tmp_path / "manifest.json").read_text())["git"]["not_in_git"] == {
         "files": 60_000,
         "first": names[:5],
@@ -136,14 +143,14 @@ def test_untracked_files_are_counted_and_a_few_are_named(tmp_path: Path, monkeyp
 def test_the_manifest_names_everything(tmp_path: Path) -> None:
     data = ShapesDataset(root=str(tmp_path / "data"), num_train=2, num_val=1, image_size=96)
     hashes = {"train": manifest.data_hash(data)}
-    manifest.write_manifest(tmp_path, CONFIG, hashes)
+    write_manifest(tmp_path, hashes)
     content = json.loads((tmp_path / "manifest.json").read_text())
-    assert content["config_hash"] == run_folder.config_hash(CONFIG)
+    assert content["config_hash"] == config_hash(CONFIG)
     assert content["data"] == hashes
     assert {"torch", "numpy", "detkit"} <= content["versions"].keys()
     assert content["command"]
     assert content["threads"] >= 1
-    manifest.write_manifest(tmp_path, CONFIG, hashes, resumed=True)
+    write_manifest(tmp_path, hashes, resumed=True)
     again = json.loads((tmp_path / "manifest.json").read_text())
     assert len(again["resumed"]) == 1
     assert again["time"] == content["time"]
@@ -151,21 +158,25 @@ def test_the_manifest_names_everything(tmp_path: Path) -> None:
 
 def test_a_run_goes_on_with_its_own_data_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = {"train": "aaa", "val": "bbb"}
-    manifest.write_manifest(tmp_path, CONFIG, data)
-    manifest.check_data(tmp_path, data)
+
+    def refuse(found: dict[str, str], allow: list[str] | None = None) -> None:
+        manifest.refuse_other_data(RunFolder(tmp_path).manifest() or {}, found, allow or [], str(tmp_path))
+
+    write_manifest(tmp_path, data)
+    refuse(data)
     with pytest.raises(ConfigError) as caught:
-        manifest.check_data(tmp_path, {"train": "ccc", "val": "bbb"})
+        refuse({"train": "ccc", "val": "bbb"})
     assert str(caught.value).split("\n  ") == [
         f"resume: {tmp_path} was run with other data",
         "data.train: other images or annotations lie there than when the run was begun",
         "resume.allow=[data.train] lets it go on all the same",
     ]
-    manifest.check_data(tmp_path, {"train": "ccc", "val": "bbb"}, ["data.train"])
+    refuse({"train": "ccc", "val": "bbb"}, ["data.train"])
     assert "going on with other images or annotations in data.train" in caplog.text
-    manifest.write_manifest(tmp_path, CONFIG, {"train": "ccc", "val": "bbb"}, resumed=True)
-    manifest.check_data(tmp_path, {"train": "ccc", "val": "bbb"})  # allowed once, it has seen these
+    write_manifest(tmp_path, {"train": "ccc", "val": "bbb"}, resumed=True)
+    refuse({"train": "ccc", "val": "bbb"})  # allowed once, it has seen these
     (tmp_path / "manifest.json").unlink()
-    manifest.check_data(tmp_path, data)
+    refuse(data)
 
 
 def test_the_hash_of_data_follows_annotations_and_files(tmp_path: Path) -> None:
@@ -183,13 +194,13 @@ def test_the_hash_of_data_follows_annotations_and_files(tmp_path: Path) -> None:
 
 def test_a_restart_finds_the_run_of_its_own_torchrun(run: Path, tmp_path: Path) -> None:
     (run / "manifest.json").write_text(json.dumps({"torchrun": "mine"}))
-    assert manifest.find_restarted(tmp_path / "new", ["another", "mine"]) == run
-    assert manifest.find_restarted(tmp_path / "new", ["another"]) is None
+    assert finding.find_restarted(tmp_path / "new", ["another", "mine"]) == run
+    assert finding.find_restarted(tmp_path / "new", ["another"]) is None
     (run / "manifest.json").write_text(json.dumps({"torchrun": None, "resumed": [{"torchrun": "mine"}]}))
-    assert manifest.find_restarted(run, ["mine"]) == run
-    assert manifest.find_restarted(run, []) is None
+    assert finding.find_restarted(run, ["mine"]) == run
+    assert finding.find_restarted(run, []) is None
     (tmp_path / "beside").mkdir()
     make_trainer(tmp_path / "beside", steps=2, config=CONFIG).fit()
     (tmp_path / "beside" / "manifest.json").write_text('{"torchrun"')
-    assert manifest.find_restarted(tmp_path / "new", ["mine"]) == run
+    assert finding.find_restarted(tmp_path / "new", ["mine"]) == run
     assert load_checkpoint(run / "last.pt").step == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from detkit.app import show_config
+from detkit.app.inspect import config as show_config
 
 CONFIG = """
 seed: {seed}

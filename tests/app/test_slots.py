@@ -3,9 +3,9 @@
 import pytest
 
 from detkit.app import train
-from detkit.app.command_line import read_command_line
-from detkit.app.idle import told
-from detkit.app.schema import TrainSchema
+from detkit.app.assemble.schema import TrainSchema
+from detkit.app.cli.command_line import read_command_line
+from detkit.app.cli.idle import told
 from detkit.config import ConfigError, validate
 from detkit.models import build_detector
 from detkit.structures import Categories
@@ -142,6 +142,19 @@ def own(tmp_path):
         return f"--config-dir={tmp_path}"
 
     return write
+
+
+def test_what_the_new_class_does_not_have_cannot_be_left_out():
+    with pytest.raises(ConfigError, match=r"^~model\.neck\.out_channels: there is no 'out_channels' to leave out"):
+        settled("experiment=quickstart", "model/neck=image_pyramid", "~model.neck.out_channels")
+
+
+def test_a_preset_may_be_named_by_a_number(tmp_path, monkeypatch, capsys):
+    (tmp_path / "model" / "neck").mkdir(parents=True)
+    (tmp_path / "model" / "neck" / "320.yaml").write_text("_target_: FPN\nout_channels: 32\n")
+    start = (train.main, monkeypatch, capsys, f"--config-dir={tmp_path}", "experiment=quickstart")
+    assert "out_channels: 32" in call(*start, "model/neck=320", "--cfg=job")
+    assert "error: model/neck: no option '321'" in call(*start, "model/neck=321", code=2)
 
 
 def test_what_an_experiment_chooses_in_a_part_goes_with_the_part(own):

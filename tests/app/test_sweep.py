@@ -19,15 +19,17 @@ from hydra._internal.utils import create_config_search_path
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from detkit.app.components import load_components
-from detkit.app.overrides import normalize_overrides
-from detkit.app.paths import config_dir
-from detkit.app.run_folder import config_hash, leaves
+from detkit.app.assemble.identity import config_hash, leaves
+from detkit.app.cli.components import load_components
+from detkit.app.cli.overrides import normalize_overrides
+from detkit.app.cli.paths import config_dir
+from detkit.app.cli.sweep_options import sweep_name
+from detkit.app.run.folder import RunFolder
 from detkit.app.sweep import process, queue
 from detkit.app.sweep.batches import Batches
-from detkit.app.sweep.board import in_words, steps_done
+from detkit.app.sweep.board import in_words
 from detkit.app.sweep.folder import SweepFolder, read_jobs
-from detkit.app.sweep.plan import Job, plan_jobs, sweep_name, without_twins
+from detkit.app.sweep.plan import Job, plan_jobs, without_twins
 from detkit.app.sweep.process import JobError
 from detkit.config import ConfigError
 from detkit.engine.interrupt import Interrupted
@@ -344,10 +346,10 @@ def test_slots_must_be_positive(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_how_far_a_run_is(tmp_path: Path) -> None:
-    assert steps_done(tmp_path) == 0
+    assert RunFolder(tmp_path).steps_done() == 0
     rows = "".join(f"{step},train,loss,0.5\n" for step in range(1, 800))
     (tmp_path / "metrics.csv").write_text("step,split,name,value\n" + rows + "800,tra")
-    assert steps_done(tmp_path) == 799
+    assert RunFolder(tmp_path).steps_done() == 799
 
 
 def test_durations_in_words() -> None:

@@ -7,9 +7,12 @@ from html.parser import HTMLParser
 import numpy as np
 from rich.console import Console
 
-from detkit.app import inspect_data, list_components, page, train
+from detkit.app import train
 from detkit.app.compare.figures import _name_rows
 from detkit.app.compare.page import _breakable
+from detkit.app.inspect import components as list_components
+from detkit.app.inspect import data as inspect_data
+from detkit.app.pages import html as page
 from detkit.config import Count, Registry
 from detkit.evaluation import CocoEvaluator
 from detkit.evaluation.evaluator import EvaluatorState

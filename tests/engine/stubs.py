@@ -21,7 +21,7 @@ from detkit.engine import (
     StepRecord,
     Trainer,
 )
-from detkit.engine.checkpoint import LAST, load_checkpoint
+from detkit.engine.state.checkpoint import LAST, load_checkpoint
 from detkit.evaluation import Evaluation, Evaluator, EvaluatorState
 from detkit.models.interfaces import Detector
 from detkit.structures import Affine, Batch, Categories, Detections, ImageMeta, Images, Losses, Target

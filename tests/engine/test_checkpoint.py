@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from detkit.engine import checkpoint as module
-from detkit.engine.checkpoint import (
+from detkit.engine.state import checkpoint as module
+from detkit.engine.state.checkpoint import (
     BEST,
     LAST,
     PREVIOUS,

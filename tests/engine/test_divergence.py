@@ -27,8 +27,8 @@ from detkit.engine import (
     load_bundle,
     replay,
 )
-from detkit.engine.diagnosis import _learning_rate, update_ratio
-from detkit.engine.divergence import describe, save_bundle
+from detkit.engine.bad_steps.diagnosis import _learning_rate, update_ratio
+from detkit.engine.bad_steps.divergence import describe, save_bundle
 from detkit.structures import Batch, Categories, Images, Losses
 from tests.engine.stubs import StubDetector, StubTrainLoader, make_trainer, without_evaluation
 from tests.engine.test_finite import Overflowing, with_scaler
@@ -315,7 +315,7 @@ def test_a_report_that_cannot_be_written_does_not_hide_the_error(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("detkit.engine.divergence.atomic_write", full)
+    monkeypatch.setattr("detkit.engine.bad_steps.divergence.atomic_write", full)
     with pytest.raises(NonFiniteError) as caught:
         stub_trainer(tmp_path, detector=Growing(math.nan)).fit()
     assert caught.value.bundle is None

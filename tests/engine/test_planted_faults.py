@@ -19,7 +19,7 @@ from detkit.engine import (
     NonFiniteError,
     load_bundle,
 )
-from detkit.engine.divergence import LEAST_USUAL
+from detkit.engine.bad_steps.divergence import LEAST_USUAL
 from detkit.engine.schedule import Schedule
 from detkit.matching import AnchorGrid
 from detkit.structures import Batch, FeatureSpec, Images, Losses

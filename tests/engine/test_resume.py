@@ -24,8 +24,8 @@ from detkit.engine import (
     Interrupted,
     load_checkpoint,
 )
-from detkit.engine import checkpoint as checkpoint_module
-from detkit.engine.resume import restore_process
+from detkit.engine.state import checkpoint as checkpoint_module
+from detkit.engine.state.resume import restore_process
 from detkit.structures import Batch, Categories
 from detkit.utils import dist
 from detkit.utils.seed import global_state

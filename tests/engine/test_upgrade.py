@@ -5,8 +5,8 @@ import copy
 import torch
 
 from detkit.config import validate
-from detkit.engine.checkpoint import load_checkpoint
-from detkit.engine.upgrade import upgrade_config, upgrade_weights
+from detkit.engine.state.checkpoint import load_checkpoint
+from detkit.engine.state.upgrade import upgrade_config, upgrade_weights
 from detkit.models import build_detector
 from detkit.structures import Categories
 from tests.models.builders import build_model, compose_model, small

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from detkit.evaluation import Results, comparison_sheet, save_pictures
+from detkit.pictures.draw import class_color
 from detkit.structures import Categories, GroundTruth
-from detkit.structures.draw import class_color
 
 CATEGORIES = Categories(("cat", "dog"), (7, 3))
 GREY = 128

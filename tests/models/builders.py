@@ -6,7 +6,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 import detkit.models
-from detkit.app.paths import config_dir
+from detkit.app.cli.paths import config_dir
 from detkit.config import validate
 from detkit.models import Detector, build_detector
 from detkit.structures import Categories, ImageMeta, Images, Target

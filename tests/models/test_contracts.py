@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from detkit.app.paths import config_dir
+from detkit.app.cli.paths import config_dir
 from detkit.config import BACKBONES, NECKS, ConfigError, build
 from detkit.matching import Fate, tracing
 from detkit.models.detector import normalize

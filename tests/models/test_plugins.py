@@ -7,12 +7,12 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from torch import nn
 
-from detkit.app import list_components
-from detkit.app.components import load_components
-from detkit.app.overrides import normalize_overrides
-from detkit.app.paths import config_dir
-from detkit.app.schema import TrainSchema
-from detkit.app.slots import settle_slots
+from detkit.app.assemble.schema import TrainSchema
+from detkit.app.cli.components import load_components
+from detkit.app.cli.overrides import normalize_overrides
+from detkit.app.cli.paths import config_dir
+from detkit.app.cli.slots import settle_slots
+from detkit.app.inspect import components as list_components
 from detkit.config import (
     ANCHORS,
     ASSIGNERS,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from detkit.app.paths import config_dir
+from detkit.app.cli.paths import config_dir
 from detkit.matching import NMS, WBF, Merge, SoftNMS
 from detkit.models import Detector, MultiView
 from detkit.models.tta import see

@@ -12,7 +12,7 @@ from detkit.app.compare.runs import Run, System
 from detkit.app.compare.table import NOT_DEFINED, NOT_SHOWN, TOO_FEW, Row
 from detkit.evaluation.bootstrap import CONFIDENCE
 from detkit.evaluation.summary import with_nan
-from detkit.structures.draw import PNG_METADATA
+from detkit.pictures.draw import PNG_METADATA
 
 #: Okabe and Ito's colours, which the colour-blind can tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")

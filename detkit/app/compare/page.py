@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 
 from detkit.app.compare.runs import System
 from detkit.app.compare.table import NUM_COSTS, Row, cells, headings, score
-from detkit.app.page import inline, render
+from detkit.app.pages.html import inline, render
 
 
 class Line(NamedTuple):

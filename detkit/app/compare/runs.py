@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,16 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from detkit.app.manifest import read_manifest
-from detkit.app.report import DETECTIONS, EVALUATION
-from detkit.app.run_folder import changed_keys, config_hash, leaves, read_result
+from detkit.app.assemble.identity import changed_keys, config_hash, leaves
+from detkit.app.run.folder import RunFolder
 from detkit.app.sweep.folder import JOBS, read_jobs
 from detkit.config import ConfigError
 from detkit.evaluation import ScoredSet
 from detkit.evaluation.columns import TruthColumns
-from detkit.evaluation.summary import with_nan
 from detkit.utils.log import logger
 
 #: What a manifest says of the code that a run was made with.
@@ -48,30 +43,17 @@ class Run:
     @cached_property
     def metrics(self) -> dict[str, float]:
         """COCO's numbers of the best evaluation; nan for one that is not defined."""
-        path = self.folder / EVALUATION
-        if not path.is_file():
-            raise ConfigError(f"{self.folder}: has no {EVALUATION}; only runs with an evaluator can be compared")
-        stored = json.loads(path.read_text(encoding="utf-8"))["metrics"]
-        return {name: float(with_nan(value)) for name, value in stored.items()}
+        return RunFolder(self.folder).metrics()
 
     @cached_property
     def scored(self) -> ScoredSet:
         """The detections of the best evaluation, and what there was to find."""
-        path = self.folder / DETECTIONS
-        if not path.is_file():
-            raise ConfigError(f"{self.folder}: has no {DETECTIONS}; only runs with COCO's evaluator can be compared")
-        return ScoredSet.load(path)
+        return RunFolder(self.folder).scored()
 
     @cached_property
     def table(self) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
-        """The numbers of ``metrics.csv``: steps (N,) and values (N,) by split and name; empty without the file."""
-        path = self.folder / "metrics.csv"
-        rows: dict[tuple[str, str], list[tuple[int, float]]] = {}
-        if path.is_file():
-            with path.open(encoding="utf-8", newline="") as file:
-                for row in csv.DictReader(file):
-                    rows.setdefault((row["split"], row["name"]), []).append((int(row["step"]), float(row["value"])))
-        return {key: (np.array([s for s, _ in v]), np.array([x for _, x in v])) for key, v in rows.items()}
+        """The logged numbers: steps (N,) and values (N,) by split and name; empty where none were kept."""
+        return RunFolder(self.folder).numbers()
 
     @property
     def images_per_second(self) -> float | None:
@@ -102,7 +84,7 @@ class System:
 
 def made_unlike(systems: Sequence[System]) -> list[str]:
     """What was not the same for all runs though no key that sets them apart says so: the code, versions, the data."""
-    manifests = [dict(leaves(read_manifest(run.folder) or {})) for system in systems for run in system.runs]
+    manifests = [dict(leaves(RunFolder(run.folder).manifest() or {})) for system in systems for run in system.runs]
     told = []
     for key in sorted({key for manifest in manifests for key in manifest}):
         expected = key.startswith("data.") and any(name.startswith("data.") for name in systems[0].differences)
@@ -124,18 +106,17 @@ def read_systems(paths: Sequence[Path]) -> tuple[list[System], list[str]]:
     for path in paths:
         if (path / JOBS).is_file():
             folders |= read_jobs(path)
-        elif (path / "config.yaml").is_file():
+        elif RunFolder(path).is_there:
             folders[path] = None
         else:
             raise ConfigError(f"{path}: neither the folder of a run nor that of a sweep")
     runs, missing = [], []
     for folder, label in folders.items():
-        result = read_result(folder)
+        result = RunFolder(folder).result()
         if result is None:
             missing.append(label or str(folder))
             continue
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        runs.append(Run(folder, label, config, result))
+        runs.append(Run(folder, label, RunFolder(folder).config(), result))
     if not runs:
         raise ConfigError("\n  ".join(["none of the runs has come to its end:", *missing]))
     _check_same_data(runs)

@@ -10,13 +10,14 @@ import numpy as np
 import rich
 from rich.text import Text
 
+from detkit.app.cli.failure import told_plainly
 from detkit.app.compare.figures import draw_bars, draw_curves
 from detkit.app.compare.page import make_page
 from detkit.app.compare.runs import System, made_unlike, read_systems
 from detkit.app.compare.table import IMAGES_ALONE, NOT_DEFINED, Row, as_csv, as_markdown, as_rich, make_rows
-from detkit.app.failure import check_range, told_plainly
 from detkit.app.sweep.folder import JOBS
 from detkit.config import ConfigError
+from detkit.config.ranges import check_range
 from detkit.config.registry import did_you_mean
 from detkit.evaluation.bootstrap import CONFIDENCE, LEAST_SAMPLES
 from detkit.utils.files import atomic_write, output_folder

@@ -15,8 +15,8 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, open_dict, read_write
 from rich.markup import escape
 
-from detkit.app.failure import told_plainly
-from detkit.app.overrides import normalize_overrides
+from detkit.app.cli.failure import told_plainly
+from detkit.app.cli.overrides import normalize_overrides
 from detkit.app.sweep.folder import SweepFolder
 from detkit.app.sweep.plan import Job, plan_jobs, without_twins
 from detkit.app.sweep.process import JobError

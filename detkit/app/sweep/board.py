@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import rich
 from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from detkit.app.run.folder import RunFolder
 from detkit.app.sweep.plan import Job
 
 #: Seconds between two lines where nobody watches a terminal.
@@ -44,7 +44,7 @@ class Board:
             self._live.stop()
 
     def started(self, job: Job, resumed: bool) -> None:
-        self._first[job.key] = steps_done(job.folder) if resumed else 0
+        self._first[job.key] = RunFolder(job.folder).steps_done() if resumed else 0
         self.say(f"{'going on with' if resumed else 'starting'} {job.label}")
 
     def ended(self, job: Job, words: str) -> None:
@@ -79,30 +79,17 @@ class Board:
         return f"{self._done} of {self._total} jobs done, {len(running)} running, {left} to come{self._eta(running)}"
 
     def _step(self, job: Job) -> str:
-        return f"{steps_done(job.folder)}/{job.steps or '?'}"
+        return f"{RunFolder(job.folder).steps_done()}/{job.steps or '?'}"
 
     def _eta(self, running: Mapping[str, Job]) -> str:
         """The time to go at the pace so far, once there is one."""
-        here = {key: steps_done(job.folder) for key, job in running.items()}
+        here = {key: RunFolder(job.folder).steps_done() for key, job in running.items()}
         worked = self._worked + sum(step - self._first[key] for key, step in here.items())
         to_go = sum(self._to_do.values()) - sum(here.values())
         if worked <= 0 or to_go <= 0:
             return ""
         seconds = (time.monotonic() - self._start) / worked * to_go
         return f", about {in_words(seconds)} to go"
-
-
-def steps_done(folder: Path) -> int:
-    """The last step in the run's table of numbers; 0 where it has none."""
-    path = folder / "metrics.csv"
-    if not path.is_file():
-        return 0
-    with path.open("rb") as file:
-        file.seek(0, 2)
-        file.seek(max(0, file.tell() - 4096))
-        lines = file.read().decode(errors="replace").splitlines(keepends=True)
-    steps = [line.partition(",")[0] for line in lines[1:] if line.endswith("\n")]
-    return next((int(step) for step in reversed(steps) if step.isdigit()), 0)
 
 
 def in_words(seconds: float) -> str:

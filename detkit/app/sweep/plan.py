@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +12,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from detkit.app.composition import idle_removals, in_one_line, wrong_groups, wrong_slots
-from detkit.app.idle import idle_choices, leaving_out
-from detkit.app.in_vain import said_in_vain
-from detkit.app.overrides import normalize_overrides
-from detkit.app.run_folder import config_hash, is_free
-from detkit.app.schema import TrainSchema
-from detkit.app.slots import search_paths, settle_slots
+from detkit.app.assemble.identity import config_hash
+from detkit.app.assemble.schema import TrainSchema
+from detkit.app.cli.composition import idle_removals, in_one_line, wrong_groups, wrong_slots
+from detkit.app.cli.idle import idle_choices, leaving_out
+from detkit.app.cli.in_vain import said_in_vain
+from detkit.app.cli.slots import search_paths, settle_slots
 from detkit.config import ConfigError, validate
 
 
@@ -92,26 +89,6 @@ def compose_job(master: DictConfig, loader: ConfigLoader, overrides: Sequence[st
             del cfg["hydra"]
         settle_slots(cfg, said, config_name, loader)
     return cfg
-
-
-def sweep_name(
-    experiment: str | None, sweep: str | None, overrides: Sequence[str], params: Mapping[str, str] | None
-) -> str:
-    """The name of a sweep's folder: the same command finds the same folder again.
-
-    What does not change any result (where runs are written, the device, ...) and the order on the command line do not
-    enter.
-    """
-    said = [*normalize_overrides(overrides), *normalize_overrides([f"{k}={v}" for k, v in (params or {}).items()])]
-    said = sorted({o for o in said if not is_free(o.lstrip("+~").partition("=")[0]) and not o.startswith("sweep=")})
-    digest = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:8]
-    return "_".join([part.replace("/", "-") for part in (experiment or "custom", sweep) if part] + [digest])
-
-
-def job_hash(root: DictConfig) -> str:
-    """The hash that names the folder of the job whose composed configuration, Hydra's part included, is ``root``."""
-    cfg = OmegaConf.masked_copy(root, [str(key) for key in root if key != "hydra"])
-    return config_hash(_plain(cfg))
 
 
 def _told(

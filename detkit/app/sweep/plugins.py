@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from detkit.app.cli.sweep_options import PLUGINS
 from detkit.app.sweep import batches
-from detkit.app.sweep.plan import job_hash, sweep_name
 
 # This loads Hydra's own plugins a second time: what derives from one must be imported afterwards.
 Plugins.instance()
@@ -66,18 +65,10 @@ class CheckedSweeper(BasicSweeper):
 
 
 def register_sweeps() -> None:
-    """Make the two options of Hydra's, and the resolvers that name folders known to OmegaConf.
+    """Make the classes behind the names in :mod:`~detkit.app.cli.sweep_options` known to Hydra.
 
-    Hydra runs plugins only under a name in ``hydra_plugins``. Under one they are entered here; a package of that name
-    would be imported by every Hydra program of the environment.
+    They are entered in Hydra's own list: a package called ``hydra_plugins`` would be imported by every Hydra program
+    of the environment.
     """
-    store, known = ConfigStore.instance(), Plugins.instance().class_name_to_class
-    for group, name, plugin, options in (
-        ("hydra/launcher", "processes", ProcessLauncher, {"slots": 1}),
-        ("hydra/sweeper", "checked", CheckedSweeper, {"params": None}),
-    ):
-        target = f"hydra_plugins.detkit.{plugin.__name__}"
-        known[target] = plugin
-        store.store(name, {"_target_": target, **options}, group=group)
-    OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
-    OmegaConf.register_new_resolver("job_hash", lambda *, _root_: job_hash(_root_), replace=True)
+    for plugin in (ProcessLauncher, CheckedSweeper):
+        Plugins.instance().class_name_to_class[f"{PLUGINS}.{plugin.__name__}"] = plugin

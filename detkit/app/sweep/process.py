@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from detkit.app.run_folder import can_go_on, find_result
+from detkit.app.run.folder import RunFolder
 from detkit.app.sweep.plan import Job
 
 #: Set for a job: it then stops, saving, when its standard input ends, which it does with the sweep, however that ends.
@@ -37,7 +37,7 @@ class JobProcess:
 
     def __init__(self, job: Job, environment: Mapping[str, str]) -> None:
         self.job = job
-        self.resumed = can_go_on(job.folder)
+        self.resumed = RunFolder(job.folder).can_go_on
         self.start = time.monotonic()
         self._stopped = False
         job.folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ class JobProcess:
 
 def ended_with(folder: Path) -> dict[str, Any] | None:
     """What the job in ``folder`` ended with; None where that is not written there, or not whole."""
-    result = find_result(folder) or {}
+    result = RunFolder(folder).result_if_whole() or {}
     return result if {"best", "monitor"} <= result.keys() else None
 
 

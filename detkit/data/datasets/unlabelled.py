@@ -14,8 +14,8 @@ import numpy as np
 
 from detkit.data.datasets.base import DataReport, DetectionDataset
 from detkit.data.decode import FORMATS, ImageError, read_image
+from detkit.pictures.draw import is_own_png
 from detkit.structures import Categories, GroundTruth
-from detkit.structures.draw import is_own_png
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".jp2")
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")

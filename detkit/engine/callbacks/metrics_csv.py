@@ -14,6 +14,9 @@ from detkit.engine.callbacks.callback import Callback
 from detkit.engine.records import EvaluationRecord, FitResult, FitStart, StepRecord
 from detkit.utils.files import atomic_write, named
 
+#: The file in the run folder.
+METRICS = "metrics.csv"
+
 HEADER = ("step", "split", "name", "value")
 
 
@@ -29,7 +32,7 @@ class MetricsCsv(Callback):
         self._file: TextIO | None = None
 
     def on_fit_start(self, start: FitStart) -> None:
-        path = start.run_dir / "metrics.csv"
+        path = start.run_dir / METRICS
         atomic_write(path, _rows_up_to(path, start.step))
         self._file = open(path, "a", encoding="utf-8", newline="")  # noqa: SIM115 - open for the whole run
 

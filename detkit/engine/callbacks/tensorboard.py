@@ -10,7 +10,7 @@ from detkit.config import CALLBACKS
 from detkit.engine.callbacks.callback import Callback
 from detkit.engine.evaluation import NUM_EXAMPLES, Example
 from detkit.engine.records import EvaluationRecord, FitResult, FitStart, StepRecord
-from detkit.structures.draw import draw_boxes
+from detkit.pictures.draw import draw_boxes
 from detkit.utils.files import named
 
 if TYPE_CHECKING:

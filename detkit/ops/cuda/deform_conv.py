@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from math import gcd
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from detkit.ops.cuda.compile import TYPES, deterministic, fixed_point, launch, settled
+from detkit.ops.geometry import ConvSizes
 from detkit.ops.sampling import as_maps, empty_maps
-
-if TYPE_CHECKING:
-    from detkit.ops.deform_conv import Sizes
 
 _SOURCE = "deform_conv.cu"
 _ROWS = 64  # places (or, for the weights' gradient, channels) of a block: BM in tiles.cuh
@@ -25,7 +22,7 @@ _BLOCKS = 512
 
 
 def forward(
-    x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, sizes: Sizes
+    x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, sizes: ConvSizes
 ) -> Tensor:
     out = empty_maps(x, sizes.batch, sizes.out_channels, *sizes.output)
     kernel = weight.to(x.dtype).permute(0, 2, 3, 1).contiguous()  # free where the weights are channels-last
@@ -41,7 +38,7 @@ def forward(
 
 
 def backward(
-    grad: Tensor, x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, sizes: Sizes
+    grad: Tensor, x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, sizes: ConvSizes
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grad = grad.to(x.dtype).permute(0, 2, 3, 1).contiguous()  # free where it is channels-last
     moves = _moves(offset, mask)
@@ -52,7 +49,7 @@ def backward(
 
 
 def _backward_data(
-    grad: Tensor, x: Tensor, moves: list[Tensor | None], weight: Tensor, sizes: Sizes
+    grad: Tensor, x: Tensor, moves: list[Tensor | None], weight: Tensor, sizes: ConvSizes
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     offset, mask = moves
     assert offset is not None
@@ -69,7 +66,7 @@ def _backward_data(
     return as_maps(settled(sums, inverse, x.dtype), *x.shape), of_offset, of_mask
 
 
-def _backward_weight(grad: Tensor, x: Tensor, moves: list[Tensor | None], sizes: Sizes) -> Tensor:
+def _backward_weight(grad: Tensor, x: Tensor, moves: list[Tensor | None], sizes: ConvSizes) -> Tensor:
     """The gradient (C', C / groups, k_h, k_w), float32."""
     columns, segment = sizes.out_channels // sizes.groups, _segment(sizes)
     tile = _tile(columns, x.dtype)
@@ -85,7 +82,7 @@ def _backward_weight(grad: Tensor, x: Tensor, moves: list[Tensor | None], sizes:
     return parts.sum(0).permute(2, 4, 3, 0, 1).flatten(0, 1)
 
 
-def _unit(grad: Tensor, mask: Tensor | None, weight: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
+def _unit(grad: Tensor, mask: Tensor | None, weight: Tensor, sizes: ConvSizes) -> tuple[Tensor, Tensor]:
     """For fixed-point sums of the map's gradient: what a sample receives at most, times the number of samples."""
     if grad.numel() == 0:
         return fixed_point(grad.new_zeros(()))
@@ -118,15 +115,15 @@ def _tile(columns: int, dtype: torch.dtype) -> int:
     return next((n for n in (64, 128) if columns <= n), widest)
 
 
-def _segment(sizes: Sizes) -> int:
+def _segment(sizes: ConvSizes) -> int:
     return gcd(sizes.channels // sizes.groups, sizes.channels // sizes.offset_groups)
 
 
-def _blocks(sizes: Sizes) -> int:
+def _blocks(sizes: ConvSizes) -> int:
     return -(-sizes.batch * sizes.output[0] * sizes.output[1] // _ROWS)
 
 
-def _packed(x: Tensor, *others: Tensor, sizes: Sizes) -> bool:
+def _packed(x: Tensor, *others: Tensor, sizes: ConvSizes) -> bool:
     """Whether all can be read 16 bytes at a time: see deform_conv.cu."""
     lengths = (_segment(sizes), sizes.out_channels // sizes.groups, *(x.stride(i) for i in (0, 2, 3)))
     aligned = all(t.data_ptr() % 16 == 0 for t in (x, *others))
@@ -137,7 +134,7 @@ def _moves(offset: Tensor, mask: Tensor | None) -> list[Tensor | None]:
     return [offset.float().contiguous(), None if mask is None else mask.float().contiguous()]
 
 
-def _sizes(x: Tensor, sizes: Sizes) -> list[np.generic]:
+def _sizes(x: Tensor, sizes: ConvSizes) -> list[np.generic]:
     """The kernels' CONV_PARAMETERS."""
     counts = (
         sizes.batch * sizes.output[0] * sizes.output[1], sizes.height, sizes.width, *sizes.output, sizes.channels,

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from detkit.ops.cuda.compile import TYPES, deterministic, fixed_point, launch, settled
+from detkit.ops.geometry import Pooling
 from detkit.ops.sampling import as_maps, empty_maps
-
-if TYPE_CHECKING:
-    from detkit.ops.region_pooling import Pooling
 
 _SOURCE = "region_pooling.cu"
 

@@ -1,0 +1,1 @@
+"""detkit timed, for those who make it."""

@@ -1,0 +1,1 @@
+"""What a detector sees and what it costs, without training it."""

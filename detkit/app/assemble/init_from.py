@@ -1,0 +1,86 @@
+"""Start from weights that are there already: a checkpoint of detkit's, or torchvision's published detector."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from detkit.app.assemble.parts import without_pretrained_weights
+from detkit.app.assemble.weights_origin import check_norms, describe_origin
+from detkit.config import ConfigError
+from detkit.engine.state.checkpoint import CheckpointError, load_checkpoint
+from detkit.models import build_detector
+from detkit.models.backbones.weights import read_state
+from detkit.models.converters import from_torchvision, load_converted
+from detkit.structures import Categories
+from detkit.utils.log import logger
+
+_TORCHVISION = "torchvision:"
+
+
+def initialize(detector: nn.Module, source: str, categories: Categories, model: Mapping[str, Any]) -> None:
+    """Load the weights of ``source`` into ``detector``.
+
+    Args:
+        source: path of a checkpoint of detkit's, or ``torchvision:`` and the path of a state dict of its
+            ``fasterrcnn_resnet50_fpn``. Layers for other classes than ``categories`` keep their random weights.
+        model: the configuration that ``detector`` was built from.
+
+    Raises:
+        ConfigError: there is no such file, it does not fit the model, or its batch norms have another epsilon.
+    """
+    path = Path(source.removeprefix(_TORCHVISION))
+    try:
+        if source.startswith(_TORCHVISION):
+            _from_torchvision(detector, path, categories)
+        else:
+            _from_checkpoint(detector, path, categories, model)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"init_from: {error}") from error
+
+
+def _from_torchvision(detector: nn.Module, path: Path, categories: Categories) -> None:
+    try:
+        published = read_state(path)
+        state, with_classes = from_torchvision(published, categories)
+    except ValueError as error:
+        hint = describe_origin(path)
+        raise ValueError(f"{error}{hint if _TORCHVISION not in hint else ''}") from error
+    if doubt := check_norms(detector, published, path):
+        logger.warning("%s", doubt)
+    missing = load_converted(detector, state)
+    if missing:
+        logger.warning("%s: %d tensors keep their random values: %s", path, len(missing), ", ".join(missing))
+    if not with_classes:
+        logger.warning("%s is of other classes: the last layers start anew", path)
+
+
+def _from_checkpoint(detector: nn.Module, path: Path, categories: Categories, model: Mapping[str, Any]) -> None:
+    try:
+        checkpoint = load_checkpoint(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{describe_origin(path)}") from error
+    state = dict(checkpoint.weights)
+    if difference := checkpoint.categories.difference(categories):
+        layers = class_layers(model, categories)
+        logger.warning("%s is of other classes (%s): starting anew with %s", path, difference, ", ".join(layers))
+        state = {k: v for k, v in state.items() if k not in layers}
+    missing = load_converted(detector, state)
+    logger.info("weights of %s, step %d; %d tensors keep their random values", path, checkpoint.step, len(missing))
+
+
+def class_layers(model: Mapping[str, Any], categories: Categories) -> list[str]:
+    """The tensors of ``model`` whose shape depends on the number of classes."""
+    node = copy.deepcopy(dict(model))
+    without_pretrained_weights(node)
+    shapes = []
+    with torch.device("meta"):  # shapes alone, no memory
+        for num in (len(categories), len(categories) + 1):
+            made = Categories(tuple(map(str, range(num))), tuple(range(num)))
+            shapes.append({k: v.shape for k, v in build_detector(node, made).state_dict().items()})
+    return [name for name, shape in shapes[0].items() if shape != shapes[1][name]]

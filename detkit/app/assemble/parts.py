@@ -1,0 +1,89 @@
+"""The pieces of an experiment, built from its configuration: what the tools have in common."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from detkit.config import ConfigError, build
+from detkit.config.ranges import check_range
+from detkit.config.registry import parameters, resolve
+from detkit.config.validate import is_component
+from detkit.data.datasets.base import DetectionDataset
+from detkit.data.transforms import Transform
+from detkit.models import Backbone
+from detkit.structures import Categories
+from detkit.utils.log import logger
+
+#: More of them than any machine has cores cannot even be started.
+_MOST_THREADS = 1024
+
+#: Seconds in thirty days; torch takes no such number without end.
+_LONGEST_WAIT = 30 * 24 * 3600
+
+
+def check_values(node: Mapping[str, Any]) -> None:
+    """Refuse what no number at the root of a configuration can mean.
+
+    Raises:
+        ConfigError: the message names the key.
+    """
+    check_range("threads", node.get("threads"), 1, _MOST_THREADS)
+    check_range("seed", node.get("seed"), 0, 2**63 - 1)
+    check_range("process_timeout", node.get("process_timeout"), 1, _LONGEST_WAIT)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that ``name`` means; "auto" is CUDA where there is one.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    if name == "auto":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device: {name!r} is not there: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def build_dataset(node: Mapping[str, Any], key: str) -> DetectionDataset:
+    """A data set, with what its check found in the log."""
+    dataset = build(node, key=key)
+    logger.info("%s", dataset.report)
+    return dataset
+
+
+def build_transforms(steps: Mapping[str, Any], key: str) -> list[Transform]:
+    """The steps in their order; a step set to null is left out."""
+    return [build(step, key=f"{key}.{name}") for name, step in steps.items() if step is not None]
+
+
+def without_pretrained_weights(model: dict[str, Any]) -> None:
+    """Let the backbone of a ``model`` section start at random: a checkpoint is about to bring its weights."""
+    backbone = model.get("backbone", {})
+    if is_component(backbone):
+        withhold_pretrained_weights(backbone, resolve(backbone["_target_"]))
+
+
+def withhold_pretrained_weights(node: dict[str, Any], cls: type) -> None:
+    """Let ``node`` of the class ``cls`` start at random where it is a backbone, also one that takes weights unasked."""
+    known = parameters(cls) if issubclass(cls, Backbone) else {}
+    for argument, value in (("weights", None), ("pretrained", False), ("checkpoint", None)):
+        if argument in known:
+            node[argument] = value
+
+
+def check_same_classes(train: Categories, other: Categories, what: str) -> None:
+    """Refuse a data set of other classes than the ones trained on.
+
+    Raises:
+        ConfigError: the message tells the difference.
+    """
+    if difference := train.difference(other):
+        raise ConfigError(f"{what} has other classes than the model: {difference}")

@@ -1,0 +1,142 @@
+"""A trained detector from its checkpoint, with what the command line says on top of the stored configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from detkit.app.assemble.absent import nothing_there
+from detkit.app.assemble.foreign import inert, restrain
+from detkit.app.assemble.identity import leaves
+from detkit.app.assemble.parts import (
+    build_dataset,
+    build_transforms,
+    check_same_classes,
+    check_values,
+    choose_device,
+    without_pretrained_weights,
+)
+from detkit.app.assemble.schema import TrainSchema
+from detkit.config import ConfigError, build, validate
+from detkit.config.validate import plain
+from detkit.data.datasets.base import DetectionDataset
+from detkit.data.loader import EvalLoader
+from detkit.engine.bad_steps.finite import refuse_bad_weights
+from detkit.engine.state.checkpoint import Checkpoint, load_checkpoint, load_weights
+from detkit.models import Detector, build_detector
+from detkit.utils.commands import command
+from detkit.utils.log import logger
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """What a tool needs of a checkpoint: the detector on its device, and the configuration it was trained with."""
+
+    checkpoint: Checkpoint
+    config: dict[str, Any]
+    detector: Detector
+    device: torch.device
+
+    def augmented(self, tta: Any) -> Detector:
+        """The detector, looking at several views of each image where there is a ``tta`` section.
+
+        Raises:
+            ConfigError: the section's values do not fit together.
+        """
+        if tta is None:
+            return self.detector
+        divisor = self.config["data"]["loader"]["val"].get("size_divisor", 32)
+        views = build(tta, key="tta")
+        try:
+            detector = views(detector=self.detector, size_divisor=divisor)
+        except ValueError as error:  # the factory has named its section already
+            raise ConfigError(f"tta: {error.__cause__ or error}") from error
+        logger.info("test-time augmentation: %s", detector.extra_repr())
+        return detector.eval()
+
+
+def load_stored(cfg: DictConfig, options: type, choices: Mapping[str, Any] | None = None) -> tuple[Any, Stored]:
+    """The tool's own options, checked, and the detector of ``cfg.checkpoint``.
+
+    Args:
+        cfg: the composed command line: the fields of ``options``, and keys of the training configuration, which
+            override the stored ones. A group that was chosen (``data=coco``) replaces the stored section whole.
+        choices: the option chosen of each group; by default those of Hydra's command line.
+
+    What the checkpoint's own configuration says is held back as :mod:`~detkit.app.assemble.foreign` tells.
+
+    Raises:
+        ConfigError: a key that neither has, no checkpoint, or one of a model that this configuration does not build.
+        ValueError: a weight of the checkpoint is not finite.
+    """
+    names = {field.name for field in dataclasses.fields(options)}
+    given = {str(k): v for k, v in cfg.items_ex(resolve=False)}
+    own = {k: plain(v) for k, v in given.items() if k in names}
+    if isinstance(own.get("tta"), Mapping):  # tta.scales=[0.75,1] says enough without tta=multiscale
+        own["tta"] = {"_target_": "MultiView", "_partial_": True, **own["tta"]}
+    try:
+        validate(own, options)
+    except ConfigError as error:
+        known = {f.name for f in dataclasses.fields(TrainSchema)}
+        unknown = [k for k in given if k not in names | known]
+        raise ConfigError([*error.errors, *(f"{k}: no such key" for k in unknown)]) from None
+    chosen = options(**own)
+    checkpoint = load_checkpoint(chosen.checkpoint)
+    choices = HydraConfig.get().runtime.choices if choices is None else choices
+    config = _merge(checkpoint, {k: v for k, v in given.items() if k not in names}, choices)
+    validate(config, TrainSchema)
+    node = plain(config)
+    check_values(node)
+    restrain(node, cfg)
+    without_pretrained_weights(node["model"])
+    detector = build_detector(node["model"], checkpoint.categories)
+    load_weights(detector, checkpoint.weights, checkpoint.source)
+    refuse_bad_weights(detector, f"{checkpoint.source} is of no use")
+    device = choose_device(chosen.device)
+    return chosen, Stored(checkpoint, node, detector.to(device).eval(), device)
+
+
+def open_split(stored: Stored, split: str) -> tuple[DetectionDataset, EvalLoader]:
+    """The data set ``split`` of the configuration, and its images as they are evaluated.
+
+    Raises:
+        ConfigError: there is no such split, or it has other classes than the detector.
+    """
+    data = stored.config["data"]
+    if data.get(split) is None:
+        splits = [name for name in ("train", "val") if data.get(name) is not None]
+        raise ConfigError(f"split: the configuration has no data.{split}; it has {', '.join(splits)}")
+    try:
+        dataset = build_dataset(data[split], f"data.{split}")
+    except ConfigError as error:
+        raise ConfigError(f"{error}{_where_paths_count(data[split])}") from error
+    check_same_classes(stored.checkpoint.categories, dataset.categories, f"data.{split}")
+    transforms = build_transforms(stored.config["transform"]["val"], "transform.val")
+    return dataset, build(data["loader"]["val"], key="data.loader.val")(dataset=dataset, transforms=transforms)
+
+
+def _where_paths_count(node: Mapping[str, Any]) -> str:
+    """A hint where a data set's folder is named relative to another working directory, as of the training, say."""
+    root = node.get("root")
+    if not isinstance(root, str) or Path(root).is_absolute() or Path(root).exists():
+        return ""
+    return f"\n  data.root={root} counts from the working directory, {Path.cwd()}; data.root=PATH names another folder"
+
+
+def _merge(checkpoint: Checkpoint, overrides: dict[str, Any], chosen: Mapping[str, Any]) -> DictConfig:
+    if not checkpoint.config:
+        raise ConfigError(f"{checkpoint.source} has no configuration; it was not written by {command('train')}")
+    config = inert(checkpoint.config, checkpoint.source)
+    said: Any = OmegaConf.to_container(OmegaConf.create({k: v for k, v in overrides.items() if not chosen.get(k)}))
+    if errors := [line for key, value in leaves(said) if value is None and (line := nothing_there(config, key))]:
+        raise ConfigError(errors)
+    for name, value in overrides.items():
+        is_part = OmegaConf.is_dict(value) and name in config and not chosen.get(name)
+        config[name] = OmegaConf.merge(config[name], value) if is_part else value
+    return config

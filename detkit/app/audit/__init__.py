@@ -1,0 +1,1 @@
+"""Before training: the objects that nothing would be learnt from."""

@@ -1,0 +1,166 @@
+"""``tools/audit.py``: before training, which objects the head's own assigner leaves without anything to learn from.
+
+No network runs, and no image is read but those that the page shows: the loader of the training plans its batches from
+sizes and boxes, and the assigner gets the shapes of the feature maps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rich
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.text import Text
+
+from detkit.app.assemble.parts import build_dataset, build_transforms, check_values, without_pretrained_weights
+from detkit.app.assemble.schema import AuditSchema
+from detkit.app.audit.advice import advise
+from detkit.app.audit.found import Advice, Audit, by_size
+from detkit.app.audit.page import audit_page
+from detkit.app.audit.pictures import albums
+from detkit.app.audit.plan import Planner
+from detkit.app.cli.entry import run_tool
+from detkit.config import ConfigError, build, validate
+from detkit.data.datasets.base import DetectionDataset
+from detkit.data.loader import EvalLoader, TrainLoader
+from detkit.data.transforms import Transform, unplanned
+from detkit.models import build_detector
+from detkit.structures import Batch, Images
+from detkit.utils.files import atomic_write
+from detkit.utils.log import set_up_logging
+from detkit.utils.progress import track
+from detkit.utils.seed import seed_everything
+
+#: Pixels of the padded images that are assigned where nobody says how many: 500 of 800 x 1333, or all of a small set.
+#: Assigning takes about 30 ms for each million.
+MOST_PIXELS = 500 * 800 * 1333
+
+
+def main() -> None:
+    """The command line."""
+    run_tool(run, "audit")
+
+
+def run(cfg: DictConfig, folder: Path) -> None:
+    """Audit ``cfg.data[cfg.split]``; the report goes to ``folder``."""
+    validate(cfg, AuditSchema)
+    set_up_logging()
+    node: Any = OmegaConf.to_container(cfg, resolve=True)
+    split = node["split"]
+    check_values(node)
+    if node["num_pictures"] < 0:
+        raise ConfigError(f"num_pictures: must be 0 or more, not {node['num_pictures']}")
+    if node["num_images"] is not None and node["num_images"] < 1:
+        raise ConfigError(f"num_images: must be 1 or more, or null, not {node['num_images']}")
+    if node["data"].get(split) is None:
+        raise ConfigError(f"split: the configuration has no data.{split}")
+    seed_everything(node["seed"])
+    if node["threads"] is not None:
+        torch.set_num_threads(node["threads"])
+    dataset = build_dataset(node["data"][split], f"data.{split}")
+    if all(truth.crowd.all() for truth in dataset.truths):
+        raise ConfigError(f"data.{split}: none of its {len(dataset)} images has an object: nothing can be assigned")
+    without_pretrained_weights(node["model"])
+    detector = build_detector(node["model"], dataset.categories)
+    planner = Planner(detector)
+    transforms = build_transforms(node["transform"][split], f"transform.{split}")
+    loader = _loader(node, split, dataset, transforms)
+    planned = track(_batches(loader), _num_batches(node, split, dataset), "planning batches")
+    batches, all_sides = first_batches(planned, node["num_images"])
+    audit = Audit.of(planner, batches, dataset)
+    sizes: Any = OmegaConf.to_container(cfg.transform)
+    advice = advise(node, sizes, audit, planner, batches, dataset.categories)
+    if wrong := planner.misfit(audit.sides, max(max(meta.size) for meta in audit.metas)):
+        poor = float(audit.poor.mean())
+        advice.insert(0, Advice(f"{wrong[0].upper()}{wrong[1:]}.", "", poor))
+    numbers = audit.to_dict(advice) | {"all": by_size(all_sides)}
+    atomic_write(folder / "audit.json", json.dumps(numbers, indent=1) + "\n")
+    source = f"{type(planner.head).__name__} on data.{split} ({dataset.report.source})"
+    pictures = albums(audit, planner, batches, dataset, node["num_pictures"])
+    atomic_write(folder / "audit.html", audit_page(audit, advice, source, pictures))
+    rich.print(audit.table())
+    for line in [audit.in_words(), *_caveats(transforms, audit, len(dataset), all_sides), *(a.text for a in advice)]:
+        rich.get_console().print(Text(line), soft_wrap=True)
+    rich.print("report:", Text(str(folder / "audit.html"), "bold"))
+
+
+def _loader(
+    node: Mapping[str, Any], split: str, dataset: DetectionDataset, transforms: Sequence[Transform]
+) -> TrainLoader | EvalLoader:
+    runtime: dict[str, Any] = {"dataset": dataset, "transforms": transforms}
+    if split == "train":
+        runtime["seed"] = node["seed"]
+    return build(node["data"]["loader"][split] | {"num_workers": 0}, key=f"data.loader.{split}")(**runtime)
+
+
+def _num_batches(node: Mapping[str, Any], split: str, dataset: DetectionDataset) -> int:
+    return -(-len(dataset) // node["data"]["loader"][split]["batch_size"])
+
+
+def _batches(loader: TrainLoader | EvalLoader) -> Iterator[Batch]:
+    """The batches of the first epoch, with their sizes and boxes as in the training.
+
+    Batches that are grouped by their aspect mix the end of an epoch with the next one; each image counts once.
+    """
+    seen: set[int] = set()
+    for batch in loader.lay():
+        first = {meta.image_id: i for i, meta in reversed(list(enumerate(batch.images.meta)))}
+        rows = sorted(i for image_id, i in first.items() if image_id not in seen)
+        seen |= first.keys()
+        if rows:
+            yield _select(batch, rows)
+        if isinstance(loader, TrainLoader) and len(seen) == loader.num_images:
+            return  # within some batches after the first epoch, see TrainSampler
+
+
+def _select(batch: Batch, rows: Sequence[int]) -> Batch:
+    metas = tuple(batch.images.meta[i] for i in rows)
+    return Batch(Images(batch.images.pixels[: len(rows)], metas), tuple(batch.targets[i] for i in rows))
+
+
+def first_batches(batches: Iterable[Batch], num_images: int | None) -> tuple[list[Batch], np.ndarray]:
+    """Those with the first ``num_images`` images, None for as many as have ``MOST_PIXELS``; and of all objects (N,),
+    crowds left out, the root of the area of their box, px of the network input."""
+    kept, sides, pixels = [], [np.zeros(0, np.float32)], 0
+    left = num_images
+    for batch in batches:
+        for target in batch.targets:
+            w, h = (target.boxes[:, 2:] - target.boxes[:, :2])[~target.ignore].numpy().T
+            sides.append(np.sqrt(w * h))
+        if left is None:
+            if pixels < MOST_PIXELS:
+                kept.append(batch)
+                pixels += len(batch) * math.prod(batch.images.padded_size)
+            continue
+        if left >= len(batch):
+            kept.append(batch)
+        elif left > 0:
+            kept.append(_select(batch, range(left)))
+        left = max(0, left - len(batch))
+    return kept, np.concatenate(sides)
+
+
+def _caveats(transforms: Sequence[Transform], audit: Audit, num_images: int, all_sides: np.ndarray) -> list[str]:
+    """What the figures rest on, where that is not each image and its own pixels."""
+    lines = []
+    if len(audit.labels) < len(all_sides):
+        shares = ", ".join(f"{n / len(all_sides):.1%} {name}" for name, n in by_size(all_sides).items() if n)
+        lines += [
+            f"Looked at: {audit.num_images} of the {num_images} images, those of the first batches; "
+            f"num_images={num_images} takes all of them",
+            f"All {len(all_sides)} objects of the epoch by size in the network: {shares}",
+        ]
+    if names := unplanned(transforms):
+        verb = "tells" if len(names) == 1 else "tell"
+        lines.append(f"{', '.join(names)} {verb} where objects go only after seeing pixels: run on black images here")
+    return lines
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Command lines: read, composed, checked, and their mistakes told."""

@@ -1,0 +1,1 @@
+"""After training: why objects are missed and others made up."""

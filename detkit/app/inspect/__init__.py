@@ -1,0 +1,1 @@
+"""Looking at data, models, configurations and parts, without a change to any."""

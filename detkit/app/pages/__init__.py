@@ -1,0 +1,1 @@
+"""HTML: one page's frame, bars and tables, and crops of images."""

@@ -1,0 +1,248 @@
+"""A run's folder: the one place that knows the names of its files.
+
+A run that is at work goes through it from top to bottom: :meth:`RunFolder.claimed`, :meth:`~RunFolder.restore`,
+:meth:`~RunFolder.write_down`, the training, :meth:`~RunFolder.finish`, and what shows. What must be kept is kept before
+anything is shown, and a run that may not go on leaves every file as it was.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from detkit.app.run.costs import costs
+from detkit.app.run.manifest import continued, new_manifest, refuse_other_data
+from detkit.app.run.report import DETECTIONS, EVALUATION
+from detkit.config import ConfigError
+from detkit.engine.callbacks.metrics_csv import METRICS
+from detkit.engine.records import FitResult
+from detkit.engine.state.checkpoint import BEST, LAST, PREVIOUS, DamagedCheckpointError, load_config, load_latest
+from detkit.engine.trainer import Trainer
+from detkit.evaluation import ScoredSet
+from detkit.evaluation.summary import with_nan
+from detkit.utils import dist
+from detkit.utils.files import atomic_write
+from detkit.utils.lock import claim
+from detkit.utils.log import close_logging, keep_log, logger, set_up_logging
+
+CONFIG, MANIFEST, DIFF = "config.yaml", "manifest.json", "uncommitted.diff"
+
+#: Written when a run has come to its end: what it ended with.
+RESULT = "result.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The folder ``path`` of a run, which may not be there yet; ``resumed``: the run goes on from what lies there."""
+
+    path: Path
+    resumed: bool = False
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Within the block the folder is this run's alone, and its log is there.
+
+        Of a run that goes on nothing is in the log before :meth:`write_down`.
+
+        Raises:
+            FolderInUseError: another process is at work in it.
+        """
+        with ExitStack() as stack:
+            dist.from_main(lambda: self.path.mkdir(parents=True, exist_ok=True))
+            self.path.mkdir(parents=True, exist_ok=True)  # on another machine it may not be there yet
+            dist.from_main(lambda: stack.enter_context(claim(self.path)))
+            set_up_logging(self.path, held=self.resumed)
+            stack.callback(close_logging)
+            yield
+
+    def restore(self, trainer: Trainer, data: Mapping[str, str], allow: Sequence[str] = ()) -> None:
+        """Set ``trainer`` to the state in the folder where the run goes on; of a new run nothing happens.
+
+        Args:
+            data: :func:`~detkit.app.run.manifest.data_hash` by split.
+            allow: keys that may differ from what the run was begun with, with all that stands below them.
+
+        Raises:
+            ConfigError: the data are others; the message names the split.
+            CheckpointError: the state is of another model or optimiser, or damaged.
+        """
+        if self.resumed:
+            dist.from_main(lambda: refuse_other_data(self.manifest() or {}, data, allow, str(self.path)))
+            trainer.restore(load_latest(self.path))
+
+    def write_down(self, cfg: DictConfig, config: Mapping[str, Any], data: Mapping[str, str]) -> None:
+        """What the run is made with, before its first step: manifest, configuration, and from here on its log.
+
+        The first start fills the manifest; each later one is added under ``resumed`` with what may differ.
+
+        Args:
+            cfg: as it is composed.
+            config: the same in plain values, interpolations as they stand.
+            data: :func:`~detkit.app.run.manifest.data_hash` by split.
+        """
+        keep_log()
+        dist.from_main(lambda: self._write_down(cfg, config, data))
+
+    def _write_down(self, cfg: DictConfig, config: Mapping[str, Any], data: Mapping[str, str]) -> None:
+        (self.path / RESULT).unlink(missing_ok=True)
+        stored = self.manifest() if self.resumed else None
+        content, diff = new_manifest(config, data, DIFF) if stored is None else continued(stored, data, DIFF)
+        if diff:
+            atomic_write(self.path / DIFF, diff + "\n")
+        atomic_write(self.path / MANIFEST, json.dumps(content, indent=2) + "\n")
+        atomic_write(self.path / CONFIG, OmegaConf.to_yaml(cfg))
+
+    def finish(self, trainer: Trainer, result: FitResult) -> None:
+        """Write ``result.json``: the run has come to its end, with what and at what costs."""
+        content = {
+            "steps": result.step,
+            "stopped_early": result.stopped_early,
+            "monitor": trainer.monitor,
+            "best": result.best,
+            "best_step": result.best_step,
+            **costs(trainer),
+        }
+        atomic_write(self.path / RESULT, json.dumps(content, indent=2) + "\n")
+
+    @property
+    def is_there(self) -> bool:
+        """Whether a run was written down here."""
+        return (self.path / CONFIG).is_file()
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether the state of a run is here, so that ``resume`` can go on with it."""
+        return any((self.path / name).is_file() for name in (LAST, PREVIOUS))
+
+    @property
+    def checkpoint(self) -> Path:
+        """The best weights where there was an evaluation, else the last."""
+        best = self.path / BEST
+        return best if best.is_file() else self.path / LAST
+
+    def config(self) -> dict[str, Any]:
+        """What the run was composed of, interpolations as they stand."""
+        return yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8"))
+
+    def config_of_state(self) -> Mapping[str, Any]:
+        """The configuration in the newest checkpoint, whose tensors are not read.
+
+        Raises:
+            CheckpointError: there is none that is whole.
+        """
+        last, previous = self.path / LAST, self.path / PREVIOUS
+        try:
+            return load_config(last if last.exists() else previous)
+        except DamagedCheckpointError:
+            if not (last.exists() and previous.exists()):
+                raise
+        return load_config(previous)
+
+    def manifest(self) -> dict[str, Any] | None:
+        """What the run was made with; None where that was not written down.
+
+        Raises:
+            ConfigError: the file is not what a run writes.
+        """
+        return _object(self.path / MANIFEST)
+
+    def result(self) -> dict[str, Any] | None:
+        """What the run ended with; None where it has not come to its end.
+
+        Raises:
+            ConfigError: the file is not what a run writes.
+        """
+        return _object(self.path / RESULT)
+
+    def result_if_whole(self) -> dict[str, Any] | None:
+        """As :meth:`result`, but a run whose file is damaged has not come to its end: going on with it writes it anew,
+        without another step where none is left."""
+        try:
+            return self.result()
+        except ConfigError as error:
+            logger.warning("%s; taken as unfinished", error)
+            return None
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers of the best evaluation; nan for one that is not defined.
+
+        Raises:
+            ConfigError: there was no evaluation.
+        """
+        path = self.path / EVALUATION
+        if not path.is_file():
+            raise ConfigError(f"{self.path}: has no {EVALUATION}; only runs with an evaluator can be compared")
+        stored = json.loads(path.read_text(encoding="utf-8"))["metrics"]
+        return {name: float(with_nan(value)) for name, value in stored.items()}
+
+    def scored(self) -> ScoredSet:
+        """The detections of the best evaluation, and what there was to find.
+
+        Raises:
+            ConfigError: they were not kept.
+        """
+        path = self.path / DETECTIONS
+        if not path.is_file():
+            raise ConfigError(f"{self.path}: has no {DETECTIONS}; only runs with COCO's evaluator can be compared")
+        return ScoredSet.load(path)
+
+    def numbers(self) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
+        """All numbers that were logged: steps (N,) and values (N,) by split and name; empty where none are kept."""
+        path = self.path / METRICS
+        rows: dict[tuple[str, str], list[tuple[int, float]]] = {}
+        if path.is_file():
+            with path.open(encoding="utf-8", newline="") as file:
+                for row in csv.DictReader(file):
+                    rows.setdefault((row["split"], row["name"]), []).append((int(row["step"]), float(row["value"])))
+        return {key: (np.array([s for s, _ in v]), np.array([x for _, x in v])) for key, v in rows.items()}
+
+    def steps_done(self) -> int:
+        """The last step of which numbers are kept, also while the run is at work; 0 where none are."""
+        path = self.path / METRICS
+        if not path.is_file():
+            return 0
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - 4096))
+            lines = file.read().decode(errors="replace").splitlines(keepends=True)
+        steps = [line.partition(",")[0] for line in lines[1:] if line.endswith("\n")]
+        return next((int(step) for step in reversed(steps) if step.isdigit()), 0)
+
+
+def runs_below(folder: Path) -> list[RunFolder]:
+    """The runs in ``folder`` that can go on, the one that has saved last first."""
+    saved = [path for name in (LAST, PREVIOUS) for path in folder.glob(f"*/{name}")]
+    saved.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    return [RunFolder(path) for path in dict.fromkeys(path.parent for path in saved)]
+
+
+def runs_begun_below(folder: Path) -> list[RunFolder]:
+    """The runs in ``folder`` of which is written down what they are made with, the one that began last first."""
+    begun = sorted(folder.glob(f"*/{MANIFEST}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return [RunFolder(path.parent) for path in begun]
+
+
+def _object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in the file ``path``; None where there is no such file.
+
+    Raises:
+        ConfigError: the file holds something else.
+    """
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # also bytes that are not UTF-8
+        raise ConfigError(f"{path}: not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: not a JSON object but {str(content)[:40]!r}")
+    return content

@@ -1,0 +1,1 @@
+"""A trained detector used: evaluated, and run on images."""

@@ -1,0 +1,167 @@
+"""``tools/predict.py``: boxes on pictures, and a results file in COCO's form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import rich
+import torch
+from omegaconf import DictConfig
+from rich.text import Text
+
+from detkit.app.assemble.parts import build_transforms
+from detkit.app.assemble.schema import PredictOptions
+from detkit.app.assemble.stored import Stored, load_stored
+from detkit.app.cli.entry import run_tool
+from detkit.app.use.drawings import Drawings, Film, PictureFolder
+from detkit.config import ConfigError, build
+from detkit.config.ranges import check_range
+from detkit.data.datasets.unlabelled import VIDEO_SUFFIXES, ImageFiles, InMemory, Picture, VideoFrames
+from detkit.data.decode import ImageError
+from detkit.engine.evaluation import to_device
+from detkit.engine.precision import Precision, autocast, check_precision
+from detkit.evaluation.results import restore
+from detkit.pictures.draw import draw_boxes
+from detkit.structures import Detections, ImageMeta
+from detkit.utils.files import JsonList, output_folder
+from detkit.utils.log import logger, set_up_logging
+from detkit.utils.progress import track
+
+
+class Found(NamedTuple):
+    """A picture and its detections, in px of the network input, with what leads back to the file."""
+
+    picture: Picture
+    detections: Detections
+    meta: ImageMeta
+
+
+class IncompleteError(ValueError):
+    """Some of the pictures could not be read or written; the message names them, and all others are done."""
+
+
+def main() -> None:
+    """The command line."""
+    run_tool(run, "predict")
+
+
+def run(cfg: DictConfig, folder: Path) -> None:
+    """Predict on ``cfg.input``; pictures (or a video) and ``detections.json`` go to ``cfg.output`` or a new folder.
+
+    Raises:
+        IncompleteError: after all the others, for pictures that could not be read or written.
+    """
+    set_up_logging()
+    options, stored = load_stored(cfg, PredictOptions)
+    check_range("score_threshold", options.score_threshold, 0, 1)
+    check_range("batch_size", options.batch_size, 1)
+    source = _open(options.input)
+    output = Path(options.output) if options.output else folder
+    drawings = _drawings(output, source, options.input)
+    with output_folder(output):
+        total = len(source) if isinstance(source, ImageFiles) else source.expected
+        found = track(Detection(stored, options, source.faults).of(source), total, "predicting")
+        if first := next(found, None):
+            _write(chain([first], found), output, drawings, stored, options.score_threshold)
+        if faults := [*source.faults, *drawings.faults]:
+            raise IncompleteError("\n  ".join([f"{len(faults)} could not be read or written:", *faults]))
+
+
+def _open(path: str) -> ImageFiles | VideoFrames:
+    if Path(path).is_file() and Path(path).suffix.lower() in VIDEO_SUFFIXES:
+        return VideoFrames(path)
+    files = ImageFiles(path)
+    if files.own:
+        logger.info("%d pictures in %s are detkit's own and are left out", files.own, path)
+    if files.others:
+        counts = ", ".join(f"{count} {ending}" for ending, count in files.others.most_common())
+        logger.info("not read in %s, since they are no images: %s", path, counts)
+    return files
+
+
+def _drawings(output: Path, source: ImageFiles | VideoFrames, path: str) -> Drawings:
+    if isinstance(source, ImageFiles):
+        return PictureFolder(output, source.files)
+    film = output / "detections.mp4"
+    if film.exists() and film.samefile(path):
+        raise ConfigError(f"output: {film} is the video that is read; choose another folder")
+    return Film(film, source.fps)
+
+
+def _write(found: Iterator[Found], output: Path, drawings: Drawings, stored: Stored, threshold: float) -> None:
+    """Write the rows and pictures of what is ``found``, each as it comes: whatever ends this, what was found stays."""
+    rows, count = JsonList(output / "detections.json"), 0
+    try:
+        for one in found:
+            rows.extend(_rows(one, stored))
+            count += 1  # what the file holds, also where the picture is not drawn any more
+            drawings.add(one.picture, _draw(one, stored.checkpoint.categories.names, threshold))
+    finally:
+        drawings.close()
+        rows.close()
+        rich.print(f"{len(rows)} detections in {count} images:", Text(str(output), "bold"))
+
+
+class Detection:
+    """Batches of pictures through a detector; a picture that no transform can take is a fault, and the rest goes on."""
+
+    def __init__(self, stored: Stored, options: PredictOptions, faults: list[str]) -> None:
+        node = stored.config["data"]["loader"]["val"] | {"batch_size": options.batch_size, "num_workers": 0}
+        self._loader: Callable[..., Any] = build(node, key="data.loader.val")
+        self._transforms = build_transforms(stored.config["transform"]["val"], "transform.val")
+        self._detector = stored.augmented(options.tta)
+        self._precision: Precision = options.precision or stored.config["trainer"]["precision"]
+        check_precision(self._precision, stored.device)
+        self._stored, self._batch_size, self._faults = stored, options.batch_size, faults
+
+    def of(self, source: Iterable[Picture]) -> Iterator[Found]:
+        """What is found in the pictures of ``source``, of which no more than a batch is held."""
+        pictures = iter(source)
+        while batch := list(islice(pictures, self._batch_size)):
+            yield from self._of_batch(batch)
+
+    def _of_batch(self, pictures: Sequence[Picture]) -> Iterator[Found]:
+        try:
+            found = list(self._detect(pictures))
+        except ImageError as error:
+            if len(pictures) > 1:
+                yield from chain.from_iterable(self._of_batch([picture]) for picture in pictures)
+            else:
+                self._faults.append(str(error))
+            return
+        yield from found
+
+    def _detect(self, pictures: Sequence[Picture]) -> Iterator[Found]:
+        by_number = {picture.number: picture for picture in pictures}
+        dataset = InMemory(pictures, self._stored.checkpoint.categories)
+        for batch in self._loader(dataset=dataset, transforms=self._transforms):
+            batch = to_device(batch, self._stored.device, channels_last=False)
+            with torch.no_grad(), autocast(self._stored.device, self._precision):
+                detections = self._detector(batch.images)
+            for each, meta in zip(detections, batch.images.meta, strict=True):
+                yield Found(by_number[meta.image_id], each.to("cpu"), meta)
+
+
+def _rows(found: Found, stored: Stored) -> list[dict[str, Any]]:
+    """COCO's results rows (original px and category ids), with the file beside the id."""
+    meta = found.meta
+    results = restore(found.detections, meta, stored.checkpoint.categories)
+    return [
+        {"image_id": meta.image_id, "file_name": meta.file, "category_id": int(c), "bbox": box, "score": float(s)}
+        for c, box, s in zip(results.category_ids, results.boxes.tolist(), results.scores, strict=True)
+    ]
+
+
+def _draw(found: Found, names: Sequence[str], threshold: float) -> np.ndarray:
+    assert found.meta.affine is not None
+    shown = found.detections.select(found.detections.scores > threshold)
+    boxes = found.meta.affine.undo(shown.boxes).numpy()
+    return draw_boxes(found.picture.image, boxes, shown.labels.numpy(), names, shown.scores.numpy())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,3 @@
+"""Which detkit this is; checkpoints and reports hold it."""
+
+__version__ = "0.1.0"

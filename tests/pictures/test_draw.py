@@ -1,0 +1,118 @@
+"""Pictures of boxes: what is drawn where."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from detkit.pictures.draw import PNG_METADATA, class_color, contact_sheet, draw_boxes, encode_png, is_own_png
+
+GRAY = np.full((200, 300, 3), 90, np.uint8)
+NAMES = ["cat", "dog", "a much longer name of a class"]
+
+
+def changed(picture: np.ndarray) -> np.ndarray:
+    return (picture != GRAY).any(axis=2)
+
+
+def test_without_boxes_it_is_a_copy():
+    picture = draw_boxes(GRAY, np.zeros((0, 4)), [], NAMES)
+    np.testing.assert_array_equal(picture, GRAY)
+    assert picture is not GRAY
+    assert not np.shares_memory(picture, GRAY)
+
+
+def test_the_outline_lies_on_the_first_and_last_pixel_inside():
+    picture = draw_boxes(GRAY, np.array([[50, 60, 150, 160]]), [0], NAMES)
+    for row, column in ((100, 50), (100, 149), (60, 100), (159, 100)):
+        assert tuple(picture[row, column]) == class_color(0)
+    for row, column in ((100, 48), (100, 151), (161, 100), (100, 100)):
+        np.testing.assert_array_equal(picture[row, column], GRAY[0, 0])
+    assert (GRAY == 90).all()
+
+
+def test_the_name_stands_above_the_box_or_inside_where_there_is_no_room():
+    above = changed(draw_boxes(GRAY, np.array([[50, 60, 150, 160]]), [0], NAMES))
+    assert above[45:58, 50:70].mean() > 0.9
+    inside = changed(draw_boxes(GRAY, np.array([[50, 0, 150, 100]]), [0], NAMES))
+    assert inside[2:10, 51:70].mean() > 0.9
+
+
+def test_a_tag_is_moved_into_the_picture():
+    picture = changed(draw_boxes(GRAY, np.array([[290, 60, 299, 160]]), [2], NAMES))
+    assert picture[45:58, 150:299].mean() > 0.9
+
+
+def test_scores_are_written():
+    box = np.array([[50, 60, 150, 160]])
+    assert not np.array_equal(draw_boxes(GRAY, box, [0], NAMES, [0.5]), draw_boxes(GRAY, box, [0], NAMES, [0.9]))
+
+
+def test_boxes_over_the_border_and_tensors_are_fine():
+    boxes = torch.tensor([[-50.0, -50.0, 500.0, 500.0], [400, 400, 500, 500], [10, 10, 10, 10]])
+    picture = draw_boxes(GRAY, boxes, torch.tensor([0, 1, 2]), NAMES, torch.tensor([0.5, 0.6, 0.7]))
+    assert picture.shape == GRAY.shape
+    assert changed(picture)[100, 0]
+    assert changed(picture)[100, 299]
+
+
+def test_crowds_are_dashed():
+    box = np.array([[50, 60, 250, 160]])
+    line = changed(draw_boxes(GRAY, box, [0], NAMES, dashed=[True]))[159, 50:250]
+    assert 0.3 < line.mean() < 0.8
+    assert changed(draw_boxes(GRAY, box, [0], NAMES, dashed=[False]))[159, 50:250].all()
+
+
+def test_a_title_makes_the_picture_higher_and_never_wider():
+    for title in ("validation", "x" * 500):
+        picture = draw_boxes(GRAY, np.zeros((0, 4)), [], NAMES, title=title)
+        assert picture.shape[1:] == GRAY.shape[1:]
+        strip = picture[: len(picture) - len(GRAY)]
+        assert 8 < len(strip) < 40
+        np.testing.assert_array_equal(picture[len(strip) :], GRAY)
+        assert strip.max() > 150
+        assert (strip[:, -2:] == 32).all()  # the letters end before the border
+
+
+def test_small_images_can_be_enlarged_first():
+    picture = draw_boxes(GRAY[:50, :75], np.array([[10, 20, 40, 45]]), [0], NAMES, min_side=200)
+    assert picture.shape == (200, 300, 3)
+    assert tuple(picture[120, 40]) == class_color(0)
+    assert draw_boxes(GRAY, np.zeros((0, 4)), [], NAMES, min_side=150).shape == GRAY.shape
+
+
+def test_neighbouring_classes_differ_in_color():
+    colors = np.array([class_color(k) for k in range(80)], dtype=int)
+    assert len({tuple(c) for c in colors}) == 80
+    assert np.abs(np.diff(colors, axis=0)).sum(axis=1).min() > 100
+
+
+def test_contact_sheet_fits_all_images_into_cells():
+    images = [np.full(shape, 200, np.uint8) for shape in ((50, 100, 3), (400, 200, 3), (10, 10, 3))]
+    sheet = contact_sheet(images, columns=2, cell=100, gap=4)
+    assert sheet.shape == (2 * 104 + 4, 2 * 104 + 4, 3)
+    bright = sheet[..., 0] == 200
+    assert bright[4:104, 4:104].sum() == 50 * 100
+    assert bright[4:104, 108:208].sum() == 100 * 50
+    assert bright[108:208, 4:104].sum() == 100 * 100
+    assert not bright[108:208, 108:208].any()
+    assert contact_sheet(images[:1], columns=4, cell=100, gap=0).shape == (100, 100, 3)
+    with pytest.raises(ValueError, match="a contact sheet needs images"):
+        contact_sheet([])
+
+
+def test_a_png_of_detkit_is_known_by_its_content(tmp_path):
+    """Whoever wrote it, OpenCV or matplotlib; and any reader gets its pixels."""
+    picture = draw_boxes(GRAY, np.array([[50, 60, 150, 160]]), [0], NAMES)
+    (tmp_path / "own.png").write_bytes(encode_png(picture))
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "own.png"))[..., ::-1], picture)
+    with Image.open(tmp_path / "own.png") as image:
+        assert image.info == PNG_METADATA
+        np.testing.assert_array_equal(np.asarray(image), picture)
+    Figure(figsize=(1, 1)).savefig(tmp_path / "figure.png", metadata=PNG_METADATA)
+    cv2.imwrite(str(tmp_path / "other.png"), picture)
+    (tmp_path / "text.png").write_text("detkit")
+    known = {name: is_own_png(tmp_path / f"{name}.png") for name in ("own", "figure", "other", "text", "gone")}
+    assert known == {"own": True, "figure": True, "other": False, "text": False, "gone": False}
