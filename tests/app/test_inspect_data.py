@@ -137,7 +137,7 @@ def test_help_names_the_data_sets_and_keys(tmp_path, monkeypatch, capsys):
     assert caught.value.code in (0, None)
     shown = capsys.readouterr().out
     assert "data: bccd, coco, coco2017, shapes" in shown
-    assert "check_images: true" in shown
+    assert "check_images=true" in shown
     assert not (tmp_path / "runs").exists()
 
 
