@@ -26,6 +26,7 @@ from detkit.app.audit_page import COLUMNS, audit_page, in_columns
 from detkit.app.audit_pictures import albums
 from detkit.app.audit_plan import Planner
 from detkit.app.entry import run_tool
+from detkit.app.next_command import tell_training
 from detkit.app.schema import AuditSchema
 from detkit.app.setup import build_dataset, build_transforms, check_values, without_pretrained_weights
 from detkit.config import ConfigError, build, validate
@@ -95,6 +96,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     for line in [audit.in_words(), *_caveats(transforms, audit, len(dataset), all_sides), *(a.text for a in advice)]:
         rich.get_console().print(Text(line), soft_wrap=True)
     rich.print("report:", Text(str(folder / "audit.html"), "bold"))
+    tell_training(("split", "num_images", "num_pictures"))
 
 
 @dataclass(frozen=True, slots=True)

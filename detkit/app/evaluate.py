@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from detkit.app.entry import run_tool
+from detkit.app.next_command import tell_explanation
 from detkit.app.report import report_evaluation
 from detkit.app.schema import EvaluateOptions
 from detkit.app.stored import load_stored, open_split
@@ -44,6 +45,7 @@ def run(cfg: DictConfig, _: Path) -> float:
         )  # fmt: skip
         write_results(folder / "detections.json", evaluator.results())
         report_evaluation(folder, result, dataset)
+    tell_explanation(options.checkpoint)
     return result.value("AP")
 
 

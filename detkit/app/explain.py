@@ -18,6 +18,7 @@ from rich.text import Text
 
 from detkit.app.entry import run_tool
 from detkit.app.explain_page import explanation_page
+from detkit.app.next_command import tell_audit
 from detkit.app.schema import ExplainOptions
 from detkit.app.stored import Stored, load_stored, open_split
 from detkit.config import ConfigError
@@ -61,6 +62,7 @@ def run(cfg: DictConfig, _: Path) -> None:
         atomic_write(folder / "explanation.html", html)
     rich.print(explanation.table())
     rich.print("report with pictures:", Text(str(folder / "explanation.html"), "bold"))
+    tell_audit(options.checkpoint)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from detkit.app.entry import run_tool
+from detkit.app.next_command import tell_audit_of_data
 from detkit.app.schema import DataSection
 from detkit.config import ConfigError, build, validate
 from detkit.config.validate import plain
@@ -68,6 +69,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     inspect(dataset, folder, check_images=cfg.check_images)
     if refusal is not None:
         raise refusal
+    tell_audit_of_data(("split", "check_images", "run_root"))
 
 
 def open_whole(node: Mapping[str, Any]) -> tuple[DetectionDataset, ConfigError | None]:

@@ -16,6 +16,7 @@ from rich.text import Text
 from detkit.app.drawings import Drawings, Film, PictureFolder
 from detkit.app.entry import run_tool
 from detkit.app.failure import check_range
+from detkit.app.next_command import tell_explanation
 from detkit.app.schema import PredictOptions
 from detkit.app.setup import build_transforms
 from detkit.app.stored import Stored, load_stored
@@ -68,6 +69,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
             _write(chain([first], found), output, drawings, stored, options.score_threshold)
         if faults := [*source.faults, *drawings.faults]:
             raise IncompleteError("\n  ".join([f"{len(faults)} could not be read or written:", *faults]))
+    tell_explanation(options.checkpoint)
 
 
 def _open(path: str) -> ImageFiles | VideoFrames:

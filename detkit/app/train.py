@@ -18,6 +18,7 @@ from detkit.app.costs import costs
 from detkit.app.entry import run_tool
 from detkit.app.init_from import initialize
 from detkit.app.manifest import check_data, data_hash, find_restarted, write_manifest
+from detkit.app.next_command import tell_prediction
 from detkit.app.objects import refuse_nothing_to_learn, warn_of_limits, warn_of_validation
 from detkit.app.processes import launcher_mark, process_group, with_sync_bn
 from detkit.app.report import KeepBest, report_training
@@ -131,6 +132,7 @@ def _train(cfg: DictConfig, folder: Path, resumed: bool) -> float | None:
         if val_set is not None:
             report_training(folder, best.record, result, val_set)
         rich.print("run folder:", Text(str(folder), "bold"))
+        tell_prediction(folder, datasets["train"] if val_set is None else val_set)
     return result.best
 
 

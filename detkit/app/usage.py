@@ -10,6 +10,7 @@ import shutil
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.config_repository import IConfigRepository
 from hydra.core.object_type import ObjectType
@@ -122,7 +123,7 @@ def _all_groups(parent: str, repository: IConfigRepository) -> Iterator[str]:
 
 def _defaults(tool: str) -> set[str]:
     """The groups and files in the defaults list of ``tool``, and in that of the base."""
-    listed = OmegaConf.to_container(OmegaConf.load(config_dir() / f"{tool}.yaml").defaults)
+    listed: Any = OmegaConf.to_container(OmegaConf.load(config_dir() / f"{tool}.yaml").defaults)
     found = {str(name) for line in listed for name in (line if isinstance(line, dict) else [line])}
     found = {name.removeprefix("optional ").partition("/")[0] for name in found if not name.startswith("override ")}
     return found | (_defaults("base") if "base" in found else set())
