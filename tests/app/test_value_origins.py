@@ -138,7 +138,7 @@ def test_a_part_says_who_has_chosen_it(overrides, key, by, mine):
 
 def test_a_slot_that_the_command_line_has_filled_is_of_its_choice(mine):
     """Also where the recipe says the same value for another class; what is needed there the recipe still gives."""
-    swapped = ("experiment=mine", "model/neck=Upsample", "optim=SGD")
+    swapped = ("experiment=mine", "model/neck=SingleLevel", "optim=SGD")  # its attention is null too
     neck = [origin for origin in rows(mine, *swapped) if origin.key.startswith("model.neck.")]
     assert len(neck) > 3
     assert not [origin for origin in neck if "mine.yaml" in origin.place]
