@@ -19,12 +19,12 @@ from rich.text import Text
 from detkit.app.assemble.parts import build_dataset, check_values
 from detkit.app.assemble.schema import DataSection
 from detkit.app.cli.entry import run_tool
+from detkit.app.run.next_command import path_word, tell_next
 from detkit.config import ConfigError, validate
 from detkit.config.validate import plain
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.split import groups_of, split_groups
 from detkit.data.writers import LAYOUTS, Losses, relative_names, write
-from detkit.utils.commands import command
 from detkit.utils.files import named
 from detkit.utils.log import set_up_logging
 
@@ -70,9 +70,8 @@ def run(cfg: DictConfig, folder: Path) -> None:
     rich.print(parts_table(dataset, parts))
     for line in losses.describe():
         rich.get_console().print(Text(line), soft_wrap=True)
-    known = " ".join(f"data.{name}={value}" for name, value in _reading(node["to"], list(parts)))
-    line = f"next: {command('inspect_data')} data={node['to']} data.root={output} {known}".rstrip()
-    rich.get_console().print(Text(line), soft_wrap=True)
+    known = [f"data.{name}={value}" for name, value in _reading(node["to"], list(parts))]
+    tell_next("inspect_data", f"data={node['to']}", path_word("data.root", output), *known)
 
 
 def check_free(output: Path) -> None:

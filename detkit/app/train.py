@@ -9,15 +9,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.text import Text
 
-from detkit.app.assemble.parts import (
-    check_values,
-)
+from detkit.app.assemble.parts import check_values
 from detkit.app.assemble.schema import TrainSchema
 from detkit.app.assemble.trainer import build_trainer
 from detkit.app.cli.entry import run_tool
 from detkit.app.run.finding import choose_run
 from detkit.app.run.folder import RunFolder
 from detkit.app.run.manifest import data_hash
+from detkit.app.run.next_command import tell_prediction
 from detkit.app.run.processes import launcher_mark, process_group
 from detkit.app.run.report import KeepBest, report_training
 from detkit.app.sweep.plan import Job
@@ -91,6 +90,7 @@ def _train(cfg: DictConfig, run: RunFolder) -> float | None:
         if val_set is not None:
             report_training(run.path, best.record, result, val_set)
         rich.print("run folder:", Text(str(run.path), "bold"))
+        tell_prediction(run.path, datasets["train"] if val_set is None else val_set)
     return result.best
 
 

@@ -17,6 +17,12 @@ _FONT = cv2.FONT_HERSHEY_SIMPLEX
 #: Height in px of a capital letter of that font at scale 1.
 _CAPITAL_HEIGHT = 21.0
 
+#: A box is large, so that its name may stand inside it, where the name is at most this share of its area and height.
+_SMALL_SHARE = 0.25
+
+#: What the next best place for a name costs, and to hide another name; 1 is to hide another box wholly.
+_SECOND_CHOICE, _OTHER_NAME = 0.1, 3.0
+
 #: What PNG files of detkit's say of themselves, as matplotlib takes it.
 PNG_METADATA = {"Software": "detkit"}
 #: Bytes of a PNG before anything that may vary: the signature and the header.
@@ -58,7 +64,7 @@ def draw_boxes(
 
     Returns:
         uint8 (H', W', 3) RGB; of the size of ``image`` without ``title`` and ``min_side``. The largest boxes are drawn
-        first, so that small ones stay visible.
+        first, so that small ones stay visible. A name stands beside its box, inside only where the box is large.
     """
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     canvas = np.array(image, order="C")
@@ -72,15 +78,20 @@ def draw_boxes(
     order = np.argsort(-((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])), kind="stable")
     for i in order:
         _outline(canvas, boxes[i], class_color(int(labels[i])), thickness, dashed is not None and bool(dashed[i]))
+    corners = np.array([_corners(canvas, box) for box in boxes], dtype=np.int64).reshape(-1, 4)
+    corners[:, 2:] = np.maximum(corners[:, 2:], corners[:, :2]) + 1  # half-open, and of one pixel at least
+    tags: list[np.ndarray] = []
     for i in order:  # names over all outlines
         text = names[int(labels[i])] + ("" if scores is None else f" {scores[i]:.2f}")
         if text:
-            _tag(canvas, boxes[i], text, class_color(int(labels[i])), letters)
+            tags.append(_tag(canvas, corners, i, tags, text, class_color(int(labels[i])), letters))
     return canvas if title is None else np.concatenate([_strip(title, canvas.shape[1], letters), canvas])
 
 
 def contact_sheet(images: Sequence[np.ndarray], columns: int = 4, cell: int = 320, gap: int = 6) -> np.ndarray:
-    """``images`` (uint8 RGB of any sizes) side by side, each fitted into a square of ``cell`` px: uint8 (H, W, 3) RGB.
+    """``images`` (uint8 RGB of any sizes) side by side, the longer side of each ``cell`` px: uint8 (H, W, 3) RGB.
+
+    A row is as high as the highest image in it and a column as wide as the widest: those of one shape leave no bands.
 
     Raises:
         ValueError: there are no images, or ``columns`` or ``cell`` is not positive.
@@ -88,17 +99,24 @@ def contact_sheet(images: Sequence[np.ndarray], columns: int = 4, cell: int = 32
     if not images or columns < 1 or cell < 1:
         raise ValueError(f"a contact sheet needs images, columns and a cell size, not {len(images)}, {columns}, {cell}")
     columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    sheet = np.full((rows * (cell + gap) + gap, columns * (cell + gap) + gap, 3), 32, dtype=np.uint8)
-    for i, image in enumerate(images):
-        h, w = image.shape[:2]
-        ratio = cell / max(h, w)
-        size = max(1, round(w * ratio)), max(1, round(h * ratio))
-        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if ratio < 1 else cv2.INTER_CUBIC)
-        top = gap + i // columns * (cell + gap) + (cell - size[1]) // 2
-        left = gap + i % columns * (cell + gap) + (cell - size[0]) // 2
-        sheet[top : top + size[1], left : left + size[0]] = small
+    small = [_fit(image, cell) for image in images]
+    heights = [max(each.shape[0] for each in small[i : i + columns]) for i in range(0, len(small), columns)]
+    widths = [max(each.shape[1] for each in small[k::columns]) for k in range(columns)]
+    sheet = np.full((sum(heights) + gap * (len(heights) + 1), sum(widths) + gap * (columns + 1), 3), 32, dtype=np.uint8)
+    for i, image in enumerate(small):
+        (h, w), (row, column) = image.shape[:2], divmod(i, columns)
+        top = gap + sum(heights[:row]) + gap * row + (heights[row] - h) // 2
+        left = gap + sum(widths[:column]) + gap * column + (widths[column] - w) // 2
+        sheet[top : top + h, left : left + w] = image
     return sheet
+
+
+def _fit(image: np.ndarray, side: int) -> np.ndarray:
+    """``image`` with its longer side ``side`` px long."""
+    h, w = image.shape[:2]
+    ratio = side / max(h, w)
+    size = max(1, round(w * ratio)), max(1, round(h * ratio))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if ratio < 1 else cv2.INTER_CUBIC)
 
 
 def encode_png(picture: np.ndarray) -> bytes:
@@ -139,20 +157,78 @@ def _outline(canvas: np.ndarray, box: np.ndarray, color: Color, thickness: int, 
             cv2.line(canvas, a, b, color, thickness)
 
 
-def _tag(canvas: np.ndarray, box: np.ndarray, text: str, color: Color, letters: float) -> None:
-    """``text`` on a filled tag over the upper left corner of ``box``, or inside it where there is no room."""
-    size = letters / _CAPITAL_HEIGHT
-    weight = max(1, round(letters / 12))
-    (w, h), below = cv2.getTextSize(text, _FONT, size, weight)
+def _tag(
+    canvas: np.ndarray,
+    corners: np.ndarray,
+    i: int,
+    tags: Sequence[np.ndarray],
+    text: str,
+    color: Color,
+    letters: float,
+) -> np.ndarray:
+    """``text`` on a filled tag by box ``i`` of ``corners`` (N, 4); where it is: (4,) px, half-open."""
+    size, weight = letters / _CAPITAL_HEIGHT, max(1, round(letters / 12))
     pad = max(1, round(letters / 5))
-    height, width = h + below // 2 + 2 * pad, w + 2 * pad
-    x1, y1, _, _ = _corners(canvas, box)
-    x1 = max(0, min(x1, canvas.shape[1] - width))
-    y1 = y1 - height if y1 >= height else y1
-    cv2.rectangle(canvas, (x1, y1), (x1 + width, y1 + height), color, -1)
+    text = _shortened(text, canvas.shape[1] - 2 * pad - 1, size, weight)
+    (w, h), below = cv2.getTextSize(text, _FONT, size, weight)
+    place = _place(canvas.shape[:2], corners, i, tags, (w + 2 * pad + 1, h + below // 2 + 2 * pad + 1))
+    x1, y1, x2, y2 = place.tolist()
+    cv2.rectangle(canvas, (x1, y1), (x2 - 1, y2 - 1), color, -1)
     bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
     ink = (0, 0, 0) if bright else (255, 255, 255)
     cv2.putText(canvas, text, (x1 + pad, y1 + pad + h), _FONT, size, ink, weight, cv2.LINE_AA)
+    return place
+
+
+def _shortened(text: str, width: int, size: float, weight: int) -> str:
+    """As much of ``text`` as fits into ``width`` px, and dots for the rest."""
+    for kept in range(len(text), 0, -1):
+        shown = text if kept == len(text) else f"{text[:kept].rstrip()}.."
+        if cv2.getTextSize(shown, _FONT, size, weight)[0][0] <= width:
+            return shown
+    return text[:1]
+
+
+def _place(
+    size: tuple[int, int], corners: np.ndarray, i: int, tags: Sequence[np.ndarray], tag: tuple[int, int]
+) -> np.ndarray:
+    """Where a tag of so many px (width, height) hides least: (4,) px, inside a canvas of ``size`` (height, width).
+
+    Its own box counts most, unless that is large; then what it would hide of other ``tags`` and boxes.
+    """
+    own, others = corners[i], np.delete(corners, i, axis=0)
+    places = _places_round(own, tag)
+    places = np.clip(places, 0, np.maximum(0, [size[1] - tag[0], size[0] - tag[1]]))
+    places = np.concatenate([places, places + tag], axis=1)
+    cost = _SECOND_CHOICE * np.arange(len(places), dtype=np.float64)
+    if not _is_large(own, tag):
+        hidden = _hidden(places, own[None])
+        cost += 1000 * hidden + 100 * (hidden > 0)
+    if len(others):
+        cost += _hidden(places, others)
+    if tags:
+        cost += _OTHER_NAME * _hidden(places, np.stack(tags))
+    return places[cost.argmin()]
+
+
+def _places_round(box: np.ndarray, tag: tuple[int, int]) -> np.ndarray:
+    """(7, 2): x and y of a tag's upper left corner by ``box``, the best first."""
+    (x1, y1, x2, y2), (w, h) = box, tag
+    above, below = y1 - h, y2
+    return np.array([[x1, above], [x1, y1], [x1, below], [x2, y1], [x1 - w, y1], [x2 - w, above], [x2 - w, below]])
+
+
+def _is_large(box: np.ndarray, tag: tuple[int, int]) -> bool:
+    w, h = box[2:] - box[:2]
+    return tag[0] <= w and tag[1] <= _SMALL_SHARE * h
+
+
+def _hidden(places: np.ndarray, behind: np.ndarray) -> np.ndarray:
+    """(P,): which shares of ``behind`` (N, 4) a tag at each of ``places`` (P, 4) would hide, summed."""
+    low = np.maximum(places[:, None, :2], behind[:, :2])
+    high = np.minimum(places[:, None, 2:], behind[:, 2:])
+    area = (behind[:, 2:] - behind[:, :2]).prod(axis=1)
+    return ((high - low).clip(0).prod(axis=2) / area).sum(axis=1)
 
 
 def _strip(title: str, width: int, letters: float) -> np.ndarray:

@@ -242,5 +242,5 @@ def test_help_tells_what_can_be_given(tmp_path, monkeypatch, capsys):
         run(monkeypatch, tmp_path, "--help")
     assert caught.value.code in (0, None)
     shown = capsys.readouterr().out
-    for text in ("experiment=quickstart", "data=null", "num_inputs: 4", "model/neck:"):
+    for text in ("experiment=quickstart", "data=null", "num_inputs=4", "model/neck:"):
         assert text in shown

@@ -40,8 +40,8 @@ def test_a_sweep_with_a_job_that_fails(tmp_path: Path) -> None:
     output = run("train", *command, code=1)
     assert "[2/2]" in output
     assert "optim.lr=1e+30: failed: exit code 1: error: step 2: the loss" in output
-    assert "1 of 2 jobs finished; compare them with" in output
     (sweep,) = (tmp_path / "sweep").iterdir()
+    assert f"1 of 2 jobs finished\nnext: python tools/compare.py {sweep}\n" in output
     assert len(json.loads((sweep / "sweep.json").read_text())["jobs"]) == 2
     assert "1 of 2 jobs are finished already" in run("train", *command, code=1)
     output = run("compare", str(sweep), "--samples", "100")

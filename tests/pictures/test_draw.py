@@ -45,6 +45,55 @@ def test_a_tag_is_moved_into_the_picture():
     assert picture[45:58, 150:299].mean() > 0.9
 
 
+def where_the_tag_is(picture: np.ndarray, label: int, box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """Bounds of what has the colour of ``label`` outside ``box`` and its outline."""
+    colored = (picture == class_color(label)).all(axis=2)
+    x1, y1, x2, y2 = box
+    colored[max(0, y1 - 1) : y2 + 1, max(0, x1 - 1) : x2 + 1] = False
+    rows, columns = np.flatnonzero(colored.any(axis=1)), np.flatnonzero(colored.any(axis=0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+#: In the middle and at each border and corner.
+SMALL = [(x, y, x + 12, y + 10) for x in (0, 140, 288) for y in (0, 90, 190)]
+
+
+@pytest.mark.parametrize("box", SMALL)
+@pytest.mark.parametrize("label", [0, 2])
+def test_a_name_hides_nothing_of_a_small_box(box: tuple[int, int, int, int], label: int):
+    """Beside it, whole, and inside the picture."""
+    x1, y1, x2, y2 = box
+    picture = draw_boxes(GRAY, np.array([box]), [label], NAMES)
+    inside = picture[y1 + 1 : y2 - 1, x1 + 1 : x2 - 1]
+    np.testing.assert_array_equal(inside, np.full_like(inside, 90))
+    tag = where_the_tag_is(picture, label, box)
+    free = where_the_tag_is(
+        draw_boxes(GRAY, np.array([[100, 100, 110, 110]]), [label], NAMES), label, (100, 100, 110, 110)
+    )
+    assert abs((tag[2] - tag[0]) - (free[2] - free[0])) <= 1
+    assert abs((tag[3] - tag[1]) - (free[3] - free[1])) <= 1
+
+
+def test_names_keep_off_other_names_and_small_boxes():
+    """Two boxes on one object, and one below another: as many coloured pixels as each has alone."""
+    for boxes in ([[50, 60, 62, 72], [50, 60, 62, 72]], [[50, 80, 62, 92], [50, 66, 62, 78]]):
+        both = draw_boxes(GRAY, np.array(boxes), [0, 1], NAMES)
+        for label in (0, 1):
+            count = (both == class_color(label)).all(axis=2).sum()
+            alone = draw_boxes(GRAY, np.array([boxes[label]]), [label], NAMES)
+            outline = 4 * 12  # the other box may be drawn over this one's
+            assert count >= (alone == class_color(label)).all(axis=2).sum() - outline
+
+
+def test_a_name_longer_than_the_picture_is_cut():
+    """Its tag ends with a margin of its own colour, as any other."""
+    picture = draw_boxes(GRAY[:, :90], np.array([[10, 60, 20, 70]]), [0], ["a name without end" * 2])
+    x1, y1, x2, y2 = where_the_tag_is(picture, 0, (10, 60, 20, 70))
+    assert (x1, x2) == (pytest.approx(5, abs=5), pytest.approx(85, abs=5))
+    assert (picture[y1:y2, x2 - 2 : x2] == class_color(0)).all()
+    assert (picture[y1:y2, 60:] > 220).all(axis=2).any()  # ink
+
+
 def test_scores_are_written():
     box = np.array([[50, 60, 150, 160]])
     assert not np.array_equal(draw_boxes(GRAY, box, [0], NAMES, [0.5]), draw_boxes(GRAY, box, [0], NAMES, [0.9]))
@@ -89,18 +138,33 @@ def test_neighbouring_classes_differ_in_color():
     assert np.abs(np.diff(colors, axis=0)).sum(axis=1).min() > 100
 
 
-def test_contact_sheet_fits_all_images_into_cells():
+def test_contact_sheet_fits_all_images_into_rows_and_columns():
     images = [np.full(shape, 200, np.uint8) for shape in ((50, 100, 3), (400, 200, 3), (10, 10, 3))]
     sheet = contact_sheet(images, columns=2, cell=100, gap=4)
-    assert sheet.shape == (2 * 104 + 4, 2 * 104 + 4, 3)
+    assert sheet.shape == (2 * 104 + 4, 104 + 54 + 4, 3)
     bright = sheet[..., 0] == 200
     assert bright[4:104, 4:104].sum() == 50 * 100
-    assert bright[4:104, 108:208].sum() == 100 * 50
+    assert bright[4:104, 108:158].sum() == 100 * 50
     assert bright[108:208, 4:104].sum() == 100 * 100
-    assert not bright[108:208, 108:208].any()
-    assert contact_sheet(images[:1], columns=4, cell=100, gap=0).shape == (100, 100, 3)
+    assert not bright[108:208, 108:158].any()
+    assert contact_sheet(images[:1], columns=4, cell=100, gap=0).shape == (50, 100, 3)
     with pytest.raises(ValueError, match="a contact sheet needs images"):
         contact_sheet([])
+
+
+@pytest.mark.parametrize("shape", [(90, 160, 3), (160, 90, 3)])
+def test_a_sheet_of_images_of_one_shape_has_no_bands(shape: tuple[int, int, int]):
+    sheet = contact_sheet([np.full(shape, 200, np.uint8)] * 4, columns=2, cell=320, gap=6)
+    assert sheet.shape == (2 * (2 * shape[0] + 6) + 6, 2 * (2 * shape[1] + 6) + 6, 3)
+    assert (sheet == 32).all(axis=2).mean() < 0.08
+
+
+def test_a_row_is_as_high_as_its_own_images():
+    wide, high = np.full((40, 80, 3), 200, np.uint8), np.full((80, 40, 3), 200, np.uint8)
+    sheet = contact_sheet([wide, wide, high, high], columns=2, cell=80, gap=0)
+    assert sheet.shape == (40 + 80, 160, 3)
+    assert (sheet[:40] == 200).all()
+    assert (sheet[40:, 20:60] == 200).all()
 
 
 def test_a_png_of_detkit_is_known_by_its_content(tmp_path):

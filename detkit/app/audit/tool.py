@@ -26,6 +26,7 @@ from detkit.app.audit.page import audit_page
 from detkit.app.audit.pictures import albums
 from detkit.app.audit.plan import Planner
 from detkit.app.cli.entry import run_tool
+from detkit.app.run.next_command import tell_training
 from detkit.config import ConfigError, build, validate
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.loader import EvalLoader, TrainLoader
@@ -88,6 +89,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     for line in [audit.in_words(), *_caveats(transforms, audit, len(dataset), all_sides), *(a.text for a in advice)]:
         rich.get_console().print(Text(line), soft_wrap=True)
     rich.print("report:", Text(str(folder / "audit.html"), "bold"))
+    tell_training(("split", "num_images", "num_pictures"))
 
 
 def _loader(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import IConfigRepository
@@ -14,8 +13,9 @@ from hydra.types import RunMode
 
 from detkit.app.cli.composition import in_one_line
 from detkit.app.cli.idle import Idle, compose
-from detkit.app.cli.overrides import normalize_overrides, options_of, parse, wrong_choices
+from detkit.app.cli.overrides import normalize_overrides, parse, wrong_choices
 from detkit.app.cli.paths import search_path
+from detkit.app.cli.usage import experiments, usage
 from detkit.config import ConfigError
 from detkit.config.registry import did_you_mean
 from detkit.utils.commands import command
@@ -34,7 +34,7 @@ def read_command_line(arguments: Sequence[str], config_name: str) -> tuple[list[
     """
     options = _parse_flags(arguments)
     flags = _without(arguments, options.overrides)
-    if options.help or options.hydra_help or options.shell_completion or options.experimental_rerun:
+    if options.hydra_help or options.shell_completion or options.experimental_rerun:
         return [*flags, *options.overrides], []
     loader = ConfigLoaderImpl(search_path(options.config_dir, options.config_path))
     repository = _repository(loader, options.overrides)
@@ -56,6 +56,19 @@ def read_command_line(arguments: Sequence[str], config_name: str) -> tuple[list[
     return [*flags, *overrides], idle
 
 
+def help_wanted(arguments: Sequence[str], config_name: str) -> str | None:
+    """What a tool answers to ``--help``; None where ``arguments`` do not ask for it.
+
+    Raises:
+        ConfigError: a flag that there is not.
+    """
+    options = _parse_flags(arguments)
+    if not options.help:
+        return None
+    loader = ConfigLoaderImpl(search_path(options.config_dir, options.config_path))
+    return usage(config_name, _repository(loader, options.overrides))
+
+
 def _parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
     """Hydra's flags, which may stand between overrides."""
     parser = get_args_parser()
@@ -69,8 +82,8 @@ def _parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
     given = [f"--{name.replace('_', '-')}" for name in commands if getattr(options, name)]
     if len(given) > 1:
         raise ConfigError(f"{' and '.join(given)} exclude each other")
-    if options.resolve and not (options.cfg or options.help):
-        raise ConfigError("--resolve goes with --cfg or --help alone")
+    if options.resolve and not options.cfg:
+        raise ConfigError("--resolve goes with --cfg alone")
     return options
 
 
@@ -91,18 +104,5 @@ def _repository(loader: ConfigLoaderImpl, overrides: Sequence[str]) -> IConfigRe
 
 def _experiments(tool: str, repository: IConfigRepository) -> str:
     """What can follow the command, a line for each experiment."""
-    names = options_of("experiment", repository)
-    width = max(map(len, names), default=0)
-    lines = [f"  experiment={name:<{width}}  {_headline(name, repository)}".rstrip() for name in names]
+    lines = [f"  {line}" for line in experiments(repository)]
     return "\n".join([f"choose an experiment: {command(tool)} experiment=NAME", *lines])
-
-
-def _headline(name: str, repository: IConfigRepository) -> str:
-    """The first comment in the file of an experiment that says something."""
-    for source in repository.get_sources():
-        file = Path(source.path) / "experiment" / f"{name}.yaml"
-        if source.scheme() == "file" and file.is_file():
-            lines = file.read_text(encoding="utf-8").splitlines()
-            comments = (line.lstrip("# ") for line in lines if line.startswith("#"))
-            return next((line for line in comments if not line.startswith("@package")), "")
-    return ""

@@ -9,10 +9,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from detkit.app.cli.components import load_components
-from detkit.app.cli.idle import compose, leaving_out, told
+from detkit.app.cli.idle import Idle, compose, leaving_out, told
 from detkit.app.cli.overrides import normalize_overrides, parse, wrong_choices
 from detkit.app.cli.paths import search_path
-from detkit.app.cli.slots import settle_slots
+from detkit.app.cli.slots import Settled, settle_slots
 from detkit.config import ConfigError
 
 
@@ -22,6 +22,14 @@ class Composed(NamedTuple):
     cfg: DictConfig
     notes: list[str]
     choices: dict[str, Any]
+
+
+class Parts(NamedTuple):
+    """Of what a configuration is composed: the whole (slot ""), then each slot with a content of its own, in the order
+    in which they were filled; and the choices of files that were left out."""
+
+    settled: list[Settled]
+    idle: list[Idle]
 
 
 class Composer:
@@ -46,16 +54,22 @@ class Composer:
         Raises:
             ConfigError: with a line for each override that is none or does not fit.
         """
+        return self.with_parts(*overrides)[0]
+
+    def with_parts(self, *overrides: str) -> tuple[Composed, Parts]:
+        """As calling it, and of what it is composed."""
         said = normalize_overrides(overrides, self.loader.repository.group_exists)
         if errors := list(wrong_choices(parse(said, self.loader.repository), self.loader.repository)):
             raise ConfigError(errors)
         cfg, idle = compose(self.loader, self.config_name, said)
         choices: Any = OmegaConf.to_container(cfg.hydra.runtime.choices)
+        settled: list[Settled] = []
         with open_dict(cfg):
             del cfg["hydra"]
         with leaving_out(idle):
-            notes = settle_slots(cfg, said, self.config_name, self.loader)
-        return Composed(cfg, [told(one, said) for one in idle] + notes, choices)
+            notes = settle_slots(cfg, said, self.config_name, self.loader, settled)
+        composed = Composed(cfg, [told(one, said) for one in idle] + notes, choices)
+        return composed, Parts([Settled("", self.config_name, tuple(said)), *settled], idle)
 
     def slots(self, *overrides: str) -> set[str]:
         """What can be chosen anew without a ``+``: ``model/neck``, ``loss@model.head.cls_loss``."""

@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from detkit.app.cli.command_line import read_command_line
+from detkit.app.cli.command_line import help_wanted, read_command_line
 from detkit.app.cli.components import load_components
 from detkit.app.cli.failure import TOLD, fail, in_words, told_plainly
 from detkit.app.cli.idle import leaving_out
@@ -78,6 +78,9 @@ def run_tool(task: Task, config_name: str, sweep_task: Task | None = None) -> No
     threading.excepthook = _tell_of_thread
     start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)
     with told_plainly():
+        if (answer := help_wanted(sys.argv[1:], config_name)) is not None:
+            print(answer)
+            sys.exit(0)
         sys.argv[1:], idle = read_command_line(sys.argv[1:], config_name)
     with told_plainly(), _errors_let_through(), leaving_out(idle):
         start()

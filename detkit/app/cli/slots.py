@@ -35,13 +35,28 @@ class Choice(NamedTuple):
     argument: str
 
 
-def settle_slots(cfg: DictConfig, overrides: Sequence[str], config_name: str | None, loader: ConfigLoader) -> list[str]:
+class Settled(NamedTuple):
+    """A slot, and what its content is composed of now: a root configuration, None for none, and arguments."""
+
+    slot: str
+    config_name: str | None
+    arguments: tuple[str, ...]
+
+
+def settle_slots(
+    cfg: DictConfig,
+    overrides: Sequence[str],
+    config_name: str | None,
+    loader: ConfigLoader,
+    settled: list[Settled] | None = None,
+) -> list[str]:
     """Clear the slots of ``cfg`` to which ``overrides`` gave another class than the recipe has.
 
     Args:
         cfg: as Hydra has composed it; changed in place.
         overrides: the command line, normalised, with its ``hydra.searchpath``.
         config_name: of the root configuration.
+        settled: takes a record of each slot that has another content now.
 
     Returns:
         a line for each slot in which something was left out.
@@ -52,6 +67,7 @@ def settle_slots(cfg: DictConfig, overrides: Sequence[str], config_name: str | N
         return []
     elsewhere = search_paths(recipe)
     notes: list[str | None] = []
+    settled = [] if settled is None else settled
     for choice in choices:
         around = [c.argument for c in choices if c != choice and _is_within(choice.slot, c.slot)]
         before = _composed(loader, config_name, [*recipe, *around])
@@ -60,19 +76,22 @@ def settle_slots(cfg: DictConfig, overrides: Sequence[str], config_name: str | N
         for slot in dict.fromkeys(swapped):
             if _nearest(slot, choices) != choice:
                 continue
-            fresh = OmegaConf.select(_alone(slot, choice, choices, elsewhere, values, loader), slot)
-            if fresh is None:
+            alone, made = _alone(slot, choice, choices, elsewhere, values, loader)
+            if (fresh := OmegaConf.select(alone, slot)) is None:
                 continue
             old = OmegaConf.select(cfg, slot)
             _fill(fresh, old)
             notes.append(_note(slot, choice, OmegaConf.select(before, slot), old, fresh))
             _put(cfg, slot, fresh)
+            settled.append(made)
         for slot in _swapped(brought, cfg, choice.slot):
             if slot in swapped or _nearest(slot, choices) != choice or OmegaConf.select(before, slot) is None:
                 continue
-            mine = OmegaConf.select(_with_values([*recipe, *around], slot, values, loader, config_name), slot)
+            whole, made = _with_values([*recipe, *around], slot, values, loader, config_name)
+            mine = OmegaConf.select(whole, slot)
             notes.append(_note_of_preset(slot, choice, OmegaConf.select(cfg, slot), mine))
             _put(cfg, slot, mine)
+            settled.append(made)
     return [note for note in notes if note is not None]
 
 
@@ -172,8 +191,8 @@ def _alone(
     elsewhere: Sequence[str],
     values: Sequence[Override],
     loader: ConfigLoader,
-) -> DictConfig:
-    """What ``choice`` alone makes, with what the command line says inside ``slot``."""
+) -> tuple[DictConfig, Settled]:
+    """What ``choice`` alone makes, with what the command line says inside ``slot``, and of what that is composed."""
     inside = [c.argument.lstrip("+") for c in choices if c != choice and _is_within(c.slot, slot)]
     chosen = [*elsewhere, "+" + choice.argument.lstrip("+")]
     try:
@@ -188,14 +207,15 @@ def _with_values(
     values: Sequence[Override],
     loader: ConfigLoader,
     config_name: str | None = None,
-) -> DictConfig:
+) -> tuple[DictConfig, Settled]:
     """What ``arguments`` compose, with those of ``values`` that act inside ``slot``, removals too."""
     said = [v for v in values if _is_within(_key(v), slot)]
-    cfg = _composed(loader, config_name, [*arguments, *(_line(v) for v in said if not v.is_delete())])
+    whole = [*arguments, *(_line(v) for v in said if not v.is_delete())]
+    cfg = _composed(loader, config_name, whole)
     for removal in said:
         if removal.is_delete():
             _remove(cfg, _key(removal))
-    return cfg
+    return cfg, Settled(slot, config_name, tuple(whole))
 
 
 def _key(override: Override) -> str:

@@ -14,6 +14,7 @@ from detkit.app.assemble.stored import load_stored, open_split
 from detkit.app.cli.entry import run_tool
 from detkit.app.explain.found import examine, explain
 from detkit.app.explain.page import explanation_page
+from detkit.app.run.next_command import tell_audit
 from detkit.config import ConfigError
 from detkit.utils.files import atomic_write, output_folder
 from detkit.utils.log import set_up_logging
@@ -47,6 +48,7 @@ def run(cfg: DictConfig, _: Path) -> None:
         atomic_write(folder / "explanation.html", html)
     rich.print(explanation.table())
     rich.print("report with pictures:", Text(str(folder / "explanation.html"), "bold"))
+    tell_audit(options.checkpoint)
 
 
 def _check(options: ExplainOptions) -> None:

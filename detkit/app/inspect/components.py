@@ -80,15 +80,16 @@ def _list(parser: argparse.ArgumentParser, name: str | None) -> None:
 
 
 def overview(registries) -> Table:
-    """Every kind with its classes, the presets built on them, and the way to choose one."""
+    """Every kind with the way to choose one, its classes, and the presets built on them; as wide as the terminal."""
     table = Table(title="components (capital: a class with its own defaults; lower case: a preset)", show_lines=True)
-    for heading in ("kind", "classes", "presets", "on the command line"):
-        table.add_column(heading, overflow="fold")
+    table.add_column("kind, on the command line", no_wrap=True)
+    table.add_column("classes and presets", overflow="fold")
     for registry in registries:
         classes = [name for name in registry if not registry[name].__module__.startswith("tests.")]
         presets = sorted(p.stem for p in (config_dir() / registry.group).glob("*.yaml"))
         if classes or presets:
-            table.add_row(registry.kind, "\n".join(classes), "\n".join(presets), _usage(registry))
+            named = "\n".join(", ".join(names) for names in (classes, presets) if names)
+            table.add_row(f"{registry.kind}\n{_usage(registry)}", named)
     return table
 
 

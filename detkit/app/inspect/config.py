@@ -1,8 +1,9 @@
-"""``tools/show_config.py``: the configuration of a run, or in what two runs differ."""
+"""``tools/show_config.py``: the configuration of a run, in what two runs differ, or where each value comes from."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,29 +15,75 @@ from rich.table import Table
 
 from detkit.app.assemble.foreign import inert
 from detkit.app.assemble.identity import is_free, leaves
+from detkit.app.cli.composer import Composer
 from detkit.app.cli.failure import told_plainly
+from detkit.app.inspect.value_origins import origins_of, origins_table, selected
 from detkit.app.run.folder import CONFIG, RunFolder
 from detkit.app.run.manifest import counted
 from detkit.config import ConfigError
 from detkit.config.validate import plain
 from detkit.engine.state.checkpoint import load_checkpoint
+from detkit.utils.commands import command
 
 #: What a manifest says of one start alone, or what the configuration says better.
 _OF_A_START = ("time", "torchrun", "resumed", "command")
 
+#: Columns of what no terminal shows: rows that are searched for shall not be broken.
+_UNSEEN_WIDTH = 200
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Show a run's configuration, or in what two runs differ.")
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="one or two: run folder, checkpoint or YAML")
-    runs = parser.parse_args(arguments).runs
-    if len(runs) > 2:
-        parser.error(f"one run is shown and two are compared; these are {len(runs)}")
+    parser = _parser()
+    given = parser.parse_intermixed_args(arguments)
+    if not given.origin and given.config_dir is not None:
+        parser.error("--config-dir goes with --origin alone")
+    if not given.origin and (overrides := [word for word in given.what if not Path(word).exists() and "=" in word]):
+        parser.error(f"{overrides[0]}: is no run; where each value of it comes from is told with --origin")
+    if not given.origin and len(given.what) > 2:
+        parser.error(f"one run is shown and two are compared; these are {len(given.what)}")
     with told_plainly():
-        if len(runs) == 1:
-            rich.print(escape(OmegaConf.to_yaml(OmegaConf.create(read_config(runs[0])))))
-            return
-        show_differences(*runs)
+        if given.origin:
+            show_origins(given.what, given.config_dir)
+        elif len(given.what) == 1:
+            rich.print(escape(OmegaConf.to_yaml(OmegaConf.create(read_config(Path(given.what[0]))))))
+        else:
+            show_differences(*map(Path, given.what))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Show a run's configuration, in what two runs differ, or where each value comes from.",
+        epilog=(
+            f"examples: {command('show_config')} RUN_FOLDER OTHER_RUN_FOLDER; "
+            f"{command('show_config')} experiment=quickstart optim.lr=0.01 --origin; "
+            f"{command('show_config')} experiment=quickstart model.head optim --origin"
+        ),
+    )
+    parser.add_argument(
+        "what", nargs="+", metavar="RUN | OVERRIDE | KEY",
+        help="one or two runs: folder, checkpoint or YAML; with --origin overrides as for train, and keys: "
+        "model.head shows what is there and below",
+    )  # fmt: skip
+    parser.add_argument("--origin", action="store_true", help="of each value the file and line, class or argument")
+    parser.add_argument("--config-dir", metavar="DIR", help="a folder of your own configurations, for --origin")
+    return parser
+
+
+def show_origins(words: Sequence[str], own_configs: str | None = None) -> None:
+    """Print a row for each value of what the overrides among ``words`` compose; other words select keys.
+
+    Raises:
+        ConfigError: it does not compose, or there is no such key.
+    """
+    overrides = [word for word in words if "=" in word or word.startswith(("~", "+"))]
+    keys = [word for word in words if word not in overrides]
+    origins, composed = origins_of(Composer("train", own_configs), *overrides)
+    for note in composed.notes:
+        print(f"note: {note}", file=sys.stderr)
+    console = rich.get_console()
+    width = console.width if console.is_terminal else max(console.width, _UNSEEN_WIDTH)
+    console.print(origins_table(selected(origins, keys)), width=width)
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from detkit.app.assemble.schema import DataSection
 from detkit.app.cli.entry import run_tool
+from detkit.app.run.next_command import tell_audit_of_data
 from detkit.config import ConfigError, build, validate
 from detkit.config.validate import plain
 from detkit.data.datasets.base import DetectionDataset
@@ -68,6 +69,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     inspect(dataset, folder, check_images=cfg.check_images)
     if refusal is not None:
         raise refusal
+    tell_audit_of_data(("split", "check_images", "run_root"))
 
 
 def open_whole(node: Mapping[str, Any]) -> tuple[DetectionDataset, ConfigError | None]:

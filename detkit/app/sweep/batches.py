@@ -17,12 +17,12 @@ from rich.markup import escape
 
 from detkit.app.cli.failure import told_plainly
 from detkit.app.cli.overrides import normalize_overrides
+from detkit.app.run.next_command import tell_next
 from detkit.app.sweep.folder import SweepFolder
 from detkit.app.sweep.plan import Job, plan_jobs, without_twins
 from detkit.app.sweep.process import JobError
 from detkit.app.sweep.queue import Outcome, run_jobs
 from detkit.config import ConfigError
-from detkit.utils.commands import command
 
 
 class Batches:
@@ -92,9 +92,9 @@ def report(path: Path, results: Sequence[JobReturn]) -> None:
     for result in failed:
         label = escape(" ".join(result.overrides or ()) if result.task_name is None else result.task_name)
         console.print(f"[bold red]failed[/bold red] {label}: {escape(str(result._return_value))}", soft_wrap=True)
-    console.print(f"{len(results) - len(failed)} of {len(results)} jobs finished; compare them with")
+    console.print(f"{len(results) - len(failed)} of {len(results)} jobs finished")
     shown = os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
-    console.print(f"  {command('compare')} {escape(shown)}", soft_wrap=True)
+    tell_next("compare", shown)
     if failed:
         raise SystemExit(1)
 

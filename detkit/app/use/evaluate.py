@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from detkit.app.assemble.schema import EvaluateOptions
 from detkit.app.assemble.stored import load_stored, open_split
 from detkit.app.cli.entry import run_tool
+from detkit.app.run.next_command import tell_explanation
 from detkit.app.run.report import report_evaluation
 from detkit.config import ConfigError, build
 from detkit.engine.evaluation import evaluate
@@ -44,6 +45,7 @@ def run(cfg: DictConfig, _: Path) -> float:
         )  # fmt: skip
         write_results(folder / "detections.json", evaluator.results())
         report_evaluation(folder, result, dataset)
+    tell_explanation(options.checkpoint)
     return result.value("AP")
 
 

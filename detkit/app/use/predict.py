@@ -17,6 +17,7 @@ from detkit.app.assemble.parts import build_transforms
 from detkit.app.assemble.schema import PredictOptions
 from detkit.app.assemble.stored import Stored, load_stored
 from detkit.app.cli.entry import run_tool
+from detkit.app.run.next_command import tell_explanation
 from detkit.app.use.drawings import Drawings, Film, PictureFolder
 from detkit.config import ConfigError, build
 from detkit.config.ranges import check_range
@@ -69,6 +70,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
             _write(chain([first], found), output, drawings, stored, options.score_threshold)
         if faults := [*source.faults, *drawings.faults]:
             raise IncompleteError("\n  ".join([f"{len(faults)} could not be read or written:", *faults]))
+    tell_explanation(options.checkpoint)
 
 
 def _open(path: str) -> ImageFiles | VideoFrames:
