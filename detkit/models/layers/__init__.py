@@ -2,6 +2,7 @@
 
 from detkit.models.layers.attention import CBAM, SE, Attention
 from detkit.models.layers.conv import ConvName, DeformConv, OffsetConv, make_conv
+from detkit.models.layers.dilation import dilate
 from detkit.models.layers.norm import (
     ConvNorm,
     NormName,
@@ -25,6 +26,7 @@ __all__ = [
     "NormName",
     "OffsetConv",
     "conv_norm",
+    "dilate",
     "fold_frozen_norms",
     "freeze",
     "make_conv",
