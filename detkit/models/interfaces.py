@@ -107,11 +107,13 @@ class RegionHead(nn.Module, ABC):
 class RegionPool(nn.Module, ABC):
     """Turns boxes into grids of equal size, read from the maps of a pyramid.
 
-    ``resolution``: side of the grid. ``num_levels``: how many of the maps, the finest, it reads.
+    ``resolution``: side of the grid. ``num_levels``: how many of the maps, the finest, it reads. ``num_moves``: of a
+    position-sensitive pool, how many maps it wants behind the others for each of these, to move the bins by.
     """
 
     resolution: int
     num_levels: int
+    num_moves: int = 0
 
     @abstractmethod
     def out_channels(self, channels: int) -> int:

@@ -2,7 +2,7 @@
 
 from detkit.models.heads.centernet import CenterNetHead
 from detkit.models.heads.pools import DeformRoIPool, ModulatedDeformRoIPool, PSRoIAlign, RoIAlign
-from detkit.models.heads.regions import RegionMLP
+from detkit.models.heads.regions import RegionMLP, ScoreMaps
 from detkit.models.heads.retinanet import RetinaHead
 from detkit.models.heads.roi import RoIHead
 from detkit.models.heads.rpn import RPN
@@ -19,6 +19,7 @@ __all__ = [
     "RetinaHead",
     "RoIAlign",
     "RoIHead",
+    "ScoreMaps",
     "TwoStageHead",
     "YOLOv1Head",
 ]
