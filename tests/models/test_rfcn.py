@@ -10,7 +10,7 @@ from detkit.losses import CrossEntropy
 from detkit.matching import IGNORED, HardExamples
 from detkit.models.heads import PSRoIAlign, ScoreMaps
 from detkit.structures import Categories, FeatureSpec
-from tests.models.builders import SMALL, build_model, images
+from tests.models.builders import SMALL, build_model, images, small
 from tests.models.test_contracts import batch
 
 CATEGORIES = Categories(("a", "b", "c"), (1, 4, 9))
@@ -32,8 +32,7 @@ def network_of(pool):
 
 def small_rfcn(*overrides):
     torch.manual_seed(0)
-    small = ["model/backbone=resnet18", *SMALL, "model.backbone.dilate_last=true", "model.neck.out_channels=32"]
-    return build_model("rfcn", CATEGORIES, [*small, *overrides])
+    return build_model("rfcn", CATEGORIES, [*small("rfcn"), "model.neck.out_channels=32", *overrides])
 
 
 def test_the_pool_is_torchvisions_bin_for_bin():
