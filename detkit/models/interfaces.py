@@ -25,12 +25,14 @@ class Backbone(nn.Module, ABC):
 
     ``out_spec`` tells their channels and strides, compared with a map of a small image when a detector is built;
     ``pixel_stats`` the statistics that its weights were trained with; ``example_size`` the only size (H, W) px of
-    images that it takes, None for any.
+    images that it takes, None for any. ``num_branches``: how often its maps hold the batch, each time seen in another
+    way (TridentNet), which the head must know of.
     """
 
     out_spec: FeatureSpec
     pixel_stats: PixelStats
     example_size: tuple[int, int] | None = None
+    num_branches: int = 1
 
     @abstractmethod
     def forward(self, pixels: Tensor) -> list[Tensor]: ...
