@@ -50,10 +50,12 @@ class Neck(nn.Module, ABC):
 class Head(nn.Module, ABC):
     """Owns its loss and its decoding. Feature maps arrive fine to coarse, as ``in_spec`` of its constructor told.
 
-    ``reads``: the numbers of those maps that it reads, None for all.
+    ``reads``: the numbers of those maps that it reads, None for all. ``num_branches``: how often the maps may hold the
+    batch (see :class:`Backbone`), None for any number.
     """
 
     reads: tuple[int, ...] | None = None
+    num_branches: int | None = 1
 
     @abstractmethod
     def loss(self, features: Sequence[Tensor], images: Images, targets: Sequence[Target]) -> Losses: ...
