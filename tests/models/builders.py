@@ -25,6 +25,10 @@ _SMALL_MODELS = {
         *("model/backbone=resnet18", *SMALL, "model.backbone.trident=[1,2,3]", "model.backbone.levels=[4]"),
         "model.head.inner.roi.network.hidden=[64]",
     ],
+    "faster_rcnn_snip": [
+        *("model/backbone=resnet18", *SMALL, "model.backbone.levels=[4]"),
+        "model.head.inner.roi.network.hidden=[64]",
+    ],
     # 64 x 96 px are 1 x 2 cells of stride 64
     "yolov1_paper": ["model.backbone.width=4", "model.head.grid_size=[1,2]", "model.head.hidden=16"],
 }

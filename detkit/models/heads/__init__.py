@@ -6,6 +6,7 @@ from detkit.models.heads.regions import RegionMLP, ScoreMaps
 from detkit.models.heads.retinanet import RetinaHead
 from detkit.models.heads.roi import RoIHead
 from detkit.models.heads.rpn import RPN
+from detkit.models.heads.scales import ScaleHead
 from detkit.models.heads.trident import TridentHead
 from detkit.models.heads.two_stage import TwoStageHead
 from detkit.models.heads.yolov1 import YOLOv1Head
@@ -20,6 +21,7 @@ __all__ = [
     "RetinaHead",
     "RoIAlign",
     "RoIHead",
+    "ScaleHead",
     "ScoreMaps",
     "TridentHead",
     "TwoStageHead",

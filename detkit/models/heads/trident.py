@@ -15,6 +15,7 @@ from torch import Tensor
 
 from detkit.config import HEADS
 from detkit.matching import IGNORED, Assignment, Selector
+from detkit.models.heads.common import select_of_views
 from detkit.models.interfaces import AssigningHead, Head
 from detkit.structures import Detections, FeatureSpec, ImageMeta, Images, Losses, SizeRange, Target, size_ranges
 from detkit.utils.seed import derive_key
@@ -64,7 +65,7 @@ class TridentHead(Head, AssigningHead):
         found = self.inner.predict(features, self.seen(images, num))
         if num == 1:
             return found
-        return [self._merged(found[i :: len(images)], size) for i, size in enumerate(images.sizes)]
+        return [select_of_views(self.selector, found[i :: len(images)], size) for i, size in enumerate(images.sizes)]
 
     def seen(self, images: Images, num: int) -> Images:
         """``images`` once for each of ``num`` branches, with the sizes that count there and a key of their own."""
@@ -81,12 +82,6 @@ class TridentHead(Head, AssigningHead):
         num = self.num_branches or 1
         found = self.inner.assign(shapes, self.seen(images, num), [*targets] * num)
         return [_of_any(found[i :: len(images)]) for i in range(len(images))]
-
-    def _merged(self, branches: Sequence[Detections], size: tuple[int, int]) -> Detections:
-        boxes, scores, labels = (
-            torch.cat([getattr(b, name) for b in branches]) for name in ("boxes", "scores", "labels")
-        )
-        return self.selector.of_one_class(boxes, scores, labels, size)
 
 
 def _in_branch(meta: ImageMeta, branch: int, sizes: SizeRange | None) -> ImageMeta:
