@@ -13,7 +13,7 @@ from detkit.matching.ranges import (
     in_own_range,
     only_in_range,
 )
-from detkit.matching.samplers import BalancedSampler, Sampler
+from detkit.matching.samplers import BalancedSampler, HardExamples, Sampler
 from detkit.matching.select import (
     select_candidates,
     select_detections,
@@ -38,6 +38,7 @@ __all__ = [
     "Coder",
     "DeltaCoder",
     "Fate",
+    "HardExamples",
     "MaxIoUAssigner",
     "Merge",
     "Sampler",

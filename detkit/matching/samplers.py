@@ -7,8 +7,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from detkit.config import SAMPLERS
-from detkit.matching.assigners import Assignment
+from detkit.config import SAMPLERS, Count
+from detkit.matching.assigners import IGNORED, Assignment
 
 
 class Sampler(ABC):
@@ -56,6 +56,30 @@ class BalancedSampler(Sampler):
         positive = _draw(positive, int(self.num * self.positive_share), generator)
         negative = _draw(negative, self.num - len(positive), generator)
         return positive, negative
+
+
+@SAMPLERS
+class HardExamples(Sampler):
+    """Online hard example mining: the references of largest loss (Shrivastava et al., CVPR 2016; R-FCN, section 2.2).
+
+    All compete, whatever their class; of equal losses the first wins. Nothing is drawn by lot.
+
+    Args:
+        num: references per image.
+    """
+
+    needs_losses = True
+
+    def __init__(self, *, num: Count = 128) -> None:
+        self.num = num
+
+    def __call__(
+        self, assignment: Assignment, generator: torch.Generator, losses: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        assert losses is not None
+        usable = (assignment.matched != IGNORED).nonzero().squeeze(1)
+        hardest = usable[losses[usable].argsort(descending=True, stable=True)[: self.num]]
+        return hardest[assignment.positive[hardest]], hardest[assignment.negative[hardest]]
 
 
 def _draw(index: Tensor, num: int, generator: torch.Generator) -> Tensor:

@@ -12,7 +12,7 @@ from torch import nn
 from detkit.config import ConfigError, build
 from detkit.models.backbones.check import check_spec
 from detkit.models.detector import ComposedDetector
-from detkit.models.interfaces import Backbone, Detector, Neck
+from detkit.models.interfaces import Backbone, Detector, Head, Neck
 from detkit.structures import Categories
 from detkit.utils.log import logger
 
@@ -31,6 +31,7 @@ def build_detector(cfg: Any, categories: Categories) -> Detector:
     _check_backbone(backbone, cfg["backbone"])
     neck = build(cfg["neck"], key="model.neck", in_spec=backbone.out_spec)
     head = build(cfg["head"], key="model.head", in_spec=neck.out_spec, num_classes=len(categories))
+    _check_branches(backbone, head)
     if head.reads is not None and len(head.reads) < len(neck.out_spec.strides):
         _leave_untrained(backbone, neck, head.reads)
     return ComposedDetector(backbone=backbone, neck=neck, head=head)
@@ -53,6 +54,17 @@ def _leave_untrained(backbone: Backbone, neck: Neck, reads: Sequence[int]) -> No
         logger.info(
             "the head reads the neck's map of stride %s: %d tensors of others stay untrained", strides, len(unread)
         )
+
+
+def _check_branches(backbone: Backbone, head: Head) -> None:
+    """A backbone of one branch fits all: of what was trained with several, it may be one."""
+    if backbone.num_branches in (1, head.num_branches) or head.num_branches is None:
+        return
+    what = "one" if head.num_branches == 1 else f"valid_ranges for {head.num_branches}"
+    raise ConfigError(
+        f"model.backbone: trident makes {backbone.num_branches} branches, but model.head ({type(head).__name__}) has "
+        f"{what}: model/head=trident with a range for each, or model.backbone.trident=null"
+    )
 
 
 def _check_backbone(backbone: Backbone, node: Mapping[str, Any]) -> None:

@@ -25,12 +25,14 @@ class Backbone(nn.Module, ABC):
 
     ``out_spec`` tells their channels and strides, compared with a map of a small image when a detector is built;
     ``pixel_stats`` the statistics that its weights were trained with; ``example_size`` the only size (H, W) px of
-    images that it takes, None for any.
+    images that it takes, None for any. ``num_branches``: how often its maps hold the batch, each time seen in another
+    way (TridentNet), which the head must know of.
     """
 
     out_spec: FeatureSpec
     pixel_stats: PixelStats
     example_size: tuple[int, int] | None = None
+    num_branches: int = 1
 
     @abstractmethod
     def forward(self, pixels: Tensor) -> list[Tensor]: ...
@@ -48,10 +50,12 @@ class Neck(nn.Module, ABC):
 class Head(nn.Module, ABC):
     """Owns its loss and its decoding. Feature maps arrive fine to coarse, as ``in_spec`` of its constructor told.
 
-    ``reads``: the numbers of those maps that it reads, None for all.
+    ``reads``: the numbers of those maps that it reads, None for all. ``num_branches``: how often the maps may hold the
+    batch (see :class:`Backbone`), None for any number.
     """
 
     reads: tuple[int, ...] | None = None
+    num_branches: int | None = 1
 
     @abstractmethod
     def loss(self, features: Sequence[Tensor], images: Images, targets: Sequence[Target]) -> Losses: ...
@@ -107,11 +111,13 @@ class RegionHead(nn.Module, ABC):
 class RegionPool(nn.Module, ABC):
     """Turns boxes into grids of equal size, read from the maps of a pyramid.
 
-    ``resolution``: side of the grid. ``num_levels``: how many of the maps, the finest, it reads.
+    ``resolution``: side of the grid. ``num_levels``: how many of the maps, the finest, it reads. ``num_moves``: of a
+    position-sensitive pool, how many maps it wants behind the others for each of these, to move the bins by.
     """
 
     resolution: int
     num_levels: int
+    num_moves: int = 0
 
     @abstractmethod
     def out_channels(self, channels: int) -> int:

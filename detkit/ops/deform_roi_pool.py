@@ -36,7 +36,7 @@ def deform_roi_pool(
     """Pool each box from the map of its level, with each bin moved by its offset.
 
     Args:
-        features: L maps (B, C, H_l, W_l); (B, C * h * w, H_l, W_l) where ``position_sensitive``.
+        features: L maps (B, C, H_l, W_l); (B, h * w * C, H_l, W_l) where ``position_sensitive``.
         boxes: (R, 4) x1 y1 x2 y2 px of the network input. A box with a non-finite coordinate gives zeros.
         image_index: (R,) int64 in [0, B).
         levels: (R,) int64 in [0, L).
@@ -99,7 +99,7 @@ def deform_roi_pool_reference(
                 for j in range(w):
                     dx, dy = offsets[r, 2 * (c // per_group) : 2 * (c // per_group) + 2, i, j].tolist()
                     left, top = x1 + j * bin_w + gamma * dx * bin_w * w, y1 + i * bin_h + gamma * dy * bin_h * h
-                    channel = features[level][b, (c * h + i) * w + j if position_sensitive else c]
+                    channel = features[level][b, (i * w + j) * num_channels + c if position_sensitive else c]
                     for iy in range(grid_h):
                         for ix in range(grid_w):
                             y, x = top + (iy + 0.5) / grid_h * bin_h, left + (ix + 0.5) / grid_w * bin_w

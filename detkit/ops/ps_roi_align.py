@@ -1,7 +1,8 @@
 """Position-sensitive pooling (Dai et al., R-FCN, NeurIPS 2016, eq. 1): each bin of a box reads channels of its own.
 
-Bin (i, j) of output channel c reads channel ``(c * h + i) * w + j``, by RoIAlign's bilinear samples or by the paper's
-mean over whole cells.
+Bin (i, j) of output channel c, of C, reads channel ``(i * w + j) * C + c``, as in the paper's figure 1, by RoIAlign's
+bilinear samples or by the paper's mean over whole cells. torchvision has the bins within each channel instead: its maps
+are ``maps.unflatten(1, (h * w, C)).transpose(1, 2).flatten(1, 2)``.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def ps_roi_align(
     """Position-sensitive pooling with RoIAlign's samples and half-cell correction.
 
     Args:
-        features: (B, C * h * w, H, W), any layout.
+        features: (B, h * w * C, H, W), any layout.
         boxes: (R, 4) x1 y1 x2 y2 px of the network input. A box with a non-finite coordinate gives zeros.
         image_index: (R,) int64 in [0, B).
         output_size: (h, w) of the grid of bins.
@@ -65,7 +66,7 @@ def ps_roi_align_reference(
     out = pooled.new_zeros(len(boxes), features.shape[1] // (h * w), h, w)
     for i in range(h):
         for j in range(w):
-            out[:, :, i, j] = pooled[:, i * w + j :: h * w, i, j]
+            out[:, :, i, j] = pooled.unflatten(1, (h * w, -1))[:, i * w + j, :, i, j]
     return out
 
 
@@ -96,8 +97,7 @@ def _forward(features: Tensor, boxes: Tensor, image_index: Tensor, output_size: 
     if usable(features, boxes, image_index):
         return kernels.forward(features, boxes, image_index, h, w, scale)
     indices, weights, starts = _cells(features.shape, boxes, image_index, h, w, scale)
-    table = feature_table([features]).view(-1, features.shape[1] // (h * w), h * w)
-    table = table.transpose(1, 2).reshape(-1, table.shape[1])
+    table = feature_table([features]).view(-1, features.shape[1] // (h * w))
     rows = weighted_rows(table, indices, weights, starts)
     return as_maps(rows.to(features.dtype), len(boxes), table.shape[1], h, w)
 
@@ -121,8 +121,7 @@ def _backward(grad: Tensor, shape: list[int], boxes: Tensor, image_index: Tensor
     indices, weights, starts = _cells(shape, boxes, image_index, height, width, scale)
     rows = grad.permute(0, 2, 3, 1).reshape(-1, grad.shape[1])
     into_table = scattered_rows(widened(rows), indices, weights, b * h * w * height * width, starts)
-    maps = into_table.view(-1, height * width, grad.shape[1]).transpose(1, 2).reshape(b, h, w, c)
-    return as_maps(maps.to(grad.dtype).contiguous(), b, c, h, w)
+    return as_maps(into_table.to(grad.dtype).contiguous(), b, c, h, w)
 
 
 @_backward.register_fake
@@ -188,7 +187,8 @@ def ps_roi_pool_reference(
     """:func:`ps_roi_pool` as slow, obvious loops."""
     h, w = output_size
     height, width = features.shape[2:]
-    out = features.new_zeros(len(boxes), features.shape[1] // (h * w), h, w)
+    own = features.unflatten(1, (h * w, -1))
+    out = features.new_zeros(len(boxes), own.shape[2], h, w)
     for r, (box, b) in enumerate(zip(boxes.tolist(), image_index.tolist(), strict=True)):
         x1, y1, x2, y2 = (int(abs(v * scale) + 0.5) * (1 if v > 0 else -1) for v in box)
         bin_h, bin_w = max(y2 - y1, 1) / h, max(x2 - x1, 1) / w
@@ -197,6 +197,6 @@ def ps_roi_pool_reference(
                 rows = range(max(y1 + int(i * bin_h), 0), min(y1 - int(-(i + 1) * bin_h // 1), height))
                 columns = range(max(x1 + int(j * bin_w), 0), min(x1 - int(-(j + 1) * bin_w // 1), width))
                 if rows and columns:
-                    cells = features[b, i * w + j :: h * w, rows.start : rows.stop, columns.start : columns.stop]
+                    cells = own[b, i * w + j, :, rows.start : rows.stop, columns.start : columns.stop]
                     out[r, :, i, j] = cells.mean(dim=(1, 2))
     return out

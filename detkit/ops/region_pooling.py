@@ -3,7 +3,7 @@
 Each of a box's h x w bins is the mean of a grid of bilinear samples (He et al., ICCV 2017, section 3). Two variations:
 
 - *position-sensitive* (Dai et al., R-FCN, NeurIPS 2016, eq. 1): bin (i, j) reads channels of its own, number
-  ``(c * h + i) * w + j`` for output channel c;
+  ``(i * w + j) * C + c`` for output channel c of C: what a bin reads lies together in a channels-last map;
 - *deformable* (Dai et al., ICCV 2017, eqs. 5-7): bin (i, j) is moved by ``gamma * offset * (box width, box height)``.
 
 This file holds the op, registered with torch.library, and its form as a sparse map; ``cuda/region_pooling.cu`` is the
@@ -278,9 +278,8 @@ class Geometry:
         return len(self.x) * self.groups * h * w
 
     def table(self, features: Sequence[Tensor]) -> Tensor:
-        """Rows (cells * G * P, D) of all maps, whose channels are ordered (G, D, P)."""
-        rows = feature_table(features).view(-1, self.depth, self.pooling.channel_sets)
-        return rows.transpose(1, 2).reshape(-1, self.depth)
+        """Rows (cells * P * G, D) of all maps, whose channels are ordered (P, G, D)."""
+        return feature_table(features).view(-1, self.depth)
 
     def maps_of(self, table: Tensor, dtype: torch.dtype) -> list[Tensor]:
         """The maps (B, C, H, W) whose :meth:`table` this is, in memory of their own, channels-last."""
@@ -288,7 +287,7 @@ class Geometry:
         maps = []
         cells = [b * h * w * self.groups * sets for b, _, h, w in self.shapes]
         for part, (b, c, h, w) in zip(table.split(cells), self.shapes, strict=True):
-            part = part.view(-1, sets, self.depth).transpose(1, 2).reshape(b, h, w, c).to(dtype)
+            part = part.view(b, h, w, c).to(dtype)
             shared = part.untyped_storage().data_ptr() == table.untyped_storage().data_ptr()
             maps.append(as_maps(part.clone() if shared and len(cells) > 1 else part.contiguous(), b, c, h, w))
         return maps
@@ -343,7 +342,7 @@ class Geometry:
         if self.groups * sets > 1:
             group = torch.arange(self.groups, device=indices.device).view(-1, 1, 1)
             bins = torch.arange(sets, device=indices.device).view((h, w) if sets > 1 else (1, 1))
-            indices = (indices * self.groups + group) * sets + bins
+            indices = (indices * sets + bins) * self.groups + group
         weights = outer(y.weight.flatten(0, 1) * _per_box(self.finite) / (gh * gw), x.weight.flatten(0, 1))
         return indices.flatten(1).t().contiguous(), weights.flatten(1).t().contiguous(), y, x
 

@@ -30,6 +30,18 @@ class FeatureSpec(NamedTuple):
             raise ValueError(f"{name} must name maps that there are: {strides}, or -1 for the last; not {levels}")
         return tuple(level % num for level in wanted)
 
+    def at_stride(self, stride: int | None) -> int:
+        """The number of the map of ``stride`` px a cell, of several the last; None asks for the last map of all.
+
+        Raises:
+            ValueError: there is none of that stride.
+        """
+        if stride is None:
+            return len(self.strides) - 1
+        if stride not in self.strides:
+            raise ValueError(f"stride must be one of {[int(s) for s in self.strides]}, not {stride}")
+        return max(i for i, s in enumerate(self.strides) if s == stride)
+
     def select(self, levels: Sequence[int]) -> FeatureSpec:
         """The spec of these maps alone."""
         return FeatureSpec(tuple(self.channels[i] for i in levels), tuple(self.strides[i] for i in levels))

@@ -1,6 +1,7 @@
 """The inspect tool for models: its numbers, its files, with and without data, and what it says to mistakes."""
 
 import dataclasses
+import itertools
 import json
 import math
 from pathlib import Path
@@ -244,3 +245,17 @@ def test_help_tells_what_can_be_given(tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr().out
     for text in ("experiment=quickstart", "data=null", "num_inputs=4", "model/neck:"):
         assert text in shown
+
+
+def test_branches_show_a_field_each_and_not_their_union():
+    """A 3x3 convolution of dilation d reads 2 d cells more than one: two of them at stride 16 add 64 d px."""
+    found = look("experiment=tridentnet/shapes", "data=null", "input_size=[256,256]", "num_inputs=1")
+    sides = [level.field.size[0] for level in found.levels]
+    assert [b - a for a, b in itertools.pairwise(sides)] == [64, 64]
+    assert [level.stride for level in found.levels] == [16, 16, 16]
+    assert [len(level.anchors) for level in found.levels] == [5, 5, 5]
+    (alone,) = look(
+        "experiment=tridentnet/shapes", "model.backbone.trident=[2]", "data=null", "input_size=[256,256]"
+    ).levels
+    assert alone.field == found.levels[1].field
+    assert found.levels[0].gradient.ne(0).sum() < found.levels[2].gradient.ne(0).sum()

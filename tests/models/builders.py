@@ -20,6 +20,15 @@ _SMALL_RCNN = ["model/backbone=resnet18", *SMALL, "model.head.roi.network.hidden
 _SMALL_MODELS = {
     "faster_rcnn_fpn": _SMALL_RCNN,
     "faster_rcnn_fpn_torchvision": [*_SMALL_RCNN, "model.backbone.norm_eps=1e-5"],  # its 0 is for published statistics
+    "rfcn": ["model/backbone=resnet18", *SMALL, "model.backbone.dilate_last=true"],
+    "tridentnet": [
+        *("model/backbone=resnet18", *SMALL, "model.backbone.trident=[1,2,3]", "model.backbone.levels=[4]"),
+        "model.head.inner.roi.network.hidden=[64]",
+    ],
+    "faster_rcnn_snip": [
+        *("model/backbone=resnet18", *SMALL, "model.backbone.levels=[4]"),
+        "model.head.inner.roi.network.hidden=[64]",
+    ],
     # 64 x 96 px are 1 x 2 cells of stride 64
     "yolov1_paper": ["model.backbone.width=4", "model.head.grid_size=[1,2]", "model.head.hidden=16"],
 }

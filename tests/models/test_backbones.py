@@ -136,3 +136,34 @@ def test_timm_errors(tmp_path):
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"checkpoint: .*other\.pth does not fit timm's resnet18: 120 missing"):
         Timm(name="resnet18", checkpoint=str(tmp_path / "other.pth"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (ResNet, {"depth": 18, "norm": "bn"}),
+        (ResNet, {"depth": 50, "norm": "bn", "width": 16, "levels": (4, 5)}),
+        (ResNet, {"depth": 50, "norm": "bn", "width": 16, "stage_conv": ("conv", "conv", "conv", "deform")}),
+        (MobileNetV2, {"norm": "bn"}),
+        (MobileNetV2, {"norm": "frozen_bn", "last_conv": False}),
+    ],
+)
+@torch.no_grad()
+def test_a_dilated_last_stage_holds_the_values_of_the_strided_one(kind, options):
+    """At every other cell, with the same weights under the same names: ImageNet's keep their meaning."""
+    torch.manual_seed(0)
+    strided = kind(weights=None, **options).eval()
+    dilated = kind(weights=None, dilate_last=True, **options).eval()
+    dilated.load_state_dict(strided.state_dict())
+    assert dilated.out_spec.strides[-2:] == (16.0, 16.0)
+    assert dilated.out_spec.channels == strided.out_spec.channels
+    *before, dense = dilated(PIXELS)
+    *expected, coarse = strided(PIXELS)
+    torch.testing.assert_close(dense[:, :, ::2, ::2], coarse, rtol=1e-4, atol=1e-5 * float(coarse.abs().max()))
+    assert dense[:, :, 1::2].any()
+    assert all(torch.equal(a, b) for a, b in zip(before, expected, strict=True))
+
+
+def test_a_stage_that_is_not_read_cannot_be_dilated():
+    with pytest.raises(ValueError, match=r"dilate_last changes the stride of C5, which levels=\[3, 4\] leave out"):
+        ResNet(weights=None, levels=(3, 4), dilate_last=True)

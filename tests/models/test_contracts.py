@@ -92,7 +92,7 @@ def test_neck_maps_are_what_out_spec_says(name, options):
 
 @pytest.mark.parametrize(
     ("model", "neck"),
-    [(m, n) for m in ("faster_rcnn_fpn", "retinanet", "centernet", "yolov1") for n in NECK_PRESETS],
+    [(m, n) for m in ("faster_rcnn_fpn", "retinanet", "centernet", "yolov1", "rfcn") for n in NECK_PRESETS],
 )
 def test_every_neck_takes_every_head(model, neck):
     detector = build_model(model, CATEGORIES, [f"model/neck={neck}", *small(model)])

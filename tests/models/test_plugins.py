@@ -92,7 +92,7 @@ class NearestCentre(Assigner):
 
 
 @SAMPLERS
-class HardExamples(Sampler):
+class LargestLosses(Sampler):
     """The references of largest loss (Shrivastava et al., CVPR 2016).
 
     Args:
@@ -201,7 +201,7 @@ class MiddlePool(RegionPool):
 
 
 @REGION_NETWORKS
-class ScoreMaps(RegionNetwork):
+class MapsThenMeans(RegionNetwork):
     """Score maps before the pool, means after it: R-FCN's order of things."""
 
     def __init__(self, *, in_spec: FeatureSpec, num_classes: int, pool: RegionPool, cls_loss: CrossEntropy) -> None:
@@ -230,8 +230,8 @@ CASES = [
     ("faster_rcnn_fpn", "assigner@model.head.rpn.assigner=NearestCentre", "model.head.rpn.assigner.most=9.0"),
     ("faster_rcnn_fpn", "assigner@model.head.roi.assigner=NearestCentre", "model.head.roi.assigner.most=9.0"),
     ("retinanet", "assigner@model.head.assigner=NearestCentre", "model.head.assigner.most=9.0"),
-    ("faster_rcnn_fpn", "sampler@model.head.rpn.sampler=HardExamples", "model.head.rpn.sampler.num=9"),
-    ("faster_rcnn_fpn", "sampler@model.head.roi.sampler=HardExamples", "model.head.roi.sampler.num=9"),
+    ("faster_rcnn_fpn", "sampler@model.head.rpn.sampler=LargestLosses", "model.head.rpn.sampler.num=9"),
+    ("faster_rcnn_fpn", "sampler@model.head.roi.sampler=LargestLosses", "model.head.roi.sampler.num=9"),
     ("faster_rcnn_fpn", "coder@model.head.rpn.coder=CornerCoder", "model.head.rpn.coder.scale=8.0"),
     ("faster_rcnn_fpn", "coder@model.head.roi.coder=CornerCoder", "model.head.roi.coder.scale=8.0"),
     ("retinanet", "coder@model.head.coder=CornerCoder", "model.head.coder.scale=8.0"),
@@ -241,7 +241,7 @@ CASES = [
     ("faster_rcnn_fpn", "region_pool@model.head.roi.pool=MiddlePool", None),
     (
         "faster_rcnn_fpn",
-        "region_network@model.head.roi.network=ScoreMaps region_pool@model.head.roi.pool=PSRoIAlign",
+        "region_network@model.head.roi.network=MapsThenMeans region_pool@model.head.roi.pool=PSRoIAlign",
         "model.head.roi.pool.resolution=3",
     ),
     (
@@ -290,7 +290,7 @@ def test_what_is_no_part_of_the_kind_is_refused_by_name():
 
 
 @pytest.mark.parametrize(
-    "name", ["OnePerCell", "NearestCentre", "HardExamples", "CornerCoder", "MiddlePool", "ScoreMaps"]
+    "name", ["OnePerCell", "NearestCentre", "LargestLosses", "CornerCoder", "MiddlePool", "MapsThenMeans"]
 )
 def test_it_is_listed_with_its_options(name, capsys):
     list_components.main([name])
@@ -299,7 +299,7 @@ def test_it_is_listed_with_its_options(name, capsys):
 
 @pytest.mark.parametrize("stage", ["rpn", "roi"])
 def test_hard_examples_are_those_of_largest_loss_and_equal_a_sort(stage):
-    cfg = composed("faster_rcnn_fpn", f"sampler@model.head.{stage}.sampler=HardExamples", None)
+    cfg = composed("faster_rcnn_fpn", f"sampler@model.head.{stage}.sampler=LargestLosses", None)
     torch.manual_seed(0)
     detector = build_detector(cfg.model, CATEGORIES)
     images, targets = batch()

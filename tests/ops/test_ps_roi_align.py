@@ -12,13 +12,18 @@ def rois(boxes, index):
     return torch.cat([index[:, None].to(boxes.dtype), boxes], dim=1)
 
 
+def bins_within_channels(features, bins=9):
+    """torchvision's order of the channels of ``features``, whose channels lie within bins."""
+    return features.unflatten(1, (bins, -1)).transpose(1, 2).flatten(1, 2)
+
+
 @pytest.mark.parametrize("device", cases.DEVICES)
 @pytest.mark.parametrize("sampling", [1, 2, 0])
 def test_align_equals_torchvision_with_gradient(sampling, device):
     case = cases.ps_roi_align(sampling, num=40, size=(3, 3), device=device)
     features, boxes, index = case.raw[1][0][0].requires_grad_(), *case.raw[1][1:3]
     ours = case.op(features)
-    theirs = torchvision.ops.ps_roi_align(features, rois(boxes, index), 3, 1 / 8, sampling or -1)
+    theirs = torchvision.ops.ps_roi_align(bins_within_channels(features), rois(boxes, index), 3, 1 / 8, sampling or -1)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     upstream = torch.randn_like(theirs)
     a, b = (torch.autograd.grad(out, features, upstream)[0] for out in (ours, theirs))
@@ -34,7 +39,7 @@ def test_pool_equals_torchvision_with_gradient(device):
     boxes[:, 0::2].clamp_(max=95)
     boxes[:, 1::2].clamp_(max=63)
     ours = ps_roi_pool(features, boxes, index, output_size=(3, 3), scale=1 / 8)
-    theirs = torchvision.ops.ps_roi_pool(features, rois(boxes, index), 3, 1 / 8)
+    theirs = torchvision.ops.ps_roi_pool(bins_within_channels(features), rois(boxes, index), 3, 1 / 8)
     inside = ((boxes[:, 2] / 8).round() < 12) & ((boxes[:, 3] / 8).round() < 8)
     assert inside.sum() > 15
     torch.testing.assert_close(ours[inside], theirs[inside], rtol=1e-5, atol=1e-5)
@@ -49,7 +54,7 @@ def test_each_bin_reads_its_own_channels(op):
     features = torch.arange(2 * 6.0)[None, :, None, None].expand(1, 12, 8, 8).contiguous()
     box = torch.tensor([[8.0, 8.0, 48.0, 56.0]])
     out = op(features, box, torch.tensor([0]), output_size=(3, 2), scale=1 / 8)
-    torch.testing.assert_close(out[0], torch.arange(12.0).view(2, 3, 2))
+    torch.testing.assert_close(out[0], torch.arange(12.0).view(3, 2, 2).permute(2, 0, 1))
 
 
 @pytest.mark.parametrize("op", [ps_roi_align, ps_roi_pool])

@@ -37,10 +37,11 @@ from detkit.data.datasets.base import DetectionDataset
 from detkit.data.sample import Sample
 from detkit.data.transforms import Transform, apply
 from detkit.matching import Anchors, misfit
-from detkit.models import ComposedDetector, build_detector
+from detkit.models import Backbone, ComposedDetector, build_detector
 from detkit.models.detector import normalize
+from detkit.models.layers import one_branch
 from detkit.pictures.draw import PNG_METADATA
-from detkit.structures import Categories, ImageMeta, Images
+from detkit.structures import Categories, FeatureSpec, ImageMeta, Images
 from detkit.utils.files import atomic_write
 from detkit.utils.progress import track
 from detkit.utils.seed import seed_everything
@@ -171,10 +172,13 @@ def _look(
     """The levels; which inputs their effective fields come from; and notes."""
     device = next(detector.parameters()).device
 
-    def network(pixels: Tensor) -> Sequence[Tensor]:
-        return detector.neck(pixels, detector.backbone)
+    num_branches = detector.backbone.num_branches
+    backbones = [detector.backbone] if num_branches == 1 else _each_branch(detector.backbone)
 
-    spec = detector.neck.out_spec
+    def network(pixels: Tensor) -> Sequence[Tensor]:
+        return [level for backbone in backbones for level in detector.neck(pixels, backbone)]
+
+    spec = FeatureSpec(*(part * num_branches for part in detector.neck.out_spec))
     fields, notes = receptive_fields(network, torch.zeros(1, 3, *size, device=device))
     for i, (field, stride) in enumerate(zip(fields, spec.strides, strict=True)):
         if field.stride is not None and not np.allclose(field.stride, stride, rtol=1e-3):
@@ -190,12 +194,17 @@ def _look(
         what = "images of noise" if dataset is None else "images of the data set"
         num = num_inputs if dataset is None else min(num_inputs, len(dataset))
         inputs = f"{num} {what}, {window[0]} x {window[1]} px"
-    anchors = _anchor_sides(detector.head, len(fields))
+    anchors = _anchor_sides(detector.head, len(fields) // num_branches) * num_branches
     levels = [
         Level(stride, field, at, grad, None if grad is None else effective_size(grad), sides)
         for stride, field, at, grad, sides in zip(spec.strides, fields, seen, gradients, anchors, strict=True)
     ]
     return tuple(levels), inputs, notes
+
+
+def _each_branch(backbone: Backbone) -> list[torch.nn.Module]:
+    """A backbone for each branch: run together they would show one field, the union of all."""
+    return [one_branch(backbone, i) for i in range(backbone.num_branches)]
 
 
 def _window(size: tuple[int, int], fields: Sequence[LevelField], strides: Sequence[float]) -> tuple[int, int]:

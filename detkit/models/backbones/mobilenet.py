@@ -7,10 +7,10 @@ from typing import Literal
 from torch import Tensor, nn
 from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
 
-from detkit.config import BACKBONES
+from detkit.config import BACKBONES, Count
 from detkit.models.backbones.weights import load_backbone_weights
 from detkit.models.interfaces import Backbone
-from detkit.models.layers import NormName, fold_frozen_norms, freeze, make_norm
+from detkit.models.layers import NormName, branched, dilate, fold_frozen_norms, for_branches, freeze, make_norm
 from detkit.structures import FeatureSpec
 from detkit.structures.feature_spec import IMAGENET_STATS
 
@@ -28,6 +28,9 @@ class MobileNetV2(Backbone):
         norm: normalisation layers; ``frozen_bn`` needs pretrained weights to make sense.
         frozen_stages: leading stages that do not train; stage i ends at stride 2^i, up to 5.
         last_conv: end with the 1280-channel 1x1 convolution of the classifier rather than its 320 inputs.
+        trident: dilations of branches that share the weights of the last stage that is read, all but its first block
+            (TridentNet): maps then hold the batch once for each branch. One dilation makes no branches.
+        dilate_last: let the last stage keep the stride of 16, its convolutions with holes instead (R-FCN, section 2).
     """
 
     pixel_stats = IMAGENET_STATS
@@ -35,7 +38,7 @@ class MobileNetV2(Backbone):
     stage2: nn.Module
     stage3: nn.Module
     stage4: nn.Module
-    stage5: nn.Module
+    stage5: nn.Sequential
 
     def __init__(
         self,
@@ -44,6 +47,8 @@ class MobileNetV2(Backbone):
         norm: NormName = "frozen_bn",
         frozen_stages: Literal[0, 1, 2, 3, 4, 5] = 0,
         last_conv: bool = True,
+        dilate_last: bool = False,
+        trident: tuple[Count, ...] | None = None,
     ) -> None:
         super().__init__()
         network = mobilenet_v2(norm_layer=lambda channels: make_norm(norm, channels))
@@ -55,10 +60,15 @@ class MobileNetV2(Backbone):
         ends = (*(end + 1 for end in _STAGE_ENDS[:-1]), len(layers))
         for i, (first, last) in enumerate(zip((0, *ends[:-1]), ends, strict=True)):
             setattr(self, f"stage{i + 1}", nn.Sequential(*layers[first:last]))
+        if dilate_last:
+            dilate(self.stage5)
+        if trident is not None:
+            self.stage5 = branched(self.stage5, trident)
+            self.num_branches = len(trident)
         freeze(self, [[f"stage{i + 1}"] for i in range(frozen_stages)])
         fold_frozen_norms(self)
         channels = _CHANNELS[1:] if last_conv else (*_CHANNELS[1:-1], 320)
-        self.out_spec = FeatureSpec(channels=channels, strides=(4.0, 8.0, 16.0, 32.0))
+        self.out_spec = FeatureSpec(channels=channels, strides=(4.0, 8.0, 16.0, 16.0 if dilate_last else 32.0))
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         x = self.stage2(self.stage1(pixels))
@@ -66,4 +76,4 @@ class MobileNetV2(Backbone):
         for stage in (self.stage3, self.stage4, self.stage5):
             x = stage(x)
             maps.append(x)
-        return maps
+        return [*(for_branches(m, self.num_branches) for m in maps[:-1]), maps[-1]]

@@ -20,7 +20,10 @@ from detkit.models.layers import (
     ConvName,
     NormName,
     OffsetConv,
+    branched,
     conv_norm,
+    dilate,
+    for_branches,
     freeze,
     make_conv,
     make_norm,
@@ -101,6 +104,9 @@ class ResNet(Backbone):
         levels: which of C2..C5 to return.
         stage_conv: the convolutions of C2 to C5: ``deform`` (Dai et al., ICCV 2017) or ``modulated_deform`` (Zhu et
             al., CVPR 2019) makes the 3x3 convolution of each bottleneck deformable, or the second one of a basic block.
+        dilate_last: let C5 keep C4's stride of 16, its convolutions with holes instead (R-FCN, section 2).
+        trident: dilations of branches that share the weights of the last stage that is read, all but its first block
+            (TridentNet): maps then hold the batch once for each branch. One dilation makes no branches.
         width: channels of the first stage; 64 is the paper's, less makes a narrow network without pretrained weights.
         attention: rescales the residual of every block that trains (``attention@model.backbone.attention=SE``). It
             starts as the identity by default; with ``identity: false`` pretrained weights are hurt.
@@ -118,6 +124,8 @@ class ResNet(Backbone):
         frozen_stages: Literal[0, 1, 2, 3, 4, 5] = 2,
         levels: tuple[Literal[2, 3, 4, 5], ...] = (2, 3, 4, 5),
         stage_conv: tuple[ConvName, ConvName, ConvName, ConvName] = ("conv", "conv", "conv", "conv"),
+        dilate_last: bool = False,
+        trident: tuple[Count, ...] | None = None,
         width: Count = 64,
         attention: Callable[..., Attention] | None = None,
     ) -> None:
@@ -139,6 +147,14 @@ class ResNet(Backbone):
                 in_channels = planes * block.expansion
             setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
         _initialize(self)
+        if dilate_last and levels[-1] < 5:
+            raise ValueError(f"dilate_last changes the stride of C5, which levels={list(levels)} leave out")
+        if dilate_last:
+            dilate(self.get_submodule("layer4"))
+        if trident is not None:
+            last = f"layer{levels[-1] - 1}"
+            setattr(self, last, branched(getattr(self, last), trident))
+            self.num_branches = len(trident)
         if attention is not None and frozen_stages == 5:
             raise ValueError("attention is put into blocks that train, and frozen_stages=5 leaves none")
         if attention is not None:
@@ -150,7 +166,7 @@ class ResNet(Backbone):
         freeze(self, [["conv1", "bn1"], *([name] for name in names)][:frozen_stages])
         self.out_spec = FeatureSpec(
             channels=tuple(channels[i - 2] * block.expansion for i in levels),
-            strides=tuple(float(2**i) for i in levels),
+            strides=tuple(16.0 if dilate_last and i == 5 else float(2**i) for i in levels),
         )
 
     @property
@@ -165,7 +181,7 @@ class ResNet(Backbone):
             x = stage(x)
             if level in self.levels:
                 maps.append(x)
-        return maps
+        return [*(for_branches(m, self.num_branches) for m in maps[:-1]), maps[-1]]
 
 
 def _projection(in_channels: int, out_channels: int, stride: int, norm: NormName, eps: float) -> nn.Sequential | None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from detkit.losses import BoxLoss
-from detkit.matching import Coder
+from detkit.matching import Coder, Selector
+from detkit.structures import Detections
 from detkit.utils.dist import mean_over_processes
 
 
@@ -15,6 +18,12 @@ def regression_losses(loss: BoxLoss, coder: Coder, deltas: Tensor, references: T
     if loss.space == "delta":
         return loss(deltas, coder.encode(boxes, references))
     return loss(coder.decode(deltas, references), boxes)
+
+
+def select_of_views(selector: Selector, views: Sequence[Detections], size: tuple[int, int]) -> Detections:
+    """What ``selector`` leaves of the detections of several views of one image of ``size`` (h, w), in its px."""
+    boxes, scores, labels = (torch.cat([getattr(v, name) for v in views]) for name in ("boxes", "scores", "labels"))
+    return selector.of_one_class(boxes, scores, labels, size)
 
 
 def mean_count(count: int, like: Tensor) -> Tensor:

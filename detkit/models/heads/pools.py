@@ -124,24 +124,37 @@ class RoIAlign(_PyramidPool):
 class PSRoIAlign(_PyramidPool):
     """Position-sensitive: each bin reads channels of its own (Dai et al., R-FCN, NeurIPS 2016, equation 1).
 
-    By RoIAlign's samples with the half-cell correction. Maps must have a multiple of ``resolution`` squared channels.
+    By RoIAlign's samples with the half-cell correction, and their mean. Of maps of k^2 D channels bin (i, j) reads D,
+    from number (i k + j) D on: channels of a bin lie together.
 
     Args:
         resolution: side of the grid, k in the paper.
         sampling_ratio, num_levels, canonical_size, canonical_stride: as of :class:`RoIAlign`.
+        deformable: bins move, for each of the D channels by offsets of its own, which are pooled in the same way from 2
+            k^2 D further maps behind the others: dx and dy of a channel in turn (Dai et al., ICCV 2017, section 2.2).
     """
 
+    @_beside_the_common
+    def __init__(self, *, in_spec: FeatureSpec, deformable: bool = False, **common: Any) -> None:
+        super().__init__(in_spec=in_spec, **common)
+        self.num_moves = 2 if deformable else 0
+
     def out_channels(self, channels: int) -> int:
-        bins = self.resolution**2
-        if channels % bins:
+        sets = self.resolution**2 * (1 + self.num_moves)
+        if channels % sets:
             raise ValueError(
                 f"position-sensitive pooling to {self.resolution} x {self.resolution} bins needs maps of a multiple of "
-                f"{bins} channels, not {channels}: change the resolution or the channels of the neck"
+                f"{sets} channels, not {channels}: change the resolution or the channels of the neck"
             )
-        return channels // bins
+        return channels // sets
 
     def read(self, features: Sequence[Tensor], placed: Placed, **options: Any) -> Tensor:
-        return pool_regions(features, *placed, aligned=True, position_sensitive=True, **options)
+        if self.num_moves == 0:
+            return pool_regions(features, *placed, aligned=True, position_sensitive=True, **options)
+        end = self.out_channels(features[0].shape[1]) * self.resolution**2
+        further = [f[:, end:] for f in features]
+        moves = pool_regions(further, *placed, aligned=True, position_sensitive=True, **options)
+        return deform_roi_pool([f[:, :end] for f in features], *placed, moves, position_sensitive=True, **options)
 
 
 @REGION_POOLS

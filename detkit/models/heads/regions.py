@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -53,3 +54,76 @@ class RegionMLP(RegionNetwork):
         for fc in self.fcs:
             x = F.relu(fc(x))
         return RawRegions(self.cls_score(x), self.bbox_pred(x).unflatten(1, (-1, 4)))
+
+
+@REGION_NETWORKS
+class ScoreMaps(RegionNetwork):
+    """R-FCN (Dai et al., NeurIPS 2016, section 2): everything is computed before the pooling; the bins then vote.
+
+    1x1 convolutions make k^2 (O + 4) maps of the image, from which a position-sensitive pool reads k x k bins: for each
+    bin O scores, of the classes and the background, in number ``bin * O + class``, and the four numbers of one box for
+    all classes. A region's answer is the mean of its bins.
+
+    Args:
+        hidden: channels of a 1x1 convolution and a ReLU before that; null where the neck has such a one already (the
+            paper's 1024: ``model/neck=single_level_1024``), which the first stage then reads as well.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_spec: FeatureSpec,
+        num_classes: int,
+        pool: RegionPool,
+        cls_loss: ClassificationLoss,
+        hidden: Count | None = None,
+    ) -> None:
+        super().__init__()
+        self.bins, self.num_logits = pool.resolution**2, cls_loss.num_outputs(num_classes)
+        num_maps = (self.num_logits + 4) * self.bins
+        if pool.out_channels(num_maps * (1 + pool.num_moves)) != self.num_logits + 4:
+            raise ValueError(
+                f"ScoreMaps makes other maps for each bin, which a {type(pool).__name__} does not read so: choose a "
+                "position-sensitive pool, such as region_pool@model.head.roi.pool=PSRoIAlign"
+            )
+        channels = hidden or in_spec.channels[0]
+        self.hidden = None if hidden is None else _wide(in_spec.channels[0], hidden)
+        self.score_maps = nn.Conv2d(channels, self.num_logits * self.bins, 1)
+        self.box_maps = nn.Conv2d(channels, 4 * self.bins, 1)
+        self.move_maps = nn.Conv2d(channels, num_maps * pool.num_moves, 1) if pool.num_moves else None
+        for conv in (self.score_maps, self.box_maps):
+            nn.init.normal_(conv.weight, std=0.01)
+            _set_bias(conv, torch.zeros(1))
+        _set_bias(self.score_maps, cls_loss.initial_bias(num_classes))
+        if self.move_maps is not None:  # bins start where they lie
+            nn.init.zeros_(self.move_maps.weight)
+            _set_bias(self.move_maps, torch.zeros(1))
+
+    def maps(self, features: Sequence[Tensor]) -> Sequence[Tensor]:
+        return [self._maps_of(x) for x in features]
+
+    def _maps_of(self, x: Tensor) -> Tensor:
+        if self.hidden is not None:
+            x = self.hidden(x).relu()
+        of_bins = [conv(x).unflatten(1, (self.bins, -1)) for conv in (self.score_maps, self.box_maps)]
+        maps = torch.cat(of_bins, dim=2).flatten(1, 2)
+        return maps if self.move_maps is None else torch.cat([maps, self.move_maps(x)], dim=1)
+
+    def forward(self, pooled: Tensor) -> RawRegions:
+        votes = pooled.float().mean(dim=(2, 3))
+        return RawRegions(votes[:, : self.num_logits], votes[:, None, self.num_logits :])
+
+
+def _wide(inputs: int, outputs: int) -> nn.Conv2d:
+    """A 1x1 convolution that keeps the size of the signal (He et al., ICCV 2015, equation 10)."""
+    conv = nn.Conv2d(inputs, outputs, 1)
+    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+    _set_bias(conv, torch.zeros(1))
+    return conv
+
+
+def _set_bias(conv: nn.Conv2d, bias: Tensor) -> None:
+    """``bias`` (n,), over and over."""
+    assert conv.bias is not None
+    with torch.no_grad():
+        conv.bias.copy_(bias.repeat(conv.out_channels // len(bias)))

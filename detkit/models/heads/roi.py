@@ -79,14 +79,20 @@ class RoIHead(RegionHead):
 
     def forward(self, features: Sequence[Tensor], regions: Sequence[Tensor], images: Images) -> RawRegions:
         """The raw outputs for ``regions``, boxes (R_i, 4) px of each image, all images after one another."""
-        maps = self.network.maps(features[: self.pool.num_levels])
+        return self._answer(self._maps(features), regions, images)
+
+    def _maps(self, features: Sequence[Tensor]) -> Sequence[Tensor]:
+        return self.network.maps(features[: self.pool.num_levels])
+
+    def _answer(self, maps: Sequence[Tensor], regions: Sequence[Tensor], images: Images) -> RawRegions:
         return self.network(self.pool(maps, regions, images))
 
     def loss(
         self, features: Sequence[Tensor], proposals: Sequence[Tensor], images: Images, targets: Sequence[Target]
     ) -> Losses:
-        sampled = self.sample(features, proposals, images, targets)
-        return self._loss_from_raw(self(features, [s.regions for s in sampled], images), sampled)
+        maps = self._maps(features)  # once, whatever is asked of them
+        sampled = self.sample(maps, proposals, images, targets)
+        return self._loss_from_raw(self._answer(maps, [s.regions for s in sampled], images), sampled)
 
     def predict(self, features: Sequence[Tensor], proposals: Sequence[Tensor], images: Images) -> list[Detections]:
         return self._decode(self(features, proposals, images), proposals, images)
@@ -109,13 +115,13 @@ class RoIHead(RegionHead):
 
     @torch.no_grad()
     def sample(
-        self, features: Sequence[Tensor], proposals: Sequence[Tensor], images: Images, targets: Sequence[Target]
+        self, maps: Sequence[Tensor], proposals: Sequence[Tensor], images: Images, targets: Sequence[Target]
     ) -> list[Sampled]:
-        """The regions of each image that enter the loss, positives first."""
+        """The regions of each image that enter the loss, positives first; ``maps`` are the network's."""
         assigned = [self.assign(*of_image) for of_image in zip(proposals, targets, images.meta, strict=True)]
         losses: Sequence[Tensor | None] = [None] * len(images)
         if self.sampler.needs_losses:
-            raw = self(features, [regions for regions, _ in assigned], images)
+            raw = self._answer(maps, [regions for regions, _ in assigned], images)
             losses = self._losses_of_all(raw, assigned, targets)
         return [
             self._drawn(regions, assignment, target, meta.key, loss)

@@ -2,6 +2,7 @@
 
 from detkit.models.layers.attention import CBAM, SE, Attention
 from detkit.models.layers.conv import ConvName, DeformConv, OffsetConv, make_conv
+from detkit.models.layers.dilation import dilate
 from detkit.models.layers.norm import (
     ConvNorm,
     NormName,
@@ -12,6 +13,7 @@ from detkit.models.layers.norm import (
     with_frozen_norms,
 )
 from detkit.models.layers.tower import LEAK, ConvTower
+from detkit.models.layers.trident import TridentConv, TridentStage, branched, for_branches, one_branch
 
 __all__ = [
     "CBAM",
@@ -24,10 +26,16 @@ __all__ = [
     "DeformConv",
     "NormName",
     "OffsetConv",
+    "TridentConv",
+    "TridentStage",
+    "branched",
     "conv_norm",
+    "dilate",
     "fold_frozen_norms",
+    "for_branches",
     "freeze",
     "make_conv",
     "make_norm",
+    "one_branch",
     "with_frozen_norms",
 ]

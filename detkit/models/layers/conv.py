@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Literal
 
 import torch.nn.functional as F
@@ -26,6 +27,17 @@ def make_conv(
     )  # fmt: skip
 
 
+class OwnConv(nn.Conv2d, ABC):
+    """A convolution that is not run as PyTorch runs it."""
+
+    @abstractmethod
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer with another kernel, such as one with a frozen norm folded in."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.convolve(input, self.weight, self.bias)
+
+
 class OffsetConv(nn.Conv2d):
     """The convolution that says how taps move: zero at the start, and of no pretrained network."""
 
@@ -38,7 +50,7 @@ class OffsetConv(nn.Conv2d):
         nn.init.zeros_(self.bias)
 
 
-class DeformConv(nn.Conv2d):
+class DeformConv(OwnConv):
     """A convolution whose taps move by offsets that a second convolution makes from the same map.
 
     The second convolution starts at zero. A fresh v1 layer therefore is the plain convolution with its weights. A fresh
@@ -73,11 +85,7 @@ class DeformConv(nn.Conv2d):
             in_channels, self.num_moves + num_masks, kernel_size, stride, padding, dilation, bias=True
         )
 
-    def forward(self, input: Tensor) -> Tensor:
-        return self.convolve(input, self.weight, self.bias)
-
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The layer with another kernel, such as one with a frozen norm folded in."""
         moves = self.offset(x)
         mask = moves[:, self.num_moves :].sigmoid() if moves.shape[1] > self.num_moves else None
         (sy, sx), (py, px), (dy, dx) = self.stride, (int(p) for p in self.padding), self.dilation
@@ -88,6 +96,6 @@ class DeformConv(nn.Conv2d):
 
 def convolve(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``conv`` with another kernel and bias."""
-    if isinstance(conv, DeformConv):
+    if isinstance(conv, OwnConv):
         return conv.convolve(x, weight, bias)
     return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)

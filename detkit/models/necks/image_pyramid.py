@@ -26,7 +26,7 @@ class ImagePyramid(Neck):
 
     Args:
         scales: factors on the image's sides, largest first: the finest level comes first.
-        stride: of the backbone's map that is taken, in px of the scaled image; null for the coarsest. Coarser maps are
+        stride: of the backbone's map that is taken, in px of the scaled image; null for the last. Coarser maps are
             computed in vain: a ResNet leaves them out by ``model.backbone.levels=[2,3]``.
         out_channels: project to so many channels, by a 1x1 and a 3x3 convolution that all levels share.
         merge: "levels" gives one map a scale; "sum" adds them up at the finest stride, for heads that read one map.
@@ -44,11 +44,8 @@ class ImagePyramid(Neck):
         super().__init__()
         if not scales or min(scales) <= 0 or list(scales) != sorted(set(scales), reverse=True):
             raise ValueError(f"scales must be positive and fall, so that the finest level is first: {list(scales)}")
-        wanted = in_spec.strides[-1] if stride is None else stride
-        if wanted not in in_spec.strides:
-            raise ValueError(f"stride must be one of {[int(s) for s in in_spec.strides]}, not {stride}")
         self.scales = scales
-        self.level = in_spec.strides.index(wanted)
+        self.level = in_spec.at_stride(stride)
         self.lateral = nn.Conv2d(in_spec.channels[self.level], out_channels, 1)
         self.output = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         for conv in (self.lateral, self.output):

@@ -18,7 +18,8 @@ class SingleLevel(Neck):
     """One of the backbone's maps, by its stride.
 
     Args:
-        stride: input px per cell of the map to take; null for the coarsest.
+        stride: input px per cell of the map to take, the deepest of several (a dilated C5 and C4); null for the
+            last of all.
         out_channels: project to so many channels by a 1x1 convolution and a ReLU; null takes the map as it is.
         attention: rescales the result (``attention@model.neck.attention=SE``).
     """
@@ -32,10 +33,7 @@ class SingleLevel(Neck):
         attention: Callable[..., Attention] | None = None,
     ) -> None:
         super().__init__()
-        wanted = in_spec.strides[-1] if stride is None else stride
-        if wanted not in in_spec.strides:
-            raise ValueError(f"stride must be one of {[int(s) for s in in_spec.strides]}, not {stride}")
-        self.level = in_spec.strides.index(wanted)
+        self.level = in_spec.at_stride(stride)
         channels = in_spec.channels[self.level]
         self.projection = None if out_channels is None else nn.Conv2d(channels, out_channels, 1)
         self.attention = nn.Identity() if attention is None else attention(channels=out_channels or channels)

@@ -43,7 +43,7 @@ extern "C" __global__ void ps_pool_forward(
     if (bin >= bins) return;
     Cells cells = cells_of(boxes + 4 * r, scale, h, w, bins_h, bins_w, bin);
     for (int c = (int)threadIdx.x; c < channels; c += 32) {
-        const T* first = map + images[r] * stride_b + ((int64)c * bins + bin) * stride_c;
+        const T* first = map + images[r] * stride_b + ((int64)bin * channels + c) * stride_c;
         float sum = 0.f;
         for (int y = cells.y.first; y < cells.y.last; y++)
             for (int x = cells.x.first; x < cells.x.last; x++) sum += to_float(first[y * stride_h + x * stride_w]);
@@ -63,7 +63,7 @@ extern "C" __global__ void ps_pool_backward(
         float up = to_float(grad[r * grad_r + c * grad_c + (bin / bins_w) * grad_h + (bin % bins_w) * grad_w]);
         for (int y = cells.y.first; y < cells.y.last; y++)
             for (int x = cells.x.first; x < cells.x.last; x++) {
-                int64 cell = ((images[r] * h + y) * w + x) * ((int64)channels * bins) + (int64)c * bins + bin;
+                int64 cell = ((images[r] * h + y) * w + x) * ((int64)channels * bins) + (int64)bin * channels + c;
                 add_to(sums + cell, up * cells.share, unit_of ? unit_of[0] : 1.f);
             }
     }

@@ -48,7 +48,7 @@ __device__ inline Bin place(const float* box, const Level& level, const int64* i
 
 // The channel that output channel c of a bin reads, as a distance from the map's first.
 __device__ inline int64 channel_of(int c, int bin, const Shape& s, const Level& level) {
-    return (s.sets > 1 ? (int64)c * s.sets + bin : (int64)c) * level.stride_c;
+    return (s.sets > 1 ? (int64)bin * s.channels + c : (int64)c) * level.stride_c;
 }
 
 extern "C" __global__ void region_forward(

@@ -26,7 +26,7 @@ def forward(
         _level_table(features, pooling), *_places(boxes, images, levels, offsets, pooling), out,
         *_sizes(channels, groups, pooling),
     ]  # fmt: skip
-    vec = _vector(features, channels // groups, sets)
+    vec = _vector(features, channels // groups)
     launch(
         _SOURCE, "region_forward", _grid(boxes, pooling), (32, 8, 1), arguments,
         TYPE=TYPES[out.dtype], VEC=vec, FIXED=0,
@@ -55,7 +55,7 @@ def backward(
     sums = [as_maps(torch.zeros(b * h * w * c, dtype=dtype, device=grad.device), b, c, h, w) for b, c, h, w in shapes]
     offset_grad = None if offsets is None else torch.empty_like(offsets, dtype=torch.float32).contiguous()
     maps = None if offsets is None else _level_table(features, pooling)
-    vec = _vector(features, channels // groups, sets, element=grad)
+    vec = _vector(features, channels // groups, element=grad)
     arguments = [
         _level_table(sums, pooling), maps, *_places(boxes, images, levels, offsets, pooling), grad,
         *(np.int64(s) for s in grad.stride()), offset_grad, unit, *_sizes(channels, groups, pooling),
@@ -103,10 +103,10 @@ def _sizes(channels: int, groups: int, pooling: Pooling) -> list[np.generic]:
     return [*(np.int32(n) for n in counts), np.float32(pooling.gamma)]
 
 
-def _vector(maps: Sequence[Tensor], depth: int, sets: int, element: Tensor | None = None) -> int:
+def _vector(maps: Sequence[Tensor], depth: int, element: Tensor | None = None) -> int:
     """Channels that a lane takes at once: 16 bytes of them where all maps are channels-last and aligned, else one."""
     wide = 16 // (element if element is not None else maps[0]).element_size()
     packed = all(
         m.stride(1) == 1 and m.data_ptr() % 16 == 0 and all(m.stride(i) % wide == 0 for i in (0, 2, 3)) for m in maps
     )
-    return wide if packed and sets == 1 and depth % wide == 0 else 1
+    return wide if packed and depth % wide == 0 else 1

@@ -1,0 +1,115 @@
+"""SNIP on an image pyramid (Singh and Davis, CVPR 2018, section 5): each scale is an image with objects of its sizes.
+
+At a scale objects, anchors and regions of other sizes count for nothing (:mod:`detkit.matching.ranges` has the rule),
+in all stages of the head, and what is found of other sizes goes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detkit.config import HEADS
+from detkit.matching import Merge, Selector
+from detkit.models.heads.common import select_of_views
+from detkit.models.interfaces import Head
+from detkit.structures import Detections, FeatureSpec, Images, Losses, SizeRange, Target, size_ranges
+from detkit.structures.boxes import clip
+from detkit.utils.seed import derive_key
+
+
+@HEADS
+class ScaleHead(Head):
+    """Any head, shared by the levels of an image pyramid, each of which it takes for an image of its own.
+
+    The finest level is in px of the network input; a level of twice its stride is an image of half the size, in whose
+    px the inner head has its anchors, pooling and boxes: all scales look alike to it. Losses are the mean over scales.
+
+    Args:
+        inner: the head that all scales share. It is given one map.
+        selector: NMS over the detections of all scales.
+        valid_ranges: for each scale, the largest image first, [from, to], the sizes of its objects, sqrt(w h) in px of
+            the network input, null for no upper bound. null lets each scale learn and find all.
+        merge: what becomes of the detections of all scales instead of the selector's NMS, such as SoftNMS in the paper.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_spec: FeatureSpec,
+        inner: Head,
+        selector: Selector,
+        valid_ranges: tuple[tuple[float, float | None], ...] | None = None,
+        merge: Merge | None = None,
+    ) -> None:
+        super().__init__()
+        if len(set(in_spec.channels)) != 1:
+            raise ValueError(
+                f"scales share a head, and must have equal channels, not {list(in_spec.channels)}: choose "
+                "model/neck=image_pyramid_16"
+            )
+        if merge is not None and merge.counts_views:
+            raise ValueError(f"{type(merge).__name__} counts how many scales found a box, and each has its own sizes")
+        self.inner, self.selector, self.merge = inner, selector, merge
+        self.scales = tuple(in_spec.strides[0] / stride for stride in in_spec.strides)
+        self.valid_ranges = size_ranges(valid_ranges, len(self.scales), "scales") or (None,) * len(self.scales)
+
+    @staticmethod
+    def part_specs(in_spec: FeatureSpec, options: Mapping[str, Any]) -> dict[str, FeatureSpec]:
+        """One map of the finest stride."""
+        return {"inner": in_spec.select([0])}
+
+    def loss(self, features: Sequence[Tensor], images: Images, targets: Sequence[Target]) -> Losses:
+        views = zip(features, self.scales, self.seen(images), strict=True)
+        return _mean([self.inner.loss([f], seen, [_scaled(t, scale) for t in targets]) for f, scale, seen in views])
+
+    def predict(self, features: Sequence[Tensor], images: Images) -> list[Detections]:
+        views = []
+        for level, scale, seen in zip(features, self.scales, self.seen(images), strict=True):
+            found = self.inner.predict([level], seen)
+            views.append([Detections(f.boxes / scale, f.scores, f.labels) for f in found])
+        return [self._merged([v[i] for v in views], size) for i, size in enumerate(images.sizes)]
+
+    def seen(self, images: Images) -> list[Images]:
+        """``images`` at each scale. Their pixels are blank: no head looks at them."""
+        return [_at_scale(images, i, *view) for i, view in enumerate(zip(self.scales, self.valid_ranges, strict=True))]
+
+    def _merged(self, views: Sequence[Detections], size: tuple[int, int]) -> Detections:
+        if self.merge is None:
+            return select_of_views(self.selector, views, size)
+        inside = [Detections(clip(v.boxes, size), v.scores, v.labels) for v in views]
+        best = self.merge(inside)
+        enough = (best.scores > self.selector.score_threshold).nonzero().squeeze(1)
+        return best.select(enough[: self.selector.max_detections])
+
+
+def _at_scale(images: Images, number: int, scale: float, sizes: SizeRange | None) -> Images:
+    h, w = (math.ceil(side * scale) for side in images.padded_size)
+    there = None if sizes is None else SizeRange(sizes.low * scale, sizes.high * scale)
+    metas = tuple(
+        replace(
+            meta,
+            size=(math.ceil(meta.size[0] * scale), math.ceil(meta.size[1] * scale)),
+            key=derive_key(meta.key, 0, number),
+            valid_range=there,
+        )
+        for meta in images.meta
+    )
+    return Images(images.pixels.new_zeros(1, 1, 1, 1).expand(len(images), 3, h, w), metas)
+
+
+def _scaled(target: Target, scale: float) -> Target:
+    return Target(target.boxes * scale, target.labels, target.ignore)
+
+
+def _mean(parts: Sequence[Losses]) -> Losses:
+    means = [
+        {name: torch.stack([values[name] for values in given]).mean(dim=0) for name in given[0]}
+        for given in ([p.terms for p in parts], [p.stats for p in parts])
+    ]
+    return Losses(*means)

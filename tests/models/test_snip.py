@@ -1,0 +1,159 @@
+"""SNIP on an image pyramid: each scale is an image of its own, with objects of its sizes, in all stages of any head."""
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from detkit.app.assemble.schema import TrainSchema
+from detkit.app.cli.components import load_components
+from detkit.app.cli.overrides import normalize_overrides
+from detkit.app.cli.paths import config_dir
+from detkit.app.cli.slots import settle_slots
+from detkit.config import ConfigError, validate
+from detkit.matching import IGNORED, Selector, SoftNMS
+from detkit.models import build_detector
+from detkit.models.heads.scales import ScaleHead
+from detkit.models.interfaces import Head
+from detkit.structures import Categories, Detections, FeatureSpec, SizeRange
+from tests.models.builders import SMALL, build_awake, build_model, images, small, target
+from tests.models.test_contracts import batch
+
+load_components()
+CATEGORIES = Categories(("a", "b", "c"), (1, 4, 9))
+RANGES = "model.head.valid_ranges=[[0,20],[10,40],[30,null]]"
+
+
+def small_snip(*overrides):
+    torch.manual_seed(0)
+    return build_model("faster_rcnn_snip", CATEGORIES, [*small("faster_rcnn_snip"), RANGES, *overrides])
+
+
+def maps(seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return [torch.randn(1, 256, 64 // s, 96 // s, generator=g, requires_grad=True) for s in (8, 16, 32)]
+
+
+@pytest.mark.parametrize(
+    ("side", "learns"), [(8.0, [1, 0, 0]), (14.0, [1, 1, 0]), (26.0, [0, 1, 0]), (36.0, [0, 1, 1]), (50.0, [0, 0, 1])]
+)
+def test_a_box_out_of_range_gives_a_scale_exactly_no_gradient(side, learns):
+    """In the first stage and in the second: not a bit of its box reaches a map whose scale does not answer for it."""
+    head = small_snip("model.head.inner.rpn.anchors.scales=[1.0,2.0,4.0]").head
+    given, objects = images((64, 96)), [target([8.0, 8.0, 8.0 + side, 8.0 + side])]
+    for term in ("rpn_box", "roi_box"):
+        features = maps()
+        gradients = torch.autograd.grad(head.loss(features, given, objects).terms[term], features)
+        assert [int(g.any()) for g in gradients] == learns, term
+
+
+def test_regions_on_a_forbidden_object_are_no_background_either():
+    """The ground truth that the second stage adds does not bring it back, and proposals on it are ignored."""
+    head = small_snip().head
+    (finest, *_) = head.seen(images((64, 96)))
+    small_one, large = [4.0, 4.0, 18.0, 18.0], [30.0, 10.0, 80.0, 60.0]
+    regions, assignment = head.inner.roi.assign(torch.tensor([large]), target(small_one, large), finest.meta[0])
+    assert regions.tolist() == [large, small_one]
+    assert assignment.matched.tolist() == [IGNORED, 0]
+
+
+def test_a_scale_is_an_image_of_its_own():
+    given, _ = batch(sizes=((64, 96), (50, 71)))
+    head = small_snip().head
+    assert head.scales == (1.0, 0.5, 0.25)
+    views = head.seen(given)
+    assert [v.padded_size for v in views] == [(64, 96), (32, 48), (16, 24)]
+    assert [v.meta[1].size for v in views] == [(50, 71), (25, 36), (13, 18)]
+    assert [v.meta[0].valid_range for v in views] == [SizeRange(0, 20), SizeRange(5, 20), SizeRange(7.5)]
+    assert len({m.key for v in views for m in v.meta}) == 6, "each draws its own samples"
+
+
+class Brightest(Head):
+    """Finds the brightest cell of its one map, and loses the left sides of its objects."""
+
+    def __init__(self, stride):
+        super().__init__()
+        self.stride = stride
+
+    def loss(self, features, images, targets):
+        raise NotImplementedError
+
+    def predict(self, features, images):
+        found = []
+        for map_, meta in zip(features[0], images.meta, strict=True):
+            place = map_[0].flatten().argmax()
+            y, x = place // map_.shape[2], place % map_.shape[2]
+            box = torch.stack([x, y, x + 1, y + 1]).float()[None] * self.stride
+            assert meta.size[0] >= box[0, 3]
+            found.append(Detections(box, torch.tensor([0.9]), torch.tensor([0])))
+        return found
+
+
+def test_what_scales_find_lies_over_each_other():
+    """A spot of 32 px, bright at every scale, is found at its place by each: the boxes meet in it."""
+    features = [torch.zeros(1, 256, 64 // s, 96 // s) for s in (8, 16, 32)]
+    for f, s in zip(features, (8, 16, 32), strict=True):
+        f[0, 0, 32 // s, 64 // s] = 1.0
+    head = small_snip("model.head.valid_ranges=null").head
+    head.inner = Brightest(8.0)
+    head.selector.nms_iou = None
+    (found,) = head.predict(features, images((64, 96)))
+    assert sorted(found.boxes.tolist()) == [[64, 32, 64 + s, 32 + s] for s in (8, 16, 32)]
+
+
+def test_losses_are_the_mean_over_scales():
+    head = small_snip("model.head.valid_ranges=null").head
+    given, objects = images((64, 96)), [target([8.0, 8.0, 40.0, 40.0])]
+    features = maps()
+    terms = head.loss(features, given, objects).terms
+    each = [
+        head.inner.loss([f], seen, [target([8.0 * s, 8.0 * s, 40.0 * s, 40.0 * s])]).terms
+        for f, seen, s in zip(features, head.seen(given), head.scales, strict=True)
+    ]
+    for name, term in terms.items():
+        torch.testing.assert_close(term, sum(e[name] for e in each) / 3)
+
+
+@pytest.mark.parametrize("inner", ["retinanet", "centernet", "yolov1"])
+def test_any_head_takes_the_scales(inner):
+    """The command line puts it there; what the preset says of the head that goes, goes with it."""
+    own = ["model/backbone=resnet18", *SMALL, "model.backbone.levels=[4]", RANGES]
+    given = ["experiment=quickstart", "model=faster_rcnn_snip", f"model/head@model.head.inner={inner}", *own]
+    overrides = normalize_overrides(given)
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        cfg = compose("train", overrides=overrides)
+        settle_slots(cfg, overrides, "train", GlobalHydra.instance().config_loader())
+    validate(cfg, TrainSchema)
+    detector = build_detector(cfg.model, CATEGORIES)
+    assert isinstance(detector.head, ScaleHead)
+    given, targets = batch()
+    losses = detector(given, targets)
+    assert losses.total.isfinite()
+    losses.total.backward()
+    assert all(p.grad is not None for p in detector.parameters())
+    assert len(detector(given)) == 2
+
+
+@torch.no_grad()
+def test_soft_nms_is_the_paper_s_merge():
+    detector = build_awake("faster_rcnn_snip", CATEGORIES).eval()
+    given, _ = batch(sizes=((64, 96),))
+    plain = detector(given)[0]
+    detector.head.merge = SoftNMS()
+    soft = detector(given)[0]
+    assert 0 < len(soft) <= 100
+    assert (soft.scores.diff() <= 0).all()
+    assert soft.scores[0] == plain.scores[0]
+    h, w = given.sizes[0]
+    assert (soft.boxes[:, 2] <= w).all()
+    assert (soft.boxes[:, 3] <= h).all()
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(ConfigError, match=r"a \[from, to\] for each of the 3 scales, not 2"):
+        small_snip("model.head.valid_ranges=[[0,20],[10,null]]")
+    unequal = FeatureSpec((8, 16), (8.0, 16.0))
+    with pytest.raises(ValueError, match=r"scales share a head, and must have equal channels, not \[8, 16\]"):
+        ScaleHead(in_spec=unequal, inner=Brightest(8.0), selector=Selector())
+    with pytest.raises(ConfigError, match="WBF counts how many scales found a box"):
+        small_snip("model.head.merge={_target_:WBF}")
