@@ -2,23 +2,34 @@
 
 from detkit.losses.box import L1, BoxLoss, CIoULoss, DIoULoss, GIoULoss, IoULoss, SmoothL1
 from detkit.losses.classification import BCE, ClassificationLoss, CrossEntropy, Focal
+from detkit.losses.cosine_layers import CosineClassLayer, CosineClassMap
 from detkit.losses.heatmap import HeatmapLoss, PenaltyReducedFocal
 from detkit.losses.layers import ClassLayer, LinearClassLayer
+from detkit.losses.margins import ArcFace, ASoftmax, CombinedMargin, CosFace, LSoftmax, MarginSoftmax, NormalizedSoftmax
 
 __all__ = [
     "BCE",
     "L1",
+    "ASoftmax",
+    "ArcFace",
     "BoxLoss",
     "CIoULoss",
     "ClassLayer",
     "ClassificationLoss",
+    "CombinedMargin",
+    "CosFace",
+    "CosineClassLayer",
+    "CosineClassMap",
     "CrossEntropy",
     "DIoULoss",
     "Focal",
     "GIoULoss",
     "HeatmapLoss",
     "IoULoss",
+    "LSoftmax",
     "LinearClassLayer",
+    "MarginSoftmax",
+    "NormalizedSoftmax",
     "PenaltyReducedFocal",
     "SmoothL1",
 ]
