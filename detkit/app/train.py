@@ -35,6 +35,7 @@ from detkit.app.sweep.plan import Job
 from detkit.app.sweep.process import run_to_the_end, stop_with_the_sweep
 from detkit.config import ConfigError, build, validate
 from detkit.data.datasets.base import DetectionDataset
+from detkit.data.datasets.table import count_classes
 from detkit.engine.checkpoint import load_latest
 from detkit.engine.trainer import Trainer
 from detkit.models import build_detector
@@ -168,7 +169,9 @@ def build_trainer(cfg: DictConfig, folder: Path, resumed: bool = False) -> tuple
         check_same_classes(train_set.categories, val_set.categories, "data.val")
     if resumed:
         without_pretrained_weights(node["model"])
-    detector = build_detector(node["model"], train_set.categories)
+    detector = build_detector(
+        node["model"], train_set.categories, count_classes(train_set.truths, len(train_set.categories))
+    )
     if node["init_from"] is not None and not resumed:
         initialize(detector, node["init_from"], train_set.categories, node["model"])
     if node["sync_bn"]:
