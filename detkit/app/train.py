@@ -169,9 +169,8 @@ def build_trainer(cfg: DictConfig, folder: Path, resumed: bool = False) -> tuple
         check_same_classes(train_set.categories, val_set.categories, "data.val")
     if resumed:
         without_pretrained_weights(node["model"])
-    detector = build_detector(
-        node["model"], train_set.categories, count_classes(train_set.truths, len(train_set.categories))
-    )
+    counts = count_classes(train_set.truths, len(train_set.categories))
+    detector = build_detector(node["model"], train_set.categories, counts)
     if node["init_from"] is not None and not resumed:
         initialize(detector, node["init_from"], train_set.categories, node["model"])
     if node["sync_bn"]:

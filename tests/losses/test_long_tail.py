@@ -102,7 +102,7 @@ def test_class_weights_are_factors_on_each_classes_samples(logits):
 
 def test_class_weights_are_factors_on_each_classes_sigmoid(logits):
     logits, weights = logits[:, :K], (0.5, 2.0, 3.0, 4.0)
-    by_class = torch.stack([BCE()(logits[:, k : k + 1], torch.where(LABELS == k, 0, 1)) for k in range(K)], 1)
+    by_class = torch.stack([BCE()(logits[:, k : k + 1], torch.where(k == LABELS, 0, 1)) for k in range(K)], 1)
     torch.testing.assert_close(BCE(class_weights=weights)(logits, LABELS), (by_class * torch.tensor(weights)).sum(1))
 
 
