@@ -25,6 +25,7 @@ from detkit.app.run_folder import RESULT, find_run, write_result
 from detkit.app.schema import TrainSchema
 from detkit.app.setup import (
     build_dataset,
+    build_evaluator,
     build_transforms,
     check_same_classes,
     check_values,
@@ -190,7 +191,7 @@ def build_trainer(cfg: DictConfig, folder: Path, resumed: bool = False) -> tuple
             dataset=val_set, transforms=build_transforms(node["transform"]["val"], "transform.val"), **shard
         )
         if node.get("evaluator") is not None:
-            evaluator = build(node["evaluator"], key="evaluator")(categories=val_set.categories, truths=val_set.truths)
+            evaluator = build_evaluator(node["evaluator"], val_set, lambda: train_set)
         warn_of_validation(train_set, val_set, evaluator, node["trainer"].get("monitor", "AP"))
     warn_of_limits(val_set or train_set, "data.train" if val_set is None else "data.val", detector, evaluator)
     batch_size = node["data"]["loader"]["train"]["batch_size"] * node["trainer"]["accumulate"]
