@@ -7,14 +7,14 @@ pycocotools' own, and a cheap accumulation for each of its samples.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from detkit.evaluation.backends import pycocotools_evaluation
 from detkit.evaluation.columns_file import ScoredSet
-from detkit.evaluation.summary import UNDEFINED, Metric, Settings, mean
+from detkit.evaluation.summary import COCO_SETTINGS, UNDEFINED, Metric, Settings, coco_metrics, mean
 
 #: Numbers held at a time while samples are accumulated: 100 MB of float64.
 _CHUNK = 12_500_000
@@ -43,8 +43,8 @@ class Matches:
     by_area: dict[str, tuple[ClassMatches, ...]]
     max_detections: tuple[int, int, int]
     num_images: int
-    settings: Settings
-    metrics: Mapping[str, Metric]
+    settings: Settings = COCO_SETTINGS
+    definitions: tuple[Metric, ...] = ()
 
     def metric(self, name: str) -> Metric:
         """The definition of one of COCO's numbers.
@@ -52,9 +52,12 @@ class Matches:
         Raises:
             ValueError: there is no such number.
         """
-        if name not in self.metrics:
-            raise ValueError(f"no metric {name!r}; there are {', '.join(self.metrics)}")
-        return self.metrics[name]
+        metrics = {
+            metric.name: metric for metric in self.definitions or coco_metrics(self.max_detections, self.settings)
+        }
+        if name not in metrics:
+            raise ValueError(f"no metric {name!r}; there are {', '.join(metrics)}")
+        return metrics[name]
 
 
 def match(scored: ScoredSet) -> Matches:
@@ -67,8 +70,7 @@ def match(scored: ScoredSet) -> Matches:
         for matches in by_area.values():
             matches.append(_class_matches([next(rows) for _ in range(num_images)], scored.settings))
     parts = {area: tuple(found) for area, found in by_area.items()}
-    metrics = {metric.name: metric for metric in scored.definitions}
-    return Matches(parts, scored.max_detections, num_images, scored.settings, metrics)
+    return Matches(parts, scored.max_detections, num_images, scored.settings, scored.definitions)
 
 
 def accumulate(matches: Matches, metric: Metric, weights: np.ndarray) -> np.ndarray:
