@@ -27,7 +27,8 @@ def build(cfg: Any, *, key: str = "", **runtime: Any) -> Any:
         cfg: a node with ``_target_``; ``_partial_: true`` yields a factory, for what is made many times or needs
             objects that exist only at run time.
         key: where ``cfg`` stands in the whole configuration, for messages.
-        runtime: ``in_spec`` and ``num_classes``, given to every constructor at any depth whose signature names them.
+        runtime: ``in_spec``, ``num_classes`` and ``class_counts``, given to every constructor at any depth whose
+            signature names them.
 
     Raises:
         ConfigError: an unknown component, or a constructor that refuses its values; the message has the full key.

@@ -29,6 +29,7 @@ MERGES = Registry("merge of views", "tta/merge")
 DATASETS = Registry("data set", "dataset")
 TRANSFORMS = Registry("transform", "transform/step")
 LOADERS = Registry("loader", "loader")
+SAMPLINGS = Registry("sampling of images", "sampling")
 EVALUATORS = Registry("evaluator", "evaluator")
 
 OPTIMIZERS = Registry("optimiser", "optim")

@@ -24,8 +24,9 @@ T = TypeVar("T", bound=type)
 #: ``torch.nn.modules.module.os`` is not a way out.
 ALLOWED_MODULES = ("albumentations", "torch.optim", "torch.nn.modules")
 
-#: Arguments that arrive at run time. They never stand in YAML: shapes flow from part to part, K from the data set.
-RUNTIME_ARGUMENTS = ("in_spec", "num_classes")
+#: Arguments that arrive at run time. They never stand in YAML: shapes flow from part to part, K and the number of each
+#: class's objects from the data set.
+RUNTIME_ARGUMENTS = ("in_spec", "num_classes", "class_counts")
 
 
 class ConfigError(ValueError):

@@ -1,5 +1,6 @@
 """From files to batches: data sets, transforms, samplers and loaders."""
 
+from detkit.data.balance import ClassBalanced, RepeatFactor, Sampling
 from detkit.data.datasets import (
     CocoDataset,
     DataReport,
@@ -27,6 +28,7 @@ from detkit.data.transforms import (
 
 __all__ = [
     "Albumentations",
+    "ClassBalanced",
     "CocoDataset",
     "DataReport",
     "DetectionDataset",
@@ -37,10 +39,12 @@ __all__ = [
     "MixingTransform",
     "Mosaic",
     "RandomWindow",
+    "RepeatFactor",
     "Resize",
     "ResizeFit",
     "ResizeShortestEdge",
     "Sample",
+    "Sampling",
     "ShapesDataset",
     "TrainLoader",
     "TrainSampler",

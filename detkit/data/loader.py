@@ -13,6 +13,7 @@ import numpy as np
 from torch.utils.data import get_worker_info
 
 from detkit.config import LOADERS
+from detkit.data.balance import Sampling
 from detkit.data.collate import Collate, Item, Refusal
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.datasets.table import count_wanted
@@ -25,6 +26,9 @@ from detkit.structures import Batch, GroundTruth, ImageMeta
 from detkit.utils.seed import derive_key, generator
 
 logger = logging.getLogger(__name__)
+
+#: Between the numbers that seed what is drawn for an image's first and second time in an epoch: beyond any data set.
+_COPIES_APART = 2**40
 
 #: After so many unreadable images in a row the data set is taken for unreadable: a disk is gone, not a file.
 MAX_REPLACEMENTS = 100
@@ -46,6 +50,7 @@ class TrainLoader:
         group_by_aspect: batches of upright and batches of lying images, as far as possible: less padding.
         on_bad_image: what to do about an image that cannot be decoded: "error", or "replace" it by the next one of the
             data set (logged once for each file).
+        sampling: how often each image comes in an epoch, such as RepeatFactor for rare classes; null for once.
         timeout: seconds to wait for a batch before a worker is taken to hang; 0 waits for ever.
         pin_memory: put batches into page-locked memory where a GPU is at hand, so that copies to it overlap.
         seed: seeds the order and all augmentation (run time).
@@ -70,6 +75,7 @@ class TrainLoader:
         keep_empty: bool = True,
         group_by_aspect: bool = False,
         on_bad_image: Literal["error", "replace"] = "error",
+        sampling: Sampling | None = None,
         timeout: float = 300.0,
         pin_memory: bool = True,
         seed: int = 0,
@@ -84,6 +90,7 @@ class TrainLoader:
         is_upright = None
         if group_by_aspect:
             is_upright = np.array([h > w for h, w in (dataset.truths[i].size for i in chosen)])
+        repeats = None if sampling is None else sampling(dataset.truths, len(dataset.categories))[np.array(chosen)]
         self._sampler = functools.partial(
             TrainSampler,
             num_images=len(chosen),
@@ -92,12 +99,13 @@ class TrainLoader:
             rank=rank,
             world_size=world_size,
             is_upright=is_upright,
+            repeats=repeats,
         )
-        self._sampler()  # refuses what is out of range now, not in the first step
+        length = self._sampler().length  # refuses what is out of range now, not in the first step
         self.dataset = dataset
         self.batch_size = batch_size // world_size  # of this process
         self.num_images = len(chosen)
-        self.batches_per_epoch = -(-len(chosen) // batch_size)
+        self.batches_per_epoch = -(-length // batch_size)
         self.replaced: dict[str, str] = {}
         self._source = _Source(dataset, transforms, chosen, seed, replace_bad=on_bad_image == "replace")
         self._workers = Workers(self._source, Collate(size_divisor, square), num_workers, timeout, pin_memory)
@@ -130,7 +138,8 @@ class TrainLoader:
 
     def _places(self, start: int) -> Iterator[list[Place]]:
         batches = enumerate(self._sampler(start=start), start)
-        return ([Place(epoch, index, number) for epoch, index in batch] for number, batch in batches)
+        n = self.num_images
+        return ([Place(epoch, i % n, number, i // n) for epoch, i in batch] for number, batch in batches)
 
 
 @LOADERS
@@ -197,11 +206,13 @@ class EvalLoader:
 
 
 class Place(NamedTuple):
-    """Where an image stands in the run: its epoch, its index among the images used, and the number of its batch."""
+    """Where an image stands in the run: its epoch, its index among the images used, the number of its batch, and how
+    often it has come in this epoch before."""
 
     epoch: int
     index: int
     batch: int
+    copy: int = 0
 
 
 class _Source(Source):
@@ -252,7 +263,7 @@ class _Source(Source):
 
     def _drawn(self, where: Place) -> tuple[int, _Pool]:
         """The key of the image at ``where``, and the images that it may be mixed with."""
-        key = derive_key(self.seed, where.epoch, self.indices[where.index])
+        key = derive_key(self.seed, where.epoch, self.indices[where.index] + where.copy * _COPIES_APART)
         batch_key = generator(derive_key(self.seed, where.batch, 0), "batch").initial_seed()
         return key, _Pool(self, where.epoch, batch_key)
 

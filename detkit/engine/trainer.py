@@ -41,6 +41,7 @@ from detkit.evaluation import Evaluator
 from detkit.structures import Batch, Categories, Losses
 from detkit.utils import dist
 from detkit.utils.log import logger
+from detkit.utils.step import training_step
 
 
 @TRAINERS
@@ -182,7 +183,8 @@ class Trainer:
                     self.save()
                 if self._is_finished():
                     return
-                record = self.train_step(batches)
+                with training_step(self.progress.step + 1):
+                    record = self.train_step(batches)
                 if self.val_loader is not None:
                     check_monitored_term(self.monitor, record.terms)
                 self._tell("on_step_end", record)

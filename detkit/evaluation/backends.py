@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 
 from detkit.evaluation.columns import DetectionColumns, TruthColumns, detection_columns, truth_columns
-from detkit.evaluation.summary import Curves
+from detkit.evaluation.summary import COCO_SETTINGS, Curves, Settings
 from detkit.evaluation.synthetic import synthetic_set
 from detkit.utils.log import logger
 
@@ -33,15 +33,19 @@ BackendName = Literal["pycocotools", "faster_coco_eval", "hotcoco"]
 REFERENCE: BackendName = "pycocotools"
 
 
-def run_pycocotools(truth: TruthColumns, found: DetectionColumns, max_detections: Limits) -> Curves:
-    """The reference."""
-    evaluation = pycocotools_evaluation(truth, found, max_detections)
+def run_pycocotools(
+    truth: TruthColumns, found: DetectionColumns, max_detections: Limits, settings: Settings = COCO_SETTINGS
+) -> Curves:
+    """The reference, which alone takes other settings than COCO's."""
+    evaluation = pycocotools_evaluation(truth, found, max_detections, settings)
     with _quiet():
         evaluation.accumulate()
     return _curves(evaluation.eval)
 
 
-def pycocotools_evaluation(truth: TruthColumns, found: DetectionColumns, max_detections: Limits) -> Any:
+def pycocotools_evaluation(
+    truth: TruthColumns, found: DetectionColumns, max_detections: Limits, settings: Settings = COCO_SETTINGS
+) -> Any:
     """pycocotools' COCOeval after its matching: ``evalImgs`` has what was matched with what."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -55,8 +59,16 @@ def pycocotools_evaluation(truth: TruthColumns, found: DetectionColumns, max_det
     with _quiet():
         evaluation = COCOeval(dataset(_truth_rows(truth)), dataset(_detection_rows(found)), "bbox")
         evaluation.params.maxDets = list(max_detections)
+        if settings != COCO_SETTINGS:
+            _set(evaluation.params, settings)
         evaluation.evaluate()
     return evaluation
+
+
+def _set(params: Any, settings: Settings) -> None:
+    params.iouThrs, params.recThrs = np.array(settings.iou_thresholds), np.array(settings.recall_thresholds)
+    params.areaRng = [[low, high] for _, low, high in settings.areas]
+    params.areaRngLbl = [name for name, *_ in settings.areas]
 
 
 def run_faster_coco_eval(truth: TruthColumns, found: DetectionColumns, max_detections: Limits) -> Curves:
@@ -126,7 +138,9 @@ def installed_backends() -> tuple[BackendName, ...]:
     return tuple(name for name, backend in BACKENDS.items() if importlib.util.find_spec(backend.module))
 
 
-def choose_backend(name: BackendName | Literal["auto"], truth: TruthColumns) -> BackendName:
+def choose_backend(
+    name: BackendName | Literal["auto"], truth: TruthColumns, settings: Settings = COCO_SETTINGS
+) -> BackendName:
     """The backend that ``name`` means for this ground truth.
 
     "auto" is the fastest that is installed, gives pycocotools' numbers to the last bit, and does so here and now:
@@ -136,6 +150,10 @@ def choose_backend(name: BackendName | Literal["auto"], truth: TruthColumns) -> 
         ValueError: no such backend, not installed, or it cannot follow pycocotools on this ground truth.
     """
     installed = installed_backends()
+    if settings != COCO_SETTINGS and name in ("auto", REFERENCE):
+        return REFERENCE
+    if settings != COCO_SETTINGS:
+        raise ValueError(f"backend {name!r} scores with COCO's own thresholds and areas; pycocotools takes others too")
     if name == "auto":
         return next(n for n in installed if BACKENDS[n].exact and _follows(n, truth) and agrees(n))
     if name not in BACKENDS:

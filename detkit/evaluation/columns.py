@@ -39,6 +39,10 @@ class TruthColumns(NamedTuple):
         """Whether one annotation has id 0, which pycocotools' matching mistakes for "no match"."""
         return bool((self.ids == 0).any())
 
+    def of_one_class(self) -> TruthColumns:
+        """The same objects, all of one category, whose id is 1."""
+        return self._replace(category_ids=np.array([1]), categories=np.ones_like(self.categories))
+
 
 class DetectionColumns(NamedTuple):
     """D detections.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from detkit.evaluation.columns import DetectionColumns, TruthColumns
+from detkit.evaluation.summary import COCO_SETTINGS, FREQUENCIES, Metric, Settings, coco_metrics
 from detkit.utils.files import atomic_write
 
 _FORMAT = 1
@@ -19,19 +21,33 @@ class ScoredSet:
     """What was to be found and what was found.
 
     ``names``: of the K categories in the order of ``truth.category_ids``. ``max_detections``: the limits for each image
-    and class.
+    and class. ``settings``: thresholds and areas. ``frequency``: how frequent each category is in training, if known.
     """
 
     truth: TruthColumns
     found: DetectionColumns
     names: tuple[str, ...]
     max_detections: tuple[int, int, int]
+    settings: Settings = COCO_SETTINGS
+    frequency: tuple[str, ...] | None = None
+
+    @property
+    def definitions(self) -> tuple[Metric, ...]:
+        """The numbers that it is scored by."""
+        return coco_metrics(self.max_detections, self.settings, grouped(self.frequency))
 
     def save(self, path: str | Path) -> None:
         """Write a compressed ``.npz``, whole or not at all; every number keeps its bits."""
         arrays = {f"truth_{name}": column for name, column in self.truth._asdict().items()}
         arrays |= {f"found_{name}": column for name, column in self.found._asdict().items()}
         arrays |= {"names": np.array(self.names, np.str_), "max_detections": np.array(self.max_detections)}
+        if self.settings != COCO_SETTINGS:
+            names, *bounds = zip(*self.settings.areas, strict=True)
+            arrays |= {"iou_thresholds": np.array(self.settings.iou_thresholds)}
+            arrays |= {"recall_thresholds": np.array(self.settings.recall_thresholds)}
+            arrays |= {"area_names": np.array(names, np.str_), "area_bounds": np.array(bounds, np.float64)}
+        if self.frequency is not None:
+            arrays["frequency"] = np.array(self.frequency, np.str_)
         arrays["format"] = np.array(_FORMAT)
         atomic_write(path, lambda temporary: np.savez_compressed(temporary, **arrays))
 
@@ -49,8 +65,25 @@ class ScoredSet:
                 truth = TruthColumns(*(file[f"truth_{name}"] for name in TruthColumns._fields))
                 found = DetectionColumns(*(file[f"found_{name}"] for name in DetectionColumns._fields))
                 first, second, third = file["max_detections"].tolist()
-                return cls(truth, found, tuple(file["names"].tolist()), (first, second, third))
+                frequency = tuple(file["frequency"].tolist()) if "frequency" in file else None
+                names = tuple(file["names"].tolist())
+                return cls(truth, found, names, (first, second, third), _settings(file), frequency)
         except FileNotFoundError:
             raise ValueError(f"{path}: there is no such file") from None
         except (OSError, KeyError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path}: damaged, or not the detections of an evaluation: {error}") from error
+
+
+def grouped(frequency: Sequence[str] | None) -> dict[str, tuple[int, ...]] | None:
+    """The places of the categories of each frequency; None where it is not known."""
+    if frequency is None:
+        return None
+    return {name: tuple(k for k, own in enumerate(frequency) if own == name) for name in FREQUENCIES}
+
+
+def _settings(file: Mapping[str, np.ndarray]) -> Settings:
+    if "iou_thresholds" not in file:
+        return COCO_SETTINGS
+    low, high = file["area_bounds"].tolist()
+    areas = tuple(zip(file["area_names"].tolist(), low, high, strict=True))
+    return Settings(tuple(file["iou_thresholds"].tolist()), tuple(file["recall_thresholds"].tolist()), areas)

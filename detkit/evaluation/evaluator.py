@@ -15,9 +15,12 @@ from rich.table import Table
 from rich.text import Text
 
 from detkit.evaluation.results import Results
-from detkit.evaluation.summary import AREAS, UNDEFINED, Curves, Metric
+from detkit.evaluation.summary import AREAS, COCO_SETTINGS, FREQUENCIES, UNDEFINED, Curves, Metric, Settings
 from detkit.structures import Detections, ImageMeta
 from detkit.utils.files import atomic_write
+
+#: Classes that a table shows; of more, as many of the best and the worst.
+MOST_ROWS = 100
 
 
 class EvaluatorState(NamedTuple):
@@ -83,6 +86,7 @@ class Evaluation:
     no such object, is -1 as in pycocotools; take :meth:`value` to compare checkpoints, for which it is nan.
     ``per_class``: one row for each class in label order. ``curves``: the arrays behind them, whose K axis follows
     ``category_ids``, ascending. ``max_detections``: the limits for each image and class. ``backend``: what computed it.
+    ``settings``: thresholds and areas. ``frequency``: how frequent each class is in training, if known, in label order.
     """
 
     metrics: dict[str, float]
@@ -94,6 +98,8 @@ class Evaluation:
     num_images: int
     num_detections: int
     backend: str
+    settings: Settings = COCO_SETTINGS
+    frequency: tuple[str, ...] | None = None
 
     @property
     def precision(self) -> np.ndarray:
@@ -129,7 +135,7 @@ class Evaluation:
             "num_images": self.num_images,
             "num_detections": self.num_detections,
             "backend": self.backend,
-        }
+        } | ({} if self.frequency is None else {"frequency": list(self.frequency)})
 
     def to_json(self) -> str:
         """:meth:`to_dict` as JSON text; the numbers keep all their digits."""
@@ -141,28 +147,48 @@ class Evaluation:
         atomic_write(path, self.to_json())
 
     def table(self) -> Table:
-        """The twelve numbers, to be printed by rich."""
+        """The numbers, to be printed by rich."""
         table = Table(title=f"COCO metrics: {self.num_images} images, {self.num_detections} detections")
         for heading in ("metric", "IoU", "area"):
             table.add_column(heading)
         table.add_column("max detections", justify="right")
         table.add_column("value", justify="right")
+        first, *_, last = (self.settings.iou_thresholds[0], *self.settings.iou_thresholds)
         for metric in self.definitions:
-            iou = "0.50:0.95" if metric.iou is None else f"{metric.iou:.2f}"
+            iou = f"{first:.2f}:{last:.2f}" if metric.iou is None else f"{metric.iou:.2f}"
             limit = str(self.max_detections[metric.limit])
-            table.add_row(metric.name, iou, metric.area, limit, _shown(self.metrics[metric.name]))
+            area = metric.area if metric.classes is None else self._in_words(metric)
+            table.add_row(metric.name, iou, area, limit, _shown(self.metrics[metric.name]))
         return table
 
+    def _in_words(self, metric: Metric) -> str:
+        """Of which classes a metric is."""
+        name = next(name for name in FREQUENCIES if metric.name == f"AP{name[0]}")
+        return f"{name}, {len(metric.classes or ())} classes"
+
     def per_class_table(self) -> Table:
-        """One row for each class, to be printed by rich."""
+        """One row for each class, to be printed by rich; of many classes the best and the worst."""
         table = Table(title=f"by class: area {AREAS[0]}, at most {self.max_detections[-1]} detections")
         table.add_column("class")
         for heading in ("AP", "AP50", "AP75", "AR", "objects", "detections"):
             table.add_column(heading, justify="right")
-        for row in self.per_class:
+        for row in self._shown_rows():
+            if row is None:
+                table.add_row("...")
+                continue
             numbers = (_shown(v) for v in (row.AP, row.AP50, row.AP75, row.AR))
             table.add_row(Text(row.name), *numbers, str(row.num_gt), str(row.num_det))
+        if len(self.per_class) > MOST_ROWS:
+            table.caption = f"the best and worst of {len(self.per_class)} classes; evaluation.json has all"
         return table
+
+    def _shown_rows(self) -> list[ClassResult | None]:
+        """All classes in label order; of many, the best and the worst, with None for those between."""
+        if len(self.per_class) <= MOST_ROWS:
+            return list(self.per_class)
+        ordered = sorted((row for row in self.per_class if row.AP != UNDEFINED), key=lambda row: -row.AP)
+        half = MOST_ROWS // 2
+        return ordered if len(ordered) <= MOST_ROWS else [*ordered[:half], None, *ordered[-half:]]
 
 
 def _shown(value: float) -> str:

@@ -6,6 +6,7 @@ pycocotools' own, and a cheap accumulation for each of its samples.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from detkit.evaluation.backends import pycocotools_evaluation
 from detkit.evaluation.columns_file import ScoredSet
-from detkit.evaluation.summary import IOU_THRESHOLDS, RECALL_THRESHOLDS, UNDEFINED, Metric, coco_metrics, mean
+from detkit.evaluation.summary import COCO_SETTINGS, UNDEFINED, Metric, Settings, coco_metrics, mean
 
 #: Numbers held at a time while samples are accumulated: 100 MB of float64.
 _CHUNK = 12_500_000
@@ -42,6 +43,8 @@ class Matches:
     by_area: dict[str, tuple[ClassMatches, ...]]
     max_detections: tuple[int, int, int]
     num_images: int
+    settings: Settings = COCO_SETTINGS
+    definitions: tuple[Metric, ...] = ()
 
     def metric(self, name: str) -> Metric:
         """The definition of one of COCO's numbers.
@@ -49,7 +52,9 @@ class Matches:
         Raises:
             ValueError: there is no such number.
         """
-        metrics = {metric.name: metric for metric in coco_metrics(self.max_detections)}
+        metrics = {
+            metric.name: metric for metric in self.definitions or coco_metrics(self.max_detections, self.settings)
+        }
         if name not in metrics:
             raise ValueError(f"no metric {name!r}; there are {', '.join(metrics)}")
         return metrics[name]
@@ -57,14 +62,15 @@ class Matches:
 
 def match(scored: ScoredSet) -> Matches:
     """Match detections with objects as pycocotools does."""
-    evaluation = pycocotools_evaluation(scored.truth, scored.found, scored.max_detections)
+    evaluation = pycocotools_evaluation(scored.truth, scored.found, scored.max_detections, scored.settings)
     num_images = len(scored.truth.image_ids)
     rows = iter(evaluation.evalImgs)  # by category, then area, then image; None where an image has neither side
     by_area: dict[str, list[ClassMatches]] = {area: [] for area in evaluation.params.areaRngLbl}
     for _ in scored.truth.category_ids:
         for matches in by_area.values():
-            matches.append(_class_matches([next(rows) for _ in range(num_images)]))
-    return Matches({area: tuple(found) for area, found in by_area.items()}, scored.max_detections, num_images)
+            matches.append(_class_matches([next(rows) for _ in range(num_images)], scored.settings))
+    parts = {area: tuple(found) for area, found in by_area.items()}
+    return Matches(parts, scored.max_detections, num_images, scored.settings, scored.definitions)
 
 
 def accumulate(matches: Matches, metric: Metric, weights: np.ndarray) -> np.ndarray:
@@ -83,11 +89,14 @@ def accumulate(matches: Matches, metric: Metric, weights: np.ndarray) -> np.ndar
         raise ValueError(f"weights must be (B, {matches.num_images}), not {weights.shape}")
     weights = weights.astype(np.float64)
     parts = matches.by_area[metric.area]
-    thresholds = range(len(IOU_THRESHOLDS)) if metric.iou is None else [IOU_THRESHOLDS.tolist().index(metric.iou)]
+    if metric.classes is not None:
+        parts = tuple(parts[k] for k in metric.classes)
+    recalls = np.array(matches.settings.recall_thresholds)
+    thresholds = range(len(matches.settings.iou_thresholds)) if metric.t is None else [metric.t]
     limit = matches.max_detections[metric.limit]
-    longest = max([len(part.images) for part in parts] + [len(thresholds) * len(RECALL_THRESHOLDS) * len(parts)])
+    longest = max([len(part.images) for part in parts] + [len(thresholds) * len(recalls) * len(parts)])
     step = max(1, _CHUNK // longest)
-    curve = _recall if metric.is_recall else _precision
+    curve = _recall if metric.is_recall else functools.partial(_precision, recalls=recalls)
     result = []
     for start in range(0, len(weights), step):
         chunk = weights[start : start + step]
@@ -96,12 +105,14 @@ def accumulate(matches: Matches, metric: Metric, weights: np.ndarray) -> np.ndar
     return np.array(result)
 
 
-def _precision(part: ClassMatches, thresholds: range | list[int], weights: np.ndarray) -> np.ndarray:
+def _precision(
+    part: ClassMatches, thresholds: range | list[int], weights: np.ndarray, recalls: np.ndarray
+) -> np.ndarray:
     """(B, T, R): the interpolated precision at each recall.
 
     Recall grows at hits alone, and between two of them precision falls: the curve is wanted at hits only.
     """
-    result = np.zeros((len(weights), len(thresholds), len(RECALL_THRESHOLDS)))
+    result = np.zeros((len(weights), len(thresholds), len(recalls)))
     to_find = weights @ part.num_objects
     of_detection = weights[:, part.images]
     seen_of_all = None
@@ -121,7 +132,7 @@ def _precision(part: ClassMatches, thresholds: range | list[int], weights: np.nd
         precision = found / ((seen - found) + found + np.spacing(1))  # the reference's very terms
         best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         for b in np.flatnonzero(to_find):
-            place = np.searchsorted(recall[b], RECALL_THRESHOLDS, side="left")
+            place = np.searchsorted(recall[b], recalls, side="left")
             reached = place < len(hits)
             result[b, i, reached] = best[b, place[reached]]
     result[to_find == 0] = UNDEFINED
@@ -147,12 +158,12 @@ def _up_to(part: ClassMatches, limit: int) -> ClassMatches:
     return ClassMatches(part.images[kept], part.ranks[kept], part.hit[:, kept], part.counted[:, kept], part.num_objects)
 
 
-def _class_matches(rows: list[dict | None]) -> ClassMatches:
+def _class_matches(rows: list[dict | None], settings: Settings) -> ClassMatches:
     """What pycocotools found in each image, in one."""
     num_objects = np.array([0 if row is None else np.count_nonzero(row["gtIgnore"] == 0) for row in rows], np.float64)
     found = list(_with_detections(rows))
     if not found:
-        none = np.zeros((len(IOU_THRESHOLDS), 0), bool)
+        none = np.zeros((len(settings.iou_thresholds), 0), bool)
         return ClassMatches(np.zeros(0, np.int64), np.zeros(0, np.int64), none, none, num_objects)
     order = np.argsort(-np.concatenate([row["dtScores"] for _, row in found]), kind="mergesort")
     return ClassMatches(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,37 +32,72 @@ class Curves(NamedTuple):
     scores: np.ndarray
 
 
+class Settings(NamedTuple):
+    """What is averaged over: COCO's own by default.
+
+    ``iou_thresholds`` (T,) and ``recall_thresholds`` (R,) ascending; ``areas``: names with bounds in px^2, "all" first.
+    """
+
+    iou_thresholds: tuple[float, ...] = tuple(IOU_THRESHOLDS.tolist())
+    recall_thresholds: tuple[float, ...] = tuple(RECALL_THRESHOLDS.tolist())
+    areas: tuple[tuple[str, float, float], ...] = (("all", 0.0, 1e10), *((n, *b) for n, b in SIZE_BOUNDS.items()))
+
+
+COCO_SETTINGS = Settings()
+
+#: How frequent a class is in training, LVIS's words; its first letter stands behind AP.
+FREQUENCIES = ("rare", "common", "frequent")
+
+
 class Metric(NamedTuple):
-    """One of the twelve numbers: the mean of which part of the arrays. ``iou`` None: over all thresholds."""
+    """One of the numbers: the mean of which part of the arrays. ``iou`` None: over all thresholds.
+
+    ``t`` and ``a``: where its threshold and area stand in the arrays. ``classes``: the categories that it is about, by
+    their place in the K axis; None for all.
+    """
 
     name: str
     is_recall: bool
     iou: float | None
     area: str
     limit: int
+    t: int | None = None
+    a: int = 0
+    classes: tuple[int, ...] | None = None
 
     def select(self, curves: Curves, k: int | slice = slice(None)) -> np.ndarray:
         """The entries that this number is the mean of, for category index ``k`` or for all."""
-        t = slice(None) if self.iou is None else IOU_THRESHOLDS.tolist().index(self.iou)
         values = curves.recall if self.is_recall else curves.precision
-        return values[t][..., k, AREAS.index(self.area), self.limit]
+        values = values[slice(None) if self.t is None else self.t][..., self.a, self.limit]
+        return values[..., k if self.classes is None else list(self.classes)]
 
 
-def coco_metrics(max_detections: tuple[int, int, int]) -> tuple[Metric, ...]:
-    """The twelve in pycocotools' order.
+def coco_metrics(
+    max_detections: tuple[int, int, int],
+    settings: Settings = COCO_SETTINGS,
+    groups: Mapping[str, tuple[int, ...]] | None = None,
+) -> tuple[Metric, ...]:
+    """The twelve in pycocotools' order; then, for each of ``groups`` of categories, the AP of these alone.
 
     pycocotools fixes the limit of the first one, AP, at 100, and reports -1 for it when 100 is not among the limits.
-    Here AP takes the largest limit like the five after it, which is the same thing for the usual (1, 10, 100).
+    Here AP takes the largest limit like the five after it, which is the same thing for the usual (1, 10, 100). Of other
+    settings there are AP50 and AP75 if these thresholds are among them, and an AP and AR of each area.
     """
-    areas = ("small", "medium", "large")
+    at = {threshold: t for t, threshold in enumerate(settings.iou_thresholds)}
+    areas = [(name, a, _suffix(name, settings)) for a, (name, *_) in enumerate(settings.areas) if a > 0]
     return (
         Metric("AP", False, None, "all", 2),
-        Metric("AP50", False, 0.5, "all", 2),
-        Metric("AP75", False, 0.75, "all", 2),
-        *(Metric(f"AP{area[0]}", False, None, area, 2) for area in areas),
+        *(Metric(f"AP{100 * iou:.0f}", False, iou, "all", 2, at[iou]) for iou in (0.5, 0.75) if iou in at),
+        *(Metric(f"AP{suffix}", False, None, area, 2, a=a) for area, a, suffix in areas),
         *(Metric(f"AR{count}", True, None, "all", m) for m, count in enumerate(max_detections)),
-        *(Metric(f"AR{area[0]}", True, None, area, 2) for area in areas),
+        *(Metric(f"AR{suffix}", True, None, area, 2, a=a) for area, a, suffix in areas),
+        *(Metric(f"AP{name[0]}", False, None, "all", 2, classes=classes) for name, classes in (groups or {}).items()),
     )
+
+
+def _suffix(area: str, settings: Settings) -> str:
+    """What stands behind AP for an area: its first letter, or all of it where it is not COCO's."""
+    return area[0] if settings.areas == COCO_SETTINGS.areas else f"_{area}"
 
 
 def with_nan(values: np.ndarray) -> np.ndarray:
@@ -75,6 +111,6 @@ def mean(values: np.ndarray) -> float:
     return float(np.mean(defined)) if len(defined) else UNDEFINED
 
 
-def summarize(curves: Curves, max_detections: tuple[int, int, int]) -> dict[str, float]:
-    """The twelve numbers by name, to pycocotools' last bit."""
-    return {metric.name: mean(metric.select(curves)) for metric in coco_metrics(max_detections)}
+def summarize(curves: Curves, definitions: Sequence[Metric]) -> dict[str, float]:
+    """The numbers by name, to pycocotools' last bit."""
+    return {metric.name: mean(metric.select(curves)) for metric in definitions}

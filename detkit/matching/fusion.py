@@ -7,6 +7,7 @@ Computing 2021) averages them. The last two go from box to box; here all classes
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -19,6 +20,9 @@ from detkit.config import MERGES
 from detkit.matching.groups import nms_by_group
 from detkit.structures import Detections
 from detkit.utils.precision import widened
+
+#: What a box that weighted boxes fusion made may score, in the words of the authors' package.
+Confidence = Literal["avg", "max", "box_and_model_avg", "absent_model_aware_avg"]
 
 #: Weight of a box of score 0 in a mean, so that a mean of such boxes alone is defined.
 _LEAST_WEIGHT = 1e-12
@@ -63,20 +67,28 @@ class SoftNMS(Merge):
             s * (1 - u) where u is at least ``iou_threshold`` (section 4).
         sigma: of the gaussian; the paper's 0.5.
         iou_threshold: of the linear decay; the paper's 0.3.
+        least_score: boxes whose score has fallen below go; the authors' code has 0.001.
     """
 
     def __init__(
-        self, *, method: Literal["gaussian", "linear"] = "gaussian", sigma: float = 0.5, iou_threshold: float = 0.3
+        self,
+        *,
+        method: Literal["gaussian", "linear"] = "gaussian",
+        sigma: float = 0.5,
+        iou_threshold: float = 0.3,
+        least_score: float = 0.0,
     ) -> None:
         if sigma <= 0:
             raise ValueError(f"sigma must be positive, not {sigma}")
         self.method, self.sigma = method, sigma
         self.iou_threshold = _fraction(iou_threshold, "iou_threshold")
+        self.least_score = _fraction(least_score, "least_score")
 
     def __call__(self, views: Sequence[Detections]) -> Detections:
         found = _join(views)
         scores = soft_nms(found.boxes, found.scores, found.labels, self.decay)
         order = scores.argsort(descending=True, stable=True)
+        order = order[scores[order] >= self.least_score]
         return Detections(found.boxes[order], scores[order], found.labels[order])
 
     def decay(self, iou: np.ndarray) -> np.ndarray:
@@ -90,23 +102,44 @@ class SoftNMS(Merge):
 class WBF(Merge):
     """Weighted boxes fusion (Solovyev, Wang, Gabruseva 2021): overlapping boxes of one class become their mean.
 
-    The mean is weighted by the scores. A fused box scores the mean of its T boxes, times min(T, N) / N for N views:
-    what few views see counts less.
+    The mean is weighted by the scores. By default a fused box scores the mean of its T boxes, times min(T, N) / N for N
+    views: what few views see counts less.
 
     Args:
         iou_threshold: a box joins the fused box that it overlaps most if their IoU is greater; the paper's 0.55.
+        weights: of the views, in their order; a box counts by its score times its view's weight. null for 1 each.
+        confidence: what a fused box scores. "avg": as above. "max": the greatest score of its boxes.
+            "box_and_model_avg": the mean by weights, times the share of the views, by weight, that have one of them.
+            "absent_model_aware_avg": the sum of the scores over the weights of its boxes and of the views without one.
+        least_score: boxes that score less are left out first.
     """
 
     counts_views = True
 
-    def __init__(self, *, iou_threshold: float = 0.55) -> None:
+    def __init__(
+        self,
+        *,
+        iou_threshold: float = 0.55,
+        weights: tuple[float, ...] | None = None,
+        confidence: Confidence = "avg",
+        least_score: float = 0.0,
+    ) -> None:
         self.iou_threshold = _fraction(iou_threshold, "iou_threshold")
+        self.least_score = _fraction(least_score, "least_score")
+        if weights is not None and not (all(0 <= w < math.inf for w in weights) and sum(weights) > 0):
+            raise ValueError(f"weights must be numbers from 0 on, and one above it, not {list(weights)}")
+        self.weights, self.confidence = weights, confidence
 
     def __call__(self, views: Sequence[Detections]) -> Detections:
+        if self.weights is not None and len(self.weights) != len(views):
+            raise ValueError(f"weights must have a number for each of the {len(views)} views, not {len(self.weights)}")
+        views = [view.select(view.scores >= self.least_score) for view in views]
         found = _join(views)
+        of_view = torch.cat([torch.full((len(v),), i, device=v.boxes.device) for i, v in enumerate(views)])
         boxes, scores, labels = weighted_boxes_fusion(
-            found.boxes, found.scores, found.labels, num_views=len(views), iou_threshold=self.iou_threshold
-        )
+            found.boxes, found.scores, found.labels, num_views=len(views), iou_threshold=self.iou_threshold,
+            views=of_view, weights=self.weights, confidence=self.confidence,
+        )  # fmt: skip
         return Detections(boxes, scores, labels)
 
 
@@ -132,7 +165,15 @@ def soft_nms(boxes: Tensor, scores: Tensor, labels: Tensor, decay: Callable[[np.
 
 
 def weighted_boxes_fusion(
-    boxes: Tensor, scores: Tensor, labels: Tensor, *, num_views: int, iou_threshold: float
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    *,
+    num_views: int,
+    iou_threshold: float,
+    views: Tensor | None = None,
+    weights: Sequence[float] | None = None,
+    confidence: Confidence = "avg",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Fuse ``boxes`` (N, 4) px with ``scores`` (N,) and ``labels`` (N,), found by ``num_views`` views together.
 
@@ -141,17 +182,26 @@ def weighted_boxes_fusion(
 
         X = sum_i C_i X_i / sum_i C_i,   C = (1/T) sum_i C_i * min(T, num_views) / num_views
 
-    for the T boxes X_i with scores C_i that have joined.
+    for the T boxes X_i with scores C_i that have joined, each times its view's weight.
+
+    Args:
+        views: (N,) which of the views each box is from; needed with ``weights`` or another ``confidence`` than "avg".
+        weights: of the views; None for 1 each.
+        confidence: see :class:`WBF`; the names and values are those of the authors' package.
 
     Returns:
         boxes (M, 4), scores (M,) and labels (M,), the highest score first.
     """
     if len(boxes) == 0:
         return boxes, scores, labels
-    box, score, rows = _by_class(boxes, scores, labels)
+    of_view = np.ones(num_views) if weights is None else np.asarray(weights, np.float64)
+    view = np.zeros(len(boxes), np.int64) if views is None else views.cpu().numpy()
+    weighted = scores.double() * torch.from_numpy(of_view[view]).to(scores.device)
+    box, score, rows = _by_class(boxes, weighted, labels)
     line = np.arange(len(rows))
     fused = np.zeros_like(box)
     total, count, num_fused = np.zeros_like(score), np.zeros_like(rows), np.zeros_like(line)
+    joined = np.zeros_like(rows)  # the fused box that each box is in
     for step, index in enumerate(rows.T):  # the next best of each class; where there is none left, nothing changes
         exists = index >= 0
         new, weight = box[:, step], np.maximum(score[:, step], _LEAST_WEIGHT) * exists
@@ -161,14 +211,37 @@ def weighted_boxes_fusion(
         where = np.where(joins, nearest, num_fused)
         total[line, where] += weight
         count[line, where] += exists
+        joined[line, step] = where
         share = weight / np.maximum(total[line, where], _LEAST_WEIGHT)
         fused[line, where] += (new - fused[line, where]) * share[:, None]
         num_fused += exists & ~joins
     made = np.nonzero(count)
-    mean = total[made] / count[made] * np.minimum(count[made], num_views) / num_views
-    order = np.argsort(-mean, kind="stable")
+    if confidence == "avg":
+        value = total[made] / count[made] * np.minimum(count[made], num_views) / of_view.sum()
+    else:
+        value = _confidence(confidence, score, total, joined, np.where(rows >= 0, view[rows], -1), of_view)[made]
+    order = np.argsort(-value, kind="stable")
     label = labels[torch.from_numpy(rows[made[0][order], 0]).to(labels.device)]
-    return torch.from_numpy(fused[made][order]).to(boxes), torch.from_numpy(mean[order]).to(scores), label
+    return torch.from_numpy(fused[made][order]).to(boxes), torch.from_numpy(value[order]).to(scores), label
+
+
+def _confidence(
+    kind: Confidence, score: np.ndarray, total: np.ndarray, joined: np.ndarray, view: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """(C, M): what fused boxes score, from the M boxes of each class, in ``joined`` (C, M), from ``view`` (C, M)."""
+    row, column = np.nonzero(view >= 0)
+    where, by = joined[row, column], view[row, column]
+    if kind == "max":
+        greatest = np.zeros_like(total)
+        np.maximum.at(greatest, (row, where), score[row, column])
+        return greatest / weights.max()
+    own = np.zeros_like(total)  # the weights of its boxes
+    np.add.at(own, (row, where), weights[by])
+    present = np.zeros((*total.shape, len(weights)), bool)
+    present[row, where, by] = True
+    if kind == "box_and_model_avg":
+        return total / np.maximum(own, _LEAST_WEIGHT) * (present @ weights) / weights.sum()
+    return total / np.maximum(own + ~present @ weights, _LEAST_WEIGHT)
 
 
 def _join(views: Sequence[Detections]) -> Detections:

@@ -28,6 +28,7 @@ def select_detections(
     max_detections: int,
     min_size: float = 0.0,
     valid: Tensor | None = None,
+    class_agnostic: bool = False,
 ) -> Detections:
     """The detections of one image from its candidates.
 
@@ -40,6 +41,7 @@ def select_detections(
         max_detections: at most so many, the best.
         min_size: px; smaller boxes go.
         valid: (P, K) or (P, 1) bool, False for boxes of a size that does not count; None for none.
+        class_agnostic: candidates of different classes suppress each other too.
     """
     high = scores > score_threshold
     if trace := active_trace():
@@ -52,6 +54,7 @@ def select_detections(
         boxes[candidate, label if boxes.shape[1] > 1 else 0], scores[candidate, label], label, size,
         iou_threshold=iou_threshold, max_detections=max_detections, min_size=min_size,
         valid=None if valid is None else valid[candidate, label if valid.shape[1] > 1 else 0],
+        class_agnostic=class_agnostic,
     )  # fmt: skip
 
 
@@ -65,6 +68,7 @@ def select_candidates(
     max_detections: int,
     min_size: float = 0.0,
     valid: Tensor | None = None,
+    class_agnostic: bool = False,
 ) -> Detections:
     """:func:`select_detections` for candidates that have one class each.
 
@@ -75,8 +79,9 @@ def select_candidates(
         iou_threshold: None goes without NMS, for heads whose candidates are peaks already.
         valid: (P,) bool, False for candidates of a size that their image or level does not answer for; None for none.
     """
+    groups = torch.zeros_like(labels) if class_agnostic else labels
     boxes, keep = _select(
-        boxes, scores, labels, labels, size,
+        boxes, scores, groups, labels, size,
         iou_threshold=iou_threshold, limit=max_detections, min_size=min_size, valid=valid,
     )  # fmt: skip
     return Detections(boxes[keep], scores[keep], labels[keep])

@@ -11,13 +11,14 @@ from detkit.structures import Detections
 
 @SELECTORS
 class Selector:
-    """A least score, NMS within each class, and the best of what is left.
+    """A least score, NMS within each class or among all, and the best of what is left.
 
     Args:
         score_threshold: detections score more.
         nms_iou: of two candidates of one class that overlap more, the better one stays; null for no NMS.
         max_detections: at most so many in an image.
         min_size: px; smaller boxes go.
+        class_agnostic: candidates of different classes are compared by NMS too: one place, one class.
     """
 
     def __init__(
@@ -27,9 +28,11 @@ class Selector:
         nms_iou: Share | None = 0.5,
         max_detections: Count = 100,
         min_size: float = 1e-2,
+        class_agnostic: bool = False,
     ) -> None:
         self.score_threshold, self.nms_iou = score_threshold, nms_iou
         self.max_detections, self.min_size = max_detections, min_size
+        self.class_agnostic = class_agnostic
 
     def of_each_class(
         self, boxes: Tensor, scores: Tensor, size: tuple[int, int], valid: Tensor | None = None
@@ -44,6 +47,7 @@ class Selector:
         return select_detections(
             boxes, scores, size, score_threshold=self.score_threshold, iou_threshold=self.nms_iou,
             max_detections=self.max_detections, min_size=self.min_size, valid=valid,
+            class_agnostic=self.class_agnostic,
         )  # fmt: skip
 
     def of_one_class(
@@ -54,4 +58,5 @@ class Selector:
         return select_candidates(
             boxes, scores, labels, size, iou_threshold=self.nms_iou,
             max_detections=self.max_detections, min_size=self.min_size, valid=valid,
+            class_agnostic=self.class_agnostic,
         )  # fmt: skip

@@ -17,20 +17,26 @@ from detkit.structures import Categories
 from detkit.utils.log import logger
 
 
-def build_detector(cfg: Any, categories: Categories) -> Detector:
+def build_detector(cfg: Any, categories: Categories, class_counts: Sequence[int] | None = None) -> Detector:
     """The detector that ``cfg`` (the ``model`` section) describes, for the classes of ``categories``.
 
     A section with ``_target_`` is a detector of its own; otherwise it has ``backbone``, ``neck`` and ``head``.
 
+    Args:
+        class_counts: the objects of each class that it will be trained on, for losses that ask for them.
+
     Raises:
         ConfigError: a part refuses its values, or the backbone's maps are not of the channels and strides it declares.
     """
+    runtime: dict[str, Any] = {"num_classes": len(categories)}
+    if class_counts is not None:
+        runtime["class_counts"] = tuple(class_counts)
     if "_target_" in cfg:
-        return build(cfg, key="model", num_classes=len(categories))
+        return build(cfg, key="model", **runtime)
     backbone = build(cfg["backbone"], key="model.backbone")
     _check_backbone(backbone, cfg["backbone"])
     neck = build(cfg["neck"], key="model.neck", in_spec=backbone.out_spec)
-    head = build(cfg["head"], key="model.head", in_spec=neck.out_spec, num_classes=len(categories))
+    head = build(cfg["head"], key="model.head", in_spec=neck.out_spec, **runtime)
     _check_branches(backbone, head)
     if head.reads is not None and len(head.reads) < len(neck.out_spec.strides):
         _leave_untrained(backbone, neck, head.reads)

@@ -148,10 +148,11 @@ class RegionNetwork(nn.Module, ABC):
     """What the second stage makes of a region: maps that a pool reads, then an answer to each grid.
 
     A factory (``_partial_: true``): the head gives it the ``pool`` whose grids it will see and the ``cls_loss`` that
-    makes its last layer.
+    makes its last layer. ``takes_classes``: its logits can be had of some classes alone, ``network(pooled, classes)``.
     """
 
     runtime_arguments = ("pool", "cls_loss")
+    takes_classes: bool = False
 
     @abstractmethod
     def maps(self, features: Sequence[Tensor]) -> Sequence[Tensor]:

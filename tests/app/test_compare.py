@@ -35,7 +35,7 @@ def make_run(folder: Path, seed: int, neck: str, lost: float, data: Any = MADE, 
     results = data.results.select(rng.random(len(data.results)) > lost)
     scored = ScoredSet(truth, detection_columns(results, truth), data.categories.names, LIMITS)
     scored.save(folder / "detections.npz")
-    metrics = summarize(run_pycocotools(truth, scored.found, LIMITS), LIMITS)
+    metrics = summarize(run_pycocotools(truth, scored.found, LIMITS), scored.definitions)
     (folder / "evaluation.json").write_text(json.dumps({"metrics": metrics}))
     config = {"seed": seed, "model": {"neck": {"_target_": neck, f"size_of_{neck}": 3}}, "trainer": {"steps": 4}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))

@@ -160,6 +160,16 @@ def test_one_loss_is_swapped_on_the_command_line():
     assert cfg.model.head.rpn.cls_loss._target_ == "BCE"
 
 
+def test_how_often_images_come_is_chosen_on_the_command_line():
+    cfg = composed(
+        "experiment=quickstart",
+        "sampling@data.loader.train.sampling=RepeatFactor",
+        "data.loader.train.sampling.threshold=0.3",
+    )
+    validate(cfg, TrainSchema)
+    assert build(cfg.data.loader.train.sampling).threshold == 0.3
+
+
 def test_neck_and_backbone_are_swapped_on_the_command_line():
     cfg = composed("experiment=quickstart", "model/neck=single_level", "model/backbone=mobilenetv2")
     assert cfg.model.neck._target_ == "SingleLevel"

@@ -393,7 +393,11 @@ def test_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_configuration_builds_it_when_the_data_set_is_known() -> None:
     assert "CocoEvaluator" in EVALUATORS
     node = default_node(CocoEvaluator)
-    assert node == {"_target_": "CocoEvaluator", "_partial_": True, "backend": "auto", "max_detections": [1, 10, 100]}
+    assert node == {
+        "_target_": "CocoEvaluator", "_partial_": True, "backend": "auto", "max_detections": [1, 10, 100],
+        "iou_thresholds": None, "recall_thresholds": None, "areas": None, "class_agnostic": False,
+        "frequency_bounds": None,
+    }  # fmt: skip
     node |= {"max_detections": [1, 10, 300], "backend": "pycocotools"}
     validate(node)
     scorer = build(node)(categories=CATEGORIES, truths=TRUTHS)

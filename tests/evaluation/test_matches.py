@@ -30,7 +30,7 @@ def numbers(case: Case, weights: np.ndarray) -> dict[str, np.ndarray]:
 def test_weights_of_one_give_pycocotools_last_bit(seed: int) -> None:
     case = random_case(seed)
     curves, _ = pycocotools_says(case.file, result_rows(case.results), case.max_detections)
-    wanted = summarize(curves, case.max_detections)
+    wanted = summarize(curves, coco_metrics(case.max_detections))
     found = numbers(case, np.ones((2, len(case.file["images"]))))
     assert {name: value.tolist() for name, value in found.items()} == {k: [v, v] for k, v in wanted.items()}
 
@@ -57,7 +57,7 @@ def test_whole_weights_repeat_images(seed: int) -> None:
                     file["annotations"].append({**a, "id": number, "image_id": copy_id})
             rows += [{**r, "image_id": copy_id} for r in result_rows(case.results) if r["image_id"] == image_id]
     curves, _ = pycocotools_says(file, rows, case.max_detections)
-    wanted = summarize(curves, case.max_detections)
+    wanted = summarize(curves, coco_metrics(case.max_detections))
     found = numbers(case, weights[None])
     assert {k: v.item() for k, v in found.items()} == pytest.approx(wanted, abs=1e-12)
 

@@ -147,6 +147,62 @@ def test_fusion_equals_the_published_package(seed, iou_threshold):
     assert found.labels.tolist() == labels.astype(int).tolist()
 
 
+KINDS = ["avg", "max", "box_and_model_avg", "absent_model_aware_avg"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("least", [0.0, 0.3])
+def test_weights_and_confidences_equal_the_published_package(seed, kind, least):
+    package = pytest.importorskip("ensemble_boxes", reason="pip install ensemble-boxes, to compare with it")
+    views = random_views(seed, num_views=4)
+    weights = (1.0, 2.0, 0.5, 1.5)
+    found = WBF(weights=weights, confidence=kind, least_score=least)(views)
+    boxes, scores, labels = package.weighted_boxes_fusion(
+        *as_lists(views), weights=list(weights), conf_type=kind, skip_box_thr=least
+    )
+    order = np.argsort(-scores, kind="stable")
+    np.testing.assert_allclose(found.scores, scores[order], atol=1e-6)
+    np.testing.assert_allclose(found.boxes, boxes[order] * 640, atol=1e-3)
+    assert found.labels.tolist() == labels[order].astype(int).tolist()
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        # views of weights 1, 2 and 3: two boxes of the first (0.9 and 0.6), one of the second (0.5, so 1.0 weighted)
+        ("avg", (0.9 + 0.6 + 1.0) / 3 * 3 / 6),
+        ("max", 1.0 / 3),
+        ("box_and_model_avg", (0.9 + 0.6 + 1.0) / (1 + 1 + 2) * 3 / 6),
+        ("absent_model_aware_avg", (0.9 + 0.6 + 1.0) / (1 + 1 + 2 + 3)),
+    ],
+)
+def test_confidences_by_hand(kind, expected):
+    views = [detections((*A, 0.9, 0), (*A, 0.6, 0)), detections((*SHIFTED, 0.5, 0)), detections()]
+    found = WBF(weights=(1.0, 2.0, 3.0), confidence=kind)(views)
+    assert found.scores.tolist() == pytest.approx([expected])
+    assert found.boxes[0, 0].item() == pytest.approx(2 * 1.0 / 2.5), "boxes are weighed too"
+
+
+def test_boxes_of_too_low_a_score_are_left_out():
+    views = [detections((*A, 0.9, 0), (*FAR, 0.2, 0)), detections((*SHIFTED, 0.1, 0))]
+    assert WBF(least_score=0.15)(views).scores.tolist() == pytest.approx([0.45, 0.1])
+    assert WBF(least_score=0.15)(views).boxes[0].tolist() == list(A)
+    lowered = SoftNMS(least_score=0.15)(views)
+    assert lowered.scores.tolist() == pytest.approx([0.9, 0.2]), "0.1 has been lowered below"
+    assert len(SoftNMS()(views)) == 3
+
+
+def test_weights_are_of_the_views():
+    views = [detections((*A, 0.9, 0))] * 2
+    with pytest.raises(ValueError, match="weights must have a number for each of the 2 views, not 3"):
+        WBF(weights=(1.0, 1.0, 1.0))(views)
+    with pytest.raises(ValueError, match="weights must be numbers from 0 on, and one above it"):
+        WBF(weights=(0.0, 0.0))
+    with pytest.raises(ValueError, match=r"least_score must be in \[0, 1\], not 2"):
+        WBF(least_score=2)
+
+
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize(("method", "theirs"), [("linear", 1), ("gaussian", 2)])
 def test_soft_nms_equals_the_published_package(seed, method, theirs):

@@ -16,10 +16,12 @@ from detkit.matching import (
     Assignment,
     BalancedSampler,
     DeltaCoder,
+    Selector,
     misfit,
     select_candidates,
     select_detections,
     select_proposals,
+    tracing,
 )
 from detkit.structures import FeatureSpec
 from detkit.structures.boxes import cxcywh_to_xyxy
@@ -194,3 +196,16 @@ def test_anchors_in_the_padding_equal_torchvision():
     grid = AnchorGrid(in_spec=SPEC, rounded=True, in_padding=True)
     assert torch.equal(torch.cat(grid(shapes, CPU)), expected)
     assert torch.cat(grid.inside(shapes, (20, 20), CPU)).all()
+
+
+def test_nms_among_all_classes_leaves_one_box_in_a_place():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [50, 50, 60, 60]])
+    scores = torch.tensor([[0.9, 0.8], [0.1, 0.85], [0.3, 0.2]])
+    found = {c: Selector(class_agnostic=c).of_each_class(boxes[:, None], scores, (80, 80)) for c in (False, True)}
+    assert found[False].scores.tolist() == pytest.approx([0.9, 0.85, 0.3, 0.2])
+    assert found[True].scores.tolist() == pytest.approx([0.9, 0.3])
+    assert found[True].labels.tolist() == [0, 0]
+    with tracing() as trace:
+        Selector(class_agnostic=True).of_one_class(boxes[:2], scores.amax(1)[:2], torch.tensor([0, 1]), (80, 80))
+    assert trace.selections[-1].suppressors.tolist() == [-1, 0], "the report names a suppressor of another class"
+    assert trace.selections[-1].labels.tolist() == [0, 1]

@@ -273,3 +273,54 @@ def test_infinite_features_in_the_padding_change_nothing(detector):
         for one, two in zip(*(detector.head.predict(f, images) for f in (features, poisoned)), strict=True):
             assert torch.equal(one.boxes, two.boxes)
     detector.train()
+
+
+MARGINS = ["NormalizedSoftmax", "CosFace", "ArcFace", "CombinedMargin", "LSoftmax", "ASoftmax"]
+
+
+@pytest.mark.parametrize("loss", MARGINS)
+@pytest.mark.parametrize(("model", "slot"), [("faster_rcnn_fpn", "model.head.roi"), ("retinanet", "model.head")])
+def test_margin_losses_bring_their_layer_to_every_head_that_classifies(model, slot, loss):
+    torch.manual_seed(0)
+    detector = build_model(model, CATEGORIES, [f"loss@{slot}.cls_loss={loss}", *small(model)])
+    images, targets = batch(empty=(1,))
+    losses = detector(images, targets)
+    losses.total.backward()
+    assert losses.total.isfinite()
+    without = [n for n, p in detector.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without
+    assert all(p.grad.isfinite().all() for p in detector.parameters() if p.grad is not None)
+    for found in detector(images):
+        assert ((found.labels >= 0) & (found.labels < 3)).all()
+        assert ((found.scores >= 0) & (found.scores <= 1)).all()
+
+
+def test_a_map_of_cosines_is_the_layer_of_regions_on_each_neighbourhood():
+    torch.manual_seed(0)
+    for name in ("NormalizedSoftmax", "ASoftmax", "LSoftmax"):
+        loss = build({"_target_": name})
+        cells, x = loss.make_map(4, 2, 3), torch.randn(1, 4, 5, 6)
+        assert cells.background.bias is not None
+        torch.nn.init.normal_(cells.background.bias)
+        patches = torch.nn.functional.unfold(x, 3, padding=1)[0].T  # (30, 36)
+        found = cells(x).unflatten(1, (2, -1))
+        for anchor in (0, 1):
+            regions = loss.make_layer(36, 3)
+            with torch.no_grad():
+                regions.weight.copy_(cells.weight.unflatten(0, (2, 3))[anchor].flatten(1))
+                regions.background.weight.copy_(cells.background.weight[anchor].flatten()[None])
+                regions.background.bias.copy_(cells.background.bias[anchor])
+            torch.testing.assert_close(found[0, anchor].flatten(1).T, regions(patches), rtol=1e-5, atol=1e-5)
+
+
+def test_a_map_of_cosines_where_there_is_nothing_has_a_finite_gradient():
+    for name in ("NormalizedSoftmax", "ASoftmax", "LSoftmax"):
+        cells, x = build({"_target_": name}).make_map(4, 2, 3), torch.zeros(1, 4, 5, 6, requires_grad=True)
+        cells(x).sum().backward()
+        assert x.grad.isfinite().all()
+        assert x.grad.abs().max() < 1e3
+
+
+def test_a_margin_loss_is_refused_where_there_is_one_class_or_another_layer():
+    with pytest.raises(ConfigError, match=r"model\.head\.rpn: RPN: ArcFace tells classes apart by their directions"):
+        build_model("faster_rcnn_fpn", CATEGORIES, ["loss@model.head.rpn.cls_loss=ArcFace", *small("faster_rcnn_fpn")])

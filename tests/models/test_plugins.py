@@ -289,6 +289,13 @@ def test_what_is_no_part_of_the_kind_is_refused_by_name():
         validate(composed("faster_rcnn_fpn", "model.head.rpn.sampler={_target_:OnePerCell}", None), TrainSchema)
 
 
+def test_a_network_with_a_layer_of_its_own_takes_no_loss_that_needs_another():
+    slots = "region_network@model.head.roi.network=ScoreMaps region_pool@model.head.roi.pool=PSRoIAlign"
+    cfg = composed("faster_rcnn_fpn", f"{slots} loss@model.head.roi.cls_loss=CosFace", None)
+    with pytest.raises(ConfigError, match=r"^model\.head\.roi: RoIHead: CosFace needs the layer that it makes"):
+        build_detector(cfg.model, CATEGORIES)
+
+
 @pytest.mark.parametrize(
     "name", ["OnePerCell", "NearestCentre", "LargestLosses", "CornerCoder", "MiddlePool", "MapsThenMeans"]
 )

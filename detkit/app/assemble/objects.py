@@ -13,7 +13,6 @@ from detkit.data.datasets.base import DetectionDataset
 from detkit.data.sample import trainable_boxes
 from detkit.engine.monitor import is_loss
 from detkit.evaluation import CocoEvaluator, Evaluator
-from detkit.evaluation.summary import SIZE_BOUNDS, coco_metrics
 from detkit.matching import Selector
 from detkit.utils.log import logger
 
@@ -120,8 +119,8 @@ def _totals(dataset: DetectionDataset) -> np.ndarray:
 
 
 def _is_defined(monitor: str, dataset: DetectionDataset, evaluator: CocoEvaluator) -> bool:
-    area = next((m.area for m in coco_metrics(evaluator.max_detections) if m.name == monitor), None)
-    low, high = SIZE_BOUNDS.get(area or "all", (0.0, np.inf))
+    area = next((m.area for m in evaluator.definitions if m.name == monitor), None)
+    low, high = next(bounds for name, *bounds in evaluator.settings.areas if name == (area or "all"))
     return any(((t.area >= low) & (t.area <= high) & ~t.crowd).any() for t in dataset.truths)
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from detkit.config import ConfigError, build
 from detkit.config.ranges import check_range
 from detkit.config.registry import parameters, resolve
 from detkit.config.validate import is_component
+from detkit.data.balance import classes_of_images
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.transforms import Transform
+from detkit.evaluation import Evaluator
 from detkit.models import Backbone
 from detkit.structures import Categories
 from detkit.utils.log import logger
@@ -87,3 +90,22 @@ def check_same_classes(train: Categories, other: Categories, what: str) -> None:
     """
     if difference := train.difference(other):
         raise ConfigError(f"{what} has other classes than the model: {difference}")
+
+
+def build_evaluator(
+    node: Mapping[str, Any], dataset: DetectionDataset, training: Callable[[], DetectionDataset]
+) -> Evaluator:
+    """The evaluator of ``node`` for ``dataset``.
+
+    Args:
+        training: opens the training data, of which some numbers ask how frequent a class is there.
+
+    Raises:
+        ConfigError: its values do not fit, or there is no training data where it is needed.
+    """
+    runtime: dict[str, Any] = {"categories": dataset.categories, "truths": dataset.truths}
+    if node.get("frequency_bounds") is not None:
+        train_set = training()
+        _, label = classes_of_images(train_set.truths)
+        runtime["class_images"] = np.bincount(label, minlength=len(train_set.categories)).tolist()
+    return build(node, key="evaluator")(**runtime)

@@ -14,6 +14,7 @@ from detkit.app.assemble.init_from import initialize
 from detkit.app.assemble.objects import refuse_nothing_to_learn, warn_of_limits, warn_of_validation
 from detkit.app.assemble.parts import (
     build_dataset,
+    build_evaluator,
     build_transforms,
     check_same_classes,
     choose_device,
@@ -21,6 +22,7 @@ from detkit.app.assemble.parts import (
 )
 from detkit.config import ConfigError, build
 from detkit.data.datasets.base import DetectionDataset
+from detkit.data.datasets.table import count_classes
 from detkit.engine.trainer import Trainer
 from detkit.models import build_detector
 from detkit.utils import dist
@@ -49,7 +51,8 @@ def build_trainer(cfg: DictConfig, folder: Path, resumed: bool = False) -> tuple
         check_same_classes(train_set.categories, val_set.categories, "data.val")
     if resumed:
         without_pretrained_weights(node["model"])
-    detector = build_detector(node["model"], train_set.categories)
+    counts = count_classes(train_set.truths, len(train_set.categories))
+    detector = build_detector(node["model"], train_set.categories, counts)
     if node["init_from"] is not None and not resumed:
         initialize(detector, node["init_from"], train_set.categories, node["model"])
     if node["sync_bn"]:
@@ -69,7 +72,7 @@ def build_trainer(cfg: DictConfig, folder: Path, resumed: bool = False) -> tuple
             dataset=val_set, transforms=build_transforms(node["transform"]["val"], "transform.val"), **shard
         )
         if node.get("evaluator") is not None:
-            evaluator = build(node["evaluator"], key="evaluator")(categories=val_set.categories, truths=val_set.truths)
+            evaluator = build_evaluator(node["evaluator"], val_set, lambda: train_set)
         warn_of_validation(train_set, val_set, evaluator, node["trainer"].get("monitor", "AP"))
     warn_of_limits(val_set or train_set, "data.train" if val_set is None else "data.val", detector, evaluator)
     batch_size = node["data"]["loader"]["train"]["batch_size"] * node["trainer"]["accumulate"]

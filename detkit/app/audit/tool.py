@@ -96,9 +96,12 @@ def _loader(
     node: Mapping[str, Any], split: str, dataset: DetectionDataset, transforms: Sequence[Transform]
 ) -> TrainLoader | EvalLoader:
     runtime: dict[str, Any] = {"dataset": dataset, "transforms": transforms}
+    said = node["data"]["loader"][split]
+    once: dict[str, Any] = {"num_workers": 0}
     if split == "train":
         runtime["seed"] = node["seed"]
-    return build(node["data"]["loader"][split] | {"num_workers": 0}, key=f"data.loader.{split}")(**runtime)
+        once |= {name: None for name in ("sampling",) if name in said}  # each image counts once
+    return build(said | once, key=f"data.loader.{split}")(**runtime)
 
 
 def _num_batches(node: Mapping[str, Any], split: str, dataset: DetectionDataset) -> int:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from detkit.app.assemble.parts import build_evaluator
 from detkit.app.assemble.schema import EvaluateOptions
 from detkit.app.assemble.stored import load_stored, open_split
 from detkit.app.cli.entry import run_tool
 from detkit.app.run.next_command import tell_explanation
 from detkit.app.run.report import report_evaluation
-from detkit.config import ConfigError, build
+from detkit.config import ConfigError
 from detkit.engine.evaluation import evaluate
 from detkit.evaluation.results import write_results
 from detkit.utils.files import output_folder
@@ -34,7 +35,7 @@ def run(cfg: DictConfig, _: Path) -> float:
     dataset, loader = open_split(stored, options.split)
     if stored.config.get("evaluator") is None:
         raise ConfigError("evaluator: the run had none; choose one with evaluator=CocoEvaluator")
-    evaluator = build(stored.config["evaluator"])(categories=dataset.categories, truths=dataset.truths)
+    evaluator = build_evaluator(stored.config["evaluator"], dataset, lambda: open_split(stored, "train")[0])
     checkpoint = Path(options.checkpoint)
     name = f"evaluation_{checkpoint.stem}_{options.split}" + "_tta" * (options.tta is not None)
     with output_folder(options.output or checkpoint.parent / name) as folder:

@@ -35,13 +35,32 @@ class Scene(NamedTuple):
     areas: np.ndarray
 
 
+class Vocabulary(NamedTuple):
+    """The K classes that a scene draws from.
+
+    ``names`` (K,). ``figures`` (K,): the place in FIGURES of each one's outline. ``draw``: a label by chance.
+    ``surface``: float32 (m, m, 3), how a figure of a label is coloured, on a background of that mean colour.
+    """
+
+    names: tuple[str, ...]
+    figures: tuple[int, ...]
+    draw: Callable[[np.random.Generator], int]
+    surface: Callable[[np.random.Generator, int, int, np.ndarray], np.ndarray]
+
+
 def draw_scene(
-    rng: np.random.Generator, image_size: int, max_objects: int, size_range: Sequence[float] = SIZE_RANGE
+    rng: np.random.Generator,
+    image_size: int,
+    max_objects: int,
+    size_range: Sequence[float] = SIZE_RANGE,
+    vocabulary: Vocabulary | None = None,
 ) -> Scene:
     """One scene of 1 to ``max_objects`` figures; its longer side is ``image_size`` px, the other at least 3/4 of it.
 
-    ``size_range``: least and greatest width of a figure, as shares of ``image_size``.
+    ``size_range``: least and greatest width of a figure, as shares of ``image_size``. ``vocabulary``: the classes, by
+    default FIGURES in any colour.
     """
+    vocabulary = vocabulary or ANY_COLOR
     sides = [image_size, round(image_size * rng.uniform(0.75, 1.0))]
     h, w = sides if rng.random() < 0.5 else sides[::-1]
     image = _background(rng, h, w)
@@ -51,11 +70,11 @@ def draw_scene(
     log_range = np.log(np.array(size_range) * image_size)
     sizes = np.sort(np.exp(rng.uniform(*log_range, size=rng.integers(1, max_objects + 1))))[::-1]
     for size in sizes:  # the large ones first, so that the small ones lie on top of them
-        label = int(rng.integers(len(FIGURES)))
-        mask = _mask(rng, label, size)
+        label = vocabulary.draw(rng)
+        mask = _mask(rng, vocabulary.figures[label], size)
         place = _place(rng, mask, owner, drawn)
         if place is not None:
-            _paint(rng, image, mask, place)
+            _paint(image, mask, place, lambda m, below, label=label: vocabulary.surface(rng, label, m, below))
             _visible(owner, place, mask.shape)[_cut(mask, place, owner.shape) >= 0.5] = len(labels)
             labels.append(label)
             drawn.append(int((mask >= 0.5).sum()))
@@ -77,12 +96,12 @@ def _background(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
     return image
 
 
-def _mask(rng: np.random.Generator, label: int, size: float) -> np.ndarray:
+def _mask(rng: np.random.Generator, figure: int, size: float) -> np.ndarray:
     """Float32 (m, m) in 0..1: the slightly turned and stretched figure, ``size`` px across."""
     angle = rng.uniform(-MAX_TURN, MAX_TURN)
     stretch = np.exp(rng.uniform(-0.2, 0.2))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    outlines = [(outline * [stretch, 1 / stretch]) @ turn.T for outline in FIGURES[label][1]()]
+    outlines = [(outline * [stretch, 1 / stretch]) @ turn.T for outline in FIGURES[figure][1]()]
     extent = np.abs(outlines[0]).max()
     m = int(np.ceil(size)) + 2
     scale = size / 2 / extent * SUPERSAMPLING
@@ -120,27 +139,35 @@ def _cut(patch: np.ndarray, place: tuple[int, int], shape: tuple[int, ...]) -> n
     return patch[max(-top, 0) : h - top, max(-left, 0) : w - left]
 
 
-def _paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, place: tuple[int, int]) -> None:
-    """Lay a shadow and the shaded, perhaps patterned figure onto ``image``."""
+def _paint(
+    image: np.ndarray, mask: np.ndarray, place: tuple[int, int], surface_of: Callable[[int, np.ndarray], np.ndarray]
+) -> None:
+    """Lay a shadow and the shaded figure onto ``image``."""
     m = mask.shape[0]
     shadow = cv2.GaussianBlur(mask, (0, 0), 1 + 0.03 * m)
     offset = place[0] + 1 + m // 24, place[1] + 1 + m // 24
     _visible(image, offset, mask.shape)[:] *= 1 - 0.35 * _cut(shadow, offset, image.shape)[..., None]
     below = _visible(image, place, mask.shape)
-    candidates = rng.uniform(20, 235, (6, 3))
-    color = candidates[np.linalg.norm(candidates - below.mean((0, 1)), axis=1).argmax()]
-    surface = np.broadcast_to(color.astype(np.float32), (m, m, 3)).copy()
-    if rng.random() < 0.5:
-        pattern = _stripes(rng, m, m, max(5.0, m * rng.uniform(0.15, 0.35)))
-        if rng.random() < 0.4:
-            pattern = pattern * _stripes(rng, m, m, max(5.0, m * rng.uniform(0.15, 0.35)))
-        surface += (0.5 + 0.5 * pattern)[..., None] * rng.uniform(-60, 60, 3).astype(np.float32)
+    surface = surface_of(m, below.mean((0, 1)))
     light = np.linspace(1, -1, m, dtype=np.float32)
     surface *= 1 + 0.22 * (0.6 * light[:, None] + 0.4 * light[None, :])[..., None]
     rim = mask - cv2.erode(mask, np.ones((3, 3), np.uint8))
     surface *= 1 - 0.3 * rim[..., None]
     alpha = _cut(mask, place, image.shape)[..., None]
     below += alpha * (_cut(surface, place, image.shape) - below)
+
+
+def _any_color(rng: np.random.Generator, _: int, m: int, below: np.ndarray) -> np.ndarray:
+    """A colour that stands out from that ``below``, perhaps with a pattern."""
+    candidates = rng.uniform(20, 235, (6, 3))
+    color = candidates[np.linalg.norm(candidates - below, axis=1).argmax()]
+    surface = np.broadcast_to(color.astype(np.float32), (m, m, 3)).copy()
+    if rng.random() < 0.5:
+        pattern = _stripes(rng, m, m, max(5.0, m * rng.uniform(0.15, 0.35)))
+        if rng.random() < 0.4:
+            pattern = pattern * _stripes(rng, m, m, max(5.0, m * rng.uniform(0.15, 0.35)))
+        surface += (0.5 + 0.5 * pattern)[..., None] * rng.uniform(-60, 60, 3).astype(np.float32)
+    return surface
 
 
 def _stripes(rng: np.random.Generator, h: int, w: int, period: float) -> np.ndarray:
@@ -190,4 +217,12 @@ FIGURES: tuple[tuple[str, Callable[[], list[np.ndarray]]], ...] = (
     ("star", lambda: [_star()]),
     ("cross", lambda: [_cross()]),
     ("ring", lambda: [_ellipse(), _ellipse(0.55)]),
+)
+
+#: Six classes, told apart by their outlines alone.
+ANY_COLOR = Vocabulary(
+    tuple(name for name, _ in FIGURES),
+    tuple(range(len(FIGURES))),
+    lambda rng: int(rng.integers(len(FIGURES))),
+    _any_color,
 )

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -19,7 +20,8 @@ import numpy as np
 from detkit.config import DATASETS
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.datasets.coco import CocoDataset
-from detkit.data.datasets.scenes import FIGURES, SIZE_RANGE, draw_scene
+from detkit.data.datasets.scenes import ANY_COLOR, SIZE_RANGE, Vocabulary, draw_scene
+from detkit.data.datasets.vocabularies import NAMES, many_classes, new_classes, zipf_chances
 from detkit.data.decode import read_image
 
 logger = logging.getLogger(__name__)
@@ -52,6 +54,13 @@ class ShapesDataset(DetectionDataset):
         size_range: least and greatest width of a figure, as shares of ``image_size``; small ones are as frequent as
             large ones (log-uniform).
         seed: another one gives other images.
+        vocabulary: "figures" are the six classes above, in any colour. "many" are 240, each an outline, a colour and a
+            texture; in the training images their frequencies fall by Zipf's law, in the validation images all are as
+            frequent, so that the rare ones can be scored.
+        zipf: exponent of that law; 0 makes all as frequent.
+        num_new: so many of the 240 are new classes, kept apart.
+        classes: of the 240 "all", those that are "known", or the "new" ones alone, which are to be added later. The
+            files list these and no others, under the same ids.
 
     Raises:
         ValueError: an argument is out of range, the folder cannot be written, or it holds something else.
@@ -68,6 +77,10 @@ class ShapesDataset(DetectionDataset):
         max_objects: int = 6,
         size_range: tuple[float, float] = SIZE_RANGE,
         seed: int = 0,
+        vocabulary: Literal["figures", "many"] = "figures",
+        zipf: float = 1.0,
+        num_new: int = 0,
+        classes: Literal["all", "known", "new"] = "all",
     ) -> None:
         parameters = {
             "num_train": num_train,
@@ -77,6 +90,7 @@ class ShapesDataset(DetectionDataset):
             "size_range": list(size_range),
             "seed": seed,
         }
+        parameters |= _of_many(vocabulary, zipf, num_new, classes)
         _check(parameters)
         self.folder = _prepare(Path(root), parameters | {"version": VERSION})
         coco = CocoDataset(root=str(self.folder), annotations=f"{split}.json")
@@ -101,12 +115,36 @@ def _check(parameters: Mapping[str, Any]) -> None:
         )
 
 
+def _of_many(vocabulary: str, zipf: float, num_new: int, classes: str) -> dict[str, Any]:
+    """What the pictures of many classes depend on beside; nothing for the others, whose folders keep their names."""
+    if vocabulary == "figures":
+        return {}
+    if not 0 <= zipf < math.inf:
+        raise ValueError(f"zipf must be a number from 0 on, not {zipf}")
+    least = 1 if classes == "new" else 0
+    if not least <= num_new < len(NAMES):
+        raise ValueError(f"num_new must be from {least} to {len(NAMES) - 1} with classes={classes}, not {num_new}")
+    return {"vocabulary": vocabulary, "zipf": zipf, "num_new": num_new, "classes": classes}
+
+
+def _vocabulary(parameters: Mapping[str, Any], split: str) -> tuple[Vocabulary, np.ndarray]:
+    """The classes of a split, and (K,) bool: which of them its file lists."""
+    if "vocabulary" not in parameters:
+        return ANY_COLOR, np.ones(len(ANY_COLOR.names), bool)
+    new = new_classes(parameters["num_new"], parameters["seed"])
+    listed = {"all": np.ones(len(NAMES), bool), "known": ~new, "new": new}[parameters["classes"]]
+    chances = zipf_chances(parameters["zipf"] if split == "train" else 0.0, parameters["seed"]) * listed
+    return many_classes(chances / chances.sum()), listed
+
+
 def folder_of(arguments: Mapping[str, Any]) -> Path:
     """Where the pictures of a ``ShapesDataset`` of these arguments, as YAML gives them, are or would be made."""
     known = inspect.signature(ShapesDataset).parameters
     values = {name: arguments.get(name, parameter.default) for name, parameter in known.items()}
     values["size_range"] = [float(share) for share in values["size_range"]]
+    many = {name: values.pop(name) for name in ("vocabulary", "zipf", "num_new", "classes")}
     parameters = {name: value for name, value in values.items() if name not in ("root", "split")}
+    parameters |= _of_many(many["vocabulary"], float(many["zipf"]), many["num_new"], many["classes"])
     return _named(Path(values["root"]), parameters | {"version": VERSION})
 
 
@@ -154,9 +192,11 @@ def _write_split(folder: Path, split: str, parameters: Mapping[str, Any]) -> Non
     annotations: list[dict[str, Any]] = []
     # Ids of the two splits do not meet, so that results of one cannot be scored against the other.
     first_id = 1 if split == "train" else parameters["num_train"] + 1
+    vocabulary, listed = _vocabulary(parameters, split)
     for i in range(parameters[f"num_{split}"]):
         rng = np.random.default_rng([parameters["seed"], SPLITS.index(split), i])
-        scene = draw_scene(rng, parameters["image_size"], parameters["max_objects"], parameters["size_range"])
+        sizes = parameters["image_size"], parameters["max_objects"], parameters["size_range"]
+        scene = draw_scene(rng, *sizes, vocabulary)
         name = f"{split}_{i:05d}.jpg"
         written, jpeg = cv2.imencode(".jpg", scene.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
         assert written
@@ -174,6 +214,7 @@ def _write_split(folder: Path, split: str, parameters: Mapping[str, Any]) -> Non
                     "iscrowd": 0,
                 }
             )
-    categories = [{"id": k, "name": name} for k, (name, _) in enumerate(FIGURES, start=1)]
+    names = enumerate(vocabulary.names, start=1)
+    categories = [{"id": k, "name": name} for k, name in names if listed[k - 1]]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (folder / f"{split}.json").write_text(json.dumps(content))

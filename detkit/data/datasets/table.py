@@ -132,6 +132,15 @@ def count_wanted(truths: Sequence[GroundTruth]) -> np.ndarray:
     return np.array([wanted.sum() for wanted in each], dtype=np.int64)
 
 
+def count_classes(truths: Sequence[GroundTruth], num_classes: int) -> tuple[int, ...]:
+    """The objects of each class that are to be found, so no crowds."""
+    if isinstance(truths, TruthTable):
+        labels = truths.labels[~truths.crowd]
+    else:
+        labels = np.concatenate([t.labels[~t.crowd] for t in truths] or [np.zeros(0, np.int64)])
+    return tuple(np.bincount(labels, minlength=num_classes).tolist())
+
+
 def clipped_corners(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Boxes (M, 4) x y w h px as x1 y1 x2 y2, cut at the border of their images of ``sizes`` (M, 2) or (2,) (h, w)."""
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)

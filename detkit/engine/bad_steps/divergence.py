@@ -39,6 +39,7 @@ from detkit.utils import dist
 from detkit.utils.commands import command
 from detkit.utils.files import atomic_write
 from detkit.utils.log import logger
+from detkit.utils.step import training_step
 from detkit.utils.version import __version__
 
 #: Grows when the meaning of what is stored changes.
@@ -142,7 +143,8 @@ def replay(bundle: Bundle, detector: nn.Module, device: torch.device | str = "cp
     detector.to(device).train()
     torch.set_rng_state(bundle.random)
     batch = bundle.batches[bundle.failing].to(device)
-    return run_again(detector, batch, device, bundle.precision, bundle.scale or 1.0)
+    with training_step(bundle.step):
+        return run_again(detector, batch, device, bundle.precision, bundle.scale or 1.0)
 
 
 class StepWatch:

@@ -54,16 +54,22 @@ def equal_channels(in_spec: FeatureSpec, what: str) -> int:
     return in_spec.channels[0]
 
 
-def initialize_predictions(cls_logits: nn.Conv2d, bbox_pred: nn.Conv2d, loss: ClassificationLoss, classes: int) -> None:
-    """Small random weights, no bias but the class loss's own for each anchor (RetinaNet, section 4.1)."""
-    for layer in (cls_logits, bbox_pred):
-        assert layer.bias is not None
-        nn.init.normal_(layer.weight, std=0.01)
-        nn.init.zeros_(layer.bias)
-    assert cls_logits.bias is not None
+def initialize_predictions(cls_logits: nn.Module, bbox_pred: nn.Conv2d, loss: ClassificationLoss, classes: int) -> None:
+    """Small random weights, no bias but the class loss's own for each anchor (RetinaNet, section 4.1).
+
+    A layer of the loss's own has drawn its weights itself.
+    """
     bias = loss.initial_bias(classes)
+    if isinstance(cls_logits, nn.Conv2d):
+        _initialize(cls_logits, bias.repeat(cls_logits.out_channels // len(bias)))
+    _initialize(bbox_pred, torch.zeros(bbox_pred.out_channels))
+
+
+def _initialize(layer: nn.Conv2d, bias: Tensor) -> None:
+    assert layer.bias is not None
+    nn.init.normal_(layer.weight, std=0.01)
     with torch.no_grad():
-        cls_logits.bias.copy_(bias.repeat(cls_logits.out_channels // len(bias)))
+        layer.bias.copy_(bias)
 
 
 def candidates_of(

@@ -21,6 +21,8 @@ class RegionMLP(RegionNetwork):
     Args:
         hidden: widths of the fully connected layers.
         class_agnostic: one box per region rather than one per class.
+        agnostic_above: the same where there are more classes than this, whose boxes would outweigh all other layers;
+            null for never.
     """
 
     def __init__(
@@ -32,12 +34,15 @@ class RegionMLP(RegionNetwork):
         cls_loss: ClassificationLoss,
         hidden: tuple[Count, ...] = (1024, 1024),
         class_agnostic: bool = False,
+        agnostic_above: Count | None = None,
     ) -> None:
         super().__init__()
         widths = (pool.out_channels(in_spec.channels[0]) * pool.resolution**2, *hidden)
         self.fcs = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, hidden, strict=False))
         self.cls_score = cls_loss.make_layer(widths[-1], num_classes)
-        self.bbox_pred = nn.Linear(widths[-1], 4 if class_agnostic else 4 * num_classes)
+        self.takes_classes = self.cls_score.takes_classes
+        shared = class_agnostic or (agnostic_above is not None and num_classes > agnostic_above)
+        self.bbox_pred = nn.Linear(widths[-1], 4 if shared else 4 * num_classes)
         for fc in self.fcs:
             assert isinstance(fc, nn.Linear)
             nn.init.kaiming_uniform_(fc.weight, a=1)
@@ -49,11 +54,12 @@ class RegionMLP(RegionNetwork):
     def maps(self, features: Sequence[Tensor]) -> Sequence[Tensor]:
         return features
 
-    def forward(self, pooled: Tensor) -> RawRegions:
+    def forward(self, pooled: Tensor, classes: Tensor | None = None) -> RawRegions:
         x = pooled.flatten(1)
         for fc in self.fcs:
             x = F.relu(fc(x))
-        return RawRegions(self.cls_score(x), self.bbox_pred(x).unflatten(1, (-1, 4)))
+        logits = self.cls_score(x) if classes is None else self.cls_score(x, classes)
+        return RawRegions(logits, self.bbox_pred(x).unflatten(1, (-1, 4)))
 
 
 @REGION_NETWORKS
@@ -109,7 +115,8 @@ class ScoreMaps(RegionNetwork):
         maps = torch.cat(of_bins, dim=2).flatten(1, 2)
         return maps if self.move_maps is None else torch.cat([maps, self.move_maps(x)], dim=1)
 
-    def forward(self, pooled: Tensor) -> RawRegions:
+    def forward(self, pooled: Tensor, classes: Tensor | None = None) -> RawRegions:
+        assert classes is None, "takes_classes is False"
         votes = pooled.float().mean(dim=(2, 3))
         return RawRegions(votes[:, : self.num_logits], votes[:, None, self.num_logits :])
 

@@ -71,7 +71,7 @@ class RetinaHead(DenseHead, AssigningHead):
         self.num_outputs = cls_loss.num_outputs(num_classes)
         self.cls_tower = ConvTower(channels, channels, num_convs, init_std)
         self.box_tower = ConvTower(channels, channels, num_convs, init_std)
-        self.cls_logits = nn.Conv2d(channels, anchors.num_per_cell * self.num_outputs, 3, padding=1)
+        self.cls_logits = cls_loss.make_map(channels, anchors.num_per_cell, num_classes)
         self.bbox_pred = nn.Conv2d(channels, anchors.num_per_cell * 4, 3, padding=1)
         initialize_predictions(self.cls_logits, self.bbox_pred, cls_loss, num_classes)
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from detkit.config import ROI_HEADS
-from detkit.losses import BoxLoss, ClassificationLoss
+from detkit.config import ROI_HEADS, Share
+from detkit.losses import BoxLoss, ClassificationLoss, ClassLayer
 from detkit.matching import (
     Assigner,
     Assignment,
@@ -49,6 +49,9 @@ class RoIHead(RegionHead):
         add_ground_truth: let the objects themselves be regions in training, so that there are positives from the start.
         valid_ranges: SNIP: for each level that regions are pooled from [from, to], the sizes of its objects, px of the
             network input, null for no upper bound; see ``matching.ranges``. null lets every level answer for every one.
+        class_share: for vocabularies of many thousands: the share of the classes that a training step compares, those
+            of its regions and others by chance, drawn by the images' keys (PartialFC, An et al., ICCVW 2021). null for
+            all of them. Losses of an evaluation always have all.
     """
 
     def __init__(
@@ -66,12 +69,23 @@ class RoIHead(RegionHead):
         selector: Selector,
         add_ground_truth: bool = True,
         valid_ranges: tuple[tuple[float, float | None], ...] | None = None,
+        class_share: Share | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.pool = pool
         spec = FeatureSpec(in_spec.channels[: pool.num_levels], in_spec.strides[: pool.num_levels])
         self.network = network(in_spec=spec, num_classes=num_classes, pool=pool, cls_loss=cls_loss)
+        if cls_loss.needs_own_layer and not any(isinstance(part, ClassLayer) for part in self.network.modules()):
+            raise ValueError(
+                f"{type(cls_loss).__name__} needs the layer that it makes, and {type(self.network).__name__} has "
+                "another: take RegionMLP, or a loss on plain logits such as CrossEntropy"
+            )
+        if class_share is not None and not self.network.takes_classes:
+            raise ValueError(
+                f"class_share needs a network that takes classes, and {type(self.network).__name__} does not"
+            )
+        self.class_share = class_share
         self.assigner, self.sampler, self.coder = assigner, sampler, coder
         self.cls_loss, self.box_loss, self.selector = cls_loss, box_loss, selector
         self.add_ground_truth = add_ground_truth
@@ -84,15 +98,24 @@ class RoIHead(RegionHead):
     def _maps(self, features: Sequence[Tensor]) -> Sequence[Tensor]:
         return self.network.maps(features[: self.pool.num_levels])
 
-    def _answer(self, maps: Sequence[Tensor], regions: Sequence[Tensor], images: Images) -> RawRegions:
-        return self.network(self.pool(maps, regions, images))
+    def _answer(
+        self, maps: Sequence[Tensor], regions: Sequence[Tensor], images: Images, classes: Tensor | None = None
+    ) -> RawRegions:
+        """As :meth:`forward`, of the network's maps; ``classes`` (K',): those whose logits are wanted, None for all."""
+        pooled = self.pool(maps, regions, images)
+        return self.network(pooled) if classes is None else self.network(pooled, classes)
 
     def loss(
         self, features: Sequence[Tensor], proposals: Sequence[Tensor], images: Images, targets: Sequence[Target]
     ) -> Losses:
         maps = self._maps(features)  # once, whatever is asked of them
         sampled = self.sample(maps, proposals, images, targets)
-        return self._loss_from_raw(self._answer(maps, [s.regions for s in sampled], images), sampled)
+        classes = None
+        if self.class_share is not None and torch.is_grad_enabled():
+            of_regions = torch.cat([s.labels for s in sampled])
+            classes = sample_classes(of_regions, self.num_classes, self.class_share, [m.key for m in images.meta])
+        raw = self._answer(maps, [s.regions for s in sampled], images, classes)
+        return self._loss_from_raw(raw, sampled, classes)
 
     def predict(self, features: Sequence[Tensor], proposals: Sequence[Tensor], images: Images) -> list[Detections]:
         return self._decode(self(features, proposals, images), proposals, images)
@@ -155,21 +178,28 @@ class RoIHead(RegionHead):
         return regression_losses(self.box_loss, self.coder, raw.deltas[positive, box_index], regions[positive], boxes)
 
     @full_precision
-    def _loss_from_raw(self, raw: RawRegions, sampled: Sequence[Sampled]) -> Losses:
+    def _loss_from_raw(self, raw: RawRegions, sampled: Sequence[Sampled], classes: Tensor | None = None) -> Losses:
         labels = torch.cat([s.labels for s in sampled])
         regions, boxes = torch.cat([s.regions for s in sampled]), torch.cat([s.boxes for s in sampled])
         positive = (labels < self.num_classes).nonzero().squeeze(1)
         norm = mean_count(len(labels), raw.logits)  # all regions, so that a positive weighs the same in every image
         cls_norm = mean_count(len(positive), raw.logits) if self.cls_loss.normalizer == "positives" else norm
-        cls_loss = self.cls_loss(raw.logits, labels).sum() / cls_norm
+        loss, among = (self.cls_loss, labels) if classes is None else self._among(labels, classes)
+        cls_loss = loss(raw.logits, among).sum() / cls_norm
         box_loss = self._box_losses(raw, regions, labels, positive, boxes).sum()
         with torch.no_grad():
-            found = self.cls_loss.scores(raw.logits[positive]).argmax(1) == labels[positive]
+            found = loss.scores(raw.logits[positive]).argmax(1) == among[positive]
         stats = {
             "roi_num_pos": labels.new_tensor(len(positive) / len(sampled), dtype=torch.float32),
             "roi_accuracy": found.float().mean() if len(positive) else labels.new_zeros((), dtype=torch.float32),
         }
         return Losses({"roi_cls": cls_loss, "roi_box": box_loss / norm}, stats)
+
+    def _among(self, labels: Tensor, classes: Tensor) -> tuple[ClassificationLoss, Tensor]:
+        """The loss of ``classes`` (K',) alone, and ``labels`` (R,) as their numbers among these, K' for background."""
+        number = torch.full((self.num_classes + 1,), len(classes), device=labels.device)
+        number[classes] = torch.arange(len(classes), device=labels.device)
+        return self.cls_loss.of_classes(classes), number[labels]
 
     @torch.no_grad()
     @full_precision
@@ -183,3 +213,16 @@ class RoIHead(RegionHead):
             valid = None if valid is None else valid.view(boxes.shape[:2])
             found.append(self.selector.of_each_class(boxes, score, meta.size, valid))
         return found
+
+
+def sample_classes(labels: Tensor, num_classes: int, share: float, keys: Sequence[int]) -> Tensor:
+    """(K',) ascending: the classes that occur in ``labels`` (R,), filled up by others to ``share`` of all.
+
+    Which others depends on the images' ``keys`` alone, not on their order.
+    """
+    present = labels.unique()
+    chosen = torch.zeros(num_classes, dtype=torch.bool, device=labels.device)
+    chosen[present[present < num_classes]] = True
+    draw = torch.rand(num_classes, generator=generator(sum(keys), "classes")).to(labels.device)
+    order = torch.where(chosen, -1.0, draw).argsort(stable=True)
+    return order[: max(int(chosen.sum()), round(share * num_classes), 1)].sort().values

@@ -80,6 +80,11 @@ class RPN(ProposalHead):
         num_convs: Count = 1,
     ) -> None:
         super().__init__()
+        if cls_loss.needs_own_layer:
+            raise ValueError(
+                f"{type(cls_loss).__name__} tells classes apart by their directions; the RPN has one, object: "
+                "take BCE, CrossEntropy or Focal"
+            )
         channels = equal_channels(in_spec, "the RPN")
         self.levels = tuple(range(len(in_spec.strides)))
         self.valid_ranges = size_ranges(valid_ranges, len(self.levels), "levels")

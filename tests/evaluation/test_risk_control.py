@@ -1,0 +1,190 @@
+"""The promise of a threshold, over 200 random splits of a large set of detections whose truth is known."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from detkit.evaluation.risk_control import Judged, find_threshold, image_losses, least_images, p_value
+from detkit.evaluation.thresholds import Aim, find_thresholds
+
+NUM_IMAGES, NUM_CLASSES, NUM_SPLITS, DELTA = 20_000, 3, 200, 0.1
+
+
+def population(seed=0, ties=False):
+    """Detections in clusters: what makes an image hard makes all of its detections hard; classes differ in how
+    reliable their scores are, and the last is rare."""
+    rng = np.random.default_rng(seed)
+    images = np.repeat(np.arange(NUM_IMAGES), rng.poisson(2.0, NUM_IMAGES))
+    labels = rng.choice(NUM_CLASSES, len(images), p=[0.6, 0.3, 0.1])
+    scores = rng.random(len(images))
+    hardness = rng.normal(0, 1.0, NUM_IMAGES)[images]
+    logit = np.array([7.0, 5.0, 6.0])[labels] * (scores - np.array([0.35, 0.45, 0.4])[labels]) - 0.7 * hardness
+    right = rng.random(len(images)) < 1 / (1 + np.exp(-logit))
+    lost = rng.random(int(0.25 * right.sum()))
+    missed_images, missed_labels = rng.integers(0, NUM_IMAGES, len(lost)), rng.choice(NUM_CLASSES, len(lost))
+    scores = scores.round(1) if ties else scores
+    return Judged(
+        NUM_IMAGES, images, labels, scores, right,
+        np.concatenate([images[right], missed_images]), np.concatenate([labels[right], missed_labels]),
+        np.concatenate([scores[right], np.full(len(lost), -np.inf)]),
+    )  # fmt: skip
+
+
+def naive(judged, risk, level, delta, ordering):
+    """What a user would do: the lowest threshold (for recall the highest) that reaches the aim on these images."""
+    values = np.unique(judged.scores)
+    good = [t for t in values.tolist() if image_losses(judged, risk, t).mean() <= level]
+    return type("Found", (), {"threshold": None if not good else max(good) if risk == "recall" else min(good)})
+
+
+def num_missed(everything, risk, level, rule=find_threshold, size=600, wanted=None):
+    """Of NUM_SPLITS calibrations on ``size`` random images, how many miss the aim in truth; and how many find any."""
+    everything = everything if wanted is None else everything.of_classes(np.arange(NUM_CLASSES) == wanted)
+    missed = found = 0
+    for split in range(NUM_SPLITS):
+        rng = np.random.default_rng(split)
+        chosen = np.zeros(NUM_IMAGES, bool)
+        chosen[rng.choice(NUM_IMAGES, size, replace=False)] = True
+        threshold = rule(everything.of_images(chosen), risk, level, DELTA, rng.random(size) < 0.3).threshold
+        if threshold is not None:
+            found += 1
+            missed += image_losses(everything.of_images(~chosen), risk, threshold).mean() > level
+    return missed, found
+
+
+#: More misses than this in 200 splits happen once in a thousand times, if each misses with probability DELTA.
+BAND = int(binom.ppf(0.999, NUM_SPLITS, DELTA))
+AIMS = [("precision", 0.15), ("recall", 0.5), ("false_alarms", 0.1)]
+
+
+@pytest.mark.parametrize(("risk", "level"), AIMS)
+@pytest.mark.parametrize("ties", [False, True], ids=["no ties", "ties"])
+def test_the_aim_is_missed_in_at_most_delta_of_the_splits(risk, level, ties):
+    missed, found = num_missed(population(ties=ties), risk, level)
+    assert missed <= BAND
+    assert found > 0.75 * NUM_SPLITS, "a rule that finds nothing would keep any promise"
+
+
+@pytest.mark.parametrize("wanted", range(NUM_CLASSES))
+def test_it_holds_for_each_class(wanted):
+    missed, found = num_missed(population(1), "precision", 0.2, wanted=wanted, size=1500)
+    assert missed <= BAND
+    assert found > 0.5 * NUM_SPLITS
+
+
+@pytest.mark.parametrize(("risk", "level"), AIMS)
+def test_the_band_sees_a_rule_without_the_promise(risk, level):
+    """The threshold that just reaches the aim on the calibration images misses it about every other time."""
+    missed, _ = num_missed(population(), risk, level, naive)
+    assert missed > 2 * BAND
+
+
+def leaking(judged, risk, level, delta, ordering):
+    """Calibration on images that a detector has learnt by heart: there its detections are right more often."""
+    rng = np.random.default_rng(0)
+    return find_threshold(
+        judged._replace(right=judged.right | (rng.random(len(judged.right)) < 0.5)), risk, level, delta, ordering
+    )
+
+
+@pytest.mark.parametrize(("risk", "level"), [("precision", 0.15), ("false_alarms", 0.1)])
+def test_the_band_sees_a_leak_from_the_training_images(risk, level):
+    missed, _ = num_missed(population(), risk, level, leaking)
+    assert missed > 2 * BAND
+
+
+def test_calibrating_on_the_test_split_is_seen():
+    """On the very images that chose the threshold the aim seems never to be missed; on others it is: by the naive
+    rule in half of the splits, which a test on the calibration images would not notice."""
+    everything, seen, true = population(), 0, 0
+    for split in range(NUM_SPLITS):
+        chosen = np.zeros(NUM_IMAGES, bool)
+        chosen[np.random.default_rng(split).choice(NUM_IMAGES, 600, replace=False)] = True
+        threshold = naive(everything.of_images(chosen), "precision", 0.15, DELTA, None).threshold
+        seen += image_losses(everything.of_images(chosen), "precision", threshold).mean() > 0.15
+        true += image_losses(everything.of_images(~chosen), "precision", threshold).mean() > 0.15
+    assert seen == 0
+    assert true > 2 * BAND
+
+
+def test_p_values_by_hand():
+    """No loss in n images: (1 - level)^n, as of a coin; and never below the exact one of a coin."""
+    assert p_value(np.zeros(20), 0.1) == pytest.approx(0.9**20)
+    for wrong in range(8):
+        losses = np.r_[np.ones(wrong), np.zeros(60 - wrong)]
+        assert p_value(losses, 0.15) >= binom.cdf(wrong, 60, 0.15) - 1e-12
+    mean = 3 / 60
+    hoeffding = math.exp(-60 * (mean * math.log(mean / 0.15) + (1 - mean) * math.log((1 - mean) / 0.85)))
+    bentkus = math.e * binom.cdf(3, 60, 0.15)
+    assert p_value(np.r_[np.ones(3), np.zeros(57)], 0.15) == pytest.approx(min(hoeffding, bentkus))
+    assert p_value(np.full(50, 0.3), 0.2) == 1.0
+    assert p_value(np.zeros(0), 0.2) == 1.0
+
+
+@pytest.mark.parametrize("kind", ["coin", "halves", "even"])
+def test_p_values_are_uniform_at_most_under_the_null(kind):
+    rng, level = np.random.default_rng(0), 0.2
+    draws = {
+        "coin": lambda: (rng.random(80) < level).astype(float),
+        "halves": lambda: rng.choice([0.0, 0.5, 1.0], 80, p=[0.65, 0.3, 0.05]),
+        "even": lambda: rng.beta(2, 8, 80),
+    }
+    values = np.array([p_value(draws[kind](), level) for _ in range(2000)])
+    for delta in (0.02, 0.1, 0.3):
+        assert (values <= delta).sum() <= binom.ppf(0.999, 2000, delta)
+
+
+def tiny():
+    """Two images: a right 0.9 and a wrong 0.8 in the first, a right 0.7 in the second, which has a missed object."""
+    return Judged(
+        3, np.array([0, 0, 1]), np.array([0, 1, 0]), np.array([0.9, 0.8, 0.7]), np.array([True, False, True]),
+        np.array([0, 1, 1]), np.array([0, 0, 1]), np.array([0.9, 0.7, -np.inf]),
+    )  # fmt: skip
+
+
+def test_losses_by_hand():
+    judged = tiny()
+    assert image_losses(judged, "precision", 0.5).tolist() == [0.5, 0.0]
+    assert image_losses(judged, "precision", 0.85).tolist() == [0.0]
+    assert image_losses(judged, "precision", 0.8).tolist() == [0.5], "a score equal to the threshold is shown"
+    assert image_losses(judged, "recall", 0.5).tolist() == [0.0, 0.5]
+    assert image_losses(judged, "recall", 0.8).tolist() == [0.0, 1.0]
+    assert image_losses(judged, "false_alarms", 0.5).tolist() == [1.0, 0.0, 0.0]
+    of_first = judged.of_classes(np.array([True, False]))
+    assert image_losses(of_first, "precision", 0.5).tolist() == [0.0, 0.0]
+    assert image_losses(judged.of_images(np.array([False, True, True])), "recall", 0.5).tolist() == [0.5]
+
+
+def test_a_class_of_too_few_images_gets_the_shared_threshold_and_is_named():
+    rng = np.random.default_rng(5)
+    images = np.arange(400)
+    labels = np.where(images < 388, images % 2, 2)
+    scores = rng.random(400)
+    right = (labels == 1) | (scores > 0.4) | (rng.random(400) < 0.3)
+    judged = Judged(400, images, labels, scores, right, images, labels, np.where(right, scores, -np.inf))
+    found = find_thresholds(judged, ("a", "b", "rare"), Aim("precision", 0.1, 0.1))
+    a, b, rare = found.rows
+    assert (a.own, b.own, rare.own) == (True, True, False)
+    assert b.threshold < 0.1
+    assert rare.threshold == found.shared.threshold
+    assert rare.why == f"{rare.num_images} images, {least_images(0.1, 0.1)} at least are needed"
+    assert found.to_dict()["classes"][2]["loss"] is None
+    assert found.values.tolist() == [a.threshold, b.threshold, rare.threshold]
+    assert found.aim.in_words == "precision of at least 0.9, with probability 0.9"
+
+
+def test_an_aim_that_is_not_reached_is_refused_with_the_best_there_is():
+    images = np.arange(200)
+    judged = Judged(
+        200, images, np.zeros(200, int), np.linspace(0.1, 0.9, 200), images % 2 == 0, images, np.zeros(200, int),
+        np.where(images % 2 == 0, 0.5, -np.inf),
+    )  # fmt: skip
+    with pytest.raises(
+        ValueError, match=r"precision of at least 0.9, .* is not reached at any threshold; the best here is"
+    ):
+        find_thresholds(judged, ("a",), Aim("precision", 0.1, 0.1))
+    few = judged.of_images(images < 15)
+    with pytest.raises(ValueError, match=r"needs 22 images at least; here are \d+"):
+        find_thresholds(few, ("a",), Aim("precision", 0.1, 0.1))
