@@ -97,6 +97,7 @@ class Predictor:
 
     @property
     def device(self) -> torch.device:
+        """Where the detector runs."""
         return self._stored.device
 
     def predict(self, images: ImageLike | Sequence[ImageLike]) -> Prediction | list[Prediction]:

@@ -11,7 +11,8 @@ from detkit.structures import Batch
 class TrainBatches(Protocol):
     """Batches without end; batch number ``start`` of the run is the same whether or not those before it were read."""
 
-    def iterate(self, start: int = 0) -> Iterator[Batch]: ...
+    def iterate(self, start: int = 0) -> Iterator[Batch]:
+        """Batches without end, from number ``start`` of the training on."""
 
 
 class EvalBatches(Protocol):

@@ -46,8 +46,10 @@ class WeightAverage:
             torch._foreach_copy_(averages, values)  # pyright: ignore[reportPrivateImportUsage]
 
     def state_dict(self) -> dict[str, Any]:
+        """The averaged detector's, and how many updates are in it."""
         return {"num_updates": self.num_updates, "detector": self.detector.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
         self.detector.load_state_dict(state["detector"])
         self.num_updates = state["num_updates"]

@@ -21,6 +21,7 @@ class Interrupted(SystemExit):
 
     @property
     def exit_code(self) -> int:
+        """Of a process that ends by this signal, as shells count."""
         return 128 + self.signal
 
     def __str__(self) -> str:

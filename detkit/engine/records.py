@@ -47,10 +47,12 @@ class StepRecord:
 
     @property
     def seconds(self) -> float:
+        """For the step, with the wait for its batch."""
         return self.data_seconds + self.compute_seconds
 
     @property
     def images_per_second(self) -> float:
+        """Of this process."""
         return self.num_images / self.seconds
 
     def scalars(self) -> dict[str, float]:

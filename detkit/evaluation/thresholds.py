@@ -30,6 +30,7 @@ class Aim:
 
     @property
     def in_words(self) -> str:
+        """What is promised, for a reader."""
         what = {
             "precision": f"precision of at least {1 - self.level:g}",
             "recall": f"recall of at least {1 - self.level:g}",

@@ -58,10 +58,18 @@ class Head(nn.Module, ABC):
     num_branches: int | None = 1
 
     @abstractmethod
-    def loss(self, features: Sequence[Tensor], images: Images, targets: Sequence[Target]) -> Losses: ...
+    def loss(self, features: Sequence[Tensor], images: Images, targets: Sequence[Target]) -> Losses:
+        """The terms of the loss of a batch, each divided by its own count, so that they can be added.
+
+        Args:
+            features: the neck's maps (B, C, H, W), finest first.
+            images: padded, with the size of each.
+            targets: of each image, boxes in px of the network input.
+        """
 
     @abstractmethod
-    def predict(self, features: Sequence[Tensor], images: Images) -> list[Detections]: ...
+    def predict(self, features: Sequence[Tensor], images: Images) -> list[Detections]:
+        """What is found in each image, best first, boxes in px of the network input and inside the image."""
 
 
 class AssigningHead(ABC):
@@ -102,10 +110,12 @@ class RegionHead(nn.Module, ABC):
     @abstractmethod
     def loss(
         self, features: Sequence[Tensor], proposals: Sequence[Tensor], images: Images, targets: Sequence[Target]
-    ) -> Losses: ...
+    ) -> Losses:
+        """The terms of the loss over ``proposals``, (R_i, 4) px of each image, of which it draws its own samples."""
 
     @abstractmethod
-    def predict(self, features: Sequence[Tensor], proposals: Sequence[Tensor], images: Images) -> list[Detections]: ...
+    def predict(self, features: Sequence[Tensor], proposals: Sequence[Tensor], images: Images) -> list[Detections]:
+        """What is found in ``proposals``, (R_i, 4) px of each image, best first and inside the image."""
 
 
 class RegionPool(nn.Module, ABC):

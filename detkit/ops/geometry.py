@@ -53,6 +53,11 @@ class ConvSizes(NamedTuple):
         padding: Sequence[int],
         dilation: Sequence[int],
     ) -> ConvSizes:
+        """From the shapes of the tensors, with how the kernel moves.
+
+        Raises:
+            ValueError: a tensor has not four axes.
+        """
         if len(x) != 4 or len(weight) != 4 or len(offset) != 4:
             raise ValueError(f"x, weight and offset have 4 axes, not {len(x)}, {len(weight)} and {len(offset)}")
         kernel = (weight[2], weight[3])
@@ -66,13 +71,20 @@ class ConvSizes(NamedTuple):
 
     @property
     def num_taps(self) -> int:
+        """Places that the kernel reads."""
         return self.kernel[0] * self.kernel[1]
 
     @property
     def num_cells(self) -> int:
+        """Of all maps of the batch."""
         return self.batch * self.height * self.width
 
     def check(self, offset: Tensor, mask: Tensor | None, bias: Tensor | None) -> None:
+        """Whether the shapes go together.
+
+        Raises:
+            ValueError: they do not; the message has the shape that would.
+        """
         if self.groups == 0 or self.out_channels % self.groups:
             raise ValueError(f"{self.channels} channels do not divide among weights for {self.out_channels}")
         taps = self.offset_groups * self.num_taps

@@ -265,6 +265,7 @@ class Geometry:
 
     @property
     def num_table_rows(self) -> int:
+        """Of all levels' cells, one for each group of channels that has samples of its own."""
         return sum(b * h * w for b, _, h, w in self.shapes) * self.groups * self.pooling.channel_sets
 
     @property
@@ -274,6 +275,7 @@ class Geometry:
 
     @property
     def num_rows(self) -> int:
+        """Of the result: one for each region, bin and group."""
         h, w = self.pooling.output_size
         return len(self.x) * self.groups * h * w
 
@@ -299,6 +301,7 @@ class Geometry:
         return as_maps(grid.contiguous(), r, self.groups * self.depth, h, w)
 
     def rows_of(self, grid: Tensor) -> Tensor:
+        """The inverse of :meth:`grid_of`."""
         r, (h, w) = len(self.x), self.pooling.output_size
         rows = grid.permute(0, 2, 3, 1).reshape(r, h, w, self.groups, self.depth)
         return rows.permute(0, 3, 1, 2, 4).reshape(-1, self.depth)

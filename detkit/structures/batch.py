@@ -25,7 +25,9 @@ class Batch:
         return len(self.images)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """A copy on ``device``."""
         return Batch(self.images.to(device, non_blocking), tuple(t.to(device, non_blocking) for t in self.targets))
 
     def pin_memory(self) -> Batch:
+        """A copy in memory that a GPU can read by itself."""
         return Batch(self.images.pin_memory(), tuple(t.pin_memory() for t in self.targets))

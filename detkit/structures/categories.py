@@ -42,4 +42,5 @@ class Categories:
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> Categories:
+        """From what :meth:`to_dict` gave."""
         return cls(tuple(state["names"]), tuple(state["ids"]))

@@ -35,4 +35,5 @@ class Detections:
         return Detections(self.boxes[index], self.scores[index], self.labels[index])
 
     def to(self, device: torch.device | str) -> Detections:
+        """A copy on ``device``."""
         return Detections(self.boxes.to(device), self.scores.to(device), self.labels.to(device))

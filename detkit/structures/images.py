@@ -70,7 +70,9 @@ class Images:
         return rows[:, None, :, None] & columns[:, None, None, :]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Images:
+        """A copy on ``device``; sizes and files stay."""
         return replace(self, pixels=self.pixels.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Images:
+        """A copy in memory that a GPU can read by itself."""
         return replace(self, pixels=self.pixels.pin_memory())

@@ -45,7 +45,9 @@ class Target:
         return self.select(~self.ignore)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Target:
+        """A copy on ``device``."""
         return Target(*(t.to(device, non_blocking=non_blocking) for t in (self.boxes, self.labels, self.ignore)))
 
     def pin_memory(self) -> Target:
+        """A copy in memory that a GPU can read by itself."""
         return Target(self.boxes.pin_memory(), self.labels.pin_memory(), self.ignore.pin_memory())

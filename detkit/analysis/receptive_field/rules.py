@@ -84,17 +84,20 @@ def filled(call: Call) -> Value | None:
 
 
 def batch_norm(call: Call) -> Value:
+    """A batch norm: by trained statistics each number is changed by itself."""
     if call.arguments.get("training"):
         call.note("batch statistics see the whole map; that is not counted")
     return pointwise(call)
 
 
 def group_norm(call: Call) -> Value:
+    """A group norm, taken for pointwise, with a note."""
     call.note("its statistics see the whole map; that is not counted")
     return _like_input(call, "input")
 
 
 def layer_norm(call: Call) -> Value:
+    """A layer norm over the channels alone, or with a note over the map too."""
     value = call.value("input")
     if value is None or value.layout is None:
         return call.whole()
@@ -135,6 +138,7 @@ def deformable(call: Call) -> Value:
 
 
 def pool(call: Call) -> Value:
+    """A pooling with a window: it sees what a convolution of that kernel sees."""
     a = call.arguments
     kernel = _pair(a["kernel_size"])
     stride = _pair(a["stride"] or kernel)
@@ -144,6 +148,7 @@ def pool(call: Call) -> Value:
 
 
 def adaptive_pool(call: Call) -> Value:
+    """A pooling to a given size: equal windows where it divides, else each cell's own; to one cell, the whole map."""
     value = call.value("self")
     sizes_in, sizes_out = call.arguments["self"].shape[-2:], call.outputs[0].shape[-2:]
     if value is None or value.layout is None or tuple(sizes_out) == (1, 1) != tuple(sizes_in):
@@ -188,11 +193,13 @@ def pad(call: Call) -> Value:
 
 
 def shuffle(call: Call) -> Value:
+    """Channels laid out as space: each cell becomes a block of finer ones that see the same."""
     r = call.arguments["upscale_factor"]
     return _windowed(call, "self", (Nearest(Fraction(1, r)), Nearest(Fraction(1, r))))
 
 
 def unshuffle(call: Call) -> Value:
+    """Space laid out as channels: a cell sees the block that it was made of."""
     r = call.arguments["downscale_factor"]
     return _windowed(call, "self", (Window(r, r), Window(r, r)))
 
@@ -244,6 +251,7 @@ def along(call: Call) -> Value:
 
 
 def concatenate(call: Call) -> Value:
+    """Tensors beside each other: what a cell sees is the union of what they see there."""
     tensors = call.arguments["tensors"]
     dim = call.arguments["dim"]
     inputs = call.inputs()

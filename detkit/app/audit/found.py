@@ -83,6 +83,7 @@ class Audit:
 
     @property
     def num_images(self) -> int:
+        """How many images were looked at."""
         return len(self.metas)
 
     @property

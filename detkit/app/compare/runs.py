@@ -38,6 +38,7 @@ class Run:
 
     @property
     def seed(self) -> int:
+        """What all of the run's random numbers come from."""
         return self.config["seed"]
 
     @cached_property

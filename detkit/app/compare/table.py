@@ -91,6 +91,7 @@ NUM_COSTS = 4
 
 
 def headings(metric: str, shown: Sequence[str]) -> list[str]:
+    """Of the columns of the table of systems, for the metrics ``shown``."""
     return [
         *("system", "seeds"),
         *shown,
@@ -117,6 +118,7 @@ def cells(row: Row, shown: Sequence[str]) -> list[str]:
 
 
 def as_markdown(rows: Sequence[Row], metric: str, shown: Sequence[str]) -> str:
+    """The table as text for a page or an issue."""
     lines = [headings(metric, shown), *(cells(row, shown) for row in rows)]
     text = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
     rule = "| --- |" + " ---: |" * (len(lines[0]) - 1)

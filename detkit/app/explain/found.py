@@ -49,6 +49,7 @@ class Explanation:
 
     @property
     def num_objects(self) -> int:
+        """How many objects there were to find, crowds left out."""
         return sum(int((~i.truth.crowd).sum()) for i in self.images)
 
     @property

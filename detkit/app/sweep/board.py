@@ -44,6 +44,7 @@ class Board:
             self._live.stop()
 
     def started(self, job: Job, resumed: bool) -> None:
+        """``job`` has begun, or goes on where it was."""
         self._first[job.key] = RunFolder(job.folder).steps_done() if resumed else 0
         self.say(f"{'going on with' if resumed else 'starting'} {job.label}")
 
@@ -63,6 +64,7 @@ class Board:
             self.say(f"{self._summary(running)}; running: {at}")
 
     def say(self, line: str) -> None:
+        """A line above the table."""
         self._last_line = time.monotonic()
         rich.get_console().print(escape(line), soft_wrap=True, highlight=False)
 

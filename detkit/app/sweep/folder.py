@@ -37,6 +37,7 @@ class SweepFolder:
         atomic_write(self.path / JOBS, json.dumps({"jobs": list(self._rows.values())}, indent=2) + "\n")
 
     def close(self) -> None:
+        """Let another sweep have the folder."""
         self._claim.close()
 
 

@@ -60,9 +60,11 @@ class JobProcess:
 
     @property
     def seconds(self) -> float:
+        """Since it was started."""
         return time.monotonic() - self.start
 
     def is_running(self) -> bool:
+        """Whether it has not ended yet."""
         return self._process.poll() is None
 
     def stop(self) -> None:

@@ -45,6 +45,7 @@ class Rerun:
 
     @property
     def is_finite(self) -> bool:
+        """Whether every loss is, and no layer's gradient is not."""
         return self.terms is not None and all(map(is_finite, self.terms.values())) and self.gradient is None
 
 

@@ -79,6 +79,7 @@ def gradient_error(step: int, batches: Sequence[Batch], detector: nn.Module, in_
 
 
 def is_finite(value: float) -> bool:
+    """Whether ``value`` is a number, and not infinite."""
     return abs(value) < float("inf")
 
 

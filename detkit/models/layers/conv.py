@@ -45,6 +45,7 @@ class OffsetConv(nn.Conv2d):
     added = True
 
     def reset_parameters(self) -> None:
+        """Offsets start at 0: the deformable convolution is then a plain one."""
         nn.init.zeros_(self.weight)
         assert self.bias is not None
         nn.init.zeros_(self.bias)

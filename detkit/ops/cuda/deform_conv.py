@@ -24,6 +24,7 @@ _BLOCKS = 512
 def forward(
     x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, sizes: ConvSizes
 ) -> Tensor:
+    """The op ``detkit::deform_conv`` on a GPU; see :func:`detkit.ops.deform_conv` for shapes."""
     out = empty_maps(x, sizes.batch, sizes.out_channels, *sizes.output)
     kernel = weight.to(x.dtype).permute(0, 2, 3, 1).contiguous()  # free where the weights are channels-last
     columns = sizes.out_channels // sizes.groups
@@ -40,6 +41,7 @@ def forward(
 def backward(
     grad: Tensor, x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, sizes: ConvSizes
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of the map, the offsets, the mask (empty without one) and the weights."""
     grad = grad.to(x.dtype).permute(0, 2, 3, 1).contiguous()  # free where it is channels-last
     moves = _moves(offset, mask)
     of_x, of_offset, of_mask = _backward_data(grad, x, moves, weight, sizes)

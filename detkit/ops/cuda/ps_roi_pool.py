@@ -15,6 +15,7 @@ _SOURCE = "ps_roi_pool.cu"
 
 
 def forward(features: Tensor, boxes: Tensor, image_index: Tensor, h: int, w: int, scale: float) -> Tensor:
+    """The op ``detkit::ps_roi_pool`` on a GPU; see :func:`detkit.ops.ps_roi_pool` for shapes."""
     channels = features.shape[1] // (h * w)
     out = empty_maps(features, len(boxes), channels, h, w)
     sizes = (channels, *features.shape[2:], h, w)
@@ -28,6 +29,7 @@ def forward(features: Tensor, boxes: Tensor, image_index: Tensor, h: int, w: int
 
 
 def backward(grad: Tensor, shape: Sequence[int], boxes: Tensor, image_index: Tensor, scale: float) -> Tensor:
+    """The gradient of the map, of ``shape`` (B, C, H, W)."""
     b, c, height, width = shape
     h, w = grad.shape[2:]
     unit, inverse = None, None

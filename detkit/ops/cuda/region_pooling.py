@@ -18,6 +18,7 @@ _SOURCE = "region_pooling.cu"
 def forward(
     features: Sequence[Tensor], boxes: Tensor, images: Tensor, levels: Tensor, offsets: Tensor | None, pooling: Pooling
 ) -> Tensor:
+    """The op ``detkit::region_pooling`` on a GPU; see :func:`detkit.ops.region_pooling.pool_regions` for shapes."""
     sets, groups = pooling.channel_sets, 1 if offsets is None else offsets.shape[1] // 2
     channels = features[0].shape[1] // sets
     h, w = pooling.output_size
