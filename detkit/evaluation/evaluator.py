@@ -188,7 +188,7 @@ class Evaluation:
             return list(self.per_class)
         ordered = sorted((row for row in self.per_class if row.AP != UNDEFINED), key=lambda row: -row.AP)
         half = MOST_ROWS // 2
-        return ordered if len(ordered) <= MOST_ROWS else [*ordered[:half], None, *ordered[-half:]]
+        return [*ordered] if len(ordered) <= MOST_ROWS else [*ordered[:half], None, *ordered[-half:]]
 
 
 def _shown(value: float) -> str:

@@ -128,7 +128,8 @@ class WBF(Merge):
         self.least_score = _fraction(least_score, "least_score")
         if weights is not None and not (all(0 <= w < math.inf for w in weights) and sum(weights) > 0):
             raise ValueError(f"weights must be numbers from 0 on, and one above it, not {list(weights)}")
-        self.weights, self.confidence = weights, confidence
+        self.weights = weights
+        self.confidence: Confidence = confidence
 
     def __call__(self, views: Sequence[Detections]) -> Detections:
         if self.weights is not None and len(self.weights) != len(views):

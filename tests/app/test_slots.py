@@ -146,14 +146,14 @@ def own(tmp_path):
 
 def test_what_the_new_class_does_not_have_cannot_be_left_out():
     with pytest.raises(ConfigError, match=r"^~model\.neck\.out_channels: there is no 'out_channels' to leave out"):
-        settled("experiment=quickstart", "model/neck=image_pyramid", "~model.neck.out_channels")
+        settled("experiment=quickstart", "model/neck=upsample", "~model.neck.out_channels")
 
 
 def test_a_preset_may_be_named_by_a_number(tmp_path, monkeypatch, capsys):
     (tmp_path / "model" / "neck").mkdir(parents=True)
-    (tmp_path / "model" / "neck" / "320.yaml").write_text("_target_: FPN\nout_channels: 32\n")
+    (tmp_path / "model" / "neck" / "320.yaml").write_text("_target_: SingleLevel\n")
     start = (train.main, monkeypatch, capsys, f"--config-dir={tmp_path}", "experiment=quickstart")
-    assert "out_channels: 32" in call(*start, "model/neck=320", "--cfg=job")
+    assert "_target_: SingleLevel" in call(*start, "model/neck=320", "--cfg=job")
     assert "error: model/neck: no option '321'" in call(*start, "model/neck=321", code=2)
 
 

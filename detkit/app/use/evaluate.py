@@ -14,6 +14,7 @@ from detkit.app.run.next_command import tell_explanation
 from detkit.app.run.report import report_evaluation
 from detkit.config import ConfigError
 from detkit.engine.evaluation import evaluate
+from detkit.evaluation import CocoEvaluator
 from detkit.evaluation.results import write_results
 from detkit.utils.files import output_folder
 from detkit.utils.log import set_up_logging
@@ -44,7 +45,8 @@ def run(cfg: DictConfig, _: Path) -> float:
             device=stored.device, precision=options.precision or stored.config["trainer"]["precision"],
             val_loss=options.val_loss,
         )  # fmt: skip
-        write_results(folder / "detections.json", evaluator.results())
+        if isinstance(evaluator, CocoEvaluator):
+            write_results(folder / "detections.json", evaluator.results())
         report_evaluation(folder, result, dataset)
     tell_explanation(options.checkpoint)
     return result.value("AP")

@@ -12,7 +12,7 @@ from detkit.analysis.receptive_field.rules import rule_of
 from detkit.config import BACKBONES, build
 from detkit.models.backbones import ResNet
 from detkit.models.necks import FPN
-from tests.models.receptive_field.networks import Bottlenecks, alexnet, make_linear, seen_by_gradient, vgg16
+from tests.analysis.receptive_field.networks import Bottlenecks, alexnet, make_linear, seen_by_gradient, vgg16
 from tests.models.test_contracts import BACKBONE_OPTIONS
 
 PIXELS = torch.zeros(1, 3, 128, 160)
