@@ -178,8 +178,8 @@ def _look(
     def network(pixels: Tensor) -> Sequence[Tensor]:
         return [level for backbone in backbones for level in detector.neck(pixels, backbone)]
 
-    of_neck = detector.neck.out_spec
-    spec = FeatureSpec(of_neck.channels * num_branches, of_neck.strides * num_branches)
+    channels, strides = detector.neck.out_spec
+    spec = FeatureSpec(channels * num_branches, strides * num_branches)
     fields, notes = receptive_fields(network, torch.zeros(1, 3, *size, device=device))
     for i, (field, stride) in enumerate(zip(fields, spec.strides, strict=True)):
         if field.stride is not None and not np.allclose(field.stride, stride, rtol=1e-3):

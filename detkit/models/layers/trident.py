@@ -96,5 +96,5 @@ def one_branch(backbone: nn.Module, branch: int) -> nn.Module:
         if isinstance(module, TridentConv):
             module.dilations = module.dilations[branch : branch + 1]
         elif hasattr(module, "num_branches"):
-            module.__dict__["num_branches"] = 1
+            vars(module)["num_branches"] = 1
     return alone
