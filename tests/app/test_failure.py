@@ -107,7 +107,8 @@ def test_ctrl_c_while_data_sets_are_opened_leaves_nothing(run, tmp_path, monkeyp
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(main.__module__ + (".build" if main is inspect_data.main else ".build_dataset"), interrupted)
+    where = "detkit.app.assemble.trainer" if main is train.main else main.__module__
+    monkeypatch.setattr(where + (".build" if main is inspect_data.main else ".build_dataset"), interrupted)
     settings = SMALL if main is not inspect_data.main else ["data=shapes_tiny", "data.root=shapes"]
     told = run(main, *settings, "hydra.run.dir=run", code=EXIT_INTERRUPTED)
     assert told.strip() == "stopped by Ctrl-C"
