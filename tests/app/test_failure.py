@@ -11,8 +11,9 @@ import pytest
 from benchmarks import tool as benchmark
 from detkit.app import train
 from detkit.app.audit import tool as audit
+from detkit.app.cli import failure
 from detkit.app.cli.entry import run_tool
-from detkit.app.cli.failure import EXIT_INTERRUPTED, in_words
+from detkit.app.cli.failure import EXIT_INTERRUPTED, EXIT_USAGE, in_words
 from detkit.app.compare import tool as compare
 from detkit.app.explain import tool as explain
 from detkit.app.inspect import components as list_components
@@ -215,3 +216,13 @@ def test_a_thread_that_cannot_write_says_so_in_a_line(run, monkeypatch, capsys):
     told = run(lambda: run_tool(work, "evaluate"), code=0)
     assert told.startswith("error: [Errno 28] No space left on device\nException in thread")
     assert told.rstrip().endswith("RuntimeError: a bug")
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", "error: optim.lr: too high\n"), ("1", "")])
+def test_of_several_processes_the_main_one_tells_what_all_read(monkeypatch, capsys, rank, said):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(failure, "_UNTIL_TOLD", 0.0)
+    with pytest.raises(SystemExit) as ended, failure.told_once():
+        raise ConfigError("optim.lr: too high")
+    assert ended.value.code == EXIT_USAGE
+    assert capsys.readouterr().err == said

@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from detkit.app.cli.command_line import help_wanted, read_command_line
 from detkit.app.cli.components import load_components
-from detkit.app.cli.failure import TOLD, fail, in_words, told_plainly
+from detkit.app.cli.failure import TOLD, fail, in_words, told_once, told_plainly
 from detkit.app.cli.idle import leaving_out
 from detkit.app.cli.idle import told as tell_idle
 from detkit.app.cli.paths import config_dir
@@ -77,7 +77,7 @@ def run_tool(task: Task, config_name: str, sweep_task: Task | None = None) -> No
     job.__module__ = "__main__"
     threading.excepthook = _tell_of_thread
     start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(job)
-    with told_plainly():
+    with told_once():
         if (answer := help_wanted(sys.argv[1:], config_name)) is not None:
             print(answer)
             sys.exit(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -13,6 +14,9 @@ from detkit.utils.commands import EXIT_INTERRUPTED, EXIT_USAGE
 
 #: What a user can mend: a value, a file, a disk. Anything else is a fault of the code, whose traceback is wanted.
 TOLD = (ValueError, OSError)
+
+#: Seconds in which the main process comes to tell a mistake that all of them read.
+_UNTIL_TOLD = 3.0
 
 
 @contextmanager
@@ -24,15 +28,38 @@ def told_plainly() -> Iterator[None]:
         fail(error)
 
 
+@contextmanager
+def told_once() -> Iterator[None]:
+    """As :func:`told_plainly`, of what all processes that torchrun has started read alike: the main one tells it.
+
+    The others leave a little later, since torchrun ends all when one has ended.
+    """
+    if int(os.environ.get("RANK", "0")) == 0:
+        with told_plainly():
+            yield
+        return
+    try:
+        yield
+    except (*TOLD, KeyboardInterrupt) as error:
+        time.sleep(_UNTIL_TOLD)
+        sys.exit(_exit_code(error))
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    return EXIT_USAGE if isinstance(error, ConfigError) else 1
+
+
 def fail(error: BaseException) -> NoReturn:
     """Say what is wrong and leave; the environment variable DETKIT_TRACEBACK lets the error itself through."""
     if os.environ.get("DETKIT_TRACEBACK"):
         raise error
     _let_go_of_output()
+    code = _exit_code(error)
     if isinstance(error, KeyboardInterrupt):
         print("\nstopped by Ctrl-C", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
-    code = EXIT_USAGE if isinstance(error, ConfigError) else 1
+        sys.exit(code)
     print(f"error: {in_words(error)}", file=sys.stderr)
     if code != EXIT_USAGE:
         print("(DETKIT_TRACEBACK=1 shows where)", file=sys.stderr)
