@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 from typing import Any
 
+import psutil
 import torch
 
 from detkit.analysis.cost import count_flops
@@ -34,7 +34,10 @@ def peak_memory(device: torch.device) -> int:
     """Bytes: the most that ``device`` has held for this process, or that the process itself has taken."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # not psutil: it knows the peak on Windows alone, and elsewhere what is held at this moment
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset  # elsewhere psutil knows what is held at this moment alone
+    import resource  # Windows has none
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
