@@ -38,7 +38,7 @@ def roi_align(
 def ps_roi_align(x: Tensor, boxes: Tensor, scale: float) -> Tensor:
     """Position-sensitive RoIAlign: each bin samples a map of its own. Box r belongs to image ``r % B``."""
     batch, channels = len(x), x.shape[1] // BINS**2
-    maps = x.unflatten(1, (channels, BINS**2)).transpose(1, 2).flatten(0, 1)  # (B * bins, C, H, W)
+    maps = x.unflatten(1, (BINS**2, channels)).flatten(0, 1)  # (B * bins, C, H, W)
     place = _samples(boxes * scale, None).unflatten(0, (-1, batch))  # (R / B, B, 14, 14, 2)
     place = place.unflatten(2, (BINS, SAMPLES)).unflatten(4, (BINS, SAMPLES)).permute(1, 2, 4, 0, 3, 5, 6)
     read = _read(maps, place.reshape(len(maps), -1, SAMPLES**2, 2)).mean(-1)  # (B * bins, C, R / B)

@@ -10,6 +10,8 @@ from detkit.app import convert
 from detkit.app.inspect import data as inspect_data
 from detkit.app.run.next_command import tell_audit, tell_next
 from detkit.app.use import evaluate
+from detkit.cli import TOOLS
+from detkit.utils.commands import tool_name
 from tests.app.tools import call
 from tests.data.test_configs import write
 
@@ -36,7 +38,7 @@ def test_from_data_to_a_detector_and_its_errors(tmp_path, monkeypatch, capsys):
     seen = []
     while tool not in seen:
         seen.append(tool)
-        output = call(importlib.import_module(f"detkit.app.{tool}").main, monkeypatch, capsys, *words)
+        output = call(importlib.import_module(TOOLS[tool_name(tool)].module).main, monkeypatch, capsys, *words)
         tool, words = next_of(output)
         words += BRIEFLY if seen == ["inspect_data"] else []
     assert seen == ["inspect_data", "audit", "train", "predict", "explain"]

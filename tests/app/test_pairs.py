@@ -21,6 +21,7 @@ RUN = [*TWO_STAGE, "retinanet/bccd_mobilenetv2_fpn", "centernet/bccd_mobilenetv2
 #: Why a choice is refused, by its beginning: nobody who reads these would expect otherwise.
 FIXED_SIZE = "the fully connected layers are made for a grid of"
 REFUSED = {
+    "model/head=two_stage_snip": "choose model/neck=image_pyramid_16, which has three scales",
     "model=faster_rcnn_fpn_torchvision": "norm_eps=0 goes with norm=frozen_bn alone",
     "region_pool@model.head.roi.pool=PSRoIAlign": "position-sensitive pooling to 7 x 7 bins needs maps of a multiple of 49",
 }

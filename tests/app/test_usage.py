@@ -11,6 +11,8 @@ from detkit.app.cli.components import load_components
 from detkit.app.cli.paths import config_dir, search_path
 from detkit.app.cli.usage import experiments
 from detkit.app.inspect import components as list_components
+from detkit.cli import TOOLS as KNOWN
+from detkit.utils.commands import tool_name
 from tests.app.tools import call
 
 load_components()
@@ -21,7 +23,7 @@ NEED_AN_EXPERIMENT = ("train", "audit", "inspect_model")
 @pytest.fixture(params=TOOLS)
 def helped(request, monkeypatch, capsys):
     """A tool and what its help prints."""
-    main = importlib.import_module(f"detkit.app.{request.param}").main
+    main = importlib.import_module(KNOWN[tool_name(request.param)].module).main
     return request.param, call(main, monkeypatch, capsys, "--help")
 
 

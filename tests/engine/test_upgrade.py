@@ -39,7 +39,9 @@ def as_format_1(weights, model):
     roi |= {k: v for part in (network, selector) for k, v in part.items() if not k.startswith("_")}
     for name in ("rpn_levels", "roi_levels"):
         del model["head"][name]
-    del roi["valid_ranges"], model["head"]["rpn"]["num_convs"]
+    for name in ("valid_ranges", "class_share", "agnostic_above"):
+        del roi[name]
+    del model["head"]["rpn"]["num_convs"]
     for name in ("offset", "in_padding"):
         del model["head"]["rpn"]["anchors"][name]
     return old, model
@@ -71,7 +73,7 @@ def test_a_two_stage_model_of_format_1_is_the_same_model(tmp_path):
 def test_dense_heads_of_format_1_get_their_selector():
     for name in ("retinanet", "centernet", "yolov1"):
         model = plain(name)
-        selector = model["head"].pop("selector")
+        selector = {k: v for k, v in model["head"].pop("selector").items() if k in SELECTOR or k == "_target_"}
         old = {"model": {**model, "head": {**model["head"], **{k: v for k, v in selector.items() if k != "_target_"}}}}
         old["model"]["head"].pop("level", None)
         new = upgrade_config(old)["model"]["head"]

@@ -150,7 +150,9 @@ def test_soft_nms_is_the_paper_s_merge():
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(ConfigError, match=r"a \[from, to\] for each of the 3 scales, not 2"):
+    with pytest.raises(
+        ConfigError, match="valid_ranges for 2 scales, and the neck has 3 maps: choose model/neck=image_pyramid_16"
+    ):
         small_snip("model.head.valid_ranges=[[0,20],[10,null]]")
     unequal = FeatureSpec((8, 16), (8.0, 16.0))
     with pytest.raises(ValueError, match=r"scales share a head, and must have equal channels, not \[8, 16\]"):

@@ -32,6 +32,7 @@ COMMAND_LINE = "command line"
 #: Where an argument that never stands in a configuration comes from.
 _AT_RUN_TIME = {
     "num_classes": ("as many as the data have", "data set: its classes"),
+    "class_counts": ("as many as the data have of each", "data set: the objects of its training split"),
     "in_spec": ("as its input has", "model: channels and strides of the part before"),
 }
 

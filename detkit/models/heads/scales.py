@@ -55,6 +55,11 @@ class ScaleHead(Head):
             )
         if merge is not None and merge.counts_views:
             raise ValueError(f"{type(merge).__name__} counts how many scales found a box, and each has its own sizes")
+        if valid_ranges is not None and len(valid_ranges) != len(in_spec.strides):
+            raise ValueError(
+                f"there are valid_ranges for {len(valid_ranges)} scales, and the neck has {len(in_spec.strides)} maps: "
+                "choose model/neck=image_pyramid_16, which has three scales, or other ranges"
+            )
         self.inner, self.selector, self.merge = inner, selector, merge
         self.scales = tuple(in_spec.strides[0] / stride for stride in in_spec.strides)
         self.valid_ranges = size_ranges(valid_ranges, len(self.scales), "scales") or (None,) * len(self.scales)
