@@ -14,8 +14,9 @@ OPSET = 19
 def onnx_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """What ``torch.onnx.export(..., opset_version=OPSET, custom_translation_table=onnx_translations())`` needs.
 
-    Needs onnxscript (``pip install 'detkit[export]'``). ONNX has no op for position-sensitive and deformable pooling,
-    nor for maps that end before their padding does: an export of those raises a ValueError that says so.
+    Needs onnxscript (``pip install 'detkit[export]'``). ONNX has no op for deformable pooling, nor for maps that end
+    before their padding does: an export of those raises a ValueError that says so. Position-sensitive pooling becomes
+    RoiAlign of all channels, of which each bin keeps its own: right, and as many times dearer as there are bins.
     """
     return {
         torch.ops.detkit.deform_conv.default: _deform_conv,
@@ -56,10 +57,10 @@ def _region_pooling(
     position_sensitive: bool,
     gamma: float,
 ) -> Any:
-    """RoiAlign of every box on every level, of which each box keeps its own."""
+    """RoiAlign of every box on every level, of which each box keeps its own, and each bin its own where it has any."""
     op = _opset()
-    if offsets is not None or position_sensitive:
-        raise ValueError("ONNX has no op for deformable or position-sensitive RoI pooling; RoIAlign can be exported")
+    if offsets is not None:
+        raise ValueError("ONNX has no op for deformable RoI pooling; RoIAlign can be exported")
     if image_sizes:
         raise ValueError("ONNX's RoiAlign reads a map as a whole: export multi_level_roi_align with image_sizes=None")
     pooled = None
@@ -74,7 +75,17 @@ def _region_pooling(
         else:
             mine = op.Equal(levels, op.Constant(value_int=level))
             pooled = op.Where(op.Unsqueeze(mine, op.Constant(value_ints=[1, 2, 3])), one, pooled)
-    return pooled
+    return _own_channels(op, pooled, output_size[0], output_size[1]) if position_sensitive else pooled
+
+
+def _own_channels(op: Any, pooled: Any, h: int, w: int) -> Any:
+    """(R, C, h, w): of all channels (R, h * w * C, h, w) of each bin those that are its own, by a mask and a sum."""
+    bins = h * w
+    by_bin = op.Reshape(pooled, op.Constant(value_ints=[0, bins, -1, bins]))
+    own = op.Constant(value_floats=[float(i == j) for i in range(bins) for j in range(bins)])
+    own = op.Reshape(own, op.Constant(value_ints=[1, bins, 1, bins]))
+    kept = op.ReduceSum(op.Mul(by_bin, own), op.Constant(value_ints=[1]), keepdims=0)
+    return op.Reshape(kept, op.Constant(value_ints=[0, 0, h, w]))
 
 
 def _opset() -> Any:

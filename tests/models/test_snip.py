@@ -16,6 +16,7 @@ from detkit.models import build_detector
 from detkit.models.heads.scales import ScaleHead
 from detkit.models.interfaces import Head
 from detkit.structures import Categories, Detections, FeatureSpec, SizeRange
+from detkit.structures.boxes import paired_iou
 from tests.models.builders import SMALL, build_awake, build_model, images, small, target
 from tests.models.test_contracts import batch
 
@@ -132,6 +133,23 @@ def test_any_head_takes_the_scales(inner):
     losses.total.backward()
     assert all(p.grad is not None for p in detector.parameters())
     assert len(detector(given)) == 2
+
+
+def test_the_audit_sees_the_anchors_of_all_scales_in_place():
+    """References of scale after scale; an object is matched by anchors that lie on it in px of the network input."""
+    head = small_snip("model.head.inner.rpn.anchors.scales=[1.0,2.0]").head
+    shapes = [(8, 12), (4, 6), (2, 3)]
+    objects = target([40.0, 24.0, 56.0, 40.0], [8.0, 0.0, 40.0, 32.0])
+    (found,) = head.assign(shapes, images((64, 96)), [objects])
+    anchors = torch.cat(head.anchors(shapes, torch.device("cpu")))
+    assert len(anchors) == len(found.matched) == 6 * (96 + 24 + 6)
+    rows = (found.matched >= 0).nonzero().squeeze(1)
+    overlap = paired_iou(anchors[rows], objects.boxes[found.matched[rows]])
+    assert set(found.matched[rows].tolist()) == {0, 1}
+    assert overlap.min() > 0.25
+    assert (rows[found.matched[rows] == 0] < 6 * 120).all(), "16 px are out of the range of the last scale"
+    inside = torch.cat(head.anchors.inside(shapes, (64, 48), torch.device("cpu")))
+    assert torch.equal(inside, anchors[:, [0, 2]].mean(1) < 48)
 
 
 @torch.no_grad()

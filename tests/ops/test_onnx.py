@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from detkit.ops import deform_conv, deform_roi_pool, multi_level_roi_align
+from detkit.ops import deform_conv, deform_roi_pool, multi_level_roi_align, ps_roi_align
 from detkit.ops.onnx import OPSET, onnx_translations
 
 pytest.importorskip("onnxscript", reason="onnxscript is not installed")
@@ -53,6 +53,16 @@ def test_multi_level_roi_align(sampling, aligned, tmp_path):
     _, out = exported(lambda a, b, *t: multi_level_roi_align([a, b], *t, **options), inputs, str(tmp_path / "op.onnx"))
     expected = multi_level_roi_align(maps, *inputs[2:], **options)
     torch.testing.assert_close(torch.from_numpy(out), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_position_sensitive_roi_align(tmp_path):
+    g = torch.Generator().manual_seed(0)
+    features, corner = torch.randn(2, 12, 16, 20, generator=g), 60 * torch.rand(5, 2, generator=g)
+    boxes = torch.cat([corner, corner + 40 * torch.rand(5, 2, generator=g) + 4], dim=1)
+    inputs = (features, boxes, torch.tensor([0, 1, 1, 0, 1]))
+    options = {"output_size": (3, 2), "scale": 1 / 8, "sampling_ratio": 2}
+    _, out = exported(lambda *t: ps_roi_align(*t, **options), inputs, str(tmp_path / "op.onnx"))
+    torch.testing.assert_close(torch.from_numpy(out), ps_roi_align(*inputs, **options), rtol=1e-4, atol=1e-4)
 
 
 def test_what_onnx_cannot_say_is_refused(tmp_path):

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from detkit.config import ConfigError
 from detkit.losses import BoxLoss
 from detkit.matching import Coder, Selector
+from detkit.models.interfaces import AssigningHead, Head
 from detkit.structures import Detections
 from detkit.utils.dist import mean_over_processes
 
@@ -18,6 +20,20 @@ def regression_losses(loss: BoxLoss, coder: Coder, deltas: Tensor, references: T
     if loss.space == "delta":
         return loss(deltas, coder.encode(boxes, references))
     return loss(coder.decode(deltas, references), boxes)
+
+
+def assigning(inner: Head) -> AssigningHead:
+    """``inner``, if it can say before any training which of its references answers for which object.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if not isinstance(inner, AssigningHead):
+        raise ConfigError(
+            f"model.head.inner: {type(inner).__name__} assigns by what it predicts, not by where objects are: there is "
+            "nothing to audit before training"
+        )
+    return inner
 
 
 def select_of_views(selector: Selector, views: Sequence[Detections], size: tuple[int, int]) -> Detections:

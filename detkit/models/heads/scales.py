@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from detkit.config import HEADS
-from detkit.matching import Merge, Selector
-from detkit.models.heads.common import select_of_views
-from detkit.models.interfaces import Head
+from detkit.matching import Anchors, Assignment, Merge, Selector
+from detkit.models.heads.common import assigning, select_of_views
+from detkit.models.interfaces import AssigningHead, Head
 from detkit.structures import Detections, FeatureSpec, Images, Losses, SizeRange, Target, size_ranges
 from detkit.structures.boxes import clip
 from detkit.utils.seed import derive_key
 
 
 @HEADS
-class ScaleHead(Head):
+class ScaleHead(Head, AssigningHead):
     """Any head, shared by the levels of an image pyramid, each of which it takes for an image of its own.
 
     The finest level is in px of the network input; a level of twice its stride is an image of half the size, in whose
@@ -62,6 +62,10 @@ class ScaleHead(Head):
             )
         self.inner, self.selector, self.merge = inner, selector, merge
         self.scales = tuple(in_spec.strides[0] / stride for stride in in_spec.strides)
+        self.levels = tuple(range(len(self.scales)))
+        own = next((v for m in inner.modules() for v in vars(m).values() if isinstance(v, Anchors)), None)
+        #: those of all scales, for the audit
+        self.anchors = None if own is None else ScaledAnchors(own, self.scales)
         self.valid_ranges = size_ranges(valid_ranges, len(self.scales), "scales") or (None,) * len(self.scales)
 
     @staticmethod
@@ -84,6 +88,13 @@ class ScaleHead(Head):
         """``images`` at each scale. Their pixels are blank: no head looks at them."""
         return [_at_scale(images, i, *view) for i, view in enumerate(zip(self.scales, self.valid_ranges, strict=True))]
 
+    def assign(self, shapes: Sequence[tuple[int, int]], images: Images, targets: Sequence[Target]) -> list[Assignment]:
+        """The references of scale after scale."""
+        head = assigning(self.inner)
+        views = zip(shapes, self.scales, self.seen(images), strict=True)
+        found = [head.assign([shape], seen, [_scaled(t, scale) for t in targets]) for shape, scale, seen in views]
+        return [Assignment(torch.cat([f[i].matched for f in found])) for i in range(len(images))]
+
     def _merged(self, views: Sequence[Detections], size: tuple[int, int]) -> Detections:
         if self.merge is None:
             return select_of_views(self.selector, views, size)
@@ -93,13 +104,32 @@ class ScaleHead(Head):
         return best.select(enough[: self.selector.max_detections])
 
 
+class ScaledAnchors(Anchors):
+    """The anchors that a head has in the px of each of several scales, in px of the network input."""
+
+    def __init__(self, own: Anchors, scales: Sequence[float]) -> None:
+        self.own, self.scales = own, tuple(scales)
+        self.strides, self.num_per_cell = tuple(own.strides[0] / s for s in scales), own.num_per_cell
+
+    def __call__(self, shapes: Sequence[tuple[int, int]], device: torch.device) -> list[Tensor]:
+        return [self.own([shape], device)[0] / scale for shape, scale in zip(shapes, self.scales, strict=True)]
+
+    def inside(self, shapes: Sequence[tuple[int, int]], size: tuple[int, int], device: torch.device) -> list[Tensor]:
+        sizes = [_size_at(size, scale) for scale in self.scales]
+        return [self.own.inside([shape], there, device)[0] for shape, there in zip(shapes, sizes, strict=True)]
+
+
+def _size_at(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    return math.ceil(size[0] * scale), math.ceil(size[1] * scale)
+
+
 def _at_scale(images: Images, number: int, scale: float, sizes: SizeRange | None) -> Images:
-    h, w = (math.ceil(side * scale) for side in images.padded_size)
+    h, w = _size_at(images.padded_size, scale)
     there = None if sizes is None else SizeRange(sizes.low * scale, sizes.high * scale)
     metas = tuple(
         replace(
             meta,
-            size=(math.ceil(meta.size[0] * scale), math.ceil(meta.size[1] * scale)),
+            size=_size_at(meta.size, scale),
             key=derive_key(meta.key, 0, number),
             valid_range=there,
         )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from detkit.config import HEADS
 from detkit.matching import IGNORED, Assignment, Selector
-from detkit.models.heads.common import select_of_views
+from detkit.models.heads.common import assigning, select_of_views
 from detkit.models.interfaces import AssigningHead, Head
 from detkit.structures import Detections, FeatureSpec, ImageMeta, Images, Losses, SizeRange, Target, size_ranges
 from detkit.utils.seed import derive_key
@@ -77,10 +77,8 @@ class TridentHead(Head, AssigningHead):
 
     def assign(self, shapes: Sequence[tuple[int, int]], images: Images, targets: Sequence[Target]) -> list[Assignment]:
         """What answers for an object in any of the branches; a reference that has one there is no background here."""
-        if not isinstance(self.inner, AssigningHead):
-            raise TypeError(f"{type(self.inner).__name__} assigns by what it predicts")
         num = self.num_branches or 1
-        found = self.inner.assign(shapes, self.seen(images, num), [*targets] * num)
+        found = assigning(self.inner).assign(shapes, self.seen(images, num), [*targets] * num)
         return [_of_any(found[i :: len(images)]) for i in range(len(images))]
 
 
