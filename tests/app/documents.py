@@ -30,8 +30,8 @@ def commands() -> list[Found]:
 
 
 def plugin() -> str:
-    """The README's component, which one of its commands names as ``my_necks``."""
-    return (ROOT / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    """The component of ``docs/models.md``, which one of its commands names as ``my_necks``."""
+    return (ROOT / "docs/models.md").read_text().partition("```python\n")[2].partition("```")[0]
 
 
 def _of_page(text: str, page: str) -> Iterator[Found]:
