@@ -44,6 +44,8 @@ VECTOR = {
     ),
 }
 
+CPU = torch.device("cpu")
+
 #: in deform_conv.cu
 BARRIERS = (kernels.FOLDER / "deform_conv.cu").read_text().count("__syncthreads();")
 
@@ -294,6 +296,31 @@ def test_a_folder_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
     assert kernels.binary(*SMALL) == b"code"
 
 
+@host.needs_compiler
+def test_a_trial_is_launched_before_anything_else(monkeypatch, caplog):
+    """A launch that fails, and a kernel that makes other numbers, end in the PyTorch form and one line."""
+
+    def refused(*_):
+        raise RuntimeError("CUDA_ERROR_NO_BINARY_FOR_GPU")
+
+    def wrong(source, name, grid, block, arguments, *rest):
+        host.run(source, name, grid, block, arguments, *rest)
+        arguments[1][0] += 1
+
+    told = {}
+    for run in (host.run, refused, wrong):
+        monkeypatch.setattr(kernels, "run", run)
+        kernels._works_on.cache_clear()
+        caplog.clear()
+        with caplog.at_level("WARNING", "detkit"):
+            told[run] = kernels._works_on(CPU, (9, 0)), caplog.messages
+    kernels._works_on.cache_clear()
+    assert told[host.run] == (True, [])
+    assert told[refused][0] is told[wrong][0] is False
+    assert told[refused][1][0].endswith("sampling ops run in their PyTorch form: CUDA_ERROR_NO_BINARY_FOR_GPU")
+    assert "a trial kernel made [1.75, " in told[wrong][1][0]
+
+
 def test_without_cuda_core_one_line_says_so(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("DETKIT_CACHE", str(tmp_path))
     for module in ("cuda.core", "cuda.bindings"):
@@ -302,10 +329,10 @@ def test_without_cuda_core_one_line_says_so(tmp_path, monkeypatch, caplog):
     kernels._works_on.cache_clear()
     try:
         with caplog.at_level("WARNING", "detkit"):
-            assert not any(kernels._works_on((9, 0)) for _ in range(3))
-            assert not kernels._works_on((7, 5))
+            assert not any(kernels._works_on(CPU, (9, 0)) for _ in range(3))
+            assert not kernels._works_on(CPU, (7, 5))
             monkeypatch.setattr(torch.version, "hip", "6.4")
-            assert not kernels._works_on((9, 4))
+            assert not kernels._works_on(CPU, (9, 4))
     finally:
         kernels._versions.cache_clear()
         kernels._works_on.cache_clear()

@@ -37,25 +37,40 @@ def usable(*tensors: Tensor | None) -> bool:
     return (
         all(t.is_cuda and (t.dtype in TYPES or not t.is_floating_point()) for t in given)
         and len({t.device for t in given}) == 1
-        and _works_on(torch.cuda.get_device_capability(given[0].device))
+        and _works_on(given[0].device, torch.cuda.get_device_capability(given[0].device))
     )
 
 
 @functools.cache
-def _works_on(capability: tuple[int, int]) -> bool:
-    """Compile the smallest kernel as a trial; where that fails say so, once."""
+def _works_on(device: torch.device, capability: tuple[int, int]) -> bool:
+    """Compile the smallest kernel, launch it and look at what it made; where that fails say so, once.
+
+    What the driver or the GPU refuses shows here, and not in the user's first step.
+    """
     arch = f"sm_{capability[0]}{capability[1]}"
     try:
         if torch.version.hip is not None:  # its GPUs pass for CUDA devices, and NVRTC compiles without looking at them
             raise RuntimeError("this torch is built for ROCm")
         if capability < MIN_CAPABILITY:
             raise RuntimeError(f"compute capability {capability[0]}.{capability[1]} is below 8.0")
-        binary("sums.cu", (("FIXED", "1"), ("TYPE", "Float")), arch)
+        _try_on(device)
     except Exception as error:  # a missing library, a GPU that NVRTC does not know yet: every cause has the same remedy
         reason = " ".join(str(error).split())[:200]
         logger.warning("no CUDA kernels for %s, sampling ops run in their PyTorch form: %s", arch, reason)
         return False
     return True
+
+
+def _try_on(device: torch.device) -> None:
+    """Three sums through ``settle``.
+
+    Raises:
+        RuntimeError: it gave other numbers.
+    """
+    sums = torch.tensor([3, -(1 << 40), 0], dtype=torch.int64, device=device)
+    found = settled(sums, torch.tensor([0.25], device=device), torch.float32).tolist()
+    if found != [0.75, -(2.0**38), 0.0]:
+        raise RuntimeError(f"a trial kernel made {found} of 3, -2^40 and 0 in quarters")
 
 
 def binary(source: str, macros: Macros, arch: str) -> bytes:
