@@ -52,6 +52,8 @@ TOOL_OF_PIECE = (
     (r"data=null", "inspect_model.py experiment=quickstart {}"),
     (r"data\.train\.(inclusive|zero_based)", "inspect_data.py data=voc data.root=ROOT {}"),
     (r"data\.train\.(annotations|on_bad)|on_missing", "inspect_data.py data=coco data.root=ROOT {}"),
+    (r"pictures=link", "convert.py data=coco data.root=coco to=coco output=NEW {}"),
+    (r"^data=coco$", "inspect_data.py {} data.root=ROOT"),
     (r"data=", "inspect_data.py {}"),
     (r"hydra\.launcher\.slots", "train.py -m experiment=quickstart seed=0,1 {}"),
     (r"seed=", "train.py -m experiment=quickstart {}"),
@@ -70,6 +72,7 @@ FILL = (
     (r"state_dict\.pth \.\.\.", "state_dict.pth data.root=datasets/coco"),
     (r"experiment=\.\.\.", "experiment=quickstart"),
     (r"group=\(\.\*\)_frame", "group=(.*)[.]png"),
+    (r"data=<to> data\.root=NEW", "data=coco data.root=coco"),
     (r"resume\.allow=\[\.\.\.\]", "resume.allow=[trainer.steps]"),
     (r" on_missing=", " data.train.on_missing="),
     (r"runs/\.\.\./", "RUN_FOLDER/"),
@@ -92,7 +95,7 @@ BRIEFLY = ("device=cpu", "threads=1", "trainer.steps=2", "trainer.eval_every=2")
 
 #: A mistake that the page shows on purpose, and the exit code that it has there. Without an experiment they are listed.
 EXIT_CODES = {"optim.lrr=0.1": 2, "model/bakbone": 2, "transform.train.flp": 2, "optim.lr=2 ": 1}
-LISTS_EXPERIMENTS = ("python tools/train.py", "python -m detkit.app.train")
+LISTS_EXPERIMENTS = ("python tools/train.py",)
 
 #: The files that the pages promise of each tool.
 PROMISED = {
@@ -197,7 +200,7 @@ def _of_one(command: str) -> list[str]:
     rules = {
         "Timm": ["model.backbone.pretrained=false"],
         "bccd_mobilenetv2": ["model.backbone.weights=null"],
-        "coco_r50": ["model.backbone.weights=null", "transform=fit", "transform.size=128", "trainer.precision=fp32"],
+        "coco_r50": ["model.backbone.weights=null", "transform=square_320", "transform.size=128", "trainer.precision=fp32"],
         "resume.allow": ["trainer.steps=3"],
         "sweep=neck": ["seed=0"],
         "optim.lr=2 ": ["hydra.run.dir=runs/hot", "trainer.steps=20", "data.loader.train.batch_size=4"],
