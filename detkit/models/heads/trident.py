@@ -6,9 +6,8 @@ images, of which it learns and finds the objects of its sizes alone; detections 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from detkit.config import HEADS
 from detkit.matching import IGNORED, Assignment, Selector
 from detkit.models.heads.common import assigning, select_of_views
 from detkit.models.interfaces import AssigningHead, Head
-from detkit.structures import Detections, FeatureSpec, ImageMeta, Images, Losses, SizeRange, Target, size_ranges
+from detkit.structures import Detections, ImageMeta, Images, Losses, SizeRange, Target, size_ranges
 from detkit.utils.seed import derive_key
 
 
@@ -38,7 +37,6 @@ class TridentHead(Head, AssigningHead):
     def __init__(
         self,
         *,
-        in_spec: FeatureSpec,
         inner: Head,
         selector: Selector,
         valid_ranges: tuple[tuple[float, float | None], ...] | None = ((0, 90), (30, 160), (90, None)),
@@ -50,11 +48,6 @@ class TridentHead(Head, AssigningHead):
         self.num_branches = num or None
         self.valid_ranges = size_ranges(valid_ranges, num, "branches")
         self.levels = inner.levels if isinstance(inner, AssigningHead) else ()
-
-    @staticmethod
-    def part_specs(in_spec: FeatureSpec, options: Mapping[str, Any]) -> dict[str, FeatureSpec]:
-        """The inner head is given what this one is."""
-        return {"inner": in_spec}
 
     def loss(self, features: Sequence[Tensor], images: Images, targets: Sequence[Target]) -> Losses:
         num = len(features[0]) // len(images)
