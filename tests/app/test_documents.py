@@ -200,7 +200,12 @@ def _of_one(command: str) -> list[str]:
     rules = {
         "Timm": ["model.backbone.pretrained=false"],
         "bccd_mobilenetv2": ["model.backbone.weights=null"],
-        "coco_r50": ["model.backbone.weights=null", "transform=square_320", "transform.size=128", "trainer.precision=fp32"],
+        "coco_r50": [
+            "model.backbone.weights=null",
+            "transform=square_320",
+            "transform.size=128",
+            "trainer.precision=fp32",
+        ],
         "resume.allow": ["trainer.steps=3"],
         "sweep=neck": ["seed=0"],
         "optim.lr=2 ": ["hydra.run.dir=runs/hot", "trainer.steps=20", "data.loader.train.batch_size=4"],
