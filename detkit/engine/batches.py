@@ -13,6 +13,7 @@ class TrainBatches(Protocol):
 
     def iterate(self, start: int = 0) -> Iterator[Batch]:
         """Batches without end, from number ``start`` of the training on."""
+        ...
 
 
 class EvalBatches(Protocol):
