@@ -7,6 +7,7 @@ KDD 2002), found by pooling neighbours that violate it. What is predicted is whe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -40,6 +41,19 @@ class ScoreMap(NamedTuple):
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return {"kind": self.kind, "x": self.x.tolist(), "y": self.y.tolist(), "temperature": self.temperature}
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> ScoreMap:
+        """From what :meth:`to_dict` gave.
+
+        Raises:
+            ValueError: it is none.
+        """
+        try:
+            x, y = (np.asarray(state[name], np.float64) for name in ("x", "y"))
+            return cls(state["kind"], x, y, state["temperature"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"not a map of scores: {error!r}") from error
 
 
 def fit(kind: Kind, scores: np.ndarray, right: np.ndarray) -> ScoreMap:

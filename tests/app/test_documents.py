@@ -49,6 +49,8 @@ NOT_RUN = {
 #: The tool that the text means by a piece of a command; the first that fits.
 TOOL_OF_PIECE = (
     (r"tta|data\.root=/elsewhere|model\.head\.roi\.selector", "evaluate.py checkpoint=RUN_FOLDER/best.pt {}"),
+    (r"^target\.", "calibrate.py checkpoint=RUN_FOLDER/best.pt {}"),
+    (r"^scores=", "calibrate.py checkpoint=RUN_FOLDER/best.pt target.recall=0.8 {}"),
     (r"data=null", "inspect_model.py experiment=quickstart {}"),
     (r"data\.train\.(inclusive|zero_based)", "inspect_data.py data=voc data.root=ROOT {}"),
     (r"data\.train\.(annotations|on_bad)|on_missing", "inspect_data.py data=coco data.root=ROOT {}"),
@@ -66,6 +68,7 @@ TOOL_OF_PIECE = (
 
 #: What the reader fills in, and what he would; WHERE is the folder that the command runs in.
 FILL = (
+    (r"target\.\w+=[\d.]+( delta=[\d.]+)?", "target.false_alarms=0.9 delta=0.5"),  # four images prove no more
     (r"inspect_data\.py data=\.\.\. data\.root=\.\.\.", "inspect_data.py data=coco data.root=ROOT"),
     (r"annotations=\.\.\. data\.train\.images=\.\.\.", "annotations=train.json data.train.images=images"),
     (r"(train\.py|experiment=quickstart) \.\.\.", r"\1 experiment=quickstart"),
@@ -104,6 +107,7 @@ PROMISED = {
     "audit": ("audit.html", "audit.json"),
     "explain": ("explanation.html", "explanation.json"),
     "evaluate": ("evaluation.json", "detections.json"),
+    "calibrate": ("calibration.html", "calibration.json", "best.pt"),
     "predict": ("detections.json",),
     "inspect_data": ("report.json", "boxes.png"),
     "inspect_model": ("model.json", "receptive_field.png"),
@@ -192,7 +196,7 @@ def small(command: str) -> list[str]:
         return list(FEW[:2]) if "data=shapes" in command else []
     if tool == "benchmark":
         return _briefly_timed(command)
-    return ["device=cpu"] if tool in ("evaluate", "explain", "predict") else []
+    return ["device=cpu"] if tool in ("evaluate", "explain", "calibrate", "predict") else []
 
 
 def _of_one(command: str) -> list[str]:

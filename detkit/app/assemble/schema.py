@@ -132,6 +132,30 @@ class ExplainOptions:
 
 
 @dataclass
+class CalibrationTarget:
+    """What a threshold keeps: one of the three."""
+
+    precision: float | None = None
+    recall: float | None = None
+    false_alarms: float | None = None
+
+
+@dataclass
+class CalibrateOptions:
+    """``tools/calibrate.py``: its own keys; everything else overrides the checkpoint's configuration."""
+
+    checkpoint: str
+    target: CalibrationTarget = field(default_factory=CalibrationTarget)
+    delta: float = 0.1
+    scores: Literal["temperature", "isotonic"] | None = None
+    split: Literal["train", "val"] = "val"
+    seed: int = 0
+    output: str | None = None
+    device: str = "auto"
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+
+
+@dataclass
 class PredictOptions:
     """``tools/predict.py``: its own keys; everything else overrides the checkpoint's configuration."""
 

@@ -29,7 +29,9 @@ from detkit.data.datasets.base import DetectionDataset
 from detkit.data.loader import EvalLoader
 from detkit.engine.bad_steps.finite import refuse_bad_weights
 from detkit.engine.state.checkpoint import Checkpoint, load_checkpoint, load_weights
+from detkit.evaluation.reliability import ScoreMap
 from detkit.models import Detector, build_detector
+from detkit.models.calibrated import Calibrated, check_thresholds
 from detkit.utils.commands import command
 from detkit.utils.log import logger
 
@@ -44,13 +46,27 @@ class Stored:
     device: torch.device
 
     def augmented(self, tta: Any) -> Detector:
-        """The detector, looking at several views of each image where there is a ``tta`` section.
+        """The detector with the thresholds of its checkpoint's calibration where that has one, looking at several views
+        of each image where there is a ``tta`` section.
 
         Raises:
             ConfigError: the section's values do not fit together.
+            ValueError: the thresholds are not one for each class.
         """
-        if tta is None:
-            return self.detector
+        return self._calibrated(self.detector if tta is None else self._of_views(tta))
+
+    def _calibrated(self, detector: Detector) -> Detector:
+        calibration = self.checkpoint.calibration
+        if calibration is None:
+            return detector
+        source = self.checkpoint.source
+        thresholds = check_thresholds(calibration, len(self.checkpoint.categories), source)
+        stored = calibration.get("scores")
+        scores = None if stored is None else ScoreMap.from_dict(stored)
+        logger.info("%s: left out is what is below the thresholds for %s", source, calibration.get("aim"))
+        return Calibrated(detector, thresholds, scores).to(self.device).eval()
+
+    def _of_views(self, tta: Any) -> Detector:
         divisor = self.config["data"]["loader"]["val"].get("size_divisor", 32)
         views = build(tta, key="tta")
         try:

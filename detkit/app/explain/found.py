@@ -111,13 +111,14 @@ def examine(
     """
     check_precision(precision, stored.device)
     truths = {truth.image_id: truth for truth in dataset.truths}
+    detector = stored.augmented(None)
     warned = False
     for batch in batches:
         batch = to_device(batch, stored.device, channels_last=False)
         for i, meta in enumerate(batch.images.meta):
             one = Images(batch.images.pixels[i : i + 1], (meta,))
             with torch.no_grad(), autocast(stored.device, precision), tracing() as trace:
-                (found,) = stored.detector(one)
+                (found,) = detector(one)
             truth = truths[meta.image_id]
             errors = image_errors(truth, restore(found, meta, dataset.categories), dataset.categories)
             assert meta.affine is not None, "the loader refuses transforms without an inverse"

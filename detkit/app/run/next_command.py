@@ -40,9 +40,14 @@ def tell_next(tool: str, *words: str) -> None:
 
 def tell_prediction(run_folder: Path, dataset: DetectionDataset | None) -> None:
     """After a training: its detector on a picture, one of ``dataset`` if that has files."""
+    tell_prediction_with(RunFolder(run_folder).checkpoint, dataset)
+
+
+def tell_prediction_with(checkpoint: Path, dataset: DetectionDataset | None) -> None:
+    """The detector in ``checkpoint`` on a picture, one of ``dataset`` if that has files."""
     truths = () if dataset is None else dataset.truths
     picture = next((truth.file for truth in truths if Path(truth.file).is_file()), "photo.jpg")
-    tell_next("predict", path_word("checkpoint", RunFolder(run_folder).checkpoint), path_word("input", picture))
+    tell_next("predict", path_word("checkpoint", checkpoint), path_word("input", picture))
 
 
 def tell_explanation(checkpoint: str) -> None:

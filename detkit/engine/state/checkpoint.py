@@ -57,7 +57,8 @@ class Checkpoint:
 
     ``detector``: its weights and buffers; in ``best.pt`` as they were evaluated. ``average``: the state of the moving
     average, if there is one. ``metrics``: of the last evaluation. ``training``: what only going on needs (optimiser,
-    scaler, random states, ...); None in ``best.pt``. ``source``: the file it was read from, for messages; not stored.
+    scaler, random states, ...); None in ``best.pt``. ``calibration``: thresholds of the classes by
+    ``tools/calibrate.py``, None without. ``source``: the file it was read from, for messages; not stored.
     """
 
     step: int
@@ -68,6 +69,7 @@ class Checkpoint:
     average: Mapping[str, Any] | None = None
     training: Mapping[str, Any] | None = None
     versions: Mapping[str, str] = field(default_factory=current_versions)
+    calibration: Mapping[str, Any] | None = None
     source: str = "checkpoint"
 
     @property
@@ -94,6 +96,8 @@ def save_checkpoint(path: str | Path, checkpoint: Checkpoint, keep: str | Path |
         "training": checkpoint.training,
         "versions": dict(checkpoint.versions),
     }
+    if checkpoint.calibration is not None:
+        state["calibration"] = checkpoint.calibration
     try:
         atomic_write(path, lambda temporary: _serialise(state, temporary), keep)
     except OSError as error:
@@ -246,6 +250,7 @@ def _parse(state: Any, path: Path) -> Checkpoint:
         metrics=state["metrics"],
         training=state["training"],
         versions=state["versions"],
+        calibration=state.get("calibration"),
         source=str(path),
     )
 

@@ -1,0 +1,152 @@
+"""What a calibration found: thresholds, what they reach on its images, and how far scores are from probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from detkit.app.assemble.stored import Stored
+from detkit.data.datasets.base import DetectionDataset
+from detkit.engine.evaluation import to_device
+from detkit.engine.precision import Precision, autocast, check_precision
+from detkit.evaluation.errors import ImageErrors, image_errors
+from detkit.evaluation.reliability import Kind, ScoreMap, expected_calibration_error, fit
+from detkit.evaluation.results import restore
+from detkit.evaluation.risk_control import Judged, image_losses
+from detkit.evaluation.thresholds import Aim, Thresholds, find_thresholds, judge
+from detkit.structures import Batch
+
+#: Thresholds at which the page draws precision and recall.
+_DRAWN = np.linspace(0.02, 0.98, 49)
+
+#: Of a normal distribution, what 95 % lie within.
+_WITHIN = 1.96
+
+
+class Curve(NamedTuple):
+    """The mean over images at each threshold ``x`` (P,): ``y`` (P,), and between what it lies, 95 % at each point."""
+
+    x: np.ndarray
+    y: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """``thresholds`` of each class, ``judged`` detections of the images that they were found on, and ``scores``: what
+    makes scores probabilities, None where nobody asked."""
+
+    thresholds: Thresholds
+    judged: Judged
+    scores: ScoreMap | None
+
+    @classmethod
+    def of(cls, judged: Judged, names: Sequence[str], aim: Aim, kind: Kind | None, seed: int) -> Calibration:
+        """Find all of it.
+
+        Raises:
+            ValueError: the aim is not reached at any threshold, or there are too few images to prove it.
+        """
+        thresholds = find_thresholds(judged, names, aim, seed)
+        return cls(thresholds, judged, None if kind is None else fit(kind, judged.scores, judged.right))
+
+    def errors(self) -> tuple[float, float | None]:
+        """The expected calibration error of the detector's scores, and of the mapped ones."""
+        scores, right = self.judged.scores, self.judged.right
+        mapped = None if self.scores is None else expected_calibration_error(self.scores(scores), right)
+        return expected_calibration_error(scores, right), mapped
+
+    def reached(self, label: int) -> tuple[float, float]:
+        """Precision and recall of class ``label`` at its threshold, of all detections and objects here; nan of none."""
+        j, threshold = self.judged, self.thresholds.rows[label].threshold
+        shown = (j.labels == label) & (j.scores >= threshold)
+        objects = j.object_labels == label
+        found = objects & (j.object_scores >= threshold)
+        return _share(int(j.right[shown].sum()), int(shown.sum())), _share(int(found.sum()), int(objects.sum()))
+
+    def curves(self) -> dict[str, Curve]:
+        """Precision and recall of all classes together over the threshold, as means over images."""
+        return {name: _curve(self.judged, name) for name in ("precision", "recall")}
+
+    def to_checkpoint(self) -> dict[str, Any]:
+        """What a checkpoint holds of it."""
+        kept = {"thresholds": self.thresholds.values.tolist(), "aim": self.thresholds.aim.in_words}
+        return {**kept, "scores": None if self.scores is None else self.scores.to_dict()}
+
+    def to_dict(self, source: str) -> dict[str, Any]:
+        """Plain values: all of it but the detections."""
+        before, after = self.errors()
+        reached = [self.reached(k) for k in range(len(self.thresholds.rows))]
+        return {
+            "source": source,
+            **self.thresholds.to_dict(),
+            "reached": [{"precision": _plain(p), "recall": _plain(r)} for p, r in reached],
+            "expected_calibration_error": {"before": _plain(before), "after": after},
+            "scores": None if self.scores is None else self.scores.to_dict(),
+        }
+
+    def rows(self) -> list[list[str]]:
+        """Of the table, under HEADINGS."""
+        rows = []
+        for k, row in enumerate(self.thresholds.rows):
+            of_class = (f"{value:.3f}" if value == value else "-" for value in self.reached(k))
+            rows.append([row.name, f"{row.threshold:.3f}", "own" if row.own else f"shared: {row.why}", *of_class])
+        return rows
+
+    def table(self) -> Table:
+        """The rows, to be printed by rich."""
+        table = Table(title=f"thresholds for {self.thresholds.aim.in_words}", title_justify="left")
+        for heading in HEADINGS:
+            table.add_column(heading, justify="left" if heading in ("class", "whose") else "right")
+        for row in self.rows():
+            table.add_row(*row)
+        return table
+
+
+HEADINGS = ("class", "threshold", "whose", "precision here", "recall here")
+
+
+def judged_images(
+    stored: Stored, batches: Iterable[Batch], dataset: DetectionDataset, precision: Precision
+) -> Iterator[ImageErrors]:
+    """The detections of the bare detector in each image, judged."""
+    check_precision(precision, stored.device)
+    truths = {truth.image_id: truth for truth in dataset.truths}
+    for batch in batches:
+        batch = to_device(batch, stored.device, channels_last=False)
+        with torch.no_grad(), autocast(stored.device, precision):
+            found = stored.detector(batch.images)
+        for each, meta in zip(found, batch.images.meta, strict=True):
+            results = restore(each, meta, dataset.categories)
+            yield image_errors(truths[meta.image_id], results, dataset.categories)
+
+
+def calibrate(
+    images: Iterable[ImageErrors], names: Sequence[str], aim: Aim, kind: Kind | None, seed: int
+) -> Calibration:
+    """See :meth:`Calibration.of`; ``images``: see :func:`judged_images`."""
+    return Calibration.of(judge(images), names, aim, kind, seed)
+
+
+def _curve(judged: Judged, risk: str) -> Curve:
+    points = []
+    for threshold in _DRAWN:
+        losses = image_losses(judged, risk, threshold)  # pyright: ignore[reportArgumentType]
+        if len(losses):
+            mean, wide = 1 - float(losses.mean()), _WITHIN * float(losses.std()) / len(losses) ** 0.5
+            points.append((float(threshold), mean, max(0.0, mean - wide), min(1.0, mean + wide)))
+    return Curve(*np.array(points).reshape(-1, 4).T)
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")
+
+
+def _plain(value: float) -> float | None:
+    return value if value == value else None

@@ -1,0 +1,84 @@
+"""``tools/calibrate.py``: a threshold for each class that keeps a promise, in a copy of the checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import rich
+from omegaconf import DictConfig
+from rich.text import Text
+
+from detkit.app.assemble.schema import CalibrateOptions, CalibrationTarget
+from detkit.app.assemble.stored import load_stored, open_split
+from detkit.app.calibrate.found import calibrate, judged_images
+from detkit.app.calibrate.page import calibration_page
+from detkit.app.cli.entry import run_tool
+from detkit.app.run.next_command import tell_prediction_with
+from detkit.config import ConfigError
+from detkit.config.ranges import check_range
+from detkit.engine.state.checkpoint import save_checkpoint
+from detkit.evaluation.thresholds import Aim
+from detkit.utils.files import atomic_write, output_folder
+from detkit.utils.log import logger, set_up_logging
+from detkit.utils.progress import track
+
+
+def main() -> None:
+    """The command line."""
+    run_tool(run, "calibrate")
+
+
+def run(cfg: DictConfig, _: Path) -> None:
+    """Calibrate ``cfg.checkpoint`` on ``cfg.split``; a copy with thresholds and the report go to ``cfg.output``."""
+    set_up_logging()
+    options, stored = load_stored(cfg, CalibrateOptions)
+    aim = aim_of(options)
+    dataset, loader = open_split(stored, options.split)
+    if options.split == "train":
+        logger.warning("split=train: the detector knows these images, and for others the promise does not hold")
+    checkpoint = Path(options.checkpoint)
+    source = f"{checkpoint} on data.{options.split}"
+    precision = options.precision or stored.config["trainer"]["precision"]
+    wanted = Path(options.output or checkpoint.parent / f"calibration_{checkpoint.stem}_{options.split}")
+    with output_folder(wanted) as folder:
+        images = judged_images(stored, track(loader, len(loader), "calibrating"), dataset, precision)
+        found = calibrate(images, dataset.categories.names, aim, options.scores, options.seed)
+        atomic_write(folder / "calibration.json", json.dumps(found.to_dict(source), indent=1) + "\n")
+        atomic_write(folder / "calibration.html", calibration_page(found, source))
+        copy = dataclasses.replace(stored.checkpoint, calibration=found.to_checkpoint())
+        save_checkpoint(folder / checkpoint.name, copy)
+    rich.print(found.table())
+    before, after = found.errors()
+    mapped = "" if after is None else f", {after:.3f} after scores={options.scores}"
+    rich.print(f"expected calibration error of the scores: {before:.3f}{mapped}")
+    rich.print("report:", Text(str(folder / "calibration.html"), "bold"))
+    tell_prediction_with(folder / checkpoint.name, dataset)
+
+
+def aim_of(options: CalibrateOptions) -> Aim:
+    """What the options ask for.
+
+    Raises:
+        ConfigError: none or several targets, or a number out of range.
+    """
+    target = options.target if isinstance(options.target, dict) else dataclasses.asdict(options.target)
+    given = {name: value for name, value in target.items() if value is not None}
+    names = [field.name for field in dataclasses.fields(CalibrationTarget)]
+    if len(given) != 1:
+        raise ConfigError(f"target: one of {', '.join(names)} is wanted, like target.precision=0.9")
+    ((risk, value),) = given.items()
+    check_range(f"target.{risk}", value, 0, 1)
+    level = value if risk == "false_alarms" else 1 - value
+    if not 0 < level < 1:
+        raise ConfigError(f"target.{risk}: must lie between 0 and 1, not {value:g}: no number of images proves that")
+    check_range("delta", options.delta, 0, 1)
+    if not 0 < options.delta < 1 or math.isnan(options.delta):
+        raise ConfigError(f"delta: must lie between 0 and 1, not {options.delta:g}")
+    return Aim(risk, level, options.delta)
+
+
+if __name__ == "__main__":
+    main()

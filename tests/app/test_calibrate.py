@@ -1,0 +1,118 @@
+"""``tools/calibrate.py``: what it promises is in the copy of the checkpoint, and every tool keeps to it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import detkit
+from detkit.app.calibrate import tool as calibrate
+from detkit.app.calibrate.found import Calibration
+from detkit.app.use import evaluate, predict
+from detkit.engine import load_checkpoint
+from detkit.evaluation.reliability import ScoreMap
+from detkit.evaluation.risk_control import Judged
+from detkit.evaluation.thresholds import Aim
+from detkit.models import Detector
+from detkit.models.calibrated import Calibrated, check_thresholds
+from detkit.structures import Detections
+from tests.app.test_explain import checkpoint  # noqa: F401 - a fixture: a small run on shapes
+from tests.app.tools import call
+
+REACHED = ("target.false_alarms=0.9", "delta=0.5", "device=cpu")
+
+
+@pytest.fixture
+def calibrated(checkpoint, tmp_path, monkeypatch, capsys):  # noqa: F811
+    """The folder of a calibration, and what the tool said."""
+    start = (calibrate.main, monkeypatch, capsys, f"checkpoint={checkpoint}", *REACHED)
+    return tmp_path / "out", call(*start, "scores=isotonic", f"output={tmp_path / 'out'}")
+
+
+def test_the_copy_holds_thresholds_and_every_tool_keeps_to_them(checkpoint, calibrated, tmp_path, monkeypatch, capsys):  # noqa: F811
+    folder, said = calibrated
+    assert "false alarms in at most 0.9 of the images, with probability 0.5" in " ".join(said.split())
+    assert f"next: python tools/predict.py checkpoint={folder / 'last.pt'}" in said
+    before, after = load_checkpoint(checkpoint), load_checkpoint(folder / "last.pt")
+    assert before.calibration is None, "the given file stays"
+    assert all(torch.equal(after.weights[name], weight) for name, weight in before.weights.items())
+    found = json.loads((folder / "calibration.json").read_text())
+    thresholds = after.calibration["thresholds"]
+    assert thresholds == [row["threshold"] for row in found["classes"]]
+    assert "<svg" in (folder / "calibration.html").read_text()
+
+    image = next(checkpoint.parent.rglob("train_*.jpg"))
+    plain, kept = (detkit.load(path, device="cpu").predict(image) for path in (checkpoint, folder / "last.pt"))
+    wanted = plain.scores >= np.array(thresholds)[plain.labels]
+    assert np.allclose(kept.boxes, plain.boxes[wanted])
+    to_probability = ScoreMap.from_dict(after.calibration["scores"])
+    assert np.allclose(kept.scores, to_probability(plain.scores[wanted]), atol=1e-6)
+
+    output = call(
+        evaluate.main, monkeypatch, capsys, f"checkpoint={folder / 'last.pt'}", "device=cpu", f"output={tmp_path / 'e'}"
+    )
+    assert "left out is what is below the thresholds for false alarms in at most 0.9" in output
+    rows = json.loads((tmp_path / "e" / "detections.json").read_text())
+    call(evaluate.main, monkeypatch, capsys, f"checkpoint={checkpoint}", "device=cpu", f"output={tmp_path / 'f'}")
+    assert len(rows) < len(json.loads((tmp_path / "f" / "detections.json").read_text()))
+
+
+def test_what_cannot_be_promised_is_told(checkpoint, tmp_path, monkeypatch, capsys):  # noqa: F811
+    start = (calibrate.main, monkeypatch, capsys, f"checkpoint={checkpoint}", "device=cpu", f"output={tmp_path / 'o'}")
+    for target in ([], ["target.precision=0.9", "target.recall=0.5"]):
+        assert "target: one of precision, recall, false_alarms is wanted" in call(*start, *target, code=2)
+    assert "target.precision: must lie between 0 and 1, not 1" in call(*start, "target.precision=1", code=2)
+    assert "delta: must lie between 0 and 1, not 0" in call(*start, "target.precision=0.9", "delta=0", code=2)
+    assert "needs 459 images at least" in call(*start, "target.recall=0.99", "delta=0.01", code=1)
+    assert not (tmp_path / "o").exists(), "nothing is left behind"
+
+
+def test_a_class_with_few_images_has_the_shared_threshold():
+    """200 images of class 0, where all from 0.5 on are right and none below; 3 of class 1."""
+    rng = np.random.default_rng(0)
+    images = np.concatenate([np.repeat(np.arange(200), 4), [0, 1, 2]])
+    labels = np.concatenate([np.zeros(800, int), np.ones(3, int)])
+    scores = rng.random(803)
+    judged = Judged(
+        200, images, labels, scores, scores >= 0.5, images, labels, np.where(scores >= 0.5, scores, -np.inf)
+    )
+    found = Calibration.of(judged, ("many", "few"), Aim("precision", 0.1, 0.1), None, seed=0)
+    many, few = found.thresholds.rows
+    assert (many.own, few.own) == (True, False)
+    assert few.why.startswith("3 images, 22 at least") or "images, 22 at least are needed" in few.why
+    precision, recall = found.reached(0)
+    shown = (labels == 0) & (scores >= many.threshold)
+    assert precision == pytest.approx((scores[shown] >= 0.5).mean())
+    assert recall == pytest.approx((scores[labels == 0] >= max(0.5, many.threshold)).sum() / 800)
+
+
+class Fixed(Detector):
+    def forward(self, images, targets=None):
+        return [Detections(torch.zeros(4, 4), torch.tensor([0.9, 0.5, 0.5, 0.2]), torch.tensor([0, 1, 0, 1]))]
+
+
+def test_a_detection_at_its_threshold_stays():
+    (found,) = Calibrated(Fixed(), [0.6, 0.5])(None)
+    assert found.scores.tolist() == pytest.approx([0.9, 0.5])
+    assert found.labels.tolist() == [0, 1]
+    (found,) = Calibrated(Fixed(), [0.6, 0.5], lambda scores: scores / 2)(None)
+    assert found.scores.tolist() == pytest.approx([0.45, 0.25]), "thresholds are in the detector's own scores"
+    assert not Calibrated(Fixed(), [0.6, 0.5]).state_dict()
+
+
+@pytest.mark.parametrize("thresholds", [None, [0.5], [0.5, 2], [0.5, "x"], [0.5, float("nan")]])
+def test_thresholds_of_unknown_origin_are_looked_at(thresholds):
+    with pytest.raises(ValueError, match=r"x\.pt: its thresholds are not 2 numbers in \[0, 1\]"):
+        check_thresholds({"thresholds": thresholds}, 2, "x.pt")
+
+
+def test_predict_takes_the_calibrated_copy(calibrated, checkpoint, tmp_path, monkeypatch, capsys):  # noqa: F811
+    folder, _ = calibrated
+    image = next(checkpoint.parent.rglob("train_*.jpg"))
+    output = call(
+        predict.main, monkeypatch, capsys, f"checkpoint={folder / 'last.pt'}", f"input={image}", "device=cpu",
+        f"output={tmp_path / 'p'}", "tta=flip",
+    )  # fmt: skip
+    assert "left out is what is below the thresholds" in output
+    assert (tmp_path / "p" / "detections.json").is_file()
