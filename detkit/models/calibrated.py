@@ -55,7 +55,7 @@ def check_thresholds(calibration: Mapping[str, Any], num_classes: int, source: s
         ValueError: they are not one number in [0, 1] for each class.
     """
     values = calibration.get("thresholds")
-    fine = isinstance(values, list) and len(values) == num_classes
-    if not fine or not all(isinstance(v, float | int) and 0 <= v <= 1 for v in values):
+    numbers = [float(v) for v in values if isinstance(v, float | int)] if isinstance(values, list) else []
+    if not len(numbers) == num_classes == len(values or ()) or not all(0 <= v <= 1 for v in numbers):
         raise ValueError(f"{source}: its thresholds are not {num_classes} numbers in [0, 1]")
-    return [float(v) for v in values]
+    return numbers

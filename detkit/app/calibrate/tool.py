@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import rich
 from omegaconf import DictConfig
@@ -69,7 +70,8 @@ def aim_of(options: CalibrateOptions) -> Aim:
     names = [field.name for field in dataclasses.fields(CalibrationTarget)]
     if len(given) != 1:
         raise ConfigError(f"target: one of {', '.join(names)} is wanted, like target.precision=0.9")
-    ((risk, value),) = given.items()
+    ((name, value),) = given.items()
+    risk: Any = name  # the three fields are the three risks
     check_range(f"target.{risk}", value, 0, 1)
     level = value if risk == "false_alarms" else 1 - value
     if not 0 < level < 1:
