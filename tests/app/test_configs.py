@@ -1,6 +1,7 @@
 """Every preset composes, validates and builds; every experiment runs; command-line edits reach where they should."""
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import MissingConfigException
@@ -16,6 +17,8 @@ from detkit.app.cli.paths import config_dir
 from detkit.app.cli.slots import settle_slots
 from detkit.config import ConfigError, Registry, build, validate
 from detkit.data import ShapesDataset
+from detkit.engine.state.checkpoint import Checkpoint
+from detkit.structures import Categories
 
 load_components()
 EXPERIMENTS = sorted(
@@ -122,7 +125,8 @@ def test_evaluate_tells_a_misspelt_choice(group):
 def test_a_trained_detector_on_several_views():
     """Padding is the loader's; what does not fit together is told with its key."""
     config = {"data": {"loader": {"val": {"size_divisor": 16}}}}
-    stored = Stored(None, config, nn.Identity(), None)
+    checkpoint = Checkpoint(step=0, detector={}, categories=Categories(("a",), (1,)), config={}, metrics={})
+    stored = Stored(checkpoint, config, nn.Identity(), torch.device("cpu"))
     tta = {"_target_": "MultiView", "_partial_": True, "scales": [1, 2]}
     assert stored.augmented(None) is stored.detector
     augmented = stored.augmented(tta)
