@@ -1,7 +1,7 @@
 """Which candidates of a cascade go on from one stage to the next, told to the trace stage by stage.
 
-Beside :mod:`detkit.matching.select` the one place where candidates are removed: boxes of a cascade are not clipped between
-its stages, and one NMS compares by the smaller of two areas.
+Beside :mod:`detkit.matching.select` the one place where candidates are removed: boxes of a cascade are not clipped
+between its stages, and one NMS compares by the smaller of two areas.
 """
 
 from __future__ import annotations

@@ -14,9 +14,11 @@ from detkit.models.interfaces import (
     RegionNetwork,
     RegionPool,
 )
+from detkit.models.mtcnn.detector import MTCNN
 from detkit.models.tta import MultiView
 
 __all__ = [
+    "MTCNN",
     "AssigningHead",
     "Backbone",
     "ComposedDetector",

@@ -1,8 +1,8 @@
 """The three stages of MTCNN at test time, one image at a time, each step as in the published implementation.
 
 That is the authors' Matlab code as others ported it and published weights for; what the paper leaves open is taken from
-there: whole-px windows, corners that count from 1, sides longer by 1 px in the later stages. Two departures: a crop without
-a pixel, of a box beside the image, is left out together with its box; and so is a detection beside the image.
+there: whole-px windows, corners that count from 1, sides longer by 1 px in the later stages. Two departures: a crop
+without a pixel, of a box beside the image, is left out with its box, and so is a detection beside the image.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def first_stage(net: PNet, pixels: Tensor, how: CascadeSettings) -> Tensor:
         return pixels.new_zeros(0, 4)
     boxes, scores, deltas = (torch.cat(parts) for parts in zip(*found, strict=True))
     kept = unsuppressed(boxes, scores, size, how.nms_iou, how.max_candidates, "P-Net")
-    return squared(moved(boxes[kept], deltas[kept], extra=0.0))
+    return squared(moved(boxes[kept], deltas[kept], net.extra))
 
 
 def _at_scale(net: PNet, pixels: Tensor, scale: float, how: CascadeSettings) -> tuple[Tensor, Tensor, Tensor]:
@@ -72,7 +72,7 @@ def second_stage(net: RNet, sums: Tensor, boxes: Tensor, how: CascadeSettings) -
     scores = answers.logits.softmax(1)[:, 1]
     index = let_through(boxes, scores, scores > how.thresholds[1], size, "R-Net")
     kept = index[unsuppressed(boxes[index], scores[index], size, how.nms_iou, how.max_candidates, "R-Net")]
-    return squared(moved(boxes[kept], answers.deltas[kept]))
+    return squared(moved(boxes[kept], answers.deltas[kept], net.extra))
 
 
 def third_stage(net: ONet, sums: Tensor, boxes: Tensor, how: CascadeSettings) -> tuple[Detections, Tensor | None]:
@@ -83,13 +83,13 @@ def third_stage(net: ONet, sums: Tensor, boxes: Tensor, how: CascadeSettings) ->
     candidate, label = last_candidates(boxes, scores, how.thresholds[2], size, "O-Net").unbind(1)
     boxes, deltas, scores = boxes[candidate], answers.deltas[candidate], scores[candidate, label]
     landmarks = None if answers.landmarks is None else placed(answers.landmarks[candidate], boxes)
-    found = Detections(moved(boxes, deltas), scores, label)
+    found = Detections(moved(boxes, deltas, net.extra), scores, label)
     kept = last_detections(found, size, how.last_nms_share, how.max_detections, "O-Net")
     return found.select(kept), None if landmarks is None else landmarks[kept]
 
 
 def look(net: RNet | ONet, sums: Tensor, boxes: Tensor) -> tuple[Tensor, Answers]:
-    """What ``net`` says of crops of ``boxes`` (N, 4) px, in float32, and which boxes (M, 4) those are: not beside it."""
+    """What ``net`` says of crops of ``boxes`` (N, 4) px, in float32, and those of the boxes (M, 4) that it saw."""
     ranges = pixel_ranges(boxes, (sums.shape[0] - 1, sums.shape[1] - 1))
     there = (ranges[:, 2:] > ranges[:, :2]).all(dim=1)
     boxes, ranges = boxes[there], ranges[there]

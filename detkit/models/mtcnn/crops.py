@@ -14,12 +14,12 @@ def squared(boxes: Tensor) -> Tensor:
     return torch.cat([corner, corner + longer], dim=1)
 
 
-def moved(boxes: Tensor, deltas: Tensor, extra: float = 1.0) -> Tensor:
+def moved(boxes: Tensor, deltas: Tensor, extra: float) -> Tensor:
     """``boxes`` (N, 4) px with each corner moved by ``deltas`` (N, 4), in shares of the box's sides.
 
     Args:
-        extra: px by which sides count as longer: 1 in the second and third stage as published, whose boxes include their
-            last pixel there; 0 in the first.
+        extra: px by which sides count as longer: 1 in the second and third stage as published, where boxes include
+            their last pixel; 0 in the first.
     """
     return boxes + deltas * (boxes[:, 2:] - boxes[:, :2] + extra).repeat(1, 2)
 

@@ -27,6 +27,7 @@ class PNet(nn.Module):
     """The proposal network: 12 px windows, fully convolutional, one cell each 2 px; object or not."""
 
     window = 12
+    extra = 0.0  #: px by which sides count as longer when a box is moved, see :func:`~detkit.models.mtcnn.crops.moved`
     stride = 2
 
     def __init__(self) -> None:
@@ -39,7 +40,7 @@ class PNet(nn.Module):
         _initialize(self)
 
     def forward(self, pixels: Tensor) -> Answers:
-        """Maps (B, 2, h, w) and (B, 4, h, w) for normalised ``pixels`` (B, 3, H, W); cell i looks at 2 i to 2 i + 12."""
+        """Maps (B, 2, h, w), (B, 4, h, w) for normalised ``pixels`` (B, 3, H, W); cell i sees 2 i to 2 i + 12."""
         x = self.pool1(self.prelu1(self.conv1(pixels)))
         x = self.prelu3(self.conv3(self.prelu2(self.conv2(x))))
         return Answers(self.conv4_1(x), self.conv4_2(x))
@@ -49,6 +50,7 @@ class RNet(nn.Module):
     """The refining network: 24 px crops; object or not."""
 
     window = 24
+    extra = 1.0
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,6 +76,7 @@ class ONet(nn.Module):
     """The output network: 48 px crops; which of K classes, or none, and where L landmarks are."""
 
     window = 48
+    extra = 1.0
 
     def __init__(self, num_classes: int, num_landmarks: int = 0) -> None:
         super().__init__()

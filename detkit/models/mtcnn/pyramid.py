@@ -10,7 +10,7 @@ from detkit.models.mtcnn.nets import PNet
 
 
 def pyramid_scales(size: tuple[int, int], min_size: float, factor: float) -> list[float]:
-    """From 12 / ``min_size`` downwards by ``factor``, as long as the shorter side of ``size`` (h, w) has 12 px there."""
+    """From 12 / ``min_size`` downwards by ``factor``, while the shorter side of ``size`` (h, w) has 12 px there."""
     scale = PNet.window / min_size
     shorter = min(size) * scale
     scales = []

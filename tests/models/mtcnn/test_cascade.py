@@ -126,8 +126,8 @@ def test_boxes_are_made_square_about_their_centre():
 
 def test_sides_are_longer_by_a_pixel_in_the_later_stages():
     box, deltas = torch.tensor([[10.0, 20.0, 29.0, 59.0]]), torch.tensor([[0.1, -0.1, 0.2, 0.5]])
-    torch.testing.assert_close(moved(box, deltas), torch.tensor([[12.0, 16.0, 33.0, 79.0]]))
-    torch.testing.assert_close(moved(box, deltas, extra=0.0), torch.tensor([[11.9, 16.1, 32.8, 78.5]]))
+    torch.testing.assert_close(moved(box, deltas, RNet.extra), torch.tensor([[12.0, 16.0, 33.0, 79.0]]))
+    torch.testing.assert_close(moved(box, deltas, PNet.extra), torch.tensor([[11.9, 16.1, 32.8, 78.5]]))
 
 
 def test_landmarks_count_in_longer_sides_from_a_pixel_before_the_box():
