@@ -15,6 +15,7 @@ from detkit.models.interfaces import (
     RegionPool,
 )
 from detkit.models.mtcnn.detector import MTCNN
+from detkit.models.tiles import Tiles
 from detkit.models.tta import MultiView
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "RegionHead",
     "RegionNetwork",
     "RegionPool",
+    "Tiles",
     "backbones",
     "build_detector",
     "heads",

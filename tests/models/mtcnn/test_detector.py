@@ -170,3 +170,17 @@ def test_each_stage_tells_the_trace_its_name():
     for selection in trace.selections:
         assert (selection.labels == NO_CLASS).all() if selection.stage != "O-Net" else (selection.labels >= 0).all()
     assert int((trace.selections[-1].fates == Fate.KEPT).sum()) == len(found) > 0
+
+
+def test_each_stage_learns_on_what_the_one_before_lets_through():
+    """The same weights and keys: only what a threshold holds back is missing among the samples."""
+
+    def terms(*thresholds):
+        torch.manual_seed(0)
+        detector = MTCNN(num_classes=3, min_size=12.0, thresholds=(*thresholds, 0.7))
+        return {k: v.item() for k, v in detector(*batch()).terms.items()}
+
+    all_through, none_of_second, none = terms(0.0, 0.0), terms(0.0, 1.0), terms(1.0, 1.0)
+    assert all_through["pnet_cls"] == none["pnet_cls"]
+    assert all_through["rnet_cls"] == none_of_second["rnet_cls"] != none["rnet_cls"]
+    assert all_through["onet_cls"] != none_of_second["onet_cls"] == none["onet_cls"]
