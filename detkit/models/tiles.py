@@ -88,7 +88,7 @@ class Tiles(Detector):
 
     def extra_repr(self) -> str:
         """The views in words."""
-        whole = " and the whole image made small" if self.whole else ""
+        whole = " and the whole image made small," if self.whole else ""
         return f"tiles of {self.tile} px, overlap {self.overlap:g},{whole} merged by {type(self.merge).__name__}"
 
     def _of_image(self, pixels: Tensor, meta: ImageMeta) -> Detections:
