@@ -6,10 +6,13 @@ between its stages, and one NMS compares by the smaller of two areas.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+from torchvision.ops import nms
 
-from detkit.matching.groups import nms_by_group, nms_over_smaller
+from detkit.matching.groups import nms_over_smaller
 from detkit.matching.trace import MOST_TRACED, NO_CLASS, Fate, Selection, active_trace, best_of, selection_of_nms
 from detkit.structures import Detections
 from detkit.structures.boxes import clip, is_larger
@@ -18,11 +21,13 @@ from detkit.structures.boxes import clip, is_larger
 _LEAST_SIDE = 1e-2
 
 
-def let_through(boxes: Tensor, scores: Tensor, passes: Tensor, size: tuple[int, int], stage: str) -> Tensor:
+def let_through(
+    boxes_of: Callable[[Tensor], Tensor], scores: Tensor, passes: Tensor, size: tuple[int, int], stage: str
+) -> Tensor:
     """The indices of the proposals that a stage's threshold lets through.
 
     Args:
-        boxes: (N, 4) px, for the trace.
+        boxes_of: the boxes (M, 4) px of candidates (M,), for the trace alone: of a map's cells few are worth a box.
         scores: (N,).
         passes: (N,) bool.
         size: (h, w) of the image.
@@ -31,7 +36,9 @@ def let_through(boxes: Tensor, scores: Tensor, passes: Tensor, size: tuple[int, 
     if trace := active_trace():
         low = best_of(scores, ~passes, MOST_TRACED)
         no_class = torch.full_like(low, NO_CLASS)
-        trace.selections.append(Selection.removed(clip(boxes[low], size), scores[low], no_class, Fate.LOW_SCORE, stage))
+        trace.selections.append(
+            Selection.removed(clip(boxes_of(low), size), scores[low], no_class, Fate.LOW_SCORE, stage)
+        )
     return passes.nonzero().squeeze(1)
 
 
@@ -40,7 +47,7 @@ def unsuppressed(
 ) -> Tensor:
     """The indices of the proposals that NMS leaves, best first, ``limit`` at most; see :func:`let_through`."""
     groups = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
-    survivors = nms_by_group(boxes, scores, groups, iou_threshold)
+    survivors = nms(boxes, scores, iou_threshold)
     limit = len(survivors) if limit is None else limit
     if trace := active_trace():
         clipped = clip(boxes, size)

@@ -52,10 +52,13 @@ def _at_scale(net: PNet, pixels: Tensor, scale: float, how: CascadeSettings) -> 
     size = (pixels.shape[1], pixels.shape[2])
     answers = net(normalized(scaled_image(pixels[None], scale)))
     score = answers.logits.float().softmax(1)[0, 1]
-    passes = score >= how.thresholds[0]
-    every = torch.ones_like(passes).nonzero()
-    index = let_through(windows(every, scale), score.flatten(), passes.flatten(), size, "P-Net")
-    boxes, scores = windows(every[index], scale), score.flatten()[index]
+    columns, scores = score.shape[1], score.flatten()
+
+    def boxes_of(cells: Tensor) -> Tensor:
+        return windows(torch.stack([cells // columns, cells % columns], dim=1), scale)
+
+    index = let_through(boxes_of, scores, scores >= how.thresholds[0], size, "P-Net")
+    boxes, scores = boxes_of(index), scores[index]
     deltas = answers.deltas[0].float().flatten(1).T[index]
     kept = unsuppressed(boxes, scores, size, how.scale_nms_iou, None, "P-Net")
     return boxes[kept], scores[kept], deltas[kept]
@@ -70,7 +73,7 @@ def second_stage(net: RNet, sums: Tensor, boxes: Tensor, how: CascadeSettings) -
     size = (sums.shape[0] - 1, sums.shape[1] - 1)
     boxes, answers = look(net, sums, boxes)
     scores = answers.logits.softmax(1)[:, 1]
-    index = let_through(boxes, scores, scores > how.thresholds[1], size, "R-Net")
+    index = let_through(boxes.__getitem__, scores, scores > how.thresholds[1], size, "R-Net")
     kept = index[unsuppressed(boxes[index], scores[index], size, how.nms_iou, how.max_candidates, "R-Net")]
     return squared(moved(boxes[kept], answers.deltas[kept], net.extra))
 
@@ -94,8 +97,9 @@ def look(net: RNet | ONet, sums: Tensor, boxes: Tensor) -> tuple[Tensor, Answers
     there = (ranges[:, 2:] > ranges[:, :2]).all(dim=1)
     boxes, ranges = boxes[there], ranges[there]
     parts = [net(normalized(area_crops(sums, some, net.window))) for some in ranges.split(_PARCEL)]
-    fields = [None if f[0] is None else torch.cat(f).float() for f in zip(*parts, strict=True)]
-    return boxes, Answers(*fields)
+    logits, deltas = torch.cat([p.logits for p in parts]).float(), torch.cat([p.deltas for p in parts]).float()
+    points = [p.landmarks for p in parts if p.landmarks is not None]
+    return boxes, Answers(logits, deltas, torch.cat(points).float() if points else None)
 
 
 def run_cascade(
