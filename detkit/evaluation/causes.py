@@ -59,7 +59,7 @@ class ScoredBox(NamedTuple):
 class Trail(NamedTuple):
     """Of the candidates that overlap an object by t_f or more and have its class, or none yet, the best with one fate.
 
-    ``suppressor``: the candidate that removed it, where NMS did.
+    ``suppressor``: the candidate that removed it, where NMS did. ``stage``: where in a detector of many stages.
     """
 
     is_proposal: bool
@@ -67,6 +67,7 @@ class Trail(NamedTuple):
     candidate: ScoredBox
     iou: float
     suppressor: ScoredBox | None
+    stage: str = ""
 
 
 class Missed(NamedTuple):
@@ -74,7 +75,7 @@ class Missed(NamedTuple):
 
     ``index``: its row in the GroundTruth. ``candidate``: what came nearest to finding it, and its ``iou`` with it.
     ``other``: what stood in its way: the box that suppressed the candidate, or the detection that is wrong about it.
-    ``at_proposals``: whether it went in the first stage of two.
+    ``at_proposals``: whether it went in the first stage of two. ``stage``: the stage of a cascade in which it went.
     """
 
     index: int
@@ -83,6 +84,7 @@ class Missed(NamedTuple):
     candidate: ScoredBox | None = None
     iou: float | None = None
     other: ScoredBox | None = None
+    stage: str = ""
 
 
 def find_trails(selections: Sequence[Selection], truth: GroundTruth, affine: Affine) -> list[list[Trail]]:
@@ -120,7 +122,8 @@ def explain_missed(image: ImageErrors, trails: Sequence[Sequence[Trail]] | None,
     3. a shown detection that is no hit overlaps it but has another class;
     4. a shown detection of its class that is no hit lies nearest to it, but not near enough;
     5. a candidate of its class scored less than ``threshold``, or than the head's own;
-    6. no candidate of its class overlaps it, but a proposal does: moved away afterwards, or removed in the first stage;
+    6. no candidate of its class overlaps it, but a proposal does: moved away afterwards, or removed in an earlier
+       stage, the last that had one;
     7. nothing did: never proposed; or not traced, where ``trails`` is None.
     """
     shown = image.scores >= threshold
@@ -151,9 +154,10 @@ def _explain(image: ImageErrors, j: int, trails: Sequence[Trail] | None, shown: 
         return _by_detection(image, j, Cause.BADLY_PLACED, loose)
     if final:
         best = max(final, key=lambda t: t.candidate.score)
-        return Missed(j, Cause.LOW_SCORE, False, best.candidate, best.iou)
+        return Missed(j, Cause.LOW_SCORE, False, best.candidate, best.iou, stage=best.stage)
     if trails:
-        return _by_trail(j, max(trails, key=lambda t: (t.fate, t.candidate.score)))
+        order = list(dict.fromkeys(t.stage for t in trails))  # of a cascade, the stages in which something was near it
+        return _by_trail(j, max(trails, key=lambda t: (order.index(t.stage), t.fate, t.candidate.score)))
     return Missed(j, Cause.NOT_TRACED if trails is None else Cause.NEVER_PROPOSED)
 
 
@@ -169,7 +173,7 @@ def _by_trail(j: int, trail: Trail) -> Missed:
     # a proposal that was kept overlapped the object, and the second stage then moved it away
     cause = Cause.BADLY_PLACED if trail.fate == Fate.KEPT else _CAUSE_OF[trail.fate]
     at_proposals = trail.is_proposal and trail.fate != Fate.KEPT
-    return Missed(j, cause, at_proposals, trail.candidate, trail.iou, trail.suppressor)
+    return Missed(j, cause, at_proposals, trail.candidate, trail.iou, trail.suppressor, trail.stage)
 
 
 def _best_of_each_fate(selection: Selection, rows: torch.Tensor, iou: torch.Tensor, affine: Affine) -> list[Trail]:
@@ -180,7 +184,8 @@ def _best_of_each_fate(selection: Selection, rows: torch.Tensor, iou: torch.Tens
         by = int(selection.suppressors[best])
         suppressor = _scored_box(selection, by, affine) if by >= 0 else None
         candidate = _scored_box(selection, best, affine)
-        trails.append(Trail(candidate.label == NO_CLASS, Fate(fate), candidate, float(iou[best]), suppressor))
+        is_proposal = candidate.label == NO_CLASS
+        trails.append(Trail(is_proposal, Fate(fate), candidate, float(iou[best]), suppressor, selection.stage))
     return trails
 
 
@@ -196,7 +201,8 @@ def describe(missed: Missed, names: Sequence[str]) -> str:
         what = "proposal" if box.label == NO_CLASS else names[box.label]
         return f"{what} {box.score:.2f}"
 
-    words = [missed.cause + (" among the proposals" if missed.at_proposals else "")]
+    where = f" in {missed.stage}" if missed.stage else " among the proposals" if missed.at_proposals else ""
+    words = [missed.cause + where]
     if missed.candidate is not None:
         words.append(f"its best candidate was {called(missed.candidate)} (IoU {missed.iou:.2f})")
     if missed.other is not None:

@@ -3,7 +3,7 @@
 from detkit.matching.anchors import AnchorGrid, Anchors, misfit
 from detkit.matching.assigners import IGNORED, NEGATIVE, Assigner, Assignment, MaxIoUAssigner
 from detkit.matching.coders import Coder, DeltaCoder
-from detkit.matching.fusion import NMS, WBF, Merge, SoftNMS
+from detkit.matching.fusion import NMS, WBF, Merge, OverSmaller, SoftNMS
 from detkit.matching.groups import nms_by_group
 from detkit.matching.ranges import (
     allowed_pairs,
@@ -41,6 +41,7 @@ __all__ = [
     "HardExamples",
     "MaxIoUAssigner",
     "Merge",
+    "OverSmaller",
     "Sampler",
     "Selection",
     "Selector",

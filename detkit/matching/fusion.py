@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from detkit.config import MERGES
-from detkit.matching.groups import nms_by_group
+from detkit.matching.groups import nms_by_group, nms_over_smaller
 from detkit.structures import Detections
 from detkit.utils.precision import widened
 
@@ -56,6 +56,23 @@ class NMS(Merge):
     def __call__(self, views: Sequence[Detections]) -> Detections:
         found = _join(views)
         return found.select(nms_by_group(found.boxes, found.scores, found.labels, self.iou_threshold))
+
+
+@MERGES
+class OverSmaller(Merge):
+    """Suppression by the intersection over the smaller area: a part of an object goes where its whole scores more.
+
+    Args:
+        threshold: of two boxes of one class of which the intersection is a greater share of the smaller, the better
+            one stays.
+    """
+
+    def __init__(self, *, threshold: float = 0.5) -> None:
+        self.threshold = _fraction(threshold, "threshold")
+
+    def __call__(self, views: Sequence[Detections]) -> Detections:
+        found = _join(views)
+        return found.select(nms_over_smaller(found.boxes, found.scores, found.labels, self.threshold))
 
 
 @MERGES

@@ -41,6 +41,33 @@ def nms_by_group(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: f
     return kept[scores[kept].argsort(descending=True, stable=True)]
 
 
+def nms_over_smaller(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, extra: float = 0.0) -> Tensor:
+    """Greedy suppression by the intersection over the smaller area, which also removes a box inside another.
+
+    Args:
+        boxes: (N, 4) px.
+        scores: (N,).
+        groups: (N,) int64; only boxes of one group suppress each other.
+        threshold: of two boxes of which the intersection is a greater share of the smaller, the better one stays.
+        extra: px by which sides count as longer; 1 where boxes include their last pixel.
+
+    Returns:
+        the indices (R,) of those that stay, best first, ties in their order.
+    """
+    left = scores.argsort(descending=True, stable=True)
+    boxes = boxes.double()
+    areas = (boxes[:, 2:] - boxes[:, :2] + extra).prod(dim=1)
+    kept = []
+    while len(left):
+        best, left = left[0], left[1:]
+        kept.append(best)
+        corner = torch.maximum(boxes[best, :2], boxes[left, :2])
+        sides = (torch.minimum(boxes[best, 2:], boxes[left, 2:]) - corner + extra).clamp(min=0)
+        share = sides.prod(dim=1) / torch.minimum(areas[best], areas[left])
+        left = left[~(share > threshold) | (groups[left] != groups[best])]
+    return torch.stack(kept) if kept else left
+
+
 def _parcels(groups: Tensor, size: int) -> Iterator[slice]:
     """Parts of sorted ``groups`` (N,) of at most ``size``, which only a group that is larger itself exceeds."""
     counts = torch.unique_consecutive(groups, return_counts=True)[1]

@@ -1,7 +1,7 @@
 """From scored candidates to detections: thresholds, non-maximum suppression, top-k.
 
-Every head's candidates are removed here and nowhere else, so that :mod:`detkit.matching.trace` can tell what became of
-each.
+Every head's candidates are removed here, and those of a cascade in :mod:`detkit.matching.cascade`, so that
+:mod:`detkit.matching.trace` can tell what became of each.
 """
 
 from __future__ import annotations

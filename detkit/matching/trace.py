@@ -38,7 +38,8 @@ class Selection:
 
     ``boxes`` (C, 4) px of the network input, clipped to the image; ``scores`` (C,); ``labels`` (C,), NO_CLASS for
     proposals; ``fates`` (C,) uint8, values of :class:`Fate`; ``suppressors`` (C,): of a suppressed one the candidate
-    that removed it, an index into this selection, else -1.
+    that removed it, an index into this selection, else -1. ``stage``: what the place is called, in a detector of many
+    stages; else empty.
     """
 
     boxes: Tensor
@@ -46,13 +47,15 @@ class Selection:
     labels: Tensor
     fates: Tensor
     suppressors: Tensor
+    stage: str = ""
 
     @classmethod
-    def removed(cls, boxes: Tensor, scores: Tensor, labels: Tensor, fate: Fate) -> Selection:
+    def removed(cls, boxes: Tensor, scores: Tensor, labels: Tensor, fate: Fate, stage: str = "") -> Selection:
         """Candidates that all met the same ``fate``, and not by another candidate."""
         count = len(boxes)
         fates = torch.full((count,), int(fate), dtype=torch.uint8, device=boxes.device)
-        return cls(boxes, scores, labels, fates, torch.full((count,), -1, dtype=torch.int64, device=boxes.device))
+        nobody = torch.full((count,), -1, dtype=torch.int64, device=boxes.device)
+        return cls(boxes, scores, labels, fates, nobody, stage)
 
 
 @dataclass(slots=True)
@@ -101,6 +104,7 @@ def selection_of_nms(
     survivors: Tensor,
     limit: int,
     iou_threshold: float | None,
+    stage: str = "",
 ) -> Selection:
     """What a size filter, NMS within ``groups``, and a limit did to C candidates.
 
@@ -113,8 +117,9 @@ def selection_of_nms(
         survivors: indices into the C of those that NMS left, best first.
         limit: how many of the survivors were kept.
         iou_threshold: of the NMS; None where there was none.
+        stage: see :class:`Selection`.
     """
-    selection = Selection.removed(boxes, scores, labels, Fate.SUPPRESSED)
+    selection = Selection.removed(boxes, scores, labels, Fate.SUPPRESSED, stage)
     selection.fates[~large] = Fate.TOO_SMALL
     selection.fates[survivors] = Fate.OVER_LIMIT
     selection.fates[survivors[:limit]] = Fate.KEPT

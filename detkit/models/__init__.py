@@ -14,9 +14,12 @@ from detkit.models.interfaces import (
     RegionNetwork,
     RegionPool,
 )
+from detkit.models.mtcnn.detector import MTCNN
+from detkit.models.tiles import Tiles
 from detkit.models.tta import MultiView
 
 __all__ = [
+    "MTCNN",
     "AssigningHead",
     "Backbone",
     "ComposedDetector",
@@ -28,6 +31,7 @@ __all__ = [
     "RegionHead",
     "RegionNetwork",
     "RegionPool",
+    "Tiles",
     "backbones",
     "build_detector",
     "heads",

@@ -67,19 +67,23 @@ def test_every_experiment_runs_two_steps(experiment, coco_layout, tmp_path):
     overrides = [
         f"experiment={experiment}",
         "debug=fast",
-        "model.backbone.weights=null",
         "device=cpu",
         "trainer.precision=fp32",
     ]
     plain = composed(f"experiment={experiment}")
+    backbone, head = plain.model.get("backbone"), plain.model.get("head", {})  # a detector of its own has neither
+    if backbone is not None:
+        overrides.append("model.backbone.weights=null")
     if plain.data.train._target_ == "ShapesDataset":
         overrides += [f"data.root={tmp_path}", "data.train.num_train=4", "data.train.num_val=2"]
     else:
         overrides += coco_layout
-    if plain.model.backbone.get("depth") == 101:  # random weights blow up over a hundred layers of frozen norms
+    if (
+        backbone is not None and backbone.get("depth") == 101
+    ):  # random weights blow up over a hundred layers of frozen norms
         overrides += ["model.backbone.norm=bn"]
     resize = plain.transform.train.get("resize", {})
-    if plain.model.head.get("grid_size"):  # made for one size, and wide
+    if head.get("grid_size"):  # made for one size, and wide
         overrides += ["model.backbone.width=4", "model.head.hidden=16"]
     elif plain.transform.get("size"):
         overrides += ["transform.size=96"]
@@ -111,7 +115,7 @@ def test_every_tta_preset_validates_and_builds(tool, name):
         cfg = compose("predict" if tool is PredictOptions else "evaluate", overrides=overrides)
     validate(cfg, tool)
     detector = build(cfg.tta)(detector=nn.Identity())
-    assert len(detector.views) > 1
+    assert name == "tiles" or len(detector.views) > 1, "how many tiles there are, the image says"
     assert type(detector.merge).__name__ == "WBF"
 
 

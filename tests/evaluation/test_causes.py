@@ -1,9 +1,12 @@
 """Each cause of a missed object, planted by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from detkit.app.explain.found import cause_of
 from detkit.evaluation.causes import Cause, describe, explain_missed, find_trails
 from detkit.evaluation.errors import image_errors
 from detkit.matching import Fate, Selection
@@ -115,3 +118,16 @@ def test_a_detector_that_leaves_no_trace():
     image = image_errors(truth_of((20, 10, 20, 20, 0)), results_of(), CATEGORIES)
     assert explain_missed(image, None, 0.5)[0].cause == Cause.NOT_TRACED
     assert np.array_equal(image.missed, [True])
+
+
+def test_in_a_cascade_the_last_stage_with_a_candidate_is_the_one_that_lost_it():
+    first = replace(selection((NEAR, 0.9, NO_CLASS, Fate.KEPT)), stage="P-Net")
+    second = replace(selection((NEAR, 0.4, NO_CLASS, Fate.LOW_SCORE)), stage="R-Net")
+    missed = cause([], first, second)
+    assert (missed.cause, missed.stage) == (Cause.LOW_SCORE, "R-Net")
+    assert describe(missed, CATEGORIES.names).startswith(
+        "below threshold in R-Net, its best candidate was proposal 0.40"
+    )
+    assert cause_of(missed) == "below threshold (R-Net)"
+    lost = cause([], first, replace(selection((FAR, 0.4, NO_CLASS, Fate.KEPT)), stage="R-Net"))
+    assert (lost.cause, lost.stage) == (Cause.BADLY_PLACED, "P-Net"), "R-Net had nothing near it any more"

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from hydra import compose, initialize_config_dir
+from torch import nn
 
 import detkit.models
 from detkit.app.cli.paths import config_dir
@@ -29,6 +30,7 @@ _SMALL_MODELS = {
         *("model/backbone=resnet18", *SMALL, "model.backbone.levels=[4]"),
         "model.head.inner.roi.network.hidden=[64]",
     ],
+    "mtcnn": ["model.min_size=12", "model.thresholds=[0.5,0.5,0.1]"],
     # 64 x 96 px are 1 x 2 cells of stride 64
     "yolov1_paper": ["model.backbone.width=4", "model.head.grid_size=[1,2]", "model.head.hidden=16"],
 }
@@ -43,7 +45,7 @@ def build_awake(name: str, categories: Categories) -> Detector:
     """A small ``model=name`` whose head has moved from its start, where many say nothing and all biases are zero."""
     torch.manual_seed(0)
     detector = build_model(name, categories, small(name))
-    for parameter in detector.head.parameters():
+    for parameter in getattr(detector, "head", nn.Module()).parameters():
         parameter.data += (
             0.3 + torch.rand_like(parameter) / 2 if parameter.ndim == 1 else torch.randn_like(parameter) / 150
         )
@@ -63,7 +65,7 @@ def compose_model(name: str, overrides: Sequence[str] = ()):
 def build_model(name: str, categories: Categories, overrides: Sequence[str] = ()) -> Detector:
     """The detector for ``model=name``, validated part by part first."""
     cfg = compose_model(name, overrides)
-    for part in cfg.values():
+    for part in [cfg] if "_target_" in cfg else cfg.values():
         validate(part)
     return build_detector(cfg, categories)
 

@@ -1,4 +1,4 @@
-"""Start from weights that are there already: a checkpoint of detkit's, or torchvision's published detector."""
+"""Start from weights that are there already: a checkpoint of detkit's, or a published detector."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from detkit.engine.state.checkpoint import CheckpointError, load_checkpoint
 from detkit.models import build_detector
 from detkit.models.backbones.weights import read_state
 from detkit.models.converters import from_torchvision, load_converted
+from detkit.models.mtcnn.published import from_published
 from detkit.structures import Categories
 from detkit.utils.log import logger
 
 _TORCHVISION = "torchvision:"
+_MTCNN = "mtcnn:"
 
 
 def initialize(detector: nn.Module, source: str, categories: Categories, model: Mapping[str, Any]) -> None:
@@ -28,7 +30,8 @@ def initialize(detector: nn.Module, source: str, categories: Categories, model: 
 
     Args:
         source: path of a checkpoint of detkit's, or ``torchvision:`` and the path of a state dict of its
-            ``fasterrcnn_resnet50_fpn``. Layers for other classes than ``categories`` keep their random weights.
+            ``fasterrcnn_resnet50_fpn``, or ``mtcnn:`` and the folder of pnet.pt, rnet.pt and onet.pt. Layers for other
+            classes than ``categories`` keep their random weights.
         model: the configuration that ``detector`` was built from.
 
     Raises:
@@ -38,6 +41,8 @@ def initialize(detector: nn.Module, source: str, categories: Categories, model: 
     try:
         if source.startswith(_TORCHVISION):
             _from_torchvision(detector, path, categories)
+        elif source.startswith(_MTCNN):
+            _from_mtcnn(detector, Path(source.removeprefix(_MTCNN)))
         else:
             _from_checkpoint(detector, path, categories, model)
     except (ValueError, OSError) as error:
@@ -58,6 +63,13 @@ def _from_torchvision(detector: nn.Module, path: Path, categories: Categories) -
         logger.warning("%s: %d tensors keep their random values: %s", path, len(missing), ", ".join(missing))
     if not with_classes:
         logger.warning("%s is of other classes: the last layers start anew", path)
+
+
+def _from_mtcnn(detector: nn.Module, folder: Path) -> None:
+    state, with_classes = from_published(folder, detector.state_dict())
+    load_converted(detector, state)
+    if not with_classes:
+        logger.warning("%s is of one class: the layer of the classes, onet.dense6_1, starts anew", folder)
 
 
 def _from_checkpoint(detector: nn.Module, path: Path, categories: Categories, model: Mapping[str, Any]) -> None:

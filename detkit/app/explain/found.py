@@ -140,7 +140,8 @@ def explain(examined: Sequence[Examined], categories: Categories, threshold: flo
 
 def cause_of(missed: Missed) -> str:
     """The cause by which a missed object is counted."""
-    return missed.cause.value + (" (proposals)" if missed.at_proposals else "")
+    where = missed.stage or ("proposals" if missed.at_proposals else "")
+    return missed.cause.value + (f" ({where})" if where else "")
 
 
 def _missed_row(image: ImageErrors, missed: Missed, names: Sequence[str]) -> dict[str, Any]:

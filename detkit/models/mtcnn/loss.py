@@ -1,0 +1,53 @@
+"""What a network of MTCNN learns from its samples (Zhang et al. 2016, equations 1, 2 and 4)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from detkit.models.mtcnn.nets import Answers
+from detkit.models.mtcnn.samples import NEGATIVE, PART, POSITIVE, Samples
+from detkit.structures import Losses
+
+
+def box_targets(boxes: Tensor, objects: Tensor, extra: float) -> Tensor:
+    """The deltas (N, 4) that move ``boxes`` (N, 4) px onto ``objects`` (N, 4) px: the inverse of ``crops.moved``."""
+    return (objects - boxes) / (boxes[:, 2:] - boxes[:, :2] + extra).repeat(1, 2)
+
+
+def hardest_mean(losses: Tensor, share: float) -> Tensor:
+    """The mean of the greatest ``share`` of ``losses`` (N,), one at least; 0, with a gradient, where there is none."""
+    if len(losses) == 0:
+        return losses.sum()
+    return losses.topk(math.ceil(share * len(losses))).values.mean()
+
+
+def stage_loss(
+    answers: Answers, samples: Samples, *, name: str, extra: float, hard_share: float, box_weight: float
+) -> Losses:
+    """The terms ``name``_cls and ``name``_box.
+
+    Cross entropy, as a mean over the hardest of negatives and positives (online hard mining); and the
+    squared distance of the four deltas, as a mean over positives and parts.
+
+    Args:
+        answers: (N, O) and (N, 4), of N samples.
+        extra: px by which the network's sides count as longer.
+        hard_share: which share of the samples, the hardest, enters the first term; the paper's 0.7.
+        box_weight: times the second term; the paper's 0.5.
+    """
+    logits, deltas = answers.logits.float(), answers.deltas.float()
+    positive = samples.kinds == POSITIVE
+    classified = positive | (samples.kinds == NEGATIVE)
+    classes = torch.where(positive, samples.labels + 1, 0) if logits.shape[1] > 2 else positive.long()
+    cls = hardest_mean(F.cross_entropy(logits[classified], classes[classified], reduction="none"), hard_share)
+    placed = positive | (samples.kinds == PART)
+    wanted = box_targets(samples.boxes[placed], samples.objects[placed], extra)
+    box = (deltas[placed] - wanted).square().sum(dim=1)
+    box = box.mean() if len(box) else deltas.sum() * 0
+    terms = {f"{name}_cls": cls + logits.sum() * 0, f"{name}_box": box_weight * box}
+    stats = {f"{name}_num_pos": positive.sum().float(), f"{name}_num_neg": (classified & ~positive).sum().float()}
+    return Losses(terms, stats)

@@ -1,0 +1,102 @@
+"""From a batch to the losses of MTCNN's stages: which boxes each network is trained on, and their crops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from detkit.models.mtcnn.cascade import CascadeSettings, first_stage, second_stage
+from detkit.models.mtcnn.crops import area_crops, integral_image, pixel_ranges
+from detkit.models.mtcnn.loss import stage_loss
+from detkit.models.mtcnn.nets import Answers, ONet, PNet, RNet
+from detkit.models.mtcnn.pyramid import normalized
+from detkit.models.mtcnn.samples import UNUSED, Samples, draw_squares, label, sample
+from detkit.structures import Images, Losses, Target
+from detkit.utils.seed import generator
+
+Nets = tuple[PNet, RNet, ONet]
+
+#: Of an image so many boxes go on from one stage to the next in training, the best.
+_MAX_CANDIDATES = 300
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSettings:
+    """How the stages learn: see :class:`detkit.models.mtcnn.detector.MTCNN`, whose arguments these are."""
+
+    stages: tuple[str, ...]
+    samples_per_image: int
+    hard_share: float
+    box_weight: float
+    as_squares: bool
+
+
+def cascade_losses(
+    nets: Nets, pixels: Sequence[Tensor], images: Images, targets: Sequence[Target], how: TrainingSettings,
+    cascade: CascadeSettings,
+) -> Losses:  # fmt: skip
+    """The terms of every stage of ``how.stages``.
+
+    Args:
+        pixels: of each image (3, h, w) float, without the padding.
+    """
+    cascade = replace(cascade, max_candidates=min(_MAX_CANDIDATES, cascade.max_candidates or _MAX_CANDIDATES))
+    sums = [integral_image(p) for p in pixels]
+    boxes: list[Tensor] = [p.new_zeros(0, 4) for p in pixels]  # what the stage before lets through
+    parts = []
+    for stage, net in zip(("pnet", "rnet", "onet"), nets, strict=True):
+        if stage in how.stages:
+            chosen = [
+                _choose(b, t, meta.size, cascade.min_size, generator(meta.key, f"mtcnn {stage}"), how)
+                for b, t, meta in zip(boxes, targets, images.meta, strict=True)
+            ]
+            parts.append(_loss_of(net, sums, chosen, stage, how))
+        if not any(later in how.stages for later in _AFTER[stage]):
+            break
+        hand_on = _HAND_ON[stage]
+        with torch.no_grad():
+            boxes = [hand_on(nets, p, s, b, cascade) for p, s, b in zip(pixels, sums, boxes, strict=True)]
+    return Losses.merge(*parts)
+
+
+def _hand_on_first(nets: Nets, pixels: Tensor, _: Tensor, __: Tensor, how: CascadeSettings) -> Tensor:
+    return first_stage(nets[0], pixels, how)
+
+
+def _hand_on_second(nets: Nets, _: Tensor, sums: Tensor, boxes: Tensor, how: CascadeSettings) -> Tensor:
+    return second_stage(nets[1], sums, boxes, how)
+
+
+_AFTER = {"pnet": ("rnet", "onet"), "rnet": ("onet",), "onet": ()}
+_HAND_ON: dict[str, Callable[..., Tensor]] = {"pnet": _hand_on_first, "rnet": _hand_on_second}
+
+
+def _choose(
+    let_through: Tensor, target: Target, size: tuple[int, int], least: float, chance: torch.Generator,
+    how: TrainingSettings,
+) -> Samples:  # fmt: skip
+    """The samples of one image: of the boxes ``let_through`` (P, 4) by the stage before, and of drawn ones."""
+    boxes = torch.cat([let_through, draw_squares(target, size, least, chance)])
+    labelled = label(boxes, target, how.as_squares)
+    ranges = pixel_ranges(boxes, size)
+    beside = (ranges[:, 2:] <= ranges[:, :2]).any(dim=1)
+    labelled = labelled._replace(kinds=labelled.kinds.masked_fill(beside, UNUSED))
+    return sample(labelled, how.samples_per_image, len(let_through), chance)
+
+
+def _loss_of(
+    net: PNet | RNet | ONet, sums: Sequence[Tensor], chosen: Sequence[Samples], stage: str, how: TrainingSettings
+) -> Losses:
+    sizes = [(s.shape[0] - 1, s.shape[1] - 1) for s in sums]
+    crops = torch.cat(
+        [area_crops(s, pixel_ranges(c.boxes, size), net.window) for s, c, size in zip(sums, chosen, sizes, strict=True)]
+    )
+    answers = net(normalized(crops))
+    answers = Answers(answers.logits.flatten(1), answers.deltas.flatten(1))  # of P-Net: a map of one cell each
+    samples = Samples(*(torch.cat(field) for field in zip(*chosen, strict=True)))
+    return stage_loss(
+        answers, samples, name=stage, extra=net.extra, hard_share=how.hard_share, box_weight=how.box_weight
+    )

@@ -1,0 +1,165 @@
+"""Tiles of large images: SAHI's slices, boxes cut by borders, every object once, and memory that does not grow."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from detkit.matching import NMS, WBF, OverSmaller, SoftNMS
+from detkit.models import Detector, Tiles
+from detkit.models.tiles import _View, is_cut, slices, without_cut
+from detkit.structures import Affine, Detections, ImageMeta, Images, Losses
+
+GOLDEN = json.loads((Path(__file__).parent / "slices.json").read_text())
+
+
+@pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda c: "x".join(map(str, c["image"])))
+def test_slices_are_those_of_sahi(case):
+    assert [list(s) for s in slices(case["image"], case["tile"], case["overlap"])] == case["boxes"]
+
+
+class Squares(Detector):
+    """Finds bright rectangles that stand apart: one box for each, also for what a border has left of one."""
+
+    def __init__(self, least=0):
+        super().__init__()
+        self.sizes, self.least, self.metas = [], least, []
+
+    def forward(self, images, targets=None):
+        if targets is not None:
+            return Losses({"one": torch.ones(())})
+        self.sizes.append(tuple(images.pixels.shape))
+        self.metas += images.meta
+        return [
+            self.find(p[0, : m.size[0], : m.size[1]] > 127, m) for p, m in zip(images.pixels, images.meta, strict=True)
+        ]
+
+    def find(self, bright, meta):
+        boxes = []
+        while bright.any():
+            y, x = (int(v) for v in bright.nonzero()[0])
+            right, bottom = x + run(bright[y, x:]), y + run(bright[y:, x])
+            bright[y:bottom, x:right] = False
+            boxes.append([x, y, right, bottom])
+        boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+        large = (boxes[:, 2:] - boxes[:, :2]).min(dim=1).values >= self.least
+        boxes = boxes[large]
+        return Detections(boxes, torch.full((len(boxes),), 0.9), torch.zeros(len(boxes), dtype=torch.int64))
+
+
+def run(line):
+    dark = (~line).nonzero()
+    return int(dark[0]) if len(dark) else len(line)
+
+
+def picture(size, *boxes):
+    pixels = torch.zeros(1, 3, *size, dtype=torch.uint8)
+    for x1, y1, x2, y2 in boxes:
+        pixels[0, :, y1:y2, x1:x2] = 255
+    return Images(pixels, (ImageMeta(7, "large.png", size, size, Affine(), key=1),))
+
+
+#: Beside borders of tiles (100 px, 20 in common: 0, 80, 160 ...), across one, across two, and at the image's own.
+OBJECTS = [
+    (3, 3, 12, 12),
+    (75, 30, 85, 40),
+    (92, 50, 108, 60),
+    (95, 95, 104, 105),
+    (150, 10, 175, 20),
+    (240, 190, 250, 200),
+]
+
+
+@pytest.mark.parametrize(
+    "merge", [NMS(), OverSmaller(), SoftNMS(least_score=0.5), WBF()], ids=lambda m: type(m).__name__
+)
+@pytest.mark.parametrize("whole", [True, False])
+def test_every_object_is_found_once(merge, whole):
+    tiles = Tiles(detector=Squares(), tile=100, overlap=0.2, whole=whole, merge=merge, size_divisor=16)
+    (found,) = tiles(picture((200, 250), *OBJECTS))
+    boxes = sorted(tuple(round(v) for v in box) for box in found.boxes.tolist())
+    if not whole:
+        assert boxes == sorted(OBJECTS), "each is whole in a tile, and its halves in others are left out"
+    assert len(boxes) == len(OBJECTS)
+    assert found.scores.tolist() == pytest.approx([0.9] * len(OBJECTS))
+
+
+def test_what_is_whole_in_no_tile_is_found_in_the_whole_image():
+    large = (20, 30, 190, 150)
+    (alone,) = Tiles(detector=Squares(), tile=100, whole=False)(picture((200, 250), large))
+    assert len(alone) > 1, "pieces"
+    (found,) = Tiles(detector=Squares(), tile=100)(picture((200, 250), large))
+    assert len(found) == 1
+    torch.testing.assert_close(found.boxes[0], torch.tensor([20.0, 30, 190, 150]), atol=3, rtol=0)
+
+
+def test_a_cut_box_that_nobody_else_has_stays():
+    detector = Squares(least=9)  # the neighbour's piece, 6 px, is too small for it
+    (found,) = Tiles(detector=detector, tile=100, overlap=0.0, whole=False)(picture((100, 200), (90, 10, 106, 24)))
+    assert found.boxes.tolist() == [[90, 10, 100, 24]]
+
+
+def test_a_cut_box_of_another_class_is_no_part():
+    whole, part = torch.tensor([[80.0, 10, 120, 50]]), torch.tensor([[80.0, 10, 100, 50]])
+
+    def view(boxes, label, cut):
+        return _View(Detections(boxes, torch.tensor([0.9]), torch.tensor([label])), torch.tensor([cut]))
+
+    assert len(without_cut([view(part, 1, True), view(whole, 0, False)])) == 2
+    assert without_cut([view(part, 0, True), view(whole, 0, False)]).boxes.tolist() == whole.tolist()
+    assert len(without_cut([view(part, 0, True), view(whole, 0, True)])) == 2, "of two parts none is the whole"
+
+
+def test_borders_of_the_image_cut_nothing():
+    boxes = torch.tensor([[0.0, 50, 20, 70], [50, 80, 70, 99], [80, 50, 99, 70], [50, 0, 70, 20], [50, 50, 70, 70]])
+    assert is_cut(boxes, (0, 0, 100, 100), (200, 200)).tolist() == [False, True, True, False, False]
+    assert is_cut(boxes + 100, (100, 100, 200, 200), (200, 200)).tolist() == [True, False, False, True, False]
+
+
+def test_tiles_come_in_batches_and_tell_their_place():
+    detector = Squares()
+    Tiles(detector=detector, tile=100, overlap=0.2, batch_size=4, size_divisor=32)(picture((200, 250), (5, 5, 9, 9)))
+    assert detector.sizes == [(4, 3, 128, 128), (4, 3, 128, 128), (1, 3, 128, 128), (1, 3, 96, 128)]
+    tile, whole = detector.metas[1], detector.metas[-1]
+    assert (tile.size, tile.image_id) == ((100, 100), 7)
+    assert tile.affine.undo(torch.tensor([[0.0, 0, 10, 10]])).tolist() == [[80, 0, 90, 10]]
+    assert whole.size == (80, 100)
+    assert whole.affine.undo(torch.tensor([[0.0, 0, 10, 10]])).tolist() == [[0, 0, 25, 25]]
+
+
+def test_an_image_of_one_tile_is_seen_once_as_it_is():
+    detector = Squares()
+    images = picture((90, 70), (5, 6, 20, 30))
+    (found,) = Tiles(detector=detector, tile=100, size_divisor=1)(images)
+    assert detector.sizes == [(1, 3, 90, 70)]
+    assert found.boxes.tolist() == [[5, 6, 20, 30]]
+
+
+def test_losses_are_those_of_the_image_as_it_is():
+    assert Tiles(detector=Squares())(picture((50, 50)), []).terms == {"one": torch.ones(())}
+
+
+def test_tiles_must_move_on():
+    with pytest.raises(ValueError, match=r"overlap must be below 1, not 1.0"):
+        Tiles(detector=Squares(), overlap=1.0)
+
+
+class Nothing(Detector):
+    """Finds nothing, and knows the most pixels that it was ever given."""
+
+    most = 0
+
+    def forward(self, images, targets=None):
+        self.most = max(self.most, images.pixels.numel())
+        empty = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+        return [empty for _ in images.meta]
+
+
+def test_the_detector_never_sees_more_than_a_few_tiles_of_an_image_of_8000_px():
+    detector = Nothing()
+    pixels = torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(1, 3, 8000, 8000)  # one byte of memory
+    images = Images(pixels, (ImageMeta(0, "huge.png", (8000, 8000), (8000, 8000)),))
+    (found,) = Tiles(detector=detector, tile=640, batch_size=4, whole=False)(images)
+    assert len(found) == 0
+    assert detector.most == 4 * 3 * 640 * 640
