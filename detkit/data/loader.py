@@ -23,7 +23,7 @@ from detkit.data.samplers import TrainSampler, evaluation_batches
 from detkit.data.transforms.base import Transform, apply, before_mixing, lay
 from detkit.data.workers import Source, Workers
 from detkit.structures import Batch, GroundTruth, ImageMeta
-from detkit.utils.seed import derive_key, generator
+from detkit.utils.seed import derive_key, key_for
 
 logger = logging.getLogger(__name__)
 
@@ -264,7 +264,7 @@ class _Source(Source):
     def _drawn(self, where: Place) -> tuple[int, _Pool]:
         """The key of the image at ``where``, and the images that it may be mixed with."""
         key = derive_key(self.seed, where.epoch, self.indices[where.index] + where.copy * _COPIES_APART)
-        batch_key = generator(derive_key(self.seed, where.batch, 0), "batch").initial_seed()
+        batch_key = key_for(derive_key(self.seed, where.batch, 0), "batch")
         return key, _Pool(self, where.epoch, batch_key)
 
     def prepare(

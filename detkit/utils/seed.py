@@ -34,7 +34,12 @@ def derive_key(seed: int, epoch: int, index: int) -> int:
 
 def generator(key: int, salt: str = "", device: torch.device | str = "cpu") -> torch.Generator:
     """A generator seeded by ``key``; a ``salt`` for each purpose keeps two draws for one image independent."""
-    return torch.Generator(device=device).manual_seed(_stable_hash(f"{int(key)}|{salt}"))
+    return torch.Generator(device=device).manual_seed(key_for(key, salt))
+
+
+def key_for(key: int, salt: str) -> int:
+    """A number in [0, 2**63) for one purpose, ``salt``: what ``generator(key, salt)`` is seeded with."""
+    return _stable_hash(f"{int(key)}|{salt}")
 
 
 def global_state() -> dict[str, Any]:

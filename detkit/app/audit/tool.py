@@ -117,7 +117,7 @@ def _batches(loader: TrainLoader | EvalLoader) -> Iterator[Batch]:
     for batch in loader.lay():
         first = {meta.image_id: i for i, meta in reversed(list(enumerate(batch.images.meta)))}
         rows = sorted(i for image_id, i in first.items() if image_id not in seen)
-        seen |= first.keys()
+        seen.update(first)  # "|=" with a view of keys would copy all of them each time
         if rows:
             yield _select(batch, rows)
         if isinstance(loader, TrainLoader) and len(seen) == loader.num_images:

@@ -13,7 +13,7 @@ import torch
 
 from detkit.data.sample import Layout, Sample
 from detkit.data.transforms.plan import Plan, render
-from detkit.utils.seed import generator
+from detkit.utils.seed import generator, key_for
 
 
 class Transform(ABC):
@@ -239,11 +239,11 @@ def _with_keys(transforms: Sequence[Transform], key: int, batch_key: int | None)
     for transform in transforms:
         name = type(transform).__name__
         base = batch_key if transform.per_batch and batch_key is not None else key
-        yield transform, generator(base, f"{name} {seen[name]}").initial_seed()
+        yield transform, key_for(base, f"{name} {seen[name]}")
         seen[name] += 1
 
 
 def _partners(transform: MixingTransform, key: int, pool: Pool) -> list[tuple[int, int]]:
     """Place and key of each partner of an image whose own key for ``transform`` is ``key``."""
     places = transform.choose(key, pool.epoch, len(pool))
-    return [(place, generator(key, f"partner {i}").initial_seed()) for i, place in enumerate(places)]
+    return [(place, key_for(key, f"partner {i}")) for i, place in enumerate(places)]
