@@ -26,7 +26,9 @@ def test_keys_are_golden() -> None:
 
 
 def test_another_process_gets_the_same() -> None:
-    code = "from detkit.utils.seed import *; print(derive_key(1, 2, 3), generator(5, 'x').initial_seed(), key_for(5, 'x'))"
+    code = (
+        "from detkit.utils.seed import *; print(derive_key(1, 2, 3), generator(5, 'x').initial_seed(), key_for(5, 'x'))"
+    )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert run.stdout.split() == [str(derive_key(1, 2, 3)), *[str(generator(5, "x").initial_seed())] * 2]
 

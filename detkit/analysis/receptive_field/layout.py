@@ -115,3 +115,10 @@ def broadcast(layouts: Sequence[tuple[Layout, Sequence[int]]], shape: Sequence[i
     if any({a for d in given for a in axes_in(d)} - kept for given, _ in layouts):
         raise Lost("an image axis disappears")
     return layout
+
+
+def axis_number(dim: tuple[Atom, ...]) -> int:
+    """Which of AXES an image dimension is; raises ``Lost`` where it is joined with another."""
+    if len(dim) != 1:
+        raise Lost("it moves an image axis that is joined with another dimension")
+    return AXES.index(dim[0].axis)
