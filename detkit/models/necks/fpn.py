@@ -40,7 +40,9 @@ class FPN(Neck):
     ) -> None:
         super().__init__()
         if min_stride is not None and min_stride not in in_spec.strides:
-            raise ValueError(f"min_stride must be one of {[int(s) for s in in_spec.strides]}, not {min_stride}")
+            there = f"min_stride must be one of {[int(s) for s in in_spec.strides]}, not {min_stride}"
+            one_map = "; for a backbone of one map choose model/neck=single_level" * (len(in_spec.strides) == 1)
+            raise ValueError(there + one_map)
         self.first = 0 if min_stride is None else in_spec.strides.index(min_stride)
         in_spec = FeatureSpec(in_spec.channels[self.first :], in_spec.strides[self.first :])
         if num_extra < 0:
