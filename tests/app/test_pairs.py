@@ -1,5 +1,6 @@
 """Every choice that the command line offers goes with every recipe, or one line says why it does not."""
 
+import itertools
 import logging
 from collections import Counter
 
@@ -21,18 +22,47 @@ RUN = [*TWO_STAGE, "retinanet/bccd_mobilenetv2_fpn", "centernet/bccd_mobilenetv2
 #: Why a choice is refused, by its beginning: nobody who reads these would expect otherwise.
 FIXED_SIZE = "the fully connected layers are made for a grid of"
 FEWER_MAPS, BRANCHES = "min_stride must be one of [16", "trident makes 3 branches"
+WITHOUT_C5 = "dilate_last changes the stride of C5, which levels=[4] leave out"
+MARGINS = ("ASoftmax", "ArcFace", "CombinedMargin", "CosFace", "LSoftmax", "NormalizedSoftmax", "Seesaw")
 REFUSED = {
-    **{f"model/backbone={name}": (FEWER_MAPS,) for name in ("resnet50_c4", "resnet50_dilated", "resnet101_dilated")},
+    "optim=CustomOptimizer": ("optim.factory: needs a value",),
     **{
-        f"model/backbone={name}": (FEWER_MAPS, BRANCHES)
+        f"model/backbone={name}": (FEWER_MAPS, WITHOUT_C5)
+        for name in ("resnet50_c4", "resnet50_dilated", "resnet101_dilated")
+    },
+    **{
+        f"model/backbone={name}": (FEWER_MAPS, BRANCHES, WITHOUT_C5)
         for name in ("resnet50_trident", "resnet101_trident", "mobilenetv2_trident")
     },
     "model/head=two_stage_snip": ("choose model/neck=image_pyramid_16, which has three scales",),
+    **{
+        f"loss@model.head{part}.{slot}.cls_loss={name}": (
+            "the RPN has one, object: take BCE, CrossEntropy or Focal"
+            if slot == "rpn"
+            else "take RegionMLP, or a loss",
+        )
+        for part in ("", ".inner")
+        for slot in ("rpn", "roi")
+        for name in MARGINS
+    },
+    **{
+        f"region_pool@model.head.roi.pool={name}": ("ScoreMaps makes other maps for each bin",)
+        for name in ("RoIAlign", "DeformRoIPool", "ModulatedDeformRoIPool")
+    },
     "model=faster_rcnn_fpn_torchvision": ("norm_eps=0 goes with norm=frozen_bn alone",),
     "region_pool@model.head.roi.pool=PSRoIAlign": (
         "position-sensitive pooling to 7 x 7 bins needs maps of a multiple of 49",
     ),
 }
+#: Recipes whose backbone gives branches, or a few maps of its own, for which most heads and necks are not made.
+OF_BRANCHES = (
+    BRANCHES,
+    "must be one of [16]",
+    "trident gives plain convolutions branches",
+    "bins needs maps of a multiple",
+)
+OF_FINE_MAPS = (WITHOUT_C5, "must be one of [4, 8]", "there are valid_ranges for", "bins needs maps of a multiple")
+OF_RECIPE = {"tridentnet/": OF_BRANCHES, "scale/tridentnet": OF_BRANCHES, "scale/": OF_FINE_MAPS}
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +70,19 @@ def composer():
     return Composer()
 
 
+def reasons(pair):
+    return (
+        *REFUSED.get(pair.choice, ()),
+        *itertools.chain(*(known for recipe, known in OF_RECIPE.items() if pair.experiment.startswith(recipe))),
+    )
+
+
 def refused(pairs):
     """What did not fit, and is not known not to."""
     return [
         (pair.choice, pair.refused)
         for pair in pairs
-        if pair.refused and not any(reason in pair.refused for reason in REFUSED.get(pair.choice, ()))
+        if pair.refused and not any(reason in pair.refused for reason in reasons(pair))
     ]
 
 

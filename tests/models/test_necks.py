@@ -146,7 +146,9 @@ def test_fpn_begins_where_it_is_told():
     assert [m.shape[2] for m in maps] == [8, 4, 2]
     with pytest.raises(ValueError, match=r"min_stride must be one of \[4, 8, 16\], not 5"):
         FPN(in_spec=SPEC, min_stride=5)
-    with pytest.raises(ValueError, match=r"one of \[16\], not 8; for a backbone of one map choose model/neck=single_level"):
+    with pytest.raises(
+        ValueError, match=r"one of \[16\], not 8; for a backbone of one map choose model/neck=single_level"
+    ):
         FPN(in_spec=SPEC.select([2]), min_stride=8)
 
 

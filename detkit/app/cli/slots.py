@@ -24,6 +24,9 @@ from detkit.config.registry import did_you_mean
 _ABSENT = object()
 _MOST_SHOWN = 6
 
+#: What a model is that names no class: parts of one's choice (detkit/models/build.py).
+_COMPOSED = "ComposedDetector"
+
 #: Where else options are: every composition needs it.
 _ELSEWHERE = "hydra.searchpath"
 
@@ -176,7 +179,8 @@ def _swapped(before: DictConfig, after: DictConfig, slot: str) -> Iterator[str]:
 
 
 def _unlike(was: Mapping[str, Any], now: Mapping[str, Any], slot: str) -> Iterator[str]:
-    if isinstance(was.get("_target_"), str) and was["_target_"] != now.get("_target_"):
+    before = _class_in(slot, was)
+    if isinstance(before, str) and before != _class_in(slot, now):
         yield slot
         return
     for name, node in now.items():
@@ -251,8 +255,8 @@ def _note(slot: str, choice: Choice, before: DictConfig, old: DictConfig, fresh:
     if not (lost := _lost(old, fresh)):
         return None
     return (
-        f"{choice.argument.lstrip('+')}: {slot} is {_raw(fresh, '_target_')} now; left out what the recipe says there "
-        f"for {_raw(before, '_target_')}: {lost}"
+        f"{choice.argument.lstrip('+')}: {slot} is {_class_in(slot, _plain(fresh))} now; left out what the recipe says "
+        f"there for {_class_in(slot, _plain(before))}: {lost}"
     )
 
 
@@ -261,8 +265,8 @@ def _note_of_preset(slot: str, choice: Choice, old: DictConfig, mine: DictConfig
     if not (lost := _lost(old, mine)):
         return None
     return (
-        f"{choice.argument.lstrip('+')}: {slot} stays the recipe's {_raw(mine, '_target_')}; left out what the preset "
-        f"says there for another class: {lost}"
+        f"{choice.argument.lstrip('+')}: {slot} stays the recipe's {_class_in(slot, _plain(mine))}; left out what the "
+        f"preset says there for another class: {lost}"
     )
 
 
@@ -288,8 +292,8 @@ def _shown(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _raw(node: DictConfig, name: str) -> Any:
-    return _plain(node).get(name)
+def _class_in(slot: str, node: Mapping[str, Any]) -> Any:
+    return node.get("_target_", _COMPOSED if slot == "model" else None)
 
 
 def _plain(node: DictConfig) -> Any:

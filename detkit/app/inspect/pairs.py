@@ -18,7 +18,7 @@ from detkit.config.validate import alternatives
 from detkit.models import build_detector
 from detkit.structures import Categories
 
-#: Groups whose presets fill a section or a part of the model.
+#: Groups whose presets fill a section or a part of the model, where it has that part.
 SECTIONS = ("model", "model/backbone", "model/neck", "model/head", "data", "transform", "optim", "schedule")
 
 _CATEGORIES = Categories(("a", "b", "c"), (1, 2, 3))
@@ -35,8 +35,9 @@ class Pair(NamedTuple):
 def choices(composer: Composer, experiment: str) -> list[str]:
     """What the command line can put into ``experiment``: every preset of a section, every class for a slot."""
     said = [f"experiment={experiment}"]
-    sections = [f"{group}={name}" for group in SECTIONS for name in _presets(group)]
     model: Any = OmegaConf.to_container(composer(*said).cfg.model, resolve=False)
+    there = [group for group in SECTIONS if group.partition("/")[2] in ("", *model)]
+    sections = [f"{group}={name}" for group in there for name in _presets(group)]
     chosen = composer.slots(*said)
     return [*sections, *(_as_typed(choice, chosen) for choice in _for_slots(model, "model"))]
 
@@ -53,8 +54,13 @@ def _as_typed(choice: str, chosen: Set[str]) -> str:
 
 def _presets(group: str) -> list[str]:
     """The files of ``group``; where it has none, its classes."""
-    files = sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
-    return files or [name for registry in Registry.kinds().values() if registry.group == group for name in registry]
+    return _files(group) or [
+        name for registry in Registry.kinds().values() if registry.group == group for name in registry
+    ]
+
+
+def _files(group: str) -> list[str]:
+    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
 
 
 def _for_slots(node: Mapping[str, Any], key: str) -> Iterator[str]:
@@ -71,10 +77,14 @@ def _for_slots(node: Mapping[str, Any], key: str) -> Iterator[str]:
 def _for_slot(key: str, annotation: Any) -> Iterator[str]:
     kinds = tuple(kind for kind in alternatives(annotation) if isinstance(kind, type) and kind is not type(None))
     for registry in Registry.kinds().values():
-        for name in registry:
-            cls = registry[name]
-            if not cls.__module__.startswith("tests.") and kinds and issubclass(cls, kinds):
-                yield f"{registry.group}@{key}={name}"
+        fitting = [
+            name
+            for name in registry
+            if kinds and issubclass(registry[name], kinds) and not registry[name].__module__.startswith("tests.")
+        ]
+        if len(fitting) > 1 and _files(registry.group):  # presets, since the classes alone lack their parts
+            fitting = _files(registry.group)
+        yield from (f"{registry.group}@{key}={name}" for name in fitting)
 
 
 def try_pair(composer: Composer, experiment: str, choice: str) -> Pair:
