@@ -75,6 +75,15 @@ def test_a_whole_model_brings_its_neck_and_head(recipe, model):
     assert cfg.model.backbone._target_ == "MobileNetV2"
 
 
+def test_a_model_of_its_own_class_takes_the_place_of_parts_and_they_its():
+    cfg, notes = settled("experiment=quickstart", "model=mtcnn", "model.min_size=8")
+    assert (cfg.model._target_, cfg.model.min_size, "head" in cfg.model) == ("MTCNN", 8, False)
+    assert "model is MTCNN now; left out what the recipe says there for ComposedDetector" in " ".join(notes)
+    cfg, notes = settled("experiment=mtcnn/shapes_tiny", "model=retinanet")
+    assert cfg.model == composed("model=retinanet").model
+    assert "model is ComposedDetector now; left out what the recipe says there for MTCNN: min_size=6.0" in notes[0]
+
+
 def test_a_part_chosen_beside_the_model_stays():
     cfg, _ = settled(BCCD["retinanet"], "model=centernet", "model/neck=upsample_dcn", "data.root=somewhere")
     assert cfg.model.neck == composed("model/neck=upsample_dcn").model.neck
