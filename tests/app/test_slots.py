@@ -5,6 +5,7 @@ import pytest
 from detkit.app import train
 from detkit.app.assemble.schema import TrainSchema
 from detkit.app.cli.command_line import read_command_line
+from detkit.app.cli.composer import Composer
 from detkit.app.cli.idle import told
 from detkit.config import ConfigError, validate
 from detkit.models import build_detector
@@ -76,10 +77,10 @@ def test_a_whole_model_brings_its_neck_and_head(recipe, model):
 
 
 def test_a_model_of_its_own_class_takes_the_place_of_parts_and_they_its():
-    cfg, notes = settled("experiment=quickstart", "model=mtcnn", "model.min_size=8")
+    cfg, notes, _ = Composer()("experiment=quickstart", "model=mtcnn", "model.min_size=8")
     assert (cfg.model._target_, cfg.model.min_size, "head" in cfg.model) == ("MTCNN", 8, False)
     assert "model is MTCNN now; left out what the recipe says there for ComposedDetector" in " ".join(notes)
-    cfg, notes = settled("experiment=mtcnn/shapes_tiny", "model=retinanet")
+    cfg, notes, _ = Composer()("experiment=mtcnn/shapes_tiny", "model=retinanet")
     assert cfg.model == composed("model=retinanet").model
     assert "model is ComposedDetector now; left out what the recipe says there for MTCNN: min_size=6.0" in notes[0]
 
