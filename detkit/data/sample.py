@@ -55,22 +55,12 @@ class Layout:
             min_visibility: least share of its area that must remain of a box.
             min_size: least width and height (px) that must remain.
         """
-        boxes = self._inside
-        sides = boxes[:, 2:] - boxes[:, :2]
-        kept = (sides >= min_size).all(axis=1) & (sides.prod(axis=1) >= min_visibility * _areas(self.boxes))
-        return replace(self, boxes=boxes).select(kept)
-
-    @property
-    def visible(self) -> np.ndarray:
-        """(N,) float32 in [0, 1]: the share of each box's area that lies in the image."""
-        inside = self._inside
-        beside = (inside[:, 2:] <= inside[:, :2]).any(axis=1)
-        return np.where(beside, np.float32(0), _areas(inside) / np.maximum(_areas(self.boxes), np.float32(1e-6)))
-
-    @property
-    def _inside(self) -> np.ndarray:
         h, w = self.size
-        return self.boxes.clip(0, np.array([w, h, w, h], dtype=np.float32))
+        boxes = self.boxes.clip(0, np.array([w, h, w, h], dtype=np.float32))
+        sides = boxes[:, 2:] - boxes[:, :2]
+        area = (self.boxes[:, 2:] - self.boxes[:, :2]).prod(axis=1)
+        kept = (sides >= min_size).all(axis=1) & (sides.prod(axis=1) >= min_visibility * area)
+        return replace(self, boxes=boxes).select(kept)
 
     @classmethod
     def together(cls, layouts: Sequence[Layout]) -> Layout:
@@ -79,10 +69,6 @@ class Layout:
             np.concatenate([getattr(layout, name) for layout in layouts]) for name in ("boxes", "labels", "ignore")
         )
         return cls(layouts[0].size, boxes, labels, ignore, None)
-
-
-def _areas(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

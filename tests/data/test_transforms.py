@@ -15,7 +15,6 @@ from detkit.data import (
     MixingTransform,
     MixUp,
     Mosaic,
-    RandomTile,
     RandomWindow,
     Resize,
     ResizeFit,
@@ -46,7 +45,6 @@ EVERY = {
     "Resize": Resize(height=20, width=50),
     "HorizontalFlip": HorizontalFlip(),
     "RandomWindow": RandomWindow(height=40, width=30),
-    "RandomTile": RandomTile(size=25, min_visibility=0.0),
     "Mosaic": Mosaic(size=60),
     "MixUp": MixUp(min_size=2.0),
 }

@@ -15,7 +15,6 @@ from detkit.data.transforms.flip import HorizontalFlip
 from detkit.data.transforms.mixing import MixUp, Mosaic
 from detkit.data.transforms.plan import Plan
 from detkit.data.transforms.resize import Resize, ResizeFit, ResizeShortestEdge
-from detkit.data.transforms.tile import RandomTile
 from detkit.data.transforms.window import RandomWindow
 
 __all__ = [
@@ -28,7 +27,6 @@ __all__ = [
     "Plan",
     "PlannedMixing",
     "PlannedTransform",
-    "RandomTile",
     "RandomWindow",
     "Resize",
     "ResizeFit",
