@@ -65,8 +65,9 @@ def deform_conv(
     Raises:
         ValueError: the shapes do not fit together.
     """
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # not on "meta"
+        dtype = torch.get_autocast_dtype(device)
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     sizes = ConvSizes.of(x.shape, weight.shape, offset.shape, stride, padding, dilation)
     sizes.check(offset, mask, bias)

@@ -76,6 +76,14 @@ def test_lines_and_images_in_several_chunks_are_all_at_once(budget, monkeypatch)
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
+def test_shapes_pass_without_numbers():
+    """Detectors are asked on the "meta" device for the maps that they give; autocast knows no such device."""
+    case = cases.deform_conv((3, 3), (2, 1), (1, 1), (1, 1), 1, 1, True, size=(7, 9))
+    there = case.op(*case.inputs)
+    moved = case.op(*(t.to("meta") for t in case.inputs))
+    assert (moved.device.type, moved.shape) == ("meta", there.shape)
+
+
 def test_shapes_are_checked():
     x, weight = torch.zeros(2, 4, 5, 6), torch.zeros(6, 4, 3, 3)
     offset, mask = torch.zeros(2, 18, 5, 6), torch.zeros(2, 9, 5, 6)
