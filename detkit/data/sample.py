@@ -48,19 +48,22 @@ class Layout:
         """The objects that ``rows`` (a bool mask or integers) names."""
         return replace(self, boxes=self.boxes[rows], labels=self.labels[rows], ignore=self.ignore[rows])
 
-    def clip(self, min_visibility: float, min_size: float) -> Layout:
+    def clip(self, min_visibility: float, min_size: float, ignore_rest: bool = False) -> Layout:
         """Cut the boxes at the border, and leave out those of which too little remains, ignored ones alike.
 
         Args:
             min_visibility: least share of its area that must remain of a box.
             min_size: least width and height (px) that must remain.
+            ignore_rest: what has less than ``min_visibility`` stays, to be ignored.
         """
         h, w = self.size
         boxes = self.boxes.clip(0, np.array([w, h, w, h], dtype=np.float32))
         sides = boxes[:, 2:] - boxes[:, :2]
         area = (self.boxes[:, 2:] - self.boxes[:, :2]).prod(axis=1)
-        kept = (sides >= min_size).all(axis=1) & (sides.prod(axis=1) >= min_visibility * area)
-        return replace(self, boxes=boxes).select(kept)
+        large, visible = (sides >= min_size).all(axis=1), sides.prod(axis=1) >= min_visibility * area
+        if ignore_rest:
+            return replace(self, boxes=boxes, ignore=self.ignore | ~visible).select(large)
+        return replace(self, boxes=boxes).select(large & visible)
 
     @classmethod
     def together(cls, layouts: Sequence[Layout]) -> Layout:

@@ -1,6 +1,7 @@
 """``tools/audit.py``: its counts are the training's own, for every head; it reads no pixel, and its advice helps."""
 
 import dataclasses
+import itertools
 import json
 import re
 import shlex
@@ -17,7 +18,7 @@ from detkit.app.audit.found import Audit
 from detkit.app.audit.pictures import albums
 from detkit.app.audit.plan import Planner
 from detkit.config import ConfigError
-from detkit.data import ShapesDataset
+from detkit.data import ShapesDataset, TrainLoader
 from detkit.models import Detector, build_detector
 from detkit.structures import Batch, ImageMeta, Images, Target
 from tests.app.test_configs import composed
@@ -119,6 +120,33 @@ def test_of_many_images_the_first_batches_are_looked_at_and_it_is_said(shapes, t
     assert "black images" not in output
     message = call(audit.main, monkeypatch, capsys, *options, "num_images=0", code=2)
     assert "num_images: must be 1 or more, or null, not 0" in message
+
+
+def test_it_counts_what_tiles_show_cut_and_leave_out(shapes, tmp_path, monkeypatch, capsys):
+    options = [
+        "experiment=quickstart", f"data.root={shapes}", "data.train.num_train=9", "data.train.num_val=2",
+        "num_pictures=0", "num_images=3", f"hydra.run.dir={tmp_path / 'out'}",
+    ]  # fmt: skip
+    tiles = [*options, "transform=tiles", "transform.train.tile.tile=48", "transform.train.tile.min_visibility=0.9"]
+    output = call(audit.main, monkeypatch, capsys, *tiles)
+    shown = json.loads((tmp_path / "out" / "audit.json").read_text())["shown"]
+    node = node_of("quickstart", shapes, "data.train.num_train=9", "data.train.num_val=2", *tiles[-3:])
+    dataset = audit.build_dataset(node["data"]["train"], "data.train")
+    steps = audit.build_transforms(node["transform"]["train"], "transform.train")
+    loader = TrainLoader(dataset=dataset, transforms=steps, batch_size=3, num_workers=0, seed=node["seed"])
+    batches = list(itertools.islice(loader.iterate(), 3))  # the pixels too
+    targets = [target for batch in batches for target in batch.targets]
+    assert len(targets) == shown["images"] == 9
+    assert shown["objects"] == sum(len(truth) for truth in dataset.truths)
+    assert shown["to_find"] == sum(len(t.wanted) for t in targets) < shown["objects"]
+    assert shown["to_ignore"] == sum(int(t.ignore.sum()) for t in targets) > 0
+    assert shown["emptied"] == sum(len(t.wanted) == 0 for t in targets)
+    assert (
+        f"In an epoch the transforms show {shown['to_find']} objects to find, of images that have {shown['objects']}; "
+        f"{shown['to_ignore']} more are there to be ignored (the images have 0 such)"
+    ) in output
+    output = call(audit.main, monkeypatch, capsys, *options)
+    assert "In an epoch the transforms show" not in output
 
 
 def batch_of(*boxes, size=(64, 64)):

@@ -15,6 +15,7 @@ from detkit.data import (
     EvalLoader,
     HorizontalFlip,
     Mosaic,
+    RandomTile,
     RandomWindow,
     Resize,
     ResizeFit,
@@ -92,7 +93,9 @@ def test_every_transform_preset_builds(name):
         for step in steps:
             validate(step)
         built = [build(step) for step in steps]
-        kinds = [isinstance(t, ResizeShortestEdge | ResizeFit | Resize | Mosaic | RandomWindow) for t in built]
+        kinds = [
+            isinstance(t, ResizeShortestEdge | ResizeFit | Resize | Mosaic | RandomWindow | RandomTile) for t in built
+        ]
         assert kinds == sorted(kinds, reverse=True)  # resizing comes first: flipping and colors then cost less
         assert part == "train" or not any(t.training_only for t in built)
 

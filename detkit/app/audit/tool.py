@@ -25,6 +25,7 @@ from detkit.app.audit.found import Advice, Audit, by_size
 from detkit.app.audit.page import audit_page
 from detkit.app.audit.pictures import albums
 from detkit.app.audit.plan import Planner
+from detkit.app.audit.shown import Shown
 from detkit.app.cli.entry import run_tool
 from detkit.app.run.next_command import tell_training
 from detkit.config import ConfigError, build, validate
@@ -72,7 +73,8 @@ def run(cfg: DictConfig, folder: Path) -> None:
     planner = Planner(detector)
     transforms = build_transforms(node["transform"][split], f"transform.{split}")
     loader = _loader(node, split, dataset, transforms)
-    planned = track(_batches(loader), _num_batches(node, split, dataset), "planning batches")
+    shown = Shown(dataset)
+    planned = track(shown.counted(_batches(loader)), _num_batches(node, split, dataset), "planning batches")
     batches, all_sides = first_batches(planned, node["num_images"])
     audit = Audit.of(planner, batches, dataset)
     sizes: Any = OmegaConf.to_container(cfg.transform)
@@ -80,13 +82,14 @@ def run(cfg: DictConfig, folder: Path) -> None:
     if wrong := planner.misfit(audit.sides, max(max(meta.size) for meta in audit.metas)):
         poor = float(audit.poor.mean())
         advice.insert(0, Advice(f"{wrong[0].upper()}{wrong[1:]}.", "", poor))
-    numbers = audit.to_dict(advice) | {"all": by_size(all_sides)}
+    numbers = audit.to_dict(advice) | {"all": by_size(all_sides), "shown": shown.to_dict()}
     atomic_write(folder / "audit.json", json.dumps(numbers, indent=1) + "\n")
     source = f"{type(planner.head).__name__} on data.{split} ({dataset.report.source})"
     pictures = albums(audit, planner, batches, dataset, node["num_pictures"])
     atomic_write(folder / "audit.html", audit_page(audit, advice, source, pictures))
     rich.print(audit.table())
-    for line in [audit.in_words(), *_caveats(transforms, audit, len(dataset), all_sides), *(a.text for a in advice)]:
+    caveats = _caveats(transforms, audit, len(dataset), all_sides)
+    for line in [audit.in_words(), *shown.in_words(), *caveats, *(a.text for a in advice)]:
         rich.get_console().print(Text(line), soft_wrap=True)
     rich.print("report:", Text(str(folder / "audit.html"), "bold"))
     tell_training(("split", "num_images", "num_pictures"))

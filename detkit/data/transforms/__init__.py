@@ -15,6 +15,7 @@ from detkit.data.transforms.flip import HorizontalFlip
 from detkit.data.transforms.mixing import MixUp, Mosaic
 from detkit.data.transforms.plan import Plan
 from detkit.data.transforms.resize import Resize, ResizeFit, ResizeShortestEdge
+from detkit.data.transforms.tile import RandomTile
 from detkit.data.transforms.window import RandomWindow
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Plan",
     "PlannedMixing",
     "PlannedTransform",
+    "RandomTile",
     "RandomWindow",
     "Resize",
     "ResizeFit",

@@ -18,10 +18,14 @@ FILL = 114
 
 
 class Limits(NamedTuple):
-    """A box cut at the border is left out where less than ``min_visibility`` of its area or ``min_size`` px remains."""
+    """A box cut at the border is left out where less than ``min_visibility`` of its area or ``min_size`` px remains.
+
+    With ``ignore_rest`` one of which less than ``min_visibility`` remains is to be ignored instead.
+    """
 
     min_visibility: float
     min_size: float
+    ignore_rest: bool = False
 
 
 @dataclass(frozen=True, slots=True)
