@@ -156,6 +156,18 @@ class CalibrateOptions:
 
 
 @dataclass
+class AddClassOptions:
+    """``tools/add_class.py``: its own keys; everything else overrides the checkpoint's configuration."""
+
+    checkpoint: str
+    classes: Sequence[str] | None = None
+    num_examples: Count | None = None
+    split: Literal["train", "val"] = "train"
+    output: str | None = None
+    device: str = "auto"
+
+
+@dataclass
 class PredictOptions:
     """``tools/predict.py``: its own keys; everything else overrides the checkpoint's configuration."""
 

@@ -124,17 +124,32 @@ def open_split(stored: Stored, split: str) -> tuple[DetectionDataset, EvalLoader
     Raises:
         ConfigError: there is no such split, or it has other classes than the detector.
     """
+    dataset = open_data(stored, split)
+    check_same_classes(stored.checkpoint.categories, dataset.categories, f"data.{split}")
+    return dataset, eval_loader(stored, dataset)
+
+
+def open_data(stored: Stored, split: str) -> DetectionDataset:
+    """The data set ``split`` of the configuration, whatever its classes.
+
+    Raises:
+        ConfigError: there is no such split.
+    """
     data = stored.config["data"]
     if data.get(split) is None:
         splits = [name for name in ("train", "val") if data.get(name) is not None]
         raise ConfigError(f"split: the configuration has no data.{split}; it has {', '.join(splits)}")
     try:
-        dataset = build_dataset(data[split], f"data.{split}")
+        return build_dataset(data[split], f"data.{split}")
     except ConfigError as error:
         raise ConfigError(f"{error}{_where_paths_count(data[split])}") from error
-    check_same_classes(stored.checkpoint.categories, dataset.categories, f"data.{split}")
+
+
+def eval_loader(stored: Stored, dataset: DetectionDataset) -> EvalLoader:
+    """The images of ``dataset`` as they are evaluated."""
     transforms = build_transforms(stored.config["transform"]["val"], "transform.val")
-    return dataset, build(data["loader"]["val"], key="data.loader.val")(dataset=dataset, transforms=transforms)
+    node = stored.config["data"]["loader"]["val"]
+    return build(node, key="data.loader.val")(dataset=dataset, transforms=transforms)
 
 
 def _where_paths_count(node: Mapping[str, Any]) -> str:
