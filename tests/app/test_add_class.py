@@ -9,6 +9,7 @@ import torch
 import detkit
 from detkit.app.add_class import tool as add_class
 from detkit.app.add_class.found import grown, look_at, new_categories
+from detkit.app.library import Prediction
 from detkit.app.use import evaluate
 from detkit.config.validate import plain
 from detkit.data import ShapesDataset
@@ -73,6 +74,7 @@ def test_the_copy_knows_the_classes_and_keeps_the_old_weights(checkpoint, exampl
     assert {row["category_id"] for row in rows} == set(after.categories.ids) - set(before.categories.ids)
     assert all(row["nearest"] in before.categories.names for row in rows)
     found = detkit.load(tmp_path / "out" / "last.pt", device="cpu").predict(np.zeros((64, 64, 3), np.uint8))
+    assert isinstance(found, Prediction)
     assert len(found.class_names) == 240
 
     whole = checkpoint.parent / "shapes"

@@ -30,8 +30,11 @@ from detkit.data.loader import EvalLoader
 from detkit.engine.bad_steps.finite import refuse_bad_weights
 from detkit.engine.state.checkpoint import Checkpoint, load_checkpoint, load_weights
 from detkit.evaluation.reliability import ScoreMap
+from detkit.evaluation.unknown import check_least_cosines
 from detkit.models import Detector, build_detector
 from detkit.models.calibrated import Calibrated, check_thresholds
+from detkit.models.cosine_regions import CosineRegions
+from detkit.models.unknown import Recogniser
 from detkit.utils.commands import command
 from detkit.utils.log import logger
 
@@ -65,6 +68,16 @@ class Stored:
         scores = None if stored is None else ScoreMap.from_dict(stored)
         logger.info("%s: left out is what is below the thresholds for %s", source, calibration.get("aim"))
         return Calibrated(detector, thresholds, scores).to(self.device).eval()
+
+    def recogniser(self) -> Recogniser:
+        """What says which detections are of no known class.
+
+        Raises:
+            ValueError: the checkpoint has no thresholds for that, or its detector does not classify by cosines.
+        """
+        regions = CosineRegions.of(self.detector)
+        known = len(self.checkpoint.categories)
+        return Recogniser(regions, check_least_cosines(self.checkpoint.calibration, known, self.checkpoint.source))
 
     def _of_views(self, tta: Any) -> Detector:
         divisor = self.config["data"]["loader"]["val"].get("size_divisor", 32)
