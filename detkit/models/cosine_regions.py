@@ -85,11 +85,12 @@ def prototype(examples: Tensor, common: Tensor, weight: Tensor) -> Tensor:
     The mean of their directions (imprinting: Qi, Brown, Lowe, CVPR 2018), with one change. After a ReLU all features
     point the same way, more or less, which trained weights have learnt to allow for and a mean has not: it would be
     near to everything. Along ``common`` (C,), the mean direction of regions of any kind, the new weight is therefore
-    given what the trained ones ``weight`` (K, C) have there in the mean, and what is left comes from the examples. Its
-    length is their mean length.
+    given the least that one of the trained ones ``weight`` (K, C) has there, and what is left comes from the examples.
+    All its cosines are lower by that, as by a threshold: it says its class as seldom as the most reserved of them, so
+    that they keep their objects. Its length is their mean length.
     """
     axis = directions(common[None])[0]
     mean = directions(examples).mean(0)
     own = directions((mean - (mean @ axis) * axis)[None])[0]
-    along = (directions(weight) @ axis).mean()
+    along = (directions(weight) @ axis).min()
     return weight.norm(dim=1).mean() * ((1 - along**2).sqrt() * own + along * axis)

@@ -111,12 +111,12 @@ def test_features_are_those_of_each_box_in_its_own_image(small_detector):
     assert not regions.layer._forward_pre_hooks
 
 
-def test_a_prototype_points_to_its_examples_and_no_more_to_everything_than_trained_weights_do():
+def test_a_prototype_points_to_its_examples_and_to_everything_as_little_as_a_trained_weight():
     common = torch.tensor([1.0, 0, 0, 0])
     weight = torch.tensor([[0.3, 0.9, 0, 0], [0.1, 0, 2.0, 0]])
     examples = torch.tensor([[5.0, 0, 0, 1.0], [7.0, 0, 0, 1.5]])
     made = prototype(examples, common, weight)
-    along = (0.3 / (0.09 + 0.81) ** 0.5 + 0.1 / 4.01**0.5) / 2
+    along = min(0.3 / (0.09 + 0.81) ** 0.5, 0.1 / 4.01**0.5)
     length = ((0.09 + 0.81) ** 0.5 + 4.01**0.5) / 2
     assert made.tolist() == pytest.approx([length * along, 0, 0, length * (1 - along**2) ** 0.5], abs=1e-6)
 
