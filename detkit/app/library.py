@@ -22,7 +22,7 @@ from detkit.app.assemble.stored import Stored, load_stored
 from detkit.app.cli.composer import Composer
 from detkit.app.run.folder import RunFolder
 from detkit.app.train import train_in
-from detkit.app.use.predict import Detection, Found
+from detkit.app.use.predict import UNKNOWN, Detection, Found
 from detkit.config import ConfigError, validate
 from detkit.config.ranges import check_range
 from detkit.data.datasets.unlabelled import ImageFiles, Picture
@@ -46,6 +46,7 @@ class Prediction:
         scores: (N,) float64 in [0, 1].
         labels: (N,) int64, places in ``class_names``.
         category_ids: (N,) int64, the ids that the data set gave these classes.
+        unknown: (N,) bool, with ``"unknown=true"``: like none of the classes, of which ``labels`` has one nevertheless.
         class_names: of all classes of the detector.
         file: of the image; for one that came from memory a word and its place, "image 1".
         image: uint8 (H, W, 3) RGB.
@@ -55,6 +56,7 @@ class Prediction:
     scores: np.ndarray
     labels: np.ndarray
     category_ids: np.ndarray
+    unknown: np.ndarray
     class_names: tuple[str, ...]
     file: str
     image: np.ndarray = field(repr=False)
@@ -64,18 +66,20 @@ class Prediction:
 
     @property
     def names(self) -> list[str]:
-        """The class of each box."""
-        return [self.class_names[label] for label in self.labels]
+        """The class of each box; "unknown" where it is."""
+        named = zip(self.labels, self.unknown, strict=True)
+        return [UNKNOWN if unknown else self.class_names[label] for label, unknown in named]
 
     def above(self, score: float) -> Prediction:
         """Those of at least this score."""
         kept = self.scores >= score
-        columns = ("boxes", "scores", "labels", "category_ids")
+        columns = ("boxes", "scores", "labels", "category_ids", "unknown")
         return replace(self, **{name: getattr(self, name)[kept] for name in columns})
 
     def draw(self) -> np.ndarray:
         """A copy of the image with the boxes, their classes and scores: uint8 (H, W, 3) RGB."""
-        return draw_boxes(self.image, self.boxes, self.labels, self.class_names, self.scores)
+        labels = np.where(self.unknown, len(self.class_names), self.labels)
+        return draw_boxes(self.image, self.boxes, labels, [*self.class_names, UNKNOWN], self.scores)
 
     def to_list(self) -> list[dict[str, Any]]:
         """Plain values, a mapping for each box: class, category_id, score and box (x1 y1 x2 y2 px)."""
@@ -140,8 +144,9 @@ class Predictor:
         index = {category: label for label, category in enumerate(categories.ids)}
         ids = results.category_ids[order]
         labels = np.array([index[int(i)] for i in ids], np.int64)
+        unknown = np.zeros(len(ids), bool) if found.unknown is None else found.unknown.numpy()[order]
         return Prediction(
-            boxes, results.scores[order], labels, ids, categories.names, found.meta.file, found.picture.image
+            boxes, results.scores[order], labels, ids, unknown, categories.names, found.meta.file, found.picture.image
         )
 
 

@@ -94,17 +94,19 @@ class Seesaw(ClassificationLoss):
 
     def initial_bias(self, num_classes: int) -> Tensor:
         bias = torch.zeros(num_classes + 1)
-        if self.prior_prob is not None:
-            bias[-1] = math.log((1 - self.prior_prob) / self.prior_prob)
+        bias[-1] = self._start
         return bias
 
+    @property
+    def _start(self) -> float:
+        """Background's first bias."""
+        return 0.0 if self.prior_prob is None else math.log((1 - self.prior_prob) / self.prior_prob)
+
     def make_layer(self, width: int, num_classes: int) -> ClassLayer:
-        start = float(self.initial_bias(num_classes)[-1])
-        return CosineClassLayer(width, num_classes, scale=self.scale, background=start)
+        return CosineClassLayer(width, num_classes, scale=self.scale, background=self._start)
 
     def make_map(self, channels: int, num_anchors: int, num_classes: int) -> nn.Module:
-        start = float(self.initial_bias(num_classes)[-1])
-        return CosineClassMap(channels, num_anchors, num_classes, scale=self.scale, background=start)
+        return CosineClassMap(channels, num_anchors, num_classes, scale=self.scale, background=self._start)
 
     def of_classes(self, classes: Tensor) -> Self:
         if self.class_counts is None:

@@ -99,9 +99,12 @@ class MarginSoftmax(ClassificationLoss):
 
     def initial_bias(self, num_classes: int) -> Tensor:
         bias = torch.zeros(self.num_outputs(num_classes))
-        if self.prior_prob is not None:  # of background alone: classes have none
-            bias[num_classes] = math.log(num_classes * (1 - self.prior_prob) / self.prior_prob)
+        bias[num_classes] = self._start(num_classes)  # of background alone: classes have none
         return bias
+
+    def _start(self, num_classes: int) -> float:
+        """Background's first bias: classes whose logits are 0 then have ``prior_prob`` together."""
+        return 0.0 if self.prior_prob is None else math.log(num_classes * (1 - self.prior_prob) / self.prior_prob)
 
     def make_layer(self, width: int, num_classes: int) -> ClassLayer:
         return CosineClassLayer(width, num_classes, **self._options(width, num_classes))
@@ -111,7 +114,7 @@ class MarginSoftmax(ClassificationLoss):
 
     def _options(self, width: int, num_classes: int) -> dict[str, Any]:
         """Of the layer."""
-        return {"lengths": self.lengths, "background": float(self.initial_bias(num_classes)[num_classes])}
+        return {"lengths": self.lengths, "background": self._start(num_classes)}
 
 
 class _ScaledCosines(MarginSoftmax):
@@ -150,7 +153,7 @@ class _ScaledCosines(MarginSoftmax):
         """
         if self.prior_prob is None:
             return 0.0
-        middles = (torch.arange(num_classes, dtype=torch.float64) + 0.5) / num_classes
+        middles = (torch.arange(num_classes, dtype=torch.float64, device="cpu") + 0.5) / num_classes
         weight = (self.scale / math.sqrt(width) * torch.special.ndtri(middles)).logsumexp(0)
         return float(weight) + math.log((1 - self.prior_prob) / self.prior_prob)
 

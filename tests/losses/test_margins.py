@@ -6,7 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from detkit.losses import ArcFace, ASoftmax, CombinedMargin, CosFace, CosineClassLayer, LSoftmax, NormalizedSoftmax
+from detkit.losses import (
+    ArcFace,
+    ASoftmax,
+    CombinedMargin,
+    CosFace,
+    CosineClassLayer,
+    LSoftmax,
+    NormalizedSoftmax,
+    Seesaw,
+)
 from detkit.losses.margins import arccosine, falling_cosine, psi
 from detkit.utils.step import training_step
 
@@ -354,3 +363,13 @@ def test_lambda_is_the_authors():
 def test_what_no_margin_can_be_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("loss", [*ALL, Seesaw()], ids=name)
+def test_a_layer_can_be_made_without_memory(loss):
+    """As a checkpoint of other classes asks for, to learn which tensors depend on their number."""
+    with torch.device("meta"):
+        layer, of_map = loss.make_layer(16, 5), loss.make_map(8, 2, 5)
+    assert layer.weight.shape == (5, 16)
+    assert of_map.weight.device.type == "meta"
+    assert loss.make_layer(16, 5).background.bias.item() != 0, "and elsewhere background starts at its prior"

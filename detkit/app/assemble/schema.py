@@ -148,11 +148,24 @@ class CalibrateOptions:
     target: CalibrationTarget = field(default_factory=CalibrationTarget)
     delta: float = 0.1
     scores: Literal["temperature", "isotonic"] | None = None
+    unknown: float | None = None
     split: Literal["train", "val"] = "val"
     seed: int = 0
     output: str | None = None
     device: str = "auto"
     precision: Literal["fp32", "bf16", "fp16"] | None = None
+
+
+@dataclass
+class AddClassOptions:
+    """``tools/add_class.py``: its own keys; everything else overrides the checkpoint's configuration."""
+
+    checkpoint: str
+    classes: Sequence[str] | None = None
+    num_examples: Count | None = None
+    split: Literal["train", "val"] = "train"
+    output: str | None = None
+    device: str = "auto"
 
 
 @dataclass
@@ -165,5 +178,6 @@ class PredictOptions:
     device: str = "auto"
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     score_threshold: float = 0.3
+    unknown: bool = False
     batch_size: int = 4
     tta: Callable[..., Any] | None = None

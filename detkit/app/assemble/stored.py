@@ -30,8 +30,11 @@ from detkit.data.loader import EvalLoader
 from detkit.engine.bad_steps.finite import refuse_bad_weights
 from detkit.engine.state.checkpoint import Checkpoint, load_checkpoint, load_weights
 from detkit.evaluation.reliability import ScoreMap
+from detkit.evaluation.unknown import check_least_cosines
 from detkit.models import Detector, build_detector
 from detkit.models.calibrated import Calibrated, check_thresholds
+from detkit.models.cosine_regions import CosineRegions
+from detkit.models.unknown import Recogniser
 from detkit.utils.commands import command
 from detkit.utils.log import logger
 
@@ -65,6 +68,16 @@ class Stored:
         scores = None if stored is None else ScoreMap.from_dict(stored)
         logger.info("%s: left out is what is below the thresholds for %s", source, calibration.get("aim"))
         return Calibrated(detector, thresholds, scores).to(self.device).eval()
+
+    def recogniser(self) -> Recogniser:
+        """What says which detections are of no known class.
+
+        Raises:
+            ValueError: the checkpoint has no thresholds for that, or its detector does not classify by cosines.
+        """
+        regions = CosineRegions.of(self.detector)
+        known = len(self.checkpoint.categories)
+        return Recogniser(regions, check_least_cosines(self.checkpoint.calibration, known, self.checkpoint.source))
 
     def _of_views(self, tta: Any) -> Detector:
         divisor = self.config["data"]["loader"]["val"].get("size_divisor", 32)
@@ -124,17 +137,32 @@ def open_split(stored: Stored, split: str) -> tuple[DetectionDataset, EvalLoader
     Raises:
         ConfigError: there is no such split, or it has other classes than the detector.
     """
+    dataset = open_data(stored, split)
+    check_same_classes(stored.checkpoint.categories, dataset.categories, f"data.{split}")
+    return dataset, eval_loader(stored, dataset)
+
+
+def open_data(stored: Stored, split: str) -> DetectionDataset:
+    """The data set ``split`` of the configuration, whatever its classes.
+
+    Raises:
+        ConfigError: there is no such split.
+    """
     data = stored.config["data"]
     if data.get(split) is None:
         splits = [name for name in ("train", "val") if data.get(name) is not None]
         raise ConfigError(f"split: the configuration has no data.{split}; it has {', '.join(splits)}")
     try:
-        dataset = build_dataset(data[split], f"data.{split}")
+        return build_dataset(data[split], f"data.{split}")
     except ConfigError as error:
         raise ConfigError(f"{error}{_where_paths_count(data[split])}") from error
-    check_same_classes(stored.checkpoint.categories, dataset.categories, f"data.{split}")
+
+
+def eval_loader(stored: Stored, dataset: DetectionDataset) -> EvalLoader:
+    """The images of ``dataset`` as they are evaluated."""
     transforms = build_transforms(stored.config["transform"]["val"], "transform.val")
-    return dataset, build(data["loader"]["val"], key="data.loader.val")(dataset=dataset, transforms=transforms)
+    node = stored.config["data"]["loader"]["val"]
+    return build(node, key="data.loader.val")(dataset=dataset, transforms=transforms)
 
 
 def _where_paths_count(node: Mapping[str, Any]) -> str:

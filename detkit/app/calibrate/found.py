@@ -19,7 +19,11 @@ from detkit.evaluation.reliability import Kind, ScoreMap, expected_calibration_e
 from detkit.evaluation.results import restore
 from detkit.evaluation.risk_control import Judged, image_losses
 from detkit.evaluation.thresholds import Aim, Thresholds, find_thresholds, judge
-from detkit.structures import Batch
+from detkit.evaluation.unknown import LeastCosines, least_cosines
+from detkit.models import Detector
+from detkit.models.cosine_regions import CosineRegions
+from detkit.models.unknown import nearness
+from detkit.structures import Batch, Detections, Images
 
 #: Thresholds at which the page draws precision and recall.
 _DRAWN = np.linspace(0.02, 0.98, 49)
@@ -40,11 +44,12 @@ class Curve(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """``thresholds`` of each class, ``judged`` detections of the images that they were found on, and ``scores``: what
-    makes scores probabilities, None where nobody asked."""
+    makes scores probabilities, and ``unknown``: below which cosines nothing is known; None where nobody asked."""
 
     thresholds: Thresholds
     judged: Judged
     scores: ScoreMap | None
+    unknown: LeastCosines | None = None
 
     @classmethod
     def of(cls, judged: Judged, names: Sequence[str], aim: Aim, kind: Kind | None, seed: int) -> Calibration:
@@ -77,6 +82,8 @@ class Calibration:
     def to_checkpoint(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
         kept = {"thresholds": self.thresholds.values.tolist(), "aim": self.thresholds.aim.in_words}
+        if self.unknown is not None:
+            kept["unknown"] = self.unknown.to_dict()
         return {**kept, "scores": None if self.scores is None else self.scores.to_dict()}
 
     def to_dict(self, source: str) -> dict[str, Any]:
@@ -89,6 +96,7 @@ class Calibration:
             "reached": [{"precision": _plain(p), "recall": _plain(r)} for p, r in reached],
             "expected_calibration_error": {"before": _plain(before), "after": after},
             "scores": None if self.scores is None else self.scores.to_dict(),
+            "unknown": None if self.unknown is None else self.unknown.to_dict(),
         }
 
     def rows(self) -> list[list[str]]:
@@ -112,19 +120,52 @@ class Calibration:
 HEADINGS = ("class", "threshold", "whose", "precision here", "recall here")
 
 
+class RightCosines:
+    """The best cosines of right detections, collected image by image.
+
+    Raises:
+        ValueError: the detector does not classify regions by cosines.
+    """
+
+    def __init__(self, detector: Detector) -> None:
+        self._regions = CosineRegions.of(detector)
+        self._nearest, self._best = [np.zeros(0, np.int64)], [np.zeros(0)]
+
+    def add(self, images: Images, found: Sequence[Detections], judged: Sequence[ImageErrors]) -> None:
+        """``found`` in ``images``, px of the network input, and what was ``judged`` of it, the best score first."""
+        for one, errors, (best, nearest) in zip(found, judged, nearness(self._regions, images, found), strict=True):
+            order = np.argsort(-one.scores.double().cpu().numpy(), kind="stable")
+            right = order[errors.right]
+            self._best.append(best.double().numpy()[right])
+            self._nearest.append(nearest.numpy()[right])
+
+    def least(self, num_classes: int, share: float) -> LeastCosines:
+        """See :func:`~detkit.evaluation.unknown.least_cosines`."""
+        return least_cosines(np.concatenate(self._nearest), np.concatenate(self._best), num_classes, share)
+
+
 def judged_images(
-    stored: Stored, batches: Iterable[Batch], dataset: DetectionDataset, precision: Precision
+    stored: Stored,
+    batches: Iterable[Batch],
+    dataset: DetectionDataset,
+    precision: Precision,
+    cosines: RightCosines | None = None,
 ) -> Iterator[ImageErrors]:
-    """The detections of the bare detector in each image, judged."""
+    """The detections of the bare detector in each image, judged; ``cosines`` collects those of the right ones."""
     check_precision(precision, stored.device)
     truths = {truth.image_id: truth for truth in dataset.truths}
     for batch in batches:
         batch = to_device(batch, stored.device, channels_last=False)
         with torch.no_grad(), autocast(stored.device, precision):
             found = stored.detector(batch.images)
-        for each, meta in zip(found, batch.images.meta, strict=True):
-            results = restore(each, meta, dataset.categories)
-            yield image_errors(truths[meta.image_id], results, dataset.categories)
+        results = [restore(each, meta, dataset.categories) for each, meta in zip(found, batch.images.meta, strict=True)]
+        judged = [
+            image_errors(truths[meta.image_id], of_one, dataset.categories)
+            for of_one, meta in zip(results, batch.images.meta, strict=True)
+        ]
+        if cosines is not None:
+            cosines.add(batch.images, found, judged)
+        yield from judged
 
 
 def calibrate(

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from detkit.app.assemble.schema import CalibrateOptions, CalibrationTarget
 from detkit.app.assemble.stored import load_stored, open_split
-from detkit.app.calibrate.found import calibrate, judged_images
+from detkit.app.calibrate.found import RightCosines, calibrate, judged_images
 from detkit.app.calibrate.page import calibration_page
 from detkit.app.cli.entry import run_tool
 from detkit.app.run.next_command import tell_prediction_with
@@ -22,6 +22,7 @@ from detkit.config import ConfigError
 from detkit.config.ranges import check_range
 from detkit.engine.state.checkpoint import save_checkpoint
 from detkit.evaluation.thresholds import Aim
+from detkit.evaluation.unknown import LeastCosines
 from detkit.utils.files import atomic_write, output_folder
 from detkit.utils.log import logger, set_up_logging
 from detkit.utils.progress import track
@@ -37,6 +38,7 @@ def run(cfg: DictConfig, _: Path) -> None:
     set_up_logging()
     options, stored = load_stored(cfg, CalibrateOptions)
     aim = aim_of(options)
+    cosines = None if options.unknown is None else RightCosines(stored.detector)
     dataset, loader = open_split(stored, options.split)
     if options.split == "train":
         logger.warning("split=train: the detector knows these images, and for others the promise does not hold")
@@ -45,8 +47,11 @@ def run(cfg: DictConfig, _: Path) -> None:
     precision = options.precision or stored.config["trainer"]["precision"]
     wanted = Path(options.output or checkpoint.parent / f"calibration_{checkpoint.stem}_{options.split}")
     with output_folder(wanted) as folder:
-        images = judged_images(stored, track(loader, len(loader), "calibrating"), dataset, precision)
+        images = judged_images(stored, track(loader, len(loader), "calibrating"), dataset, precision, cosines)
         found = calibrate(images, dataset.categories.names, aim, options.scores, options.seed)
+        if cosines is not None and options.unknown is not None:
+            least = cosines.least(len(dataset.categories), options.unknown)
+            found = dataclasses.replace(found, unknown=least)
         atomic_write(folder / "calibration.json", json.dumps(found.to_dict(source), indent=1) + "\n")
         atomic_write(folder / "calibration.html", calibration_page(found, source))
         copy = dataclasses.replace(stored.checkpoint, calibration=found.to_checkpoint())
@@ -55,8 +60,18 @@ def run(cfg: DictConfig, _: Path) -> None:
     before, after = found.errors()
     mapped = "" if after is None else f", {after:.3f} after scores={options.scores}"
     rich.print(f"expected calibration error of the scores: {before:.3f}{mapped}")
+    if found.unknown is not None:
+        rich.print(_of_unknown(found.unknown))
     rich.print("report:", Text(str(folder / "calibration.html"), "bold"))
     tell_prediction_with(folder / checkpoint.name, dataset)
+
+
+def _of_unknown(least: LeastCosines) -> str:
+    low, high = float(least.values.min()), float(least.values.max())
+    return (
+        f"unknown below cosines of {low:.3f} to {high:.3f}, of known objects {least.share:g} at most; "
+        f"{int(least.own.sum())} of {len(least.own)} classes have their own"
+    )
 
 
 def aim_of(options: CalibrateOptions) -> Aim:
@@ -77,6 +92,8 @@ def aim_of(options: CalibrateOptions) -> Aim:
     if not 0 < level < 1:
         raise ConfigError(f"target.{risk}: must lie between 0 and 1, not {value:g}: no number of images proves that")
     check_range("delta", options.delta, 0, 1)
+    if options.unknown is not None and not 0 < options.unknown < 1:
+        raise ConfigError(f"unknown: must lie between 0 and 1, not {options.unknown:g}")
     if not 0 < options.delta < 1 or math.isnan(options.delta):
         raise ConfigError(f"delta: must lie between 0 and 1, not {options.delta:g}")
     return Aim(risk, level, options.delta)

@@ -138,6 +138,8 @@ def _unread(loader: ConfigLoader, arguments: Sequence[str], content: Mapping[str
         section = content.get(key.partition(".")[0])
         if not isinstance(section, Mapping) or "train" not in section or _at(content, key) in (None, "???"):
             continue
+        if not any(name.endswith("_target_") for name, _ in leaves(section)):
+            continue  # some words on top of a checkpoint's configuration, which has the readers
         is_said = is_recipes_own or any(o.key_or_group == key for o in parsed)
         if is_said and not any(_points_to(value, key) for _, value in leaves(content)):
             yield f"{key}: no {reader} of this configuration reads it (${{{key}}}); {advice}"

@@ -12,6 +12,7 @@ import rich
 import torch
 from omegaconf import DictConfig
 from rich.text import Text
+from torch import Tensor
 
 from detkit.app.assemble.parts import build_transforms
 from detkit.app.assemble.schema import PredictOptions
@@ -32,13 +33,21 @@ from detkit.utils.files import JsonList, output_folder
 from detkit.utils.log import logger, set_up_logging
 from detkit.utils.progress import track
 
+#: What is written on pictures at an object of no known class.
+UNKNOWN = "unknown"
+
 
 class Found(NamedTuple):
-    """A picture and its detections, in px of the network input, with what leads back to the file."""
+    """A picture and its detections, in px of the network input, with what leads back to the file.
+
+    ``cosines`` (D,) with the nearest class, and ``unknown`` (D,) bool; None where nobody asked.
+    """
 
     picture: Picture
     detections: Detections
     meta: ImageMeta
+    cosines: Tensor | None = None
+    unknown: Tensor | None = None
 
 
 class IncompleteError(ValueError):
@@ -116,6 +125,7 @@ class Detection:
         self._loader: Callable[..., Any] = build(node, key="data.loader.val")
         self._transforms = build_transforms(stored.config["transform"]["val"], "transform.val")
         self._detector = stored.augmented(options.tta)
+        self._recogniser = stored.recogniser() if options.unknown else None
         self._precision: Precision = options.precision or stored.config["trainer"]["precision"]
         check_precision(self._precision, stored.device)
         self._stored, self._batch_size, self._faults = stored, options.batch_size, faults
@@ -144,25 +154,36 @@ class Detection:
             batch = to_device(batch, self._stored.device, channels_last=False)
             with torch.no_grad(), autocast(self._stored.device, self._precision):
                 detections = self._detector(batch.images)
-            for each, meta in zip(detections, batch.images.meta, strict=True):
-                yield Found(by_number[meta.image_id], each.to("cpu"), meta)
+            known = [(each.to("cpu"),) for each in detections]
+            if self._recogniser is not None:
+                known = self._recogniser(batch.images, detections)
+            for (each, *of_cosines), meta in zip(known, batch.images.meta, strict=True):
+                yield Found(by_number[meta.image_id], each, meta, *of_cosines)
 
 
 def _rows(found: Found, stored: Stored) -> list[dict[str, Any]]:
-    """COCO's results rows (original px and category ids), with the file beside the id."""
+    """COCO's results rows (original px and category ids), with the file beside the id; of what is unknown the nearest
+    class's id, and that it is unknown."""
     meta = found.meta
     results = restore(found.detections, meta, stored.checkpoint.categories)
-    return [
+    rows: list[dict[str, Any]] = [
         {"image_id": meta.image_id, "file_name": meta.file, "category_id": int(c), "bbox": box, "score": float(s)}
         for c, box, s in zip(results.category_ids, results.boxes.tolist(), results.scores, strict=True)
     ]
+    if found.cosines is not None and found.unknown is not None:
+        for row, cosine, unknown in zip(rows, found.cosines.tolist(), found.unknown.tolist(), strict=True):
+            row.update(cosine=cosine, unknown=unknown)
+    return rows
 
 
 def _draw(found: Found, names: Sequence[str], threshold: float) -> np.ndarray:
     assert found.meta.affine is not None
-    shown = found.detections.select(found.detections.scores > threshold)
-    boxes = found.meta.affine.undo(shown.boxes).numpy()
-    return draw_boxes(found.picture.image, boxes, shown.labels.numpy(), names, shown.scores.numpy())
+    enough = found.detections.scores > threshold
+    shown = found.detections.select(enough)
+    boxes, labels = found.meta.affine.undo(shown.boxes).numpy(), shown.labels
+    if found.unknown is not None:
+        labels = torch.where(found.unknown[enough], len(names), labels)
+    return draw_boxes(found.picture.image, boxes, labels.numpy(), [*names, UNKNOWN], shown.scores.numpy())
 
 
 if __name__ == "__main__":

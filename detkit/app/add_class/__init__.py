@@ -1,0 +1,1 @@
+"""Classes that a trained detector learns from a few examples, without training."""
