@@ -17,6 +17,7 @@ REGION_NETWORKS = Registry("region network", "region_network")
 PATHS = Registry("path", "flow_path")
 COUPLINGS = Registry("coupling", "coupling")
 MATCHERS = Registry("matcher", "matcher")
+BOX_DECODERS = Registry("box decoder", "box_decoder")
 
 ATTENTIONS = Registry("attention", "attention")
 ANCHORS = Registry("anchors", "anchors")

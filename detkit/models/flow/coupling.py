@@ -62,7 +62,8 @@ class OptimalTransport(Coupling):
 class Padded(Coupling):
     """DiffusionDet's (Chen et al., ICCV 2023, section 3.3): one noise for each object, the rest are for nothing.
 
-    Which noise, chance says. What is nothing is drawn around the middle of the image. More objects than noises: as many as there are, by chance.
+    Which noise, chance says. What is nothing is drawn around the middle of the image. More objects than noises: as many
+    as there are noises, by chance.
     """
 
     def __call__(self, noise: Tensor, objects: Tensor, scale: float, draws: torch.Generator) -> Coupled:

@@ -71,7 +71,8 @@ class LinearPath(Path):
 class CosinePath(Path):
     """Diffusion's: alpha^2 = abar, sigma^2 = 1 - abar (Nichol and Dhariwal, ICML 2021, equation 17).
 
-    abar is a squared cosine. In continuous time, so that t = 0 is noise alone; their thousand steps end at an abar of 2.4e-9.
+    abar is a squared cosine, in continuous time, so that t = 0 is noise alone; their thousand steps end at an abar of
+    2.4e-9.
 
     Args:
         offset: their s, which keeps the noise of the last steps from vanishing.
