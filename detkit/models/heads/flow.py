@@ -128,6 +128,9 @@ class FlowHead(Head):
         start = self.start(wanted, images, None if self.reflow_steps is None else self._denoiser(features, images))
         guesses = self.decoder(features, start.boxes, start.t, images)
         losses = self.loss_of(guesses, start, images, wanted)
+        if not torch.is_grad_enabled():  # an evaluation, which has time for it
+            bend = self.straightness(self._denoiser(features, images), images)
+            losses = Losses(losses.terms, {**losses.stats, "flow_straightness": bend})
         if self.auxiliary is None:
             return losses
         return Losses.merge(losses, _prefixed(self.auxiliary.loss(features, images, targets)))
@@ -225,8 +228,10 @@ class FlowHead(Head):
 
     @torch.no_grad()
     @full_precision
-    def sample(self, denoise: Denoise, images: Images, noise: Tensor, steps: int) -> list[Step]:
-        """Carry ``noise`` (B, N, 4) to the data in ``steps`` steps.
+    def sample(
+        self, denoise: Denoise, images: Images, noise: Tensor, steps: int, renewal: float | None = None
+    ) -> list[Step]:
+        """Carry ``noise`` (B, N, 4) to the data in ``steps`` steps; boxes that score less than ``renewal`` start anew.
 
         Every image has draws of its own, all from ``noise_seed``: as many in each step whatever became of its boxes.
         """
@@ -238,10 +243,22 @@ class FlowHead(Head):
             taken.append(Step(float(t), states, boxes, guess))
             data = self.states.encode(self.decoder.bounded(guess.boxes, images), images.sizes)
             states = self.path.step(states, data, t, s, _normal(draws, noise) if self.path.eta else None)
-            if self.renewal is not None and s < 1:
+            if renewal is not None and s < 1:
                 best = self.cls_loss.scores(guess.logits.flatten(0, 1)).amax(1).view(states.shape[:2])
-                states = torch.where((best < self.renewal)[..., None], _normal(draws, noise), states)
+                states = torch.where((best < renewal)[..., None], _normal(draws, noise), states)
         return taken
+
+    def straightness(self, denoise: Denoise, images: Images, steps: int = 8) -> Tensor:
+        """How far the ways of the boxes are from straight lines at constant speed: 0 for these.
+
+        The mean of |(z1 - z0) - dz/dt|^2 over boxes and time, in ``steps`` steps (Liu et al., section 2, "straight
+        couplings"), as a share of the mean of |z1 - z0|^2, so that it does not depend on how far objects are.
+        """
+        taken = self.sample(denoise, images, self.noise(images), steps)
+        end = self.states.encode(self.decoder.bounded(taken[-1].guess.boxes, images), images.sizes)
+        states = torch.stack([*(step.states for step in taken), end])
+        way = end - states[0]
+        return (states.diff(dim=0) * steps - way).square().mean() / way.square().mean().clamp(min=1e-12)
 
     def noise(self, images: Images) -> Tensor:
         """(B, N, 4) for the test: the same for every image, so that none depends on what stands beside it or before."""
@@ -249,7 +266,7 @@ class FlowHead(Head):
         return noise.to(images.pixels.device).expand(len(images), -1, -1)
 
     def predict(self, features: Sequence[Tensor], images: Images) -> list[Detections]:
-        taken = self.sample(self._denoiser(features, images), images, self.noise(images), self.steps)
+        taken = self.sample(self._denoiser(features, images), images, self.noise(images), self.steps, self.renewal)
         used = [step.guess for step in (taken if self.ensemble else taken[-1:])]
         return self._select(torch.cat([g.logits for g in used], 1), torch.cat([g.boxes for g in used], 1), images)
 

@@ -138,15 +138,15 @@ def test_draws_in_training_are_by_the_key_alone():
 
 def test_renewal_draws_as_many_numbers_whatever_is_kept():
     """Image 0 keeps all its boxes, image 1 none: the third step's noise of both is still that of their own draws."""
-    head, batch = build("model.head.renewal=0.5").head, images((64, 64), (64, 64))
+    head, batch = build().head, images((64, 64), (64, 64))
     sure, unsure = torch.tensor([9.0, 0, 0, 0]), torch.tensor([0.0, 0, 0, 9])
 
     def denoise(kept):
         logits = torch.stack([sure if k else unsure for k in kept])[:, None].expand(2, 12, 4)
         return lambda boxes, t: Guess(logits, boxes)
 
-    mixed = head.sample(denoise([True, False]), batch, head.noise(batch), 4)
-    renewed = head.sample(denoise([False, False]), batch, head.noise(batch), 4)
+    mixed = head.sample(denoise([True, False]), batch, head.noise(batch), 4, 0.5)
+    renewed = head.sample(denoise([False, False]), batch, head.noise(batch), 4, 0.5)
     for a, b in zip(mixed, renewed, strict=True):
         assert torch.equal(a.states[1], b.states[1])
     assert not torch.equal(mixed[1].states[0], renewed[1].states[0])
@@ -182,6 +182,28 @@ def test_reflow_pairs_noise_with_the_object_that_it_flows_to():
         lambda boxes, t: Guess(torch.zeros(1, 12, 4), torch.tensor([0.0, 0, 9, 9]).expand(1, 12, 4)),
     )  # fmt: skip
     assert (elsewhere.coupled == -1).all(), "an end on no object is no object"
+
+
+def test_straightness_is_nothing_on_straight_ways_and_known_on_a_bent_one():
+    head, batch = build().head, images((64, 96))
+    near, far = (torch.tensor([b]).expand(1, 12, 4) for b in ([[40.0, 30, 50, 40]], [[10.0, 10, 20, 20]]))
+    logits = torch.zeros(1, 12, 4)
+    assert head.straightness(lambda b, t: Guess(logits, near), batch).item() == pytest.approx(0, abs=1e-10)
+    bend = head.straightness(lambda b, t: Guess(logits, far if t[0] < 0.5 else near), batch, steps=2)
+    start, one, two = head.noise(batch), *(head.states.encode(b, batch.sizes) for b in (far, near))
+    # half way to far, then all of the rest in half the time: both speeds differ from the mean by as much
+    expected = ((one - start) - (two - start)).square().mean() / (two - start).square().mean()
+    assert bend.item() == pytest.approx(expected.item(), rel=1e-4)
+    head.path = CosinePath()
+    assert head.straightness(lambda b, t: Guess(logits, near), batch) > 0.01, "a straight way at another speed"
+
+
+def test_losses_of_an_evaluation_tell_how_straight_the_ways_are():
+    head, batch = build().head, keyed(images(*SIZES), 7, 8, 9)
+    maps = features_of(batch)
+    assert "flow_straightness" not in head.loss(maps, batch, TARGETS).stats
+    with torch.no_grad():
+        assert head.loss(maps, batch, TARGETS).stats["flow_straightness"] > 0
 
 
 def by_hand(head, guess, start, batch, targets):
