@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from detkit.utils.progress import track
 
 #: How many images an evaluation hands on with their detections, to be drawn.
 NUM_EXAMPLES = 8
+
+#: Before the names of what a detector tells beside its losses, while both are summed.
+_STAT = "stat/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,8 @@ class EvaluationResult:
     """What an evaluation found.
 
     ``evaluation``: the scores; None without an evaluator. ``losses``: means over the images of each term and, as
-    "val_loss", of their sum; empty where they were not asked for. ``examples``: the first images.
+    "val_loss", of their sum; ``stats``: of what else the detector told with them, by their names; both empty where
+    they were not asked for. ``examples``: the first images.
     """
 
     evaluation: Evaluation | None
@@ -48,6 +52,7 @@ class EvaluationResult:
     examples: tuple[Example, ...]
     num_images: int
     seconds: float
+    stats: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -119,10 +124,12 @@ def evaluate(
             if evaluator is not None:
                 evaluator.update(found, batch.images.meta)
             examples += _examples(batch, found, NUM_EXAMPLES - len(examples))
-    num_images, mean_losses = means.over_processes()
+    num_images, told = means.over_processes()
+    stats = {name.removeprefix(_STAT): value for name, value in told.items() if name.startswith(_STAT)}
     return EvaluationResult(
         evaluation=_compute(evaluator) if evaluator is not None else None,
-        losses=mean_losses,
+        losses={name: value for name, value in told.items() if not name.startswith(_STAT)},
+        stats=stats,
         examples=tuple(examples),
         num_images=num_images,
         seconds=time.perf_counter() - start,
@@ -139,7 +146,7 @@ def to_device(batch: Batch, device: torch.device, channels_last: bool) -> Batch:
 
 
 class _Means:
-    """Means of loss terms over images; sums are exact, so that they do not depend on who had which batch."""
+    """Means of loss terms and stats over images; sums are exact, so that they do not depend on who had which batch."""
 
     def __init__(self) -> None:
         self._num_images = 0
@@ -151,6 +158,8 @@ class _Means:
             values = torch.stack([*(term.float() for term in losses.terms.values()), losses.total]).tolist()
             for name, value in zip([*losses.terms, ""], values, strict=True):
                 self._parts[f"val_loss/{name}".rstrip("/")].append(value * num_images)
+        for name, value in losses.stats.items():
+            self._parts[_STAT + name].append(value.item() * num_images)
 
     def over_processes(self) -> tuple[int, dict[str, float]]:
         """Images of all processes, and the means over them."""

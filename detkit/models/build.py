@@ -13,6 +13,7 @@ from detkit.config import ConfigError, build
 from detkit.models.backbones.check import check_spec
 from detkit.models.detector import ComposedDetector
 from detkit.models.interfaces import Backbone, Detector, Head, Neck
+from detkit.models.layers.norm import with_frozen_norms
 from detkit.structures import Categories
 from detkit.utils.log import logger
 
@@ -40,6 +41,8 @@ def build_detector(cfg: Any, categories: Categories, class_counts: Sequence[int]
     _check_branches(backbone, head)
     if head.reads is not None and len(head.reads) < len(neck.out_spec.strides):
         _leave_untrained(backbone, neck, head.reads)
+    if not head.trains_features:
+        backbone, neck = (with_frozen_norms(part).requires_grad_(False) for part in (backbone, neck))
     return ComposedDetector(backbone=backbone, neck=neck, head=head)
 
 

@@ -51,11 +51,12 @@ class Head(nn.Module, ABC):
     """Owns its loss and its decoding. Feature maps arrive fine to coarse, as ``in_spec`` of its constructor told.
 
     ``reads``: the numbers of those maps that it reads, None for all. ``num_branches``: how often the maps may hold the
-    batch (see :class:`Backbone`), None for any number.
+    batch (see :class:`Backbone`), None for any number. ``trains_features``: whether backbone and neck learn from it.
     """
 
     reads: tuple[int, ...] | None = None
     num_branches: int | None = 1
+    trains_features: bool = True
 
     @abstractmethod
     def loss(self, features: Sequence[Tensor], images: Images, targets: Sequence[Target]) -> Losses:

@@ -38,6 +38,8 @@ def test_losses_are_means_over_images_not_batches(detector: StubDetector) -> Non
     assert result.num_images == 5
     assert result.evaluation is None
     assert result.metrics == result.losses
+    told = [detector(b.images, b.targets).stats["num_objects"].item() * len(b) for b in StubEvalLoader(5)]  # pyright: ignore
+    assert result.stats == pytest.approx({"num_objects": sum(told) / 5}), "stats beside them, not among the metrics"
 
 
 def test_the_evaluator_sees_every_image_once(detector: StubDetector) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from detkit.app.assemble.parts import without_pretrained_weights
 from detkit.app.assemble.weights_origin import check_norms, describe_origin
@@ -82,8 +82,30 @@ def _from_checkpoint(detector: nn.Module, path: Path, categories: Categories, mo
         layers = class_layers(model, categories)
         logger.warning("%s is of other classes (%s): starting anew with %s", path, difference, ", ".join(layers))
         state = {k: v for k, v in state.items() if k not in layers}
+    state = _without_counts(_without_other_head(state, checkpoint.config, model, path), detector)
     missing = load_converted(detector, state)
     logger.info("weights of %s, step %d; %d tensors keep their random values", path, checkpoint.step, len(missing))
+
+
+def _without_other_head(
+    state: dict[str, Tensor], stored: Mapping[str, Any], model: Mapping[str, Any], path: Path
+) -> dict[str, Tensor]:
+    """``state`` without the head's tensors where that was one of another class: features are of use to any head."""
+    heads = [(m.get("head") or {}).get("_target_") for m in (stored.get("model") or {}, model)]
+    if None in heads or heads[0] == heads[1]:
+        return state
+    logger.warning("%s has a %s, which is not used: %s starts anew", path, *heads)
+    return {k: v for k, v in state.items() if not k.startswith("head.")}
+
+
+def _without_counts(state: dict[str, Tensor], detector: nn.Module) -> dict[str, Tensor]:
+    """``state`` without the counters of batch norms that are frozen in ``detector``, which count no batches."""
+    own, count = detector.state_dict(), "num_batches_tracked"
+    return {k: v for k, v in state.items() if k in own or not (k.endswith(f".{count}") and _has_norm(own, k, count))}
+
+
+def _has_norm(own: Mapping[str, Tensor], name: str, count: str) -> bool:
+    return f"{name.removesuffix(count)}running_mean" in own
 
 
 def class_layers(model: Mapping[str, Any], categories: Categories) -> list[str]:

@@ -1,6 +1,7 @@
 """Heads: they own their loss and their decoding."""
 
 from detkit.models.heads.centernet import CenterNetHead
+from detkit.models.heads.flow import FlowHead
 from detkit.models.heads.pools import DeformRoIPool, ModulatedDeformRoIPool, PSRoIAlign, RoIAlign
 from detkit.models.heads.regions import RegionMLP, ScoreMaps
 from detkit.models.heads.retinanet import RetinaHead
@@ -15,6 +16,7 @@ __all__ = [
     "RPN",
     "CenterNetHead",
     "DeformRoIPool",
+    "FlowHead",
     "ModulatedDeformRoIPool",
     "PSRoIAlign",
     "RegionMLP",

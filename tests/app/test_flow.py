@@ -1,0 +1,110 @@
+"""Flowing boxes through the tools: a run goes on in the same bits, a checkpoint takes other steps and boxes."""
+
+import json
+
+import pytest
+import torch
+
+from detkit.app import train
+from detkit.app.audit import tool as audit
+from detkit.app.explain import tool as explain
+from detkit.app.use import evaluate
+from detkit.engine.state.checkpoint import load_checkpoint
+from tests.app.test_configs import composed
+from tests.app.tools import call
+
+
+def overrides(data):
+    return [
+        "experiment=flow/shapes", "device=cpu", "threads=1", f"data.root={data}", "data.train.num_train=8",
+        "data.train.num_val=3", "model.backbone.width=8", "model.neck.out_channels=16", "model.head.decoder.width=16",
+        "model.head.num_boxes=10",
+    ]  # fmt: skip
+
+
+def trainer_in(folder, data, *more):
+    cfg = composed(
+        *overrides(data), "callbacks={}", "data.loader.train.batch_size=2", "trainer.steps=4", "trainer.save_every=2",
+        "model.head.selector.score_threshold=0.0", *more,
+    )  # fmt: skip
+    folder.mkdir()
+    trainer, _ = train.build_trainer(cfg, folder)
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("flow")
+    trainer_in(folder / "run", folder / "data", "trainer.ema_decay=0.9").fit()
+    return folder
+
+
+def test_a_run_goes_on_in_the_same_bits_with_its_average(run):
+    half = load_checkpoint(run / "run" / "previous.pt")
+    assert half.step == 2
+    trainer = trainer_in(run / "again", run / "data", "trainer.ema_decay=0.9")
+    trainer.restore(half)
+    trainer.fit()
+    one, two = (load_checkpoint(run / name / "last.pt") for name in ("run", "again"))
+    for a, b in ((one.weights, two.weights), (one.detector, two.detector)):
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    assert any(not torch.equal(one.weights[name], one.detector[name]) for name in one.weights), "the average differs"
+    assert any(not torch.equal(one.weights[name], half.weights[name]) for name in one.weights)
+
+
+def scored(run, monkeypatch, capsys, *more):
+    folder = run / "_".join(["e", *(m.replace("/", "") for m in more)])
+    start = [monkeypatch, capsys, f"checkpoint={run / 'run' / 'last.pt'}", "device=cpu", f"output={folder}"]
+    output = call(evaluate.main, *start, *more)
+    return output, json.loads((folder / "detections.json").read_text())
+
+
+def test_steps_and_boxes_are_chosen_on_a_stored_checkpoint(run, monkeypatch, capsys):
+    few = ["model.head.selector.nms_iou=null", "model.head.ensemble=false", "model.head.selector.max_detections=10000"]
+    _, plain = scored(run, monkeypatch, capsys, *few)
+    _, more = scored(run, monkeypatch, capsys, *few, "model.head.steps=8")
+    _, wide = scored(run, monkeypatch, capsys, *few, "model.head.test_boxes=160")
+    assert more != plain
+    assert len(wide) > 10 * len(plain) > 0
+
+
+def test_the_order_and_number_of_images_in_a_batch_change_no_detection(run, monkeypatch, capsys):
+    one, three = (scored(run, monkeypatch, capsys, f"data.loader.val.batch_size={n}")[1] for n in (1, 3))
+    assert len(one) == len(three) > 0
+    for a, b in zip(one, three, strict=True):
+        assert (a["image_id"], a["category_id"]) == (b["image_id"], b["category_id"])
+        assert a["bbox"] == pytest.approx(b["bbox"], abs=1e-3)
+
+
+def test_an_evaluation_tells_how_straight_the_ways_are(run, monkeypatch, capsys):
+    output, _ = scored(run, monkeypatch, capsys, "val_loss=true")
+    assert "flow_straightness" in output
+
+
+def test_explain_traces_every_object_that_is_missed(run, monkeypatch, capsys):
+    call(
+        explain.main, monkeypatch, capsys, f"checkpoint={run / 'run' / 'last.pt'}", "device=cpu", "score_threshold=0.9"
+    )
+    found = json.loads((run / "run" / "explanation_last_val" / "explanation.json").read_text())
+    causes = found["missed_by_cause"]
+    assert sum(causes.values()) == found["objects"] - found["found"] > 0
+    assert "not traced" not in causes
+
+
+def test_audit_says_that_there_is_nothing_to_ask_before_training(run, monkeypatch, capsys):
+    output = call(audit.main, monkeypatch, capsys, *overrides(run / "data"), f"hydra.run.dir={run / 'audit'}", code=2)
+    assert "FlowHead assigns by what it predicts" in output
+
+
+def test_features_of_another_head_are_taken_over(run, tmp_path, monkeypatch, caplog):
+    cfg = composed(
+        *overrides(run / "data")[:-2], "model/head=retinanet", "trainer.steps=1", "trainer.eval_every=null",
+        f"init_from={run / 'run' / 'last.pt'}",
+    )  # fmt: skip
+    with caplog.at_level("WARNING", "detkit"):
+        trainer, _ = train.build_trainer(cfg, tmp_path)
+    stored, own = load_checkpoint(run / "run" / "last.pt").weights, trainer.detector.state_dict()
+    shared = [n for n in stored if n.startswith(("backbone.", "neck.")) and n in own]
+    assert shared
+    assert all(torch.equal(stored[n], own[n]) for n in shared)
+    assert "has a FlowHead, which is not used: RetinaHead starts anew" in caplog.text
