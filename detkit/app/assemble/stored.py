@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from detkit.app.assemble.absent import nothing_there
+from detkit.app.assemble.exported import is_exported, load_exported
 from detkit.app.assemble.foreign import inert, restrain
 from detkit.app.assemble.identity import leaves
 from detkit.app.assemble.parts import (
@@ -88,7 +89,7 @@ def load_stored(cfg: DictConfig, options: type, choices: Mapping[str, Any] | Non
     What the checkpoint's own configuration says is held back as :mod:`~detkit.app.assemble.foreign` tells.
 
     Raises:
-        ConfigError: a key that neither has, no checkpoint, or one of a model that this configuration does not build.
+        ConfigError: a key that neither has, no checkpoint, an exported file with another model, or one of a model that this configuration does not build.
         ValueError: a weight of the checkpoint is not finite.
     """
     names = {field.name for field in dataclasses.fields(options)}
@@ -103,19 +104,29 @@ def load_stored(cfg: DictConfig, options: type, choices: Mapping[str, Any] | Non
         unknown = [k for k in given if k not in names | known]
         raise ConfigError([*error.errors, *(f"{k}: no such key" for k in unknown)]) from None
     chosen = options(**own)
-    checkpoint = load_checkpoint(chosen.checkpoint)
+    exported = load_exported(chosen.checkpoint) if is_exported(chosen.checkpoint) else None
+    checkpoint = load_checkpoint(chosen.checkpoint) if exported is None else exported[0]
     choices = HydraConfig.get().runtime.choices if choices is None else choices
     config = _merge(checkpoint, {k: v for k, v in given.items() if k not in names}, choices)
     validate(config, TrainSchema)
     node = plain(config)
     check_values(node)
     restrain(node, cfg)
-    without_pretrained_weights(node["model"])
-    detector = build_detector(node["model"], checkpoint.categories)
-    load_weights(detector, checkpoint.weights, checkpoint.source)
-    refuse_bad_weights(detector, f"{checkpoint.source} is of no use")
+    if exported is not None:
+        if "model" in given:
+            raise ConfigError(f"model: {checkpoint.source} is an exported file, whose model stays as it was exported")
+        return chosen, Stored(checkpoint, node, exported[1].eval(), torch.device("cpu"))
+    detector = _with_weights(node, checkpoint)
     device = choose_device(chosen.device)
     return chosen, Stored(checkpoint, node, detector.to(device).eval(), device)
+
+
+def _with_weights(config: dict[str, Any], checkpoint: Checkpoint) -> Detector:
+    without_pretrained_weights(config["model"])
+    detector = build_detector(config["model"], checkpoint.categories)
+    load_weights(detector, checkpoint.weights, checkpoint.source)
+    refuse_bad_weights(detector, f"{checkpoint.source} is of no use")
+    return detector
 
 
 def open_split(stored: Stored, split: str) -> tuple[DetectionDataset, EvalLoader]:

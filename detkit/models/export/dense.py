@@ -60,7 +60,7 @@ def _(head: CenterNetHead, features: Sequence[Tensor], view: View) -> Marked:
     offsets, sizes = (part.float().flatten(2).transpose(1, 2) for part in (raw.offsets, raw.sizes))
 
     def boxes_of(cell: Tensor) -> Tensor:
-        corner = torch.stack([cell % width, cell // width], dim=2)
+        corner = _corners(cell, width)
         centre, half = corner + rows(offsets, cell), rows(sizes, cell) / 2
         return torch.cat([centre - half, centre + half], dim=2) * stride
 
@@ -80,14 +80,13 @@ def _(head: YOLOv1Head, features: Sequence[Tensor], view: View) -> Marked:
     predictors = raw.boxes.float().flatten(1, 2)  # (N, S_h * S_w, B, 5)
     shares = predictors[..., 4:].clamp(0, 1) * raw.classes.float().flatten(1, 2).clamp(0, 1)[:, :, None]
     scores = (shares * masks[0].flatten()[None, :, None, None]).flatten(1, 2)
-    whole = maps[0].new_ones(1).expand(2) * torch.tensor([1.0, 1.0])
-    sides = torch.stack([whole[0] * view.size[1], whole[1] * view.size[0]])
+    one = maps[0].new_ones(())
+    sides = torch.stack([one * view.size[1], one * view.size[0]])
 
     def boxes_of(index: Tensor) -> Tensor:
         cell = index // num_boxes
-        corner = torch.stack([cell % shape[1], cell // shape[1]], dim=2)
         chosen = rows(predictors.flatten(1, 2), index)
-        xy = (chosen[..., :2] + corner) * head.strides[0]
+        xy = (chosen[..., :2] + _corners(cell, shape[1])) * head.strides[0]
         return cxcywh_to_xyxy(torch.cat([xy, chosen[..., 2:4].square() * sides], dim=2))
 
     found = top_pairs(
@@ -95,3 +94,9 @@ def _(head: YOLOv1Head, features: Sequence[Tensor], view: View) -> Marked:
     )  # fmt: skip
     found = only_of_size(found, view.size, view.valid_range)
     return select_marked(found, view.size, head.selector, head.num_classes)
+
+
+def _corners(cell: Tensor, width: int) -> Tensor:
+    """(B, Q, 2) x, y of cells (B, Q) of a map; without a remainder, which ONNX's exporter wants of plain numbers."""
+    row = cell // width
+    return torch.stack([cell - row * width, row], dim=2)

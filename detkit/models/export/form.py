@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -48,3 +49,21 @@ def inside_marks(shape: tuple[int, int], stride: float, size: tuple[int, int], d
 def map_shape(feature: Tensor) -> tuple[int, int]:
     """(h, w) of a map (B, C, h, w)."""
     return feature.shape[2], feature.shape[3]
+
+
+def scaled_up(side: int, scale: float) -> int:
+    """``ceil(side * scale)`` where ``side`` may stand for any number, in a way that every runtime divides alike.
+
+    ONNX divides whole numbers towards zero, Python downwards: they agree above it.
+
+    Raises:
+        NoFormError: neither ``scale`` nor its inverse is whole, and the side is not known.
+    """
+    if scale == int(scale):
+        return side * int(scale)
+    parts = round(1 / scale)
+    if abs(parts * scale - 1) < 1e-9:
+        return (side + parts - 1) // parts
+    if isinstance(side, int):
+        return math.ceil(side * scale)
+    raise NoFormError(f"maps at {scale:g} cells a px are exported for one size of images alone: give size=[H,W]")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from detkit.models.export.form import NoFormError
+from detkit.models.export.form import NoFormError, scaled_up
 from detkit.models.heads.pools import Placed, PyramidPool
 from detkit.models.interfaces import RegionPool
 from detkit.structures.boxes import area
@@ -39,7 +38,7 @@ def grids_of(pool: RegionPool, maps: Sequence[Tensor], boxes: Tensor, size: tupl
 
 def _within(feature: Tensor, stride: float, size: tuple[int, int]) -> Tensor:
     """The cells of a map (B, C, h, w) that begin inside images of ``size``."""
-    h, w = (-(-side // int(stride)) if stride == int(stride) else math.ceil(side / stride) for side in size)
+    h, w = (scaled_up(side, 1 / stride) for side in size)
     return feature[:, :, :h, :w]
 
 

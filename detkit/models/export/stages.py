@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -19,7 +18,7 @@ from detkit.matching.fixed import (
     unsuppressed,
 )
 from detkit.models.export.dense import decoded
-from detkit.models.export.form import NoFormError, View, found_by
+from detkit.models.export.form import NoFormError, View, found_by, scaled_up
 from detkit.models.export.pools import grids_of
 from detkit.models.heads.roi import RoIHead
 from detkit.models.heads.rpn import RPN
@@ -93,7 +92,7 @@ def _(head: ScaleHead, features: Sequence[Tensor], view: View) -> Marked:
     found = []
     for feature, scale, own in zip(features, head.scales, head.valid_ranges, strict=True):
         there = None if own is None else SizeRange(own.low * scale, own.high * scale)
-        h, w = (math.ceil(side * scale) for side in view.size)
+        h, w = (scaled_up(side, scale) for side in view.size)
         one = found_by(head.inner, [feature], View((h, w), there))
         found.append(one._replace(boxes=one.boxes / scale))
     return _select_of_views(head, found, view)

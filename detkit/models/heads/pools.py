@@ -174,7 +174,7 @@ class DeformRoIPool(PyramidPool):
 
     def read(self, features: Sequence[Tensor], placed: Placed, **options: Any) -> Tensor:
         fixed = multi_level_roi_align(features, *placed, **options)
-        moves = self.offset(fixed.flatten(1)).view(len(fixed), 2, self.resolution, self.resolution)
+        moves = self.offset(fixed.flatten(1)).view(fixed.shape[0], 2, self.resolution, self.resolution)
         return deform_roi_pool(features, *placed, moves, **options)
 
 
@@ -203,7 +203,7 @@ class ModulatedDeformRoIPool(PyramidPool):
 
     def read(self, features: Sequence[Tensor], placed: Placed, **options: Any) -> Tensor:
         fixed = multi_level_roi_align(features, *placed, **options)
-        moves = self.offset(self.hidden(fixed.flatten(1))).view(len(fixed), 3, self.resolution, self.resolution)
+        moves = self.offset(self.hidden(fixed.flatten(1))).view(fixed.shape[0], 3, self.resolution, self.resolution)
         return deform_roi_pool(features, *placed, moves[:, :2], mask=moves[:, 2:].sigmoid(), **options)
 
 
