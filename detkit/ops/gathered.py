@@ -50,7 +50,12 @@ def deform_conv_gathered(
 
 
 def region_pooling_gathered(
-    features: Sequence[Tensor], boxes: Tensor, image_index: Tensor, levels: Tensor, offsets: Tensor | None, *options: Any
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    image_index: Tensor,
+    levels: Tensor,
+    offsets: Tensor | None,
+    *options: Any,
 ) -> Tensor:
     """``detkit::region_pooling`` with moved bins, sample by sample; NotImplemented where no bin moves.
 
@@ -61,7 +66,9 @@ def region_pooling_gathered(
         return NotImplemented
     pooling = Pooling(*options)
     if pooling.sampling_ratio < 1 or pooling.image_sizes:
-        raise ValueError("moved bins can be gathered with a fixed sampling_ratio alone: set it to 2, and no image_sizes")
+        raise ValueError(
+            "moved bins can be gathered with a fixed sampling_ratio alone: set it to 2, and no image_sizes"
+        )
     (h, w), samples, sets = pooling.output_size, pooling.sampling_ratio, pooling.channel_sets
     groups = offsets.shape[1] // 2
     depth = features[0].shape[1] // (sets * groups)

@@ -58,7 +58,7 @@ def test_an_exported_detector_predicts_as_its_checkpoint(checkpoint, tmp_path, m
     output = tmp_path / "model.onnx"
     said = call(export.main, monkeypatch, capsys, f"checkpoint={checkpoint}", f"output={output}", "layout=bhwc")
     assert "8 images" in said
-    values = [line for line in said.splitlines() if line.startswith("AP on")][0].split()
+    values = next(line for line in said.splitlines() if line.startswith("AP on")).split()
     assert values[4] == values[6], "AP here and by the file, to four digits"
     assert f"next: python tools/predict.py checkpoint={output}" in said
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
@@ -71,12 +71,28 @@ def test_an_exported_detector_predicts_as_its_checkpoint(checkpoint, tmp_path, m
     image = next(checkpoint.parent.rglob("train_*.jpg"))
     rows = []
     for path in (checkpoint, output):
-        call(predict.main, monkeypatch, capsys, f"checkpoint={path}", f"input={image}", "device=cpu", f"output={tmp_path / path.name}_p")
+        call(
+            predict.main,
+            monkeypatch,
+            capsys,
+            f"checkpoint={path}",
+            f"input={image}",
+            "device=cpu",
+            f"output={tmp_path / path.name}_p",
+        )
         rows.append(json.loads((tmp_path / f"{path.name}_p" / "detections.json").read_text()))
     assert len(rows[0]) == len(rows[1]) > 0
     for key in ("bbox", "score"):
         np.testing.assert_allclose([r[key] for r in rows[0]], [r[key] for r in rows[1]], atol=0.01)
-    refused = call(predict.main, monkeypatch, capsys, f"checkpoint={output}", f"input={image}", "model.head.roi.selector.nms_iou=0.3", code=2)
+    refused = call(
+        predict.main,
+        monkeypatch,
+        capsys,
+        f"checkpoint={output}",
+        f"input={image}",
+        "model.head.roi.selector.nms_iou=0.3",
+        code=2,
+    )
     assert "an exported file, whose model stays as it was exported" in refused
 
 
@@ -104,4 +120,3 @@ def test_what_is_no_export_is_told(checkpoint, tmp_path, monkeypatch, capsys):  
     assert "onnxruntime does not read it" in said
     said = call(predict.main, monkeypatch, capsys, "checkpoint=absent.onnx", "input=x.jpg", code=2)
     assert "absent.onnx: there is no such file" in said
-

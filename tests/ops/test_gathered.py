@@ -16,7 +16,9 @@ def test_deformable_convolution(groups, parts, modulated):
     torch.testing.assert_close(deform_conv_gathered(*args), torch.ops.detkit.deform_conv(*args), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("sensitive", "groups", "aligned"), [(False, 1, True), (False, 3, False), (True, 3, True), (True, 1, True)])
+@pytest.mark.parametrize(
+    ("sensitive", "groups", "aligned"), [(False, 1, True), (False, 3, False), (True, 3, True), (True, 1, True)]
+)
 def test_moved_bins(sensitive, groups, aligned):
     g = torch.Generator().manual_seed(0)
     channels = 6 * (6 if sensitive else 1)
@@ -26,7 +28,9 @@ def test_moved_bins(sensitive, groups, aligned):
     image, level = torch.tensor([0, 1, 1, 0, 1]), torch.tensor([0, 1, 0, 1, 1])
     offsets = 3 * torch.randn(5, 2 * groups, 3, 2, generator=g)
     args = (maps, boxes, image, level, offsets, [], [3, 2], [1 / 8, 1 / 16], 2, aligned, sensitive, 0.1)
-    torch.testing.assert_close(region_pooling_gathered(*args), torch.ops.detkit.region_pooling(*args), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        region_pooling_gathered(*args), torch.ops.detkit.region_pooling(*args), rtol=1e-4, atol=1e-4
+    )
     assert region_pooling_gathered(*args[:4], None, *args[5:]) is NotImplemented
     with pytest.raises(ValueError, match="sampling_ratio alone: set it to 2"):
         region_pooling_gathered(*args[:8], 0, *args[9:])

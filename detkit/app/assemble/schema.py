@@ -182,4 +182,5 @@ class PredictOptions:
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     score_threshold: float = 0.3
     batch_size: int = 4
+    format: Literal["coco", "csv", "yolo", "label_studio"] = "coco"
     tta: Callable[..., Any] | None = None

@@ -89,7 +89,8 @@ def load_stored(cfg: DictConfig, options: type, choices: Mapping[str, Any] | Non
     What the checkpoint's own configuration says is held back as :mod:`~detkit.app.assemble.foreign` tells.
 
     Raises:
-        ConfigError: a key that neither has, no checkpoint, an exported file with another model, or one of a model that this configuration does not build.
+        ConfigError: a key that neither has, no checkpoint, one of a model that this configuration does not build, or an
+            exported file with a ``model`` of one's own.
         ValueError: a weight of the checkpoint is not finite.
     """
     names = {field.name for field in dataclasses.fields(options)}

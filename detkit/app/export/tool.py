@@ -57,7 +57,9 @@ def run(cfg: DictConfig, _: Path) -> None:
         raise ConfigError(f"checkpoint: {options.checkpoint} is an exported file already")
     output = Path(options.output or Path(options.checkpoint).with_suffix(_SUFFIXES[options.format]))
     if output.suffix != _SUFFIXES[options.format]:
-        raise ConfigError(f"output: a file of format={options.format} ends in {_SUFFIXES[options.format]}, not {output}")
+        raise ConfigError(
+            f"output: a file of format={options.format} ends in {_SUFFIXES[options.format]}, not {output}"
+        )
     output.parent.mkdir(parents=True, exist_ok=True)
     dataset, loader = open_split(stored, options.split)
     whole = stored.augmented(None)
@@ -76,7 +78,11 @@ def run(cfg: DictConfig, _: Path) -> None:
 def contract_of(stored: Stored, detector: Detector, options: ExportOptions) -> Contract:
     """What the file will say of itself."""
     order = "height, width, 3" if options.layout == "bhwc" else "3, height, width"
-    which = "any number of images of one size" if options.size is None else f"one image of {options.size[0]} x {options.size[1]} px"
+    which = (
+        "any number of images of one size"
+        if options.size is None
+        else f"one image of {options.size[0]} x {options.size[1]} px"
+    )
     thresholds = detector.thresholds.tolist() if isinstance(detector, Calibrated) else None
     return Contract(
         categories=stored.checkpoint.categories.to_dict(),
@@ -102,7 +108,9 @@ def write(path: Path, program: Program, contract: Contract, options: ExportOptio
         if options.size is not None:
             raise
         reason = str(error).strip().partition("\n")[0]
-        raise NoFormError(f"for images of any size this detector cannot be exported ({reason}): give size=[H,W]") from error
+        raise NoFormError(
+            f"for images of any size this detector cannot be exported ({reason}): give size=[H,W]"
+        ) from error
     if options.format == "onnx":
         write_onnx(graph, path, contract.metadata())
     else:

@@ -1,4 +1,4 @@
-"""``tools/predict.py``: boxes on pictures, and a results file in COCO's form."""
+"""``tools/predict.py``: boxes on pictures, and a results file."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from detkit.app.assemble.stored import Stored, load_stored
 from detkit.app.cli.entry import run_tool
 from detkit.app.run.next_command import tell_explanation
 from detkit.app.use.drawings import Drawings, Film, PictureFolder
+from detkit.app.use.writers import detection_writer
 from detkit.config import ConfigError, build
 from detkit.config.ranges import check_range
 from detkit.data.datasets.unlabelled import VIDEO_SUFFIXES, ImageFiles, InMemory, Picture, VideoFrames
@@ -28,7 +29,7 @@ from detkit.engine.precision import Precision, autocast, check_precision
 from detkit.evaluation.results import restore
 from detkit.pictures.draw import draw_boxes
 from detkit.structures import Detections, ImageMeta
-from detkit.utils.files import JsonList, output_folder
+from detkit.utils.files import output_folder
 from detkit.utils.log import logger, set_up_logging
 from detkit.utils.progress import track
 
@@ -51,7 +52,7 @@ def main() -> None:
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
-    """Predict on ``cfg.input``; pictures (or a video) and ``detections.json`` go to ``cfg.output`` or a new folder.
+    """Predict on ``cfg.input``; pictures (or a video) and ``detections.json``, or another ``cfg.format``, go to ``cfg.output`` or a new folder.
 
     Raises:
         IncompleteError: after all the others, for pictures that could not be read or written.
@@ -67,7 +68,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
         total = len(source) if isinstance(source, ImageFiles) else source.expected
         found = track(Detection(stored, options, source.faults).of(source), total, "predicting")
         if first := next(found, None):
-            _write(chain([first], found), output, drawings, stored, options.score_threshold)
+            _write(chain([first], found), output, drawings, stored, options)
         if faults := [*source.faults, *drawings.faults]:
             raise IncompleteError("\n  ".join([f"{len(faults)} could not be read or written:", *faults]))
     tell_explanation(options.checkpoint)
@@ -94,18 +95,19 @@ def _drawings(output: Path, source: ImageFiles | VideoFrames, path: str) -> Draw
     return Film(film, source.fps)
 
 
-def _write(found: Iterator[Found], output: Path, drawings: Drawings, stored: Stored, threshold: float) -> None:
+def _write(found: Iterator[Found], output: Path, drawings: Drawings, stored: Stored, options: PredictOptions) -> None:
     """Write the rows and pictures of what is ``found``, each as it comes: whatever ends this, what was found stays."""
-    rows, count = JsonList(output / "detections.json"), 0
+    categories, count = stored.checkpoint.categories, 0
+    rows = detection_writer(options.format, output, categories)
     try:
         for one in found:
-            rows.extend(_rows(one, stored))
+            rows.add(restore(one.detections, one.meta, categories), one.meta, one.picture.number)
             count += 1  # what the file holds, also where the picture is not drawn any more
-            drawings.add(one.picture, _draw(one, stored.checkpoint.categories.names, threshold))
+            drawings.add(one.picture, _draw(one, categories.names, options.score_threshold))
     finally:
         drawings.close()
         rows.close()
-        rich.print(f"{len(rows)} detections in {count} images:", Text(str(output), "bold"))
+        rich.print(f"{rows.count} detections in {count} images:", Text(str(output), "bold"))
 
 
 class Detection:
@@ -146,16 +148,6 @@ class Detection:
                 detections = self._detector(batch.images)
             for each, meta in zip(detections, batch.images.meta, strict=True):
                 yield Found(by_number[meta.image_id], each.to("cpu"), meta)
-
-
-def _rows(found: Found, stored: Stored) -> list[dict[str, Any]]:
-    """COCO's results rows (original px and category ids), with the file beside the id."""
-    meta = found.meta
-    results = restore(found.detections, meta, stored.checkpoint.categories)
-    return [
-        {"image_id": meta.image_id, "file_name": meta.file, "category_id": int(c), "bbox": box, "score": float(s)}
-        for c, box, s in zip(results.category_ids, results.boxes.tolist(), results.scores, strict=True)
-    ]
 
 
 def _draw(found: Found, names: Sequence[str], threshold: float) -> np.ndarray:

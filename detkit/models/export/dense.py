@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from detkit.matching import Coder
 from detkit.matching.fixed import Marked, joined, only_of_size, peaks, rows, select_marked, top_pairs
 from detkit.models.export.form import View, found_by, inside_marks, map_shape
 from detkit.models.heads.centernet import CenterNetHead, RawCentres
@@ -37,7 +39,7 @@ def _(head: RetinaHead, features: Sequence[Tensor], view: View) -> Marked:
     for i, (logits, deltas, boxes, mask) in enumerate(zip(raw.logits, raw.deltas, anchors, inside, strict=True)):
         scores = head.cls_loss.scores(logits.float()).masked_fill(~mask[:, None], 0.0)
         found = top_pairs(
-            scores, lambda index, d=deltas.float(), a=boxes: decoded(head.coder, d, a, index),
+            scores, functools.partial(decoded, head.coder, deltas.float(), boxes),
             score_threshold=head.selector.score_threshold, num=head.num_before_nms,
         )  # fmt: skip
         own = None if head.valid_ranges is None else head.valid_ranges[i]
@@ -45,7 +47,7 @@ def _(head: RetinaHead, features: Sequence[Tensor], view: View) -> Marked:
     return select_marked(joined(levels), view.size, head.selector, head.num_classes)
 
 
-def decoded(coder, deltas: Tensor, anchors: Tensor, index: Tensor) -> Tensor:  # noqa: ANN001
+def decoded(coder: Coder, deltas: Tensor, anchors: Tensor, index: Tensor) -> Tensor:
     """Boxes (B, Q, 4) px by the ``deltas`` (B, N, 4) of those of ``anchors`` (N, 4) that ``index`` (B, Q) names."""
     chosen = coder.decode(rows(deltas, index).flatten(0, 1), anchors[index.flatten()])
     return chosen.view(index.shape[0], index.shape[1], 4)

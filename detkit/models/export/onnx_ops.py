@@ -14,7 +14,7 @@ assert nms_marks
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """For ``custom_translation_table``: what a :class:`~detkit.models.export.program.Program` has beside torch's own."""
+    """For ``custom_translation_table``: what a Program has beside torch's own operators."""
     return {**onnx_translations(), torch.ops.detkit.nms_marks.default: _nms_marks}
 
 

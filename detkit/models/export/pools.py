@@ -49,4 +49,3 @@ def levels_of(pool: PyramidPool, boxes: Tensor) -> Tensor:
     stride = pool.canonical_stride * torch.exp2(octave)
     finer = [(stride > one).long() for one in pool.strides[:-1]]
     return torch.stack(finer).sum(dim=0) if finer else torch.zeros_like(stride, dtype=torch.int64)
-

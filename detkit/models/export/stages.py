@@ -87,7 +87,7 @@ def _(head: TridentHead, features: Sequence[Tensor], view: View) -> Marked:
 def _(head: ScaleHead, features: Sequence[Tensor], view: View) -> Marked:
     if head.merge is not None:
         raise NoFormError(
-            f"model.head.merge: {type(head.merge).__name__} has no export form; model.head.merge=null is the selector's NMS"
+            f"model.head.merge: {type(head.merge).__name__} has no export form; model.head.merge=null takes NMS"
         )
     found = []
     for feature, scale, own in zip(features, head.scales, head.valid_ranges, strict=True):
@@ -106,4 +106,3 @@ def _select_of_views(head: TridentHead | ScaleHead, views: list[Marked], view: V
     return select_marked(
         Marked(found.boxes, scores, found.labels.clamp(min=0)), view.size, head.selector, num_classes
     )  # fmt: skip
-
