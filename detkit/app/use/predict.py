@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
-    """Predict on ``cfg.input``; pictures (or a video) and ``detections.json``, or another ``cfg.format``, go to ``cfg.output`` or a new folder.
+    """Predict on ``cfg.input``; pictures (or a video) and the detections go to ``cfg.output`` or a new folder.
 
     Raises:
         IncompleteError: after all the others, for pictures that could not be read or written.
