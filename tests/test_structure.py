@@ -64,7 +64,7 @@ def test_imports_point_left():
 
 #: The folders of ``app``, each of which may know those before it; last the tools that stand alone.
 SUBJECTS = [
-    {"assemble"}, {"pages"}, {"cli"}, {"run"}, {"sweep"}, {"compare", "use", "audit", "explain", "inspect", "calibrate", "export"},
+    {"assemble"}, {"pages"}, {"cli"}, {"run"}, {"sweep"}, {"compare", "use", "audit", "explain", "inspect", "calibrate", "export", "publish"},
     {"train"}, {"library", "convert"},
 ]  # fmt: skip
 SUBJECT = {name: i for i, names in enumerate(SUBJECTS) for name in names}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -85,9 +84,3 @@ def load_exported(path: str | Path) -> tuple[Checkpoint, ExportedDetector]:
     )
     detector = ExportedDetector(onnx_run(path), channels_last=contract.layout == "bhwc", size=contract.size)
     return checkpoint, detector
-
-
-def sha256_of(path: str | Path) -> str:
-    """The checksum of a file, in hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -34,6 +34,7 @@ from detkit.evaluation.reliability import ScoreMap
 from detkit.models import Detector, build_detector
 from detkit.models.calibrated import Calibrated, check_thresholds
 from detkit.utils.commands import command
+from detkit.utils.download import is_url, local_copy
 from detkit.utils.log import logger
 
 
@@ -104,6 +105,8 @@ def load_stored(cfg: DictConfig, options: type, choices: Mapping[str, Any] | Non
         known = {f.name for f in dataclasses.fields(TrainSchema)}
         unknown = [k for k in given if k not in names | known]
         raise ConfigError([*error.errors, *(f"{k}: no such key" for k in unknown)]) from None
+    if is_url(own["checkpoint"]):
+        own["checkpoint"] = str(fetched(own["checkpoint"], "checkpoint"))
     chosen = options(**own)
     exported = load_exported(chosen.checkpoint) if is_exported(chosen.checkpoint) else None
     checkpoint = load_checkpoint(chosen.checkpoint) if exported is None else exported[0]
@@ -128,6 +131,18 @@ def _with_weights(config: dict[str, Any], checkpoint: Checkpoint) -> Detector:
     load_weights(detector, checkpoint.weights, checkpoint.source)
     refuse_bad_weights(detector, f"{checkpoint.source} is of no use")
     return detector
+
+
+def fetched(url: str, key: str) -> Path:
+    """The file that ``url`` names.
+
+    Raises:
+        ConfigError: it cannot be had, or is another one; the message names ``key``.
+    """
+    try:
+        return local_copy(url)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{key}: {url.partition('#')[0]}: {error}") from error
 
 
 def open_split(stored: Stored, split: str) -> tuple[DetectionDataset, EvalLoader]:

@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig
 from rich.text import Text
 
-from detkit.app.assemble.exported import Contract, is_exported, sha256_of
+from detkit.app.assemble.exported import Contract, is_exported
 from detkit.app.assemble.parts import build_evaluator
 from detkit.app.assemble.schema import ExportOptions
 from detkit.app.assemble.stored import Stored, load_stored, open_split
@@ -28,6 +28,7 @@ from detkit.models.calibrated import Calibrated
 from detkit.models.export import NoFormError, Program, made_program
 from detkit.models.export.runtime import ExportedDetector, onnx_run, torch_run
 from detkit.models.export.trace import traced, write_onnx
+from detkit.utils.download import checksum
 from detkit.utils.files import named
 from detkit.utils.log import set_up_logging
 
@@ -88,7 +89,7 @@ def contract_of(stored: Stored, detector: Detector, options: ExportOptions) -> C
         categories=stored.checkpoint.categories.to_dict(),
         input=f"uint8 RGB (batch, {order}), {which}, resized as transform.val of the configuration says",
         layout=options.layout, size=options.size, score_threshold=least_score(detector), thresholds=thresholds,
-        checkpoint=stored.checkpoint.source, sha256=sha256_of(stored.checkpoint.source), config=stored.config,
+        checkpoint=stored.checkpoint.source, sha256=checksum(stored.checkpoint.source), config=stored.config,
         metrics={name: float(value) for name, value in stored.checkpoint.metrics.items()},
     )  # fmt: skip
 
