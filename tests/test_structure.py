@@ -64,7 +64,8 @@ def test_imports_point_left():
 
 #: The folders of ``app``, each of which may know those before it; last the tools that stand alone.
 SUBJECTS = [
-    {"assemble"}, {"pages"}, {"cli"}, {"run"}, {"sweep"}, {"compare", "use", "audit", "explain", "inspect", "calibrate", "add_class"},
+    {"assemble"}, {"pages"}, {"cli"}, {"run"}, {"sweep"},
+    {"compare", "use", "audit", "explain", "inspect", "calibrate", "add_class", "export", "publish"},
     {"train"}, {"library", "convert"},
 ]  # fmt: skip
 SUBJECT = {name: i for i, names in enumerate(SUBJECTS) for name in names}

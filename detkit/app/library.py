@@ -186,7 +186,8 @@ def load(checkpoint: str | Path, *overrides: str, device: str = "auto") -> Predi
     >>> found.boxes, found.scores, found.names
 
     Args:
-        checkpoint: ``best.pt`` or ``last.pt`` of a run.
+        checkpoint: ``best.pt`` or ``last.pt`` of a run, a published ``.safetensors``, an exported ``.onnx``, or a
+            URL of one with its checksum, ``https://...#sha256=...``.
         overrides: as for ``detkit predict``: ``"tta=flip"``, ``"precision=bf16"``, ``"batch_size=8"``,
             ``"model.head.roi.selector.score_threshold=0.3"``.
         device: "auto" is CUDA where there is one.

@@ -92,7 +92,7 @@ class AnchorGrid(Anchors):
         masks = []
         for shape, steps in zip(shapes, self._steps(shapes), strict=True):
             x, y = self._centres(shape, steps, device).unbind(1)
-            masks.append((((x < w) & (y < h)) | self.in_padding).repeat_interleave(self.num_per_cell))
+            masks.append((((x < w) & (y < h)) | self.in_padding)[:, None].expand(-1, self.num_per_cell).reshape(-1))
         return masks
 
     def _steps(self, shapes: Sequence[tuple[int, int]]) -> list[tuple[float, float]]:
@@ -142,7 +142,7 @@ def cell_origins(shape: tuple[int, int], steps: tuple[float, float], device: tor
     """(H * W, 2) x, y in px of the top left corner of each cell, row-major, cells being ``steps`` px apart (y, x)."""
     y = torch.arange(shape[0], device=device, dtype=torch.float32) * steps[0]
     x = torch.arange(shape[1], device=device, dtype=torch.float32) * steps[1]
-    return torch.stack([x.repeat(shape[0]), y.repeat_interleave(shape[1])], dim=1)
+    return torch.stack([x.expand(shape[0], -1), y[:, None].expand(-1, shape[1])], dim=2).reshape(-1, 2)
 
 
 def _base_anchors(stride: float, scales: Sequence[float], ratios: Sequence[float], rounded: bool) -> Tensor:

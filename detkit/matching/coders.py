@@ -48,7 +48,7 @@ class DeltaCoder(Coder):
         return torch.cat([centre, size], dim=1) * centre.new_tensor(self.weights)
 
     def decode(self, deltas: Tensor, references: Tensor) -> Tensor:
-        shape = (len(references),) + (1,) * (deltas.ndim - 2) + (4,)
+        shape = (references.shape[0],) + (1,) * (deltas.ndim - 2) + (4,)
         source = xyxy_to_cxcywh(references).view(shape)
         deltas = widened(deltas)
         deltas = deltas / deltas.new_tensor(self.weights)

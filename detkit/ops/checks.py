@@ -40,7 +40,7 @@ def check_regions(boxes: Tensor, image_index: Tensor, levels: Tensor | None, dev
     """
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"boxes must be (R, 4), not {tuple(boxes.shape)}")
-    if image_index.shape != (len(boxes),) or (levels is not None and levels.shape != (len(boxes),)):
+    if image_index.shape != boxes.shape[:1] or (levels is not None and levels.shape != boxes.shape[:1]):
         of_levels = "" if levels is None else f" and {len(levels)} levels"
         raise ValueError(f"{len(boxes)} boxes but {len(image_index)} image indices{of_levels}")
     for name, tensor in (("boxes", boxes), ("image_index", image_index), ("levels", levels)):

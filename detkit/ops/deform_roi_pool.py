@@ -57,7 +57,7 @@ def deform_roi_pool(
         ValueError: the shapes do not fit together.
     """
     groups = offsets.shape[1] // 2
-    if mask is not None and mask.shape != (len(boxes), groups, *output_size):
+    if mask is not None and mask.shape != (boxes.shape[0], groups, *output_size):
         raise ValueError(
             f"mask must be ({len(boxes)}, {groups}, {output_size[0]}, {output_size[1]}), not {tuple(mask.shape)}"
         )

@@ -76,7 +76,7 @@ def pool_regions(
     if offsets is not None:
         check_device("offsets", offsets, features[0].device)
         groups = offsets.shape[1] // 2 if offsets.ndim == 4 else 0
-        if offsets.shape != (len(boxes), 2 * groups, *output_size) or groups == 0:
+        if offsets.shape != (boxes.shape[0], 2 * groups, *output_size) or groups == 0:
             raise ValueError(
                 f"offsets must be ({len(boxes)}, 2 G, {output_size[0]}, {output_size[1]}), not {tuple(offsets.shape)}"
             )

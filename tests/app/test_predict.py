@@ -1,5 +1,6 @@
 """``tools/predict.py`` on other people's files: bad pictures, cut videos, full disks, and folders with its own output."""
 
+import csv
 import errno
 import json
 import os
@@ -292,3 +293,40 @@ def test_folders_are_read_by_name_and_what_is_no_image_is_counted(tmp_path):
     files = ImageFiles(tmp_path)
     assert [picture.file for picture in files] == [str(tmp_path / name) for name in ("A.PNG", "b.png", "sub/c.png")]
     assert files.others == {".txt": 1}
+
+
+def test_the_forms_say_the_same(run, tmp_path):
+    write_picture(tmp_path / "in" / "a.png")
+    write_picture(tmp_path / "in" / "b.png")
+    for form in ("coco", "csv", "yolo", "label_studio"):
+        run("input=in", f"output={form}", f"format={form}")
+    wanted = rows(tmp_path / "coco")
+    assert wanted
+
+    with open(tmp_path / "csv" / "detections.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [(r["file"], int(r["category_id"]), float(r["score"])) for r in table] == [
+        (w["file_name"], w["category_id"], w["score"]) for w in wanted
+    ]
+    corners = np.array([[float(r[k]) for k in ("x1", "y1", "x2", "y2")] for r in table])
+    boxes = np.array([w["bbox"] for w in wanted])
+    np.testing.assert_allclose(corners[:, 2:] - corners[:, :2], boxes[:, 2:], atol=1e-9)
+    np.testing.assert_allclose(corners[:, :2], boxes[:, :2])
+
+    names = (tmp_path / "yolo" / "classes.txt").read_text().split("\n")
+    files = sorted((tmp_path / "yolo" / "labels").iterdir())
+    assert [f.name for f in files] == ["000001_a.txt", "000002_b.txt"]
+    lines = np.array([[float(v) for v in line.split()] for f in files for line in f.read_text().splitlines()])
+    assert [names[int(label)] for label in lines[:, 0]] == [r["class"] for r in table]
+    px = lines[:, 1:5] * (64, 48, 64, 48)
+    np.testing.assert_allclose(px[:, :2] - px[:, 2:] / 2, boxes[:, :2], atol=1e-3)
+    np.testing.assert_allclose(px[:, 2:], boxes[:, 2:], atol=1e-3)
+
+    tasks = json.loads((tmp_path / "label_studio" / "label_studio.json").read_text())
+    assert [Path(t["data"]["image"]).name for t in tasks] == ["a.png", "b.png"]
+    regions = [r for t in tasks for r in t["predictions"][0]["result"]]
+    assert [r["value"]["rectanglelabels"][0] for r in regions] == [r["class"] for r in table]
+    shares = np.array([[r["value"][k] for k in ("x", "y", "width", "height")] for r in regions])
+    np.testing.assert_allclose(shares * (64, 48, 64, 48) / 100, boxes, atol=1e-9)
+    assert 'toName="image"' in (tmp_path / "label_studio" / "label_studio.xml").read_text()
+    assert not list((tmp_path / "csv").glob("*.json")), "the form that was asked for, and no other"

@@ -19,6 +19,7 @@ from detkit.models.backbones.weights import read_state
 from detkit.models.converters import from_torchvision, load_converted
 from detkit.models.mtcnn.published import from_published
 from detkit.structures import Categories
+from detkit.utils.download import is_url, local_copy
 from detkit.utils.log import logger
 
 _TORCHVISION = "torchvision:"
@@ -29,7 +30,7 @@ def initialize(detector: nn.Module, source: str, categories: Categories, model: 
     """Load the weights of ``source`` into ``detector``.
 
     Args:
-        source: path of a checkpoint of detkit's, or ``torchvision:`` and the path of a state dict of its
+        source: path or URL of a checkpoint of detkit's, or ``torchvision:`` and the path of a state dict of its
             ``fasterrcnn_resnet50_fpn``, or ``mtcnn:`` and the folder of pnet.pt, rnet.pt and onet.pt. Layers for other
             classes than ``categories`` keep their random weights.
         model: the configuration that ``detector`` was built from.
@@ -37,8 +38,8 @@ def initialize(detector: nn.Module, source: str, categories: Categories, model: 
     Raises:
         ConfigError: there is no such file, it does not fit the model, or its batch norms have another epsilon.
     """
-    path = Path(source.removeprefix(_TORCHVISION))
     try:
+        path = local_copy(source) if is_url(source) else Path(source.removeprefix(_TORCHVISION))
         if source.startswith(_TORCHVISION):
             _from_torchvision(detector, path, categories)
         elif source.startswith(_MTCNN):

@@ -169,6 +169,22 @@ class AddClassOptions:
 
 
 @dataclass
+class ExportOptions:
+    """``tools/export.py``: its own keys; everything else overrides the checkpoint's configuration."""
+
+    checkpoint: str
+    format: Literal["onnx", "torch_export"] = "onnx"
+    output: str | None = None
+    size: tuple[Count, Count] | None = None
+    layout: Literal["bchw", "bhwc"] = "bchw"
+    deform_conv: Literal["op", "gather"] = "op"
+    split: Literal["train", "val"] = "val"
+    num_images: int = 8
+    evaluate: bool = True
+    device: str = "cpu"
+
+
+@dataclass
 class PredictOptions:
     """``tools/predict.py``: its own keys; everything else overrides the checkpoint's configuration."""
 
@@ -180,4 +196,5 @@ class PredictOptions:
     score_threshold: float = 0.3
     unknown: bool = False
     batch_size: int = 4
+    format: Literal["coco", "csv", "yolo", "label_studio"] = "coco"
     tta: Callable[..., Any] | None = None

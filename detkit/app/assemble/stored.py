@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from detkit.app.assemble.absent import nothing_there
+from detkit.app.assemble.exported import is_exported, load_exported
 from detkit.app.assemble.foreign import inert, restrain
 from detkit.app.assemble.identity import leaves
 from detkit.app.assemble.parts import (
@@ -36,6 +37,7 @@ from detkit.models.calibrated import Calibrated, check_thresholds
 from detkit.models.cosine_regions import CosineRegions
 from detkit.models.unknown import Recogniser
 from detkit.utils.commands import command
+from detkit.utils.download import is_url, local_copy
 from detkit.utils.log import logger
 
 
@@ -101,7 +103,8 @@ def load_stored(cfg: DictConfig, options: type, choices: Mapping[str, Any] | Non
     What the checkpoint's own configuration says is held back as :mod:`~detkit.app.assemble.foreign` tells.
 
     Raises:
-        ConfigError: a key that neither has, no checkpoint, or one of a model that this configuration does not build.
+        ConfigError: a key that neither has, no checkpoint, one of a model that this configuration does not build, or an
+            exported file with a ``model`` of one's own.
         ValueError: a weight of the checkpoint is not finite.
     """
     names = {field.name for field in dataclasses.fields(options)}
@@ -115,20 +118,44 @@ def load_stored(cfg: DictConfig, options: type, choices: Mapping[str, Any] | Non
         known = {f.name for f in dataclasses.fields(TrainSchema)}
         unknown = [k for k in given if k not in names | known]
         raise ConfigError([*error.errors, *(f"{k}: no such key" for k in unknown)]) from None
+    if is_url(own["checkpoint"]):
+        own["checkpoint"] = str(fetched(own["checkpoint"], "checkpoint"))
     chosen = options(**own)
-    checkpoint = load_checkpoint(chosen.checkpoint)
+    exported = load_exported(chosen.checkpoint) if is_exported(chosen.checkpoint) else None
+    checkpoint = load_checkpoint(chosen.checkpoint) if exported is None else exported[0]
     choices = HydraConfig.get().runtime.choices if choices is None else choices
     config = _merge(checkpoint, {k: v for k, v in given.items() if k not in names}, choices)
     validate(config, TrainSchema)
     node = plain(config)
     check_values(node)
     restrain(node, cfg)
-    without_pretrained_weights(node["model"])
-    detector = build_detector(node["model"], checkpoint.categories)
-    load_weights(detector, checkpoint.weights, checkpoint.source)
-    refuse_bad_weights(detector, f"{checkpoint.source} is of no use")
+    if exported is not None:
+        if "model" in given:
+            raise ConfigError(f"model: {checkpoint.source} is an exported file, whose model stays as it was exported")
+        return chosen, Stored(checkpoint, node, exported[1].eval(), torch.device("cpu"))
+    detector = _with_weights(node, checkpoint)
     device = choose_device(chosen.device)
     return chosen, Stored(checkpoint, node, detector.to(device).eval(), device)
+
+
+def _with_weights(config: dict[str, Any], checkpoint: Checkpoint) -> Detector:
+    without_pretrained_weights(config["model"])
+    detector = build_detector(config["model"], checkpoint.categories)
+    load_weights(detector, checkpoint.weights, checkpoint.source)
+    refuse_bad_weights(detector, f"{checkpoint.source} is of no use")
+    return detector
+
+
+def fetched(url: str, key: str) -> Path:
+    """The file that ``url`` names.
+
+    Raises:
+        ConfigError: it cannot be had, or is another one; the message names ``key``.
+    """
+    try:
+        return local_copy(url)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{key}: {url.partition('#')[0]}: {error}") from error
 
 
 def open_split(stored: Stored, split: str) -> tuple[DetectionDataset, EvalLoader]:

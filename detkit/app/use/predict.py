@@ -1,4 +1,4 @@
-"""``tools/predict.py``: boxes on pictures, and a results file in COCO's form."""
+"""``tools/predict.py``: boxes on pictures, and a results file."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from detkit.app.assemble.stored import Stored, load_stored
 from detkit.app.cli.entry import run_tool
 from detkit.app.run.next_command import tell_explanation
 from detkit.app.use.drawings import Drawings, Film, PictureFolder
+from detkit.app.use.writers import detection_writer
 from detkit.config import ConfigError, build
 from detkit.config.ranges import check_range
 from detkit.data.datasets.unlabelled import VIDEO_SUFFIXES, ImageFiles, InMemory, Picture, VideoFrames
@@ -29,7 +30,7 @@ from detkit.engine.precision import Precision, autocast, check_precision
 from detkit.evaluation.results import restore
 from detkit.pictures.draw import draw_boxes
 from detkit.structures import Detections, ImageMeta
-from detkit.utils.files import JsonList, output_folder
+from detkit.utils.files import output_folder
 from detkit.utils.log import logger, set_up_logging
 from detkit.utils.progress import track
 
@@ -49,6 +50,17 @@ class Found(NamedTuple):
     cosines: Tensor | None = None
     unknown: Tensor | None = None
 
+    @property
+    def extra(self) -> list[dict[str, Any]]:
+        """What is said of each detection beyond class, box and score; nothing where nobody asked.
+
+        Of what is unknown the class is the nearest one.
+        """
+        if self.cosines is None or self.unknown is None:
+            return [{} for _ in self.detections.scores]
+        pairs = zip(self.cosines.tolist(), self.unknown.tolist(), strict=True)
+        return [{"cosine": cosine, "unknown": unknown} for cosine, unknown in pairs]
+
 
 class IncompleteError(ValueError):
     """Some of the pictures could not be read or written; the message names them, and all others are done."""
@@ -60,7 +72,7 @@ def main() -> None:
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
-    """Predict on ``cfg.input``; pictures (or a video) and ``detections.json`` go to ``cfg.output`` or a new folder.
+    """Predict on ``cfg.input``; pictures (or a video) and the detections go to ``cfg.output`` or a new folder.
 
     Raises:
         IncompleteError: after all the others, for pictures that could not be read or written.
@@ -69,6 +81,8 @@ def run(cfg: DictConfig, folder: Path) -> None:
     options, stored = load_stored(cfg, PredictOptions)
     check_range("score_threshold", options.score_threshold, 0, 1)
     check_range("batch_size", options.batch_size, 1)
+    if options.unknown and options.format != "coco":
+        raise ConfigError(f"unknown=true: only format=coco has a place for it, not format={options.format}")
     source = _open(options.input)
     output = Path(options.output) if options.output else folder
     drawings = _drawings(output, source, options.input)
@@ -76,7 +90,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
         total = len(source) if isinstance(source, ImageFiles) else source.expected
         found = track(Detection(stored, options, source.faults).of(source), total, "predicting")
         if first := next(found, None):
-            _write(chain([first], found), output, drawings, stored, options.score_threshold)
+            _write(chain([first], found), output, drawings, stored, options)
         if faults := [*source.faults, *drawings.faults]:
             raise IncompleteError("\n  ".join([f"{len(faults)} could not be read or written:", *faults]))
     tell_explanation(options.checkpoint)
@@ -103,18 +117,19 @@ def _drawings(output: Path, source: ImageFiles | VideoFrames, path: str) -> Draw
     return Film(film, source.fps)
 
 
-def _write(found: Iterator[Found], output: Path, drawings: Drawings, stored: Stored, threshold: float) -> None:
+def _write(found: Iterator[Found], output: Path, drawings: Drawings, stored: Stored, options: PredictOptions) -> None:
     """Write the rows and pictures of what is ``found``, each as it comes: whatever ends this, what was found stays."""
-    rows, count = JsonList(output / "detections.json"), 0
+    categories, count = stored.checkpoint.categories, 0
+    rows = detection_writer(options.format, output, categories)
     try:
         for one in found:
-            rows.extend(_rows(one, stored))
+            rows.add(restore(one.detections, one.meta, categories), one.meta, one.picture.number, one.extra)
             count += 1  # what the file holds, also where the picture is not drawn any more
-            drawings.add(one.picture, _draw(one, stored.checkpoint.categories.names, threshold))
+            drawings.add(one.picture, _draw(one, categories.names, options.score_threshold))
     finally:
         drawings.close()
         rows.close()
-        rich.print(f"{len(rows)} detections in {count} images:", Text(str(output), "bold"))
+        rich.print(f"{rows.count} detections in {count} images:", Text(str(output), "bold"))
 
 
 class Detection:
@@ -159,21 +174,6 @@ class Detection:
                 known = self._recogniser(batch.images, detections)
             for (each, *of_cosines), meta in zip(known, batch.images.meta, strict=True):
                 yield Found(by_number[meta.image_id], each, meta, *of_cosines)
-
-
-def _rows(found: Found, stored: Stored) -> list[dict[str, Any]]:
-    """COCO's results rows (original px and category ids), with the file beside the id; of what is unknown the nearest
-    class's id, and that it is unknown."""
-    meta = found.meta
-    results = restore(found.detections, meta, stored.checkpoint.categories)
-    rows: list[dict[str, Any]] = [
-        {"image_id": meta.image_id, "file_name": meta.file, "category_id": int(c), "bbox": box, "score": float(s)}
-        for c, box, s in zip(results.category_ids, results.boxes.tolist(), results.scores, strict=True)
-    ]
-    if found.cosines is not None and found.unknown is not None:
-        for row, cosine, unknown in zip(rows, found.cosines.tolist(), found.unknown.tolist(), strict=True):
-            row.update(cosine=cosine, unknown=unknown)
-    return rows
 
 
 def _draw(found: Found, names: Sequence[str], threshold: float) -> np.ndarray:

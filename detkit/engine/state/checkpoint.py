@@ -15,6 +15,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from detkit.engine.state.published import SUFFIX, read_published
 from detkit.engine.state.upgrade import upgrade_config, upgrade_weights
 from detkit.structures import Categories
 from detkit.utils.files import atomic_write
@@ -120,7 +121,7 @@ def _serialise(state: Mapping[str, Any], path: Path) -> None:
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint onto the CPU. Nothing in the file can run code.
+    """Read a checkpoint, or a published one, onto the CPU. Nothing in the file can run code.
 
     Raises:
         DamagedCheckpointError: the file is cut off or its bytes have changed; the message names the record.
@@ -129,6 +130,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file")
+    if path.suffix == SUFFIX:
+        return _from_published(path)
     _check_archive(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -147,6 +150,8 @@ def load_config(path: str | Path) -> Mapping[str, Any]:
         CheckpointError: as :func:`load_checkpoint`.
     """
     path = Path(path)
+    if path.suffix == SUFFIX:
+        return _from_published(path).config
     try:
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
@@ -228,6 +233,17 @@ def _check_archive(path: Path) -> None:
     damaged = damaged or next((info.filename for info in archive.infolist() if info.external_attr & 0x10), None)
     if damaged:
         raise DamagedCheckpointError(f"{path}: damaged: the record {damaged} does not match its checksum")
+
+
+def _from_published(path: Path) -> Checkpoint:
+    try:
+        weights, beside = read_published(path)
+    except ValueError as error:
+        raise DamagedCheckpointError(str(error)) from error
+    return Checkpoint(
+        step=beside.step, detector=weights, categories=Categories.from_dict(beside.categories), config=beside.config,
+        metrics=beside.metrics, versions=beside.versions, calibration=beside.calibration, source=str(path),
+    )  # fmt: skip
 
 
 def _parse(state: Any, path: Path) -> Checkpoint:

@@ -29,7 +29,7 @@ class Placed(NamedTuple):
     level: Tensor
 
 
-class _PyramidPool(RegionPool):
+class PyramidPool(RegionPool):
     """Everything but how a grid is read: what all pools are told, and the level rule."""
 
     def __init__(
@@ -87,7 +87,7 @@ class _PyramidPool(RegionPool):
 
 def _beside_the_common(init: Callable[..., None]) -> Callable[..., None]:
     """A pool's constructor whose schema has, before its own arguments, those that it hands on as ``**common``."""
-    shared, own = (inspect.signature(f).parameters for f in (_PyramidPool.__init__, init))
+    shared, own = (inspect.signature(f).parameters for f in (PyramidPool.__init__, init))
     named = {**shared, **{name: p for name, p in own.items() if p.kind is not p.VAR_KEYWORD}}
     init.__annotations__ = {name: p.annotation for name, p in named.items() if p.annotation is not p.empty}
     init.__signature__ = inspect.Signature(list(named.values()))  # pyright: ignore[reportFunctionMemberAccess]
@@ -95,7 +95,7 @@ def _beside_the_common(init: Callable[..., None]) -> Callable[..., None]:
 
 
 @REGION_POOLS
-class RoIAlign(_PyramidPool):
+class RoIAlign(PyramidPool):
     """Bins that are means of bilinear samples (He et al., Mask R-CNN, ICCV 2017, section 3).
 
     Args:
@@ -121,7 +121,7 @@ class RoIAlign(_PyramidPool):
 
 
 @REGION_POOLS
-class PSRoIAlign(_PyramidPool):
+class PSRoIAlign(PyramidPool):
     """Position-sensitive: each bin reads channels of its own (Dai et al., R-FCN, NeurIPS 2016, equation 1).
 
     By RoIAlign's samples with the half-cell correction, and their mean. Of maps of k^2 D channels bin (i, j) reads D,
@@ -158,7 +158,7 @@ class PSRoIAlign(_PyramidPool):
 
 
 @REGION_POOLS
-class DeformRoIPool(_PyramidPool):
+class DeformRoIPool(PyramidPool):
     """RoIAlign with bins that move by offsets, made of what RoIAlign sees (Dai et al., ICCV 2017, section 2.2).
 
     The layer starts at zero, so that a fresh pool is RoIAlign.
@@ -174,12 +174,12 @@ class DeformRoIPool(_PyramidPool):
 
     def read(self, features: Sequence[Tensor], placed: Placed, **options: Any) -> Tensor:
         fixed = multi_level_roi_align(features, *placed, **options)
-        moves = self.offset(fixed.flatten(1)).view(len(fixed), 2, self.resolution, self.resolution)
+        moves = self.offset(fixed.flatten(1)).view(fixed.shape[0], 2, self.resolution, self.resolution)
         return deform_roi_pool(features, *placed, moves, **options)
 
 
 @REGION_POOLS
-class ModulatedDeformRoIPool(_PyramidPool):
+class ModulatedDeformRoIPool(PyramidPool):
     """:class:`DeformRoIPool` whose bins are also scaled, each by a sigmoid (Zhu et al., CVPR 2019, section 3.2).
 
     The last of its layers starts at zero, so that a fresh pool is half of RoIAlign, as the paper has it.
@@ -203,7 +203,7 @@ class ModulatedDeformRoIPool(_PyramidPool):
 
     def read(self, features: Sequence[Tensor], placed: Placed, **options: Any) -> Tensor:
         fixed = multi_level_roi_align(features, *placed, **options)
-        moves = self.offset(self.hidden(fixed.flatten(1))).view(len(fixed), 3, self.resolution, self.resolution)
+        moves = self.offset(self.hidden(fixed.flatten(1))).view(fixed.shape[0], 3, self.resolution, self.resolution)
         return deform_roi_pool(features, *placed, moves[:, :2], mask=moves[:, 2:].sigmoid(), **options)
 
 

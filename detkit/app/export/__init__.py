@@ -1,0 +1,1 @@
+"""``tools/export.py``: a detector as a file for other runtimes, which checks itself."""

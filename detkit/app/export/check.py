@@ -1,0 +1,109 @@
+"""Whether an exported file says what the detector says, on images: boxes, scores, AP and speed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from detkit.structures import Batch, Detections, Images
+
+#: What may differ: px, and score.
+MOST_PX, MOST_SCORE = 0.01, 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Of a number of images the largest differences of boxes (px) and scores between detections that belong together,
+    those ``alone`` in words, and the seconds that all took here and there."""
+
+    num_images: int
+    num_detections: int
+    px: float
+    score: float
+    alone: tuple[str, ...]
+    seconds: tuple[float, float]
+
+    def __str__(self) -> str:
+        here, there = (self.num_images / s for s in self.seconds)
+        return (
+            f"{self.num_images} images, {self.num_detections} detections: boxes differ by {self.px:.2g} px at most, "
+            f"scores by {self.score:.2g}; {here:.2f} images per second here, {there:.2f} by the file"
+        )
+
+
+def agreement(
+    detector: nn.Module, exported: nn.Module, batches: Iterable[Batch], num_images: int, divisor: int, least: float
+) -> Agreement:
+    """Both detectors on the first images of ``batches``, one by one.
+
+    Args:
+        divisor: px, to which the loader pads.
+        least: the least score that comes out of them.
+    """
+    px, score, count, seconds, alone, seen = 0.0, 0.0, 0, [0.0, 0.0], [], 0
+    for image in _singles(batches, num_images, divisor):
+        seen += 1
+        found = []
+        for i, each in enumerate((detector, exported)):
+            start = time.perf_counter()
+            with torch.no_grad():
+                found.append(each(image)[0])
+            seconds[i] += time.perf_counter() - start
+        here, there = found
+        pairs, left = partners(here, there, least)
+        alone += [f"{image.meta[0].file}: {words}" for words in left]
+        count += len(here)
+        if len(pairs):
+            one, two = here.select(pairs[:, 0]), there.select(pairs[:, 1])
+            px = max(px, float((one.boxes - two.boxes).abs().max()))
+            score = max(score, float((one.scores - two.scores).abs().max()))
+    return Agreement(seen, count, px, score, tuple(alone), (max(seconds[0], 1e-9), max(seconds[1], 1e-9)))
+
+
+def partners(here: Detections, there: Detections, least: float) -> tuple[torch.Tensor, list[str]]:
+    """The pairs (P, 2) of detections that agree within MOST_PX and MOST_SCORE, and in words those without a partner.
+
+    Equal scores may stand in another order. What scores as the last of as many on the other side, or barely the
+    ``least``, may be on one side alone: rounding decides there.
+    """
+    px = (here.boxes[:, None] - there.boxes[None]).abs().amax(dim=2)
+    score = (here.scores[:, None] - there.scores[None]).abs()
+    fit = (px <= MOST_PX) & (score <= MOST_SCORE) & (here.labels[:, None] == there.labels[None])
+    pairs, free = [], fit.clone()
+    for i in range(len(here)):
+        if free[i].any():
+            j = int(torch.where(free[i], px[i], torch.inf).argmin())
+            pairs.append((i, j))
+            free[:, j] = False
+    edges = [least, *(float(d.scores.min()) for d in (here, there) if len(here) == len(there) and len(d))]
+    left = []
+    for side, found, taken in (("here", here, {i for i, _ in pairs}), ("in the file", there, {j for _, j in pairs})):
+        for i in set(range(len(found))) - taken:
+            value = float(found.scores[i])
+            if min(abs(value - edge) for edge in edges) > MOST_SCORE:
+                box = [round(v, 2) for v in found.boxes[i].tolist()]
+                left.append(f"only {side}: class {int(found.labels[i])}, score {value:.5f}, box {box}")
+    return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2), left
+
+
+def _singles(batches: Iterable[Batch], num_images: int, divisor: int) -> Iterable[Images]:
+    """The first ``num_images`` images, each as a batch of its own."""
+    for batch in batches:
+        for i, meta in enumerate(batch.images.meta):
+            if num_images == 0:
+                return
+            num_images -= 1
+            h, w = meta.size
+            whole = batch.images.pixels[i : i + 1, :, :h, :w]
+            yield Images(F.pad(whole, (0, -w % divisor, 0, -h % divisor)), (replace(meta),))
+
+
+def least_score(detector: nn.Module) -> float:
+    """The least score that comes out of a detector: its selectors' thresholds."""
+    selectors: Sequence = [m.selector for m in detector.modules() if hasattr(m, "selector")]
+    return max((s.score_threshold for s in selectors), default=0.0)

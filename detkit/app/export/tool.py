@@ -1,0 +1,171 @@
+"""``tools/export.py``: a checkpoint as a file for other runtimes, kept only if it says what the detector says."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import rich
+import torch
+from omegaconf import DictConfig
+from rich.text import Text
+
+from detkit.app.assemble.exported import Contract, is_exported
+from detkit.app.assemble.parts import build_evaluator
+from detkit.app.assemble.schema import ExportOptions
+from detkit.app.assemble.stored import Stored, load_stored, open_split
+from detkit.app.cli.entry import run_tool
+from detkit.app.export.check import MOST_PX, MOST_SCORE, agreement, least_score
+from detkit.app.run.next_command import tell_prediction_with
+from detkit.config import ConfigError
+from detkit.config.ranges import check_range
+from detkit.data.datasets.base import DetectionDataset
+from detkit.data.loader import EvalLoader
+from detkit.engine.evaluation import evaluate
+from detkit.models import Detector
+from detkit.models.calibrated import Calibrated
+from detkit.models.export import NoFormError, Program, made_program
+from detkit.models.export.runtime import ExportedDetector, onnx_run, torch_run
+from detkit.models.export.trace import traced, write_onnx
+from detkit.utils.download import checksum
+from detkit.utils.files import named
+from detkit.utils.log import set_up_logging
+
+_SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
+
+
+class DiffersError(ValueError):
+    """The file finds something else than the detector; it is not left behind."""
+
+
+def main() -> None:
+    """The command line."""
+    run_tool(run, "export")
+
+
+def run(cfg: DictConfig, _: Path) -> None:
+    """Export ``cfg.checkpoint`` to ``cfg.output``, or beside it.
+
+    Raises:
+        DiffersError: what was written does not agree with the detector.
+        NoFormError: a part of the detector cannot be exported.
+    """
+    set_up_logging()
+    options, stored = load_stored(cfg, ExportOptions)
+    check_range("num_images", options.num_images, 1)
+    if is_exported(options.checkpoint):
+        raise ConfigError(f"checkpoint: {options.checkpoint} is an exported file already")
+    output = Path(options.output or Path(options.checkpoint).with_suffix(_SUFFIXES[options.format]))
+    if output.suffix != _SUFFIXES[options.format]:
+        raise ConfigError(
+            f"output: a file of format={options.format} ends in {_SUFFIXES[options.format]}, not {output}"
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    dataset, loader = open_split(stored, options.split)
+    whole = stored.augmented(None)
+    contract = contract_of(stored, whole, options)
+    with named(output), tempfile.TemporaryDirectory(dir=output.parent, prefix=".export_") as folder:
+        draft = Path(folder) / output.name
+        write(draft, _program(whole, stored, options), contract, options)
+        exported = _opened(draft, options)
+        _compare(whole, exported, stored, dataset, loader, options)
+        draft.replace(output)
+    rich.print("exported:", Text(str(output), "bold"))
+    if options.format == "onnx":
+        tell_prediction_with(output, dataset)
+
+
+def contract_of(stored: Stored, detector: Detector, options: ExportOptions) -> Contract:
+    """What the file will say of itself."""
+    order = "height, width, 3" if options.layout == "bhwc" else "3, height, width"
+    which = (
+        "any number of images of one size"
+        if options.size is None
+        else f"one image of {options.size[0]} x {options.size[1]} px"
+    )
+    thresholds = detector.thresholds.tolist() if isinstance(detector, Calibrated) else None
+    return Contract(
+        categories=stored.checkpoint.categories.to_dict(),
+        input=f"uint8 RGB (batch, {order}), {which}, resized as transform.val of the configuration says",
+        layout=options.layout, size=options.size, score_threshold=least_score(detector), thresholds=thresholds,
+        checkpoint=stored.checkpoint.source, sha256=checksum(stored.checkpoint.source), config=stored.config,
+        metrics={name: float(value) for name, value in stored.checkpoint.metrics.items()},
+    )  # fmt: skip
+
+
+def write(path: Path, program: Program, contract: Contract, options: ExportOptions) -> None:
+    """Write ``program`` in the format that was asked for.
+
+    Raises:
+        NoFormError: there is no way to say it for images of any size.
+    """
+    size = _example(program) if options.size is None else options.size
+    try:
+        graph = traced(program, size, fixed=options.size is not None, gathered=options.deform_conv == "gather")
+    except NoFormError:
+        raise
+    except Exception as error:  # torch.export raises what it likes
+        if options.size is not None:
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        raise NoFormError(
+            f"for images of any size this detector cannot be exported ({reason}): give size=[H,W]"
+        ) from error
+    if options.format == "onnx":
+        write_onnx(graph, path, contract.metadata())
+    else:
+        torch.export.save(graph, path, extra_files={f"{k}.txt": v for k, v in contract.metadata().items()})
+
+
+def _program(detector: Detector, stored: Stored, options: ExportOptions) -> Program:
+    program = made_program(
+        detector, size_divisor=_divisor(stored), channels_last=options.layout == "bhwc"
+    )  # fmt: skip
+    return program.cpu()
+
+
+def _divisor(stored: Stored) -> int:
+    return stored.config["data"]["loader"]["val"].get("size_divisor", 32)
+
+
+def _example(program: Program) -> tuple[int, int]:
+    """A size of which every map has two cells at least on each side, and no two sides are alike."""
+    side = 2 * int(max(program.detector.neck.out_spec.strides))
+    return side + 34, side + 94
+
+
+def _opened(path: Path, options: ExportOptions) -> ExportedDetector:
+    made: Any = onnx_run(path) if options.format == "onnx" else torch_run(path)
+    return ExportedDetector(made, channels_last=options.layout == "bhwc", size=options.size)
+
+
+def _compare(
+    here: Detector, exported: ExportedDetector, stored: Stored, dataset: DetectionDataset, loader: EvalLoader,
+    options: ExportOptions,
+) -> None:  # fmt: skip
+    """Raise DiffersError where the file differs, and print AP by both."""
+    found = agreement(here, exported, loader, options.num_images, _divisor(stored), least_score(here))
+    if found.alone:
+        shown = "\n  ".join(found.alone[:5])
+        raise DiffersError(
+            f"the exported file finds something else (more than {MOST_PX:g} px or {MOST_SCORE:g} apart) in "
+            f"{len(found.alone)} places and is not kept:\n  {shown}"
+        )
+    rich.print(str(found))
+    if options.evaluate and stored.config.get("evaluator") is not None:
+        _print_ap(here, exported, stored, dataset, loader)
+
+
+def _print_ap(
+    here: Detector, exported: ExportedDetector, stored: Stored, dataset: DetectionDataset, loader: EvalLoader
+) -> None:
+    values = []
+    for detector in (here, exported):
+        evaluator = build_evaluator(stored.config["evaluator"], dataset, lambda: open_split(stored, "train")[0])
+        values.append(evaluate(detector, loader, evaluator, device=stored.device).value("AP"))
+    rich.print(f"AP on {len(dataset)} images: {values[0]:.4f} here, {values[1]:.4f} by the file")
+
+
+if __name__ == "__main__":
+    main()

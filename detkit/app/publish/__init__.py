@@ -1,0 +1,1 @@
+"""``tools/publish.py``: a checkpoint to be given away, with a card."""

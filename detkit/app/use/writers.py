@@ -1,0 +1,182 @@
+"""The forms in which detections are written: COCO's results, a table, YOLO's labels, and tasks for Label Studio.
+
+Each image is written as it comes: whatever ends a prediction, what was found before stays.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from detkit.evaluation.results import Results
+from detkit.structures import Categories, ImageMeta
+from detkit.utils.files import JsonList, atomic_write, named
+
+FormatName = Literal["coco", "csv", "yolo", "label_studio"]
+
+
+class DetectionWriter(ABC):
+    """Takes what was found, image by image; ``count`` is how many detections it has so far.
+
+    Args:
+        folder: that it writes into, which exists.
+        categories: of the detector.
+    """
+
+    def __init__(self, folder: Path, categories: Categories) -> None:
+        self.count = 0
+        self.folder, self.categories = folder, categories
+        self.labels = {int(category): label for label, category in enumerate(categories.ids)}
+
+    def add(self, results: Results, meta: ImageMeta, number: int, extra: Sequence[Mapping[str, Any]]) -> None:
+        """Write the ``results`` of one image, px of the original; ``number`` counts the images from 1.
+
+        Args:
+            extra: for each detection what else is known of it; only COCO's form has a place for it.
+
+        Raises:
+            OSError: they cannot be written; the error names the file.
+        """
+        self.write(results, meta, number, extra)
+        self.count += len(results)
+
+    @abstractmethod
+    def write(self, results: Results, meta: ImageMeta, number: int, extra: Sequence[Mapping[str, Any]]) -> None:
+        """As :meth:`add`."""
+
+    def close(self) -> None:
+        """All images have come."""
+        return
+
+    def names(self, results: Results) -> list[str]:
+        """The class of each detection."""
+        return [self.categories.names[self.labels[int(category)]] for category in results.category_ids]
+
+
+class CocoWriter(DetectionWriter):
+    """``detections.json``: COCO's results rows, with the file beside the image's number."""
+
+    def __init__(self, folder: Path, categories: Categories) -> None:
+        super().__init__(folder, categories)
+        self._rows = JsonList(folder / "detections.json")
+
+    def write(self, results: Results, meta: ImageMeta, number: int, extra: Sequence[Mapping[str, Any]]) -> None:
+        columns = (results.category_ids.tolist(), results.boxes.tolist(), results.scores.tolist())
+        of_image = {"image_id": meta.image_id, "file_name": meta.file}
+        self._rows.extend(
+            {**of_image, "category_id": category, "bbox": box, "score": score, **more}
+            for category, box, score, more in zip(*columns, extra, strict=True)
+        )
+
+    def close(self) -> None:
+        self._rows.close()
+
+
+class CsvWriter(DetectionWriter):
+    """``detections.csv``: a row for each detection, corners in px of the image."""
+
+    COLUMNS = ("file", "image_id", "class", "category_id", "score", "x1", "y1", "x2", "y2")
+
+    def __init__(self, folder: Path, categories: Categories) -> None:
+        super().__init__(folder, categories)
+        self._path = folder / "detections.csv"
+        with named(self._path):
+            self._file = open(self._path, "w", newline="", encoding="utf-8")  # noqa: SIM115 - until close()
+        self._writer = csv.writer(self._file)
+        self._writer.writerow(self.COLUMNS)
+
+    def write(self, results: Results, meta: ImageMeta, number: int, extra: Sequence[Mapping[str, Any]]) -> None:
+        columns = (self.names(results), results.category_ids.tolist(), results.scores.tolist(), results.boxes.tolist())
+        with named(self._path):
+            for name, category, score, (x, y, w, h) in zip(*columns, strict=True):
+                self._writer.writerow([meta.file, meta.image_id, name, category, score, x, y, x + w, y + h])
+            self._file.flush()
+
+    def close(self) -> None:
+        with named(self._path), self._file:
+            os.fsync(self._file.fileno())
+
+
+class YoloWriter(DetectionWriter):
+    """``labels/NUMBER_NAME.txt`` for each image, as its picture is named: class, centre, size and score in shares of
+    the image; ``classes.txt`` has the classes. An image without detections has an empty file."""
+
+    def __init__(self, folder: Path, categories: Categories) -> None:
+        super().__init__(folder, categories)
+        atomic_write(folder / "classes.txt", "".join(f"{name}\n" for name in categories.names))
+        self._labels = folder / "labels"
+        self._labels.mkdir(exist_ok=True)
+
+    def write(self, results: Results, meta: ImageMeta, number: int, extra: Sequence[Mapping[str, Any]]) -> None:
+        height, width = meta.original_size
+        lines = []
+        columns = (results.category_ids.tolist(), results.boxes.tolist(), results.scores.tolist())
+        for category, (x, y, w, h), score in zip(*columns, strict=True):
+            shares = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height, score)
+            lines.append(f"{self.labels[category]} " + " ".join(f"{value:.6f}" for value in shares) + "\n")
+        stem = Path(meta.file).stem.encode(errors="surrogateescape")[:200].decode(errors="ignore")
+        atomic_write(self._labels / f"{number:06d}_{stem}.txt", "".join(lines))
+
+
+class LabelStudioWriter(DetectionWriter):
+    """``label_studio.json``: a task for each image, with what was found as a prediction to be corrected; its labelling
+    interface is in ``label_studio.xml``."""
+
+    def __init__(self, folder: Path, categories: Categories) -> None:
+        super().__init__(folder, categories)
+        self._tasks = JsonList(folder / "label_studio.json")
+        atomic_write(folder / "label_studio.xml", _interface(categories.names))
+
+    def write(self, results: Results, meta: ImageMeta, number: int, extra: Sequence[Mapping[str, Any]]) -> None:
+        columns = (self.names(results), results.boxes.tolist(), results.scores.tolist())
+        found = [_region(i, meta, *one) for i, one in enumerate(zip(*columns, strict=True))]
+        score = float(results.scores.mean()) if len(results) else 0.0
+        prediction = {"model_version": "detkit", "score": score, "result": found}
+        self._tasks.extend([{"data": {"image": meta.file}, "predictions": [prediction]}])
+
+    def close(self) -> None:
+        self._tasks.close()
+
+
+def _region(number: int, meta: ImageMeta, name: str, box: Sequence[float], score: float) -> dict[str, Any]:
+    """A rectangle of Label Studio's, whose numbers are per cent of the image."""
+    height, width = meta.original_size
+    x, y, w, h = (100 * value / side for value, side in zip(box, (width, height, width, height), strict=True))
+    return {
+        "id": f"box{number}",
+        "type": "rectanglelabels",
+        "from_name": "label",
+        "to_name": "image",
+        "original_width": width,
+        "original_height": height,
+        "image_rotation": 0,
+        "score": score,
+        "value": {"x": x, "y": y, "width": w, "height": h, "rotation": 0, "rectanglelabels": [name]},
+    }
+
+
+def _interface(names: Sequence[str]) -> str:
+    from xml.sax.saxutils import quoteattr
+
+    labels = "".join(f"    <Label value={quoteattr(name)}/>\n" for name in names)
+    return (
+        '<View>\n  <Image name="image" value="$image"/>\n'
+        f'  <RectangleLabels name="label" toName="image">\n{labels}  </RectangleLabels>\n</View>\n'
+    )
+
+
+_WRITERS: dict[str, type[DetectionWriter]] = {
+    "coco": CocoWriter,
+    "csv": CsvWriter,
+    "yolo": YoloWriter,
+    "label_studio": LabelStudioWriter,
+}
+
+
+def detection_writer(form: FormatName, folder: Path, categories: Categories) -> DetectionWriter:
+    """The writer of that form."""
+    return _WRITERS[form](folder, categories)

@@ -1,0 +1,181 @@
+"""Selection in tensors of fixed size, for programs that leave Python: the rules of :mod:`detkit.matching.select`.
+
+There candidates are removed; here they stay in their place and are marked, so that no shape depends on what is in an
+image. A batch is of images of one size. Equal scores may come out in another order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from detkit.matching.groups import nms_by_group
+from detkit.matching.selector import Selector
+from detkit.structures import SizeRange
+from detkit.structures.boxes import clip
+
+#: What a candidate scores that does not count; what does, scores 0 at least.
+ABSENT = -1.0
+
+#: Between the two.
+LEAST = -0.5
+
+#: The label of a row that holds no detection.
+NO_DETECTION = -1
+
+
+class Marked(NamedTuple):
+    """P candidates of each of B images: ``boxes`` (B, P, 4) px, ``scores`` (B, P), ABSENT where there is none, and
+    ``labels`` (B, P) int64."""
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
+def top(scores: Tensor, num: int) -> tuple[Tensor, Tensor]:
+    """The best ``num`` of ``scores`` (B, N) of each image, and their places (B, num); ABSENT where N is less."""
+    values, index = F.pad(scores, (0, num), value=ABSENT).topk(num, dim=1)
+    return values, torch.where(values > LEAST, index, 0)
+
+
+def rows(values: Tensor, index: Tensor) -> Tensor:
+    """Of ``values`` (B, N, D) the rows that ``index`` (B, Q) names: (B, Q, D)."""
+    return values.gather(1, index[:, :, None].expand(-1, -1, values.shape[2]))
+
+
+def top_pairs(scores: Tensor, boxes_of: Callable[[Tensor], Tensor], *, score_threshold: float, num: int) -> Marked:
+    """The best ``num`` (candidate, class) pairs of each image that score more than ``score_threshold``.
+
+    Args:
+        scores: (B, N, K) in [0, 1].
+        boxes_of: the boxes (B, Q, 4) px of candidates (B, Q).
+    """
+    num_classes = scores.shape[2]
+    flat = scores.flatten(1)
+    values, index = top(torch.where(flat > score_threshold, flat, ABSENT), num)
+    return Marked(boxes_of(index // num_classes), values, index % num_classes)
+
+
+def peaks(scores: Tensor) -> Tensor:
+    """``scores`` (B, K, H, W), 0 where a neighbour scores more, or the same and comes first."""
+    around = F.pad(scores, (1, 1, 1, 1), value=ABSENT)
+    above, below = around[:, :, :-2], around[:, :, 2:]
+    before = torch.stack([above[..., :-2], above[..., 1:-1], above[..., 2:], around[:, :, 1:-1, :-2]]).amax(0)
+    after = torch.stack([below[..., :-2], below[..., 1:-1], below[..., 2:], around[:, :, 1:-1, 2:]]).amax(0)
+    return torch.where((scores > before) & (scores >= after), scores, 0.0)
+
+
+def joined(parts: list[Marked]) -> Marked:
+    """The candidates of all ``parts``, of levels or branches."""
+    return Marked(*(torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)))
+
+
+def only_of_size(found: Marked, size: tuple[int, int], *ranges: SizeRange | None) -> Marked:
+    """``found`` without what is, clipped at an image of ``size``, of a size that one of ``ranges`` does not hold."""
+    clipped = clip(found.boxes, size)
+    scores = found.scores
+    for one in ranges:
+        if one is not None:
+            held = one.holds(clipped.flatten(0, 1)).view(scores.shape)
+            scores = torch.where(held, scores, ABSENT)
+    return found._replace(scores=scores)
+
+
+def select_marked(found: Marked, size: tuple[int, int], selector: Selector, num_classes: int) -> Marked:
+    """What ``selector`` leaves of candidates of one class each: ``max_detections`` rows, best first.
+
+    Rows without a detection have the score 0, the label NO_DETECTION and a box of zeros.
+    """
+    boxes = clip(found.boxes, size)
+    scores = torch.where(_large(boxes, selector.min_size), found.scores, ABSENT)
+    if selector.nms_iou is not None:
+        groups = 1 if selector.class_agnostic else num_classes
+        scores = unsuppressed(boxes, scores, found.labels % groups, groups, selector.nms_iou)
+    return best_rows(Marked(boxes, scores, found.labels), selector.max_detections)
+
+
+def select_of_classes(
+    boxes: Tensor,
+    scores: Tensor,
+    size: tuple[int, int],
+    selector: Selector,
+    valid_range: SizeRange | None = None,
+) -> Marked:
+    """:func:`select_marked` of candidates that may be of any class.
+
+    Args:
+        boxes: (B, P, K, 4) px, or (B, P, 1, 4), one for all classes.
+        scores: (B, P, K).
+    """
+    batch, num, num_classes = scores.shape
+    boxes = clip(boxes, size)
+    enough = (scores > selector.score_threshold) & _large(boxes, selector.min_size)
+    if valid_range is not None:
+        enough &= valid_range.holds(boxes.flatten(0, 2)).view(boxes.shape[:3])
+    by_class = torch.where(enough, scores, ABSENT).transpose(1, 2)  # (B, K, P)
+    own = boxes.transpose(1, 2).expand(-1, num_classes, -1, -1)
+    if selector.nms_iou is not None and selector.class_agnostic:
+        kept = nms_marks(own.flatten(1, 2), by_class.flatten(1, 2)[:, None], selector.nms_iou)
+        by_class = torch.where(kept.view(by_class.shape), by_class, ABSENT)
+    elif selector.nms_iou is not None:
+        kept = nms_marks(own.flatten(0, 1), by_class.flatten(0, 1)[:, None], selector.nms_iou)
+        by_class = torch.where(kept.view(by_class.shape), by_class, ABSENT)
+    labels = torch.arange(num_classes, device=scores.device)[None, :, None].expand(batch, -1, num)
+    return best_rows(
+        Marked(own.flatten(1, 2), by_class.flatten(1), labels.flatten(1)), selector.max_detections
+    )  # fmt: skip
+
+
+def unsuppressed(boxes: Tensor, scores: Tensor, groups: Tensor, num_groups: int, iou_threshold: float) -> Tensor:
+    """``scores`` (B, P), ABSENT for those that NMS within their group removes."""
+    numbers = torch.arange(num_groups, device=groups.device)[None, :, None]
+    of_group = torch.where(groups[:, None] == numbers, scores[:, None], ABSENT)  # (B, G, P)
+    return torch.where(nms_marks(boxes, of_group, iou_threshold).any(dim=1), scores, ABSENT)
+
+
+def best_rows(found: Marked, num: int) -> Marked:
+    """The best ``num`` of each image, rows without one emptied: score 0, label NO_DETECTION, a box of zeros."""
+    scores, index = top(found.scores, num)
+    there = scores > LEAST
+    return Marked(
+        torch.where(there[:, :, None], rows(found.boxes, index), 0.0),
+        torch.where(there, scores, 0.0),
+        torch.where(there, found.labels.gather(1, index), NO_DETECTION),
+    )
+
+
+def _large(boxes: Tensor, min_size: float) -> Tensor:
+    """:func:`~detkit.structures.boxes.is_larger` of (..., 4)."""
+    sides = boxes[..., 2:] - boxes[..., :2]
+    return (sides >= min_size).all(dim=-1)
+
+
+def nms_marks(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """(B, G, P) bool: which candidates of each of G groups NMS leaves.
+
+    Args:
+        boxes: (B, P, 4) px, shared by the groups.
+        scores: (B, G, P), below LEAST for a candidate that is not of the group.
+        iou_threshold: of two of one group that overlap more, the better one stays.
+    """
+    return torch.ops.detkit.nms_marks(boxes, scores, iou_threshold)
+
+
+@torch.library.custom_op("detkit::nms_marks", mutates_args=())
+def _nms_marks(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    marks = torch.zeros_like(scores, dtype=torch.bool)
+    for image, own in enumerate(scores):
+        group, place = (own > LEAST).nonzero().unbind(1)
+        kept = nms_by_group(boxes[image, place], own[group, place], group, iou_threshold)
+        marks[image, group[kept], place[kept]] = True
+    return marks
+
+
+@_nms_marks.register_fake
+def _(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    return torch.empty_like(scores, dtype=torch.bool)

@@ -1,0 +1,86 @@
+"""An exported file run as a detector: what the checks of an export, ``evaluate`` and ``predict`` call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from detkit.config import ConfigError
+from detkit.models.interfaces import Detector
+from detkit.structures import Detections, Images, Losses, Target
+
+#: From images uint8 (1, 3, H, W), or (1, H, W, 3) where the file has them so, to boxes, scores and labels of each.
+Run = Callable[[np.ndarray], Sequence[np.ndarray]]
+
+
+class ExportedDetector(Detector):
+    """The detector in a file. It finds, and learns nothing; the images of a batch go through one by one.
+
+    Args:
+        run: see :data:`Run`.
+        channels_last: how the file wants its images.
+        size: (h, w) px, the only size of images that it takes, None for any.
+    """
+
+    def __init__(self, run: Run, *, channels_last: bool = False, size: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self.run, self.channels_last = run, channels_last
+        self.size = None if size is None else (int(size[0]), int(size[1]))
+
+    def forward(self, images: Images, targets: Sequence[Target] | None = None) -> Losses | list[Detections]:
+        if targets is not None:
+            raise ConfigError("an exported file has no losses")
+        return [self._of_one(images.pixels[i], meta.size, meta.file) for i, meta in enumerate(images.meta)]
+
+    def _of_one(self, pixels: torch.Tensor, size: tuple[int, int], file: str) -> Detections:
+        if self.size is not None and size != self.size:
+            raise ConfigError(
+                f"{file}: {size[0]} x {size[1]} px, and the file takes images of {self.size[0]} x {self.size[1]} px "
+                "alone: choose a transform that makes this size, or export without size="
+            )
+        image = pixels[:, : size[0], : size[1]].to("cpu", torch.uint8)
+        image = image.permute(1, 2, 0) if self.channels_last else image
+        boxes, scores, labels = (torch.from_numpy(np.asarray(o)[0]) for o in self.run(image[None].numpy()))
+        found = labels >= 0
+        return Detections(boxes[found], scores[found], labels[found])
+
+
+def onnx_run(path: Path) -> Run:
+    """The file at ``path`` in onnxruntime on the CPU.
+
+    Raises:
+        ConfigError: onnxruntime is not there, or does not read the file.
+    """
+    session = onnx_session(path)
+    name = session.get_inputs()[0].name
+    return lambda images: session.run(None, {name: np.ascontiguousarray(images)})
+
+
+def onnx_session(path: Path) -> Any:
+    """onnxruntime's session for the file at ``path``, with as many threads as torch has."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ConfigError(f"{path}: onnxruntime is not installed: pip install 'detkit[export]'") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # its remarks on buffers are none of the user's
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has a dozen kinds, none of which it exports
+        raise ConfigError(f"{path}: onnxruntime does not read it: {str(error).partition(chr(10))[0]}") from error
+
+
+def torch_run(path: Path) -> Run:
+    """The file of ``torch.export`` at ``path``, which must be one's own: torch unpickles parts of it."""
+    module = torch.export.load(path).module()
+
+    def run(images: np.ndarray) -> Sequence[np.ndarray]:
+        with torch.no_grad():
+            return [o.numpy() for o in module(torch.from_numpy(images))]
+
+    return run

@@ -1,0 +1,108 @@
+"""Export forms of the heads in stages, and of those that hold another head: Faster R-CNN, R-FCN, TridentNet, SNIP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from detkit.matching.fixed import (
+    Marked,
+    best_rows,
+    joined,
+    only_of_size,
+    select_marked,
+    select_of_classes,
+    top,
+    unsuppressed,
+)
+from detkit.models.export.dense import decoded
+from detkit.models.export.form import NoFormError, View, found_by, scaled_up
+from detkit.models.export.pools import grids_of
+from detkit.models.heads.roi import RoIHead
+from detkit.models.heads.rpn import RPN
+from detkit.models.heads.scales import ScaleHead
+from detkit.models.heads.trident import TridentHead
+from detkit.models.heads.two_stage import TwoStageHead
+from detkit.structures import SizeRange
+from detkit.structures.boxes import clip
+
+
+@found_by.register
+def _(head: TwoStageHead, features: Sequence[Tensor], view: View) -> Marked:
+    rpn, roi = head.rpn, head.roi
+    if not isinstance(rpn, RPN) or not isinstance(roi, RoIHead):
+        raise NoFormError(f"model.head: there is no export form of a {type(rpn).__name__} with a {type(roi).__name__}")
+    proposals = proposals_of(rpn, [features[i] for i in head.rpn_levels], view)
+    return regions_of(roi, [features[i] for i in head.roi_levels], proposals, view)
+
+
+def proposals_of(rpn: RPN, features: Sequence[Tensor], view: View) -> Marked:
+    """:meth:`RPN.propose` as ``num_proposals`` rows, empty ones with the label -1."""
+    raw = rpn(features)
+    anchors = rpn.anchors(raw.shapes, features[0].device)
+    inside = rpn.anchors.inside(raw.shapes, view.size, features[0].device)
+    levels = []
+    for i, (logits, deltas, boxes, mask) in enumerate(zip(raw.logits, raw.deltas, anchors, inside, strict=True)):
+        scores = rpn.cls_loss.scores(logits.float()).flatten(1)
+        best, index = top(scores.masked_fill(~mask, -1.0), rpn.num_before_nms[1])
+        own = None if rpn.valid_ranges is None else rpn.valid_ranges[i]
+        found = Marked(decoded(rpn.coder, deltas.float(), boxes, index), best, torch.full_like(index, i))
+        levels.append(only_of_size(found, view.size, own))
+    found = joined(levels)
+    boxes = clip(found.boxes, view.size)
+    large = (boxes[..., 2:] - boxes[..., :2] >= rpn.min_size).all(dim=-1)
+    scores = torch.where(large, found.scores, -1.0)
+    scores = unsuppressed(boxes, scores, found.labels, len(levels), rpn.nms_iou)
+    return best_rows(Marked(boxes, scores, found.labels), rpn.num_proposals[1])
+
+
+def regions_of(roi: RoIHead, features: Sequence[Tensor], proposals: Marked, view: View) -> Marked:
+    """:meth:`RoIHead.predict` for ``proposals`` of which empty rows count for nothing."""
+    maps = roi.network.maps(features[: roi.pool.num_levels])
+    regions = proposals.boxes.flatten(0, 1)
+    raw = roi.network(grids_of(roi.pool, maps, proposals.boxes, view.size))
+    batch, num = proposals.scores.shape
+    scores = roi.cls_loss.scores(raw.logits.float()).view(batch, num, -1)
+    scores = torch.where((proposals.labels >= 0)[:, :, None], scores, -1.0)
+    boxes = roi.coder.decode(raw.deltas.float(), regions).view(batch, num, -1, 4)
+    return select_of_classes(boxes, scores, view.size, roi.selector, view.valid_range)
+
+
+@found_by.register
+def _(head: TridentHead, features: Sequence[Tensor], view: View) -> Marked:
+    num = head.num_branches or 1
+    if num == 1:
+        return found_by(head.inner, features, view)
+    ranges = head.valid_ranges or (None,) * num
+    branches = [
+        found_by(head.inner, [f.unflatten(0, (num, -1))[i] for f in features], View(view.size, own or view.valid_range))
+        for i, own in enumerate(ranges)
+    ]
+    return _select_of_views(head, branches, view)
+
+
+@found_by.register
+def _(head: ScaleHead, features: Sequence[Tensor], view: View) -> Marked:
+    if head.merge is not None:
+        raise NoFormError(
+            f"model.head.merge: {type(head.merge).__name__} has no export form; model.head.merge=null takes NMS"
+        )
+    found = []
+    for feature, scale, own in zip(features, head.scales, head.valid_ranges, strict=True):
+        there = None if own is None else SizeRange(own.low * scale, own.high * scale)
+        h, w = (scaled_up(side, scale) for side in view.size)
+        one = found_by(head.inner, [feature], View((h, w), there))
+        found.append(one._replace(boxes=one.boxes / scale))
+    return _select_of_views(head, found, view)
+
+
+def _select_of_views(head: TridentHead | ScaleHead, views: list[Marked], view: View) -> Marked:
+    """The selector over the detections of all views; a view's empty rows stay out of it."""
+    found = joined(views)
+    scores = torch.where(found.labels >= 0, found.scores, -1.0)
+    num_classes = next(m.num_classes for m in head.inner.modules() if hasattr(m, "num_classes"))
+    return select_marked(
+        Marked(found.boxes, scores, found.labels.clamp(min=0)), view.size, head.selector, num_classes
+    )  # fmt: skip

@@ -1,0 +1,123 @@
+"""``tools/export.py``: the file says what the detector says, in onnxruntime, and a file that does not is not kept."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from detkit.app.assemble import exported
+from detkit.app.export import tool as export
+from detkit.app.export.check import partners
+from detkit.app.use import predict
+from detkit.matching import fixed
+from detkit.structures import Detections
+from detkit.utils.download import checksum
+from tests.app.test_explain import checkpoint  # noqa: F401 - a fixture: a small run on shapes
+from tests.app.tools import call
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+
+
+def found(boxes, scores, labels):
+    return Detections(torch.tensor(boxes).reshape(-1, 4).float(), torch.tensor(scores), torch.tensor(labels))
+
+
+def test_detections_are_partners_whatever_their_order():
+    one = found([[0, 0, 9, 9], [5, 5, 9, 9]], [0.5, 0.5], [1, 1])
+    two = found([[5, 5, 9, 9.005], [0, 0, 9, 9]], [0.5, 0.5], [1, 1])
+    pairs, left = partners(one, two, 0.0)
+    assert pairs.tolist() == [[0, 1], [1, 0]]
+    assert not left
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (found([[0, 0, 9, 9.02], [5, 5, 9, 9]], [0.5, 0.4], [1, 1]), "only here: class 1, score 0.50000"),
+        (found([[0, 0, 9, 9], [5, 5, 9, 9]], [0.5002, 0.4], [1, 1]), "only in the file: class 1, score 0.50020"),
+        (found([[0, 0, 9, 9], [5, 5, 9, 9]], [0.5, 0.4], [0, 1]), "only in the file: class 0"),
+        (found([[5, 5, 9, 9]], [0.4], [1]), "only here: class 1, score 0.50000"),
+    ],
+)  # fmt: skip
+def test_what_has_no_partner_is_told(changed, words):
+    _, left = partners(found([[0, 0, 9, 9], [5, 5, 9, 9]], [0.5, 0.4], [1, 1]), changed, 0.0)
+    assert any(words in line for line in left), left
+
+
+def test_where_rounding_decides_a_detection_may_be_on_one_side():
+    one, two = found([[0, 0, 9, 9]], [0.05004], [0]), found([], [], [])
+    assert not partners(one, found([[0, 0, 9, 9]], [0.05004], [0]), 0.05)[1]
+    two = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    assert not partners(one, two, 0.05)[1], "the other side rounded it down to the threshold"
+    assert partners(one, two, 0.0)[1]
+
+
+@pytest.mark.slow
+def test_an_exported_detector_predicts_as_its_checkpoint(checkpoint, tmp_path, monkeypatch, capsys):  # noqa: F811
+    output = tmp_path / "model.onnx"
+    said = call(export.main, monkeypatch, capsys, f"checkpoint={checkpoint}", f"output={output}", "layout=bhwc")
+    assert "8 images" in said
+    values = next(line for line in said.splitlines() if line.startswith("AP on")).split()
+    assert values[4] == values[6], "AP here and by the file, to four digits"
+    assert f"next: python tools/predict.py checkpoint={output}" in said
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+    metadata = exported.onnx_session(output).get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["class_names"]) == list(exported.load_exported(output)[0].categories.names)
+    assert metadata["checkpoint_sha256"] == checksum(checkpoint)
+    assert "uint8 RGB (batch, height, width, 3)" in metadata["input"]
+
+    image = next(checkpoint.parent.rglob("train_*.jpg"))
+    rows = []
+    for path in (checkpoint, output):
+        call(
+            predict.main,
+            monkeypatch,
+            capsys,
+            f"checkpoint={path}",
+            f"input={image}",
+            "device=cpu",
+            f"output={tmp_path / path.name}_p",
+        )
+        rows.append(json.loads((tmp_path / f"{path.name}_p" / "detections.json").read_text()))
+    assert len(rows[0]) == len(rows[1]) > 0
+    for key in ("bbox", "score"):
+        np.testing.assert_allclose([r[key] for r in rows[0]], [r[key] for r in rows[1]], atol=0.01)
+    refused = call(
+        predict.main,
+        monkeypatch,
+        capsys,
+        f"checkpoint={output}",
+        f"input={image}",
+        "model.head.roi.selector.nms_iou=0.3",
+        code=2,
+    )
+    assert "an exported file, whose model stays as it was exported" in refused
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["nms", "bgr"])
+def test_a_file_that_differs_is_not_left_behind(fault, checkpoint, tmp_path, monkeypatch, capsys):  # noqa: F811
+    if fault == "nms":
+        plain = fixed.nms_marks
+        monkeypatch.setattr(fixed, "nms_marks", lambda b, s, iou: plain(b, s, 0.9))
+    else:
+        plain = export.Program.forward
+        monkeypatch.setattr(export.Program, "forward", lambda self, images: plain(self, images.flip(1)))
+    said = call(export.main, monkeypatch, capsys, f"checkpoint={checkpoint}", f"output={tmp_path / 'm.onnx'}", code=1)
+    assert "finds something else" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_export_is_told(checkpoint, tmp_path, monkeypatch, capsys):  # noqa: F811
+    start = (export.main, monkeypatch, capsys, f"checkpoint={checkpoint}")
+    assert "output: a file of format=onnx ends in .onnx, not x.pt2" in call(*start, "output=x.pt2", code=2)
+    assert "num_images: must be at least 1" in call(*start, "num_images=0", code=2)
+    stranger = tmp_path / "stranger.onnx"
+    stranger.write_bytes(b"no file of ONNX")
+    said = call(predict.main, monkeypatch, capsys, f"checkpoint={stranger}", "input=x.jpg", code=2)
+    assert "onnxruntime does not read it" in said
+    said = call(predict.main, monkeypatch, capsys, "checkpoint=absent.onnx", "input=x.jpg", code=2)
+    assert "absent.onnx: there is no such file" in said

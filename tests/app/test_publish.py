@@ -1,0 +1,116 @@
+"""``tools/publish.py``: what is given away is whole, says nothing of its maker's folders, and cannot run code."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+import detkit
+from detkit.app.publish import tool as publish
+from detkit.app.publish.tool import without_folders
+from detkit.app.use import evaluate, predict
+from detkit.engine import load_checkpoint
+from detkit.engine.state.checkpoint import CheckpointError, DamagedCheckpointError
+from detkit.utils.download import checksum, local_copy
+from tests.app.test_explain import checkpoint  # noqa: F401 - a fixture: a small run on shapes
+from tests.app.tools import call
+
+
+@pytest.fixture
+def given(checkpoint, tmp_path, monkeypatch, capsys):  # noqa: F811
+    """The published file."""
+    output = tmp_path / "shapes.safetensors"
+    said = call(publish.main, monkeypatch, capsys, f"checkpoint={checkpoint}", "licence=Apache-2.0", f"output={output}")
+    assert "published:" in said
+    return output
+
+
+def test_it_finds_what_the_checkpoint_finds_and_is_smaller(given, checkpoint):  # noqa: F811
+    image = next(checkpoint.parent.rglob("train_*.jpg"))
+    root = f"data.root={next(checkpoint.parent.glob('shapes'))}"
+    here, there = (detkit.load(path, root, device="cpu").predict(image) for path in (checkpoint, given))
+    assert len(here)
+    np.testing.assert_array_equal(here.boxes, there.boxes)
+    np.testing.assert_array_equal(here.scores, there.scores)
+    assert given.stat().st_size < checkpoint.stat().st_size
+    one, two = load_checkpoint(checkpoint), load_checkpoint(given)
+    assert two.training is None
+    assert (one.categories, one.step, dict(one.metrics)) == (two.categories, two.step, dict(two.metrics))
+
+
+def test_the_file_says_all_but_folders_and_the_card_all_in_words(given):
+    with safe_open(str(given), framework="pt") as file:
+        text = file.metadata()["detkit"]
+    assert json.loads(text)["licence"] == "Apache-2.0"
+    assert str(given.parent.parent) not in text
+    card = given.with_suffix(".md").read_text()
+    assert "licence of the weights: Apache-2.0" in card
+    assert checksum(given) in card
+    assert all(name in card for name in load_checkpoint(given).categories.names)
+    assert without_folders({"a": ["/home/me/cells", "runs"], "b": {"c": "~/x"}, "n": 3}) == {
+        "a": ["cells", "runs"],
+        "b": {"c": "x"},
+        "n": 3,
+    }
+
+
+def test_tools_read_it_from_a_path_and_from_a_url(given, checkpoint, tmp_path, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    image = next(checkpoint.parent.rglob("train_*.jpg"))
+    root = next(checkpoint.parent.glob("shapes"))
+    call(
+        evaluate.main,
+        monkeypatch,
+        capsys,
+        f"checkpoint={given}",
+        f"data.root={root}",
+        "device=cpu",
+        f"output={tmp_path / 'e'}",
+    )
+    call(evaluate.main, monkeypatch, capsys, f"checkpoint={checkpoint}", "device=cpu", f"output={tmp_path / 'f'}")
+    assert (tmp_path / "e" / "detections.json").read_text() == (tmp_path / "f" / "detections.json").read_text()
+
+    url = f"{given.as_uri()}#sha256={checksum(given)}"
+    start = (predict.main, monkeypatch, capsys)
+    call(*start, f"checkpoint='{url}'", f"input={image}", f"data.root={root}", "device=cpu", f"output={tmp_path / 'p'}")
+    assert json.loads((tmp_path / "p" / "detections.json").read_text())
+    given.unlink()
+    call(*start, f"checkpoint='{url}'", f"input={image}", f"data.root={root}", "device=cpu", f"output={tmp_path / 'q'}")
+    wrong = call(*start, f"checkpoint='{url[:-1]}{'0' if url[-1] != '0' else '1'}'", f"input={image}", code=2)
+    assert "checkpoint: file://" in wrong
+
+
+def test_a_url_must_tell_its_checksum(tmp_path):
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(b"weights")
+    with pytest.raises(ValueError, match="must end in its file's checksum"):
+        local_copy(file.as_uri(), tmp_path / "cache")
+    with pytest.raises(ValueError, match=r"its checksum is .*, not 0{64}: it is not used"):
+        local_copy(f"{file.as_uri()}#sha256={'0' * 64}", tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir()), "what is not used is not kept"
+    assert local_copy(f"{file.as_uri()}#sha256={checksum(file)}", tmp_path / "cache").read_bytes() == b"weights"
+
+
+def test_a_file_that_was_changed_or_is_a_strangers_is_refused(given, tmp_path, monkeypatch, capsys):
+    held = bytearray(given.read_bytes())
+    held[-5] ^= 1
+    given.write_bytes(held)
+    with pytest.raises(DamagedCheckpointError, match="damaged: its weights are not those that were published"):
+        load_checkpoint(given)
+    stranger = tmp_path / "stranger.safetensors"
+    save_file({"a": torch.zeros(2)}, str(stranger))
+    with pytest.raises(CheckpointError, match="not published by detkit: it has no entry 'detkit'"):
+        load_checkpoint(stranger)
+    stranger.write_bytes(b"\x80\x04cos\nsystem\n")
+    with pytest.raises(CheckpointError, match="damaged or no safetensors file"):
+        load_checkpoint(stranger)
+
+
+def test_a_licence_is_asked_for(checkpoint, tmp_path, monkeypatch, capsys):  # noqa: F811
+    start = (publish.main, monkeypatch, capsys, f"checkpoint={checkpoint}")
+    assert "licence" in call(*start, code=2)
+    assert "say what others may do" in call(*start, "licence=' '", code=2)
+    assert "the file ends in .safetensors, not x.pt" in call(*start, "licence=MIT", "output=x.pt", code=2)

@@ -1,0 +1,211 @@
+"""Detectors by format: the form of fixed sizes finds what the detector finds, and so does the file made of it."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from detkit.app.export.check import partners
+from detkit.config import ConfigError
+from detkit.matching import AnchorGrid, Selector
+from detkit.matching.fixed import Marked, peaks, select_marked, select_of_classes
+from detkit.models.calibrated import Calibrated
+from detkit.models.detector import ComposedDetector
+from detkit.models.export import NoFormError, made_program
+from detkit.models.export.form import scaled_up
+from detkit.models.export.runtime import ExportedDetector, onnx_run, torch_run
+from detkit.models.export.trace import traced, write_onnx
+from detkit.structures import Categories, Detections, FeatureSpec, ImageMeta, Images
+from tests.models.builders import build_model, small
+
+CATEGORIES = Categories(("a", "b", "c"), (1, 4, 9))
+LINE = ["model/head=two_stage_deform_pool"]
+MODULATED = ["model/head=two_stage_modulated_deform_pool", "model.head.roi.pool.hidden=16"]
+
+#: Every detector with each of its poolings and convolutions: its preset, overrides, the side that two cells of each
+#: of its maps take, and whether convolutions are gathered.
+TABLE = {
+    "RetinaNet": ("retinanet", [], 160, False),
+    "Faster R-CNN": ("faster_rcnn_fpn", [], 160, False),
+    "Faster R-CNN, torchvision's": ("faster_rcnn_fpn_torchvision", [], 160, False),
+    "Faster R-CNN, deformable pooling": ("faster_rcnn_fpn", LINE, 160, False),
+    "Faster R-CNN, modulated deformable pooling": ("faster_rcnn_fpn", MODULATED, 160, False),
+    "Faster R-CNN, SNIP": ("faster_rcnn_snip", [], 96, False),
+    "R-FCN": ("rfcn", [], 96, False),
+    "R-FCN, deformable": ("rfcn", ["model.head.roi.pool.deformable=true"], 96, False),
+    "TridentNet": ("tridentnet", [], 96, False),
+    "CenterNet": ("centernet", [], 96, False),
+    "CenterNet, DCNv2": ("centernet", ["model/neck=upsample_dcn"], 96, False),
+    "CenterNet, DCNv2 gathered": ("centernet", ["model/neck=upsample_dcn"], 96, True),
+    "YOLOv1": ("yolov1", [], 96, False),
+    "YOLOv1, the paper's": ("yolov1_paper", [], 64, False),
+}
+
+
+def awake(model, overrides):
+    """A small detector whose head and offsets have moved from their start."""
+    torch.manual_seed(0)
+    detector = build_model(model, CATEGORIES, [*overrides, *small(model)]).eval()
+    for name, parameter in detector.named_parameters():
+        if name.startswith("head") or "offset" in name:
+            grown = 0.3 + torch.rand_like(parameter) / 2 if parameter.ndim == 1 else torch.randn_like(parameter) / 150
+            parameter.data += grown
+    for module in detector.modules():
+        if hasattr(module, "selector"):
+            module.selector.score_threshold = 0.0
+    return detector
+
+
+def pixels(*shape):
+    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+
+
+def padded(images):
+    """``images`` (B, 3, H, W) as the loader makes them a batch."""
+    h, w = images.shape[2:]
+    metas = tuple(ImageMeta(i, f"{i}.png", (h, w), (h, w)) for i in range(len(images)))
+    return Images(F.pad(images, (0, -w % 32, 0, -h % 32)), metas)
+
+
+def same(here, there):
+    assert len(here) == len(there)
+    for one, two in zip(here, there, strict=True):
+        two = Detections(*two) if isinstance(two, tuple) else two
+        assert len(one) > 0
+        _, left = partners(one, two, 0.0)
+        assert not left
+        assert (two.scores.diff() <= 0).all()
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_form_finds_what_the_detector_finds(name):
+    model, overrides, _, _ = TABLE[name]
+    detector = awake(model, overrides)
+    images = pixels(2, 3, 64, 128) if model == "yolov1_paper" else pixels(2, 3, 70, 101)
+    with torch.no_grad():
+        same(detector(padded(images)), made_program(detector, size_divisor=32).of(images))
+        turned = made_program(detector, size_divisor=32, channels_last=True).of(images.permute(0, 2, 3, 1))
+        same(detector(padded(images)), turned)
+
+
+def compare(name, tmp_path, suffix, fixed):
+    """Write the detector ``name``, and run it on images; of several sizes and numbers where it is not ``fixed``."""
+    model, overrides, side, gathered = TABLE[name]
+    detector = awake(model, overrides)
+    size = (64, 128) if model == "yolov1_paper" else (70, 101) if fixed else (side + 2, side + 62)
+    graph = traced(made_program(detector, size_divisor=32), size, fixed=fixed, gathered=gathered)
+    path = tmp_path / f"model{suffix}"
+    if suffix == ".onnx":
+        write_onnx(graph, path, {"made": "here"})
+        run = onnx_run(path)
+    else:
+        torch.export.save(graph, path)
+        run = torch_run(path)
+    for batch, h, w in [(1, *size)] if fixed else [(2, 70, 101), (1, 90, 70), (3, 128, 130), (1, 33, 200)]:
+        images = pixels(batch, 3, h, w)
+        boxes, scores, labels = (torch.as_tensor(o) for o in run(images.numpy()))
+        there = [Detections(b[n >= 0], s[n >= 0], n[n >= 0]) for b, s, n in zip(boxes, scores, labels, strict=True)]
+        with torch.no_grad():
+            same(detector(padded(images)), there)
+
+
+def test_a_file_of_one_size_agrees(tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    compare("YOLOv1, the paper's", tmp_path, ".onnx", fixed=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in TABLE if "paper" not in n])
+def test_an_onnx_file_agrees_for_images_of_any_size_and_number(name, tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    compare(name, tmp_path, ".onnx", fixed=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TABLE)
+def test_a_program_of_torch_agrees(name, tmp_path):
+    compare(name, tmp_path, ".pt2", fixed=True)
+
+
+def test_thresholds_of_classes_are_inside():
+    detector = awake("centernet", [])
+    images = pixels(2, 3, 70, 101)
+    with torch.no_grad():
+        plain = detector(padded(images))
+        middle = [float(torch.cat([d.scores[d.labels == k] for d in plain]).median()) for k in range(3)]
+        calibrated = Calibrated(detector, middle)
+        same(calibrated(padded(images)), made_program(calibrated, size_divisor=32).of(images))
+    assert sum(map(len, calibrated(padded(images)))) < sum(map(len, plain))
+
+
+def test_what_has_no_form_is_named():
+    mtcnn = build_model("mtcnn", CATEGORIES, small("mtcnn"))
+    with pytest.raises(NoFormError, match="model: MTCNN is no detector of backbone, neck and head: it has no export"):
+        made_program(mtcnn, size_divisor=32)
+    detector = awake("centernet", [])
+    with pytest.raises(NoFormError, match="maps scores"):
+        made_program(Calibrated(detector, [0.1] * 3, lambda s: s), size_divisor=32)
+    strange = ComposedDetector(backbone=detector.backbone, neck=detector.neck, head=torch.nn.Identity())
+    with pytest.raises(NoFormError, match=r"Identity has no export form; there are those of CenterNetHead, RetinaHead"):
+        made_program(strange, size_divisor=32)(pixels(1, 3, 64, 64))
+    merged = awake("faster_rcnn_snip", ["model.head.merge={_target_:SoftNMS}"])
+    with pytest.raises(NoFormError, match="SoftNMS has no export form"):
+        made_program(merged, size_divisor=32)(pixels(1, 3, 64, 64))
+
+
+def test_an_exported_file_of_one_size_refuses_others():
+    one = ExportedDetector(lambda images: (), size=(64, 64))
+    with pytest.raises(ConfigError, match=r"0.png: 64 x 70 px, and the file takes images of 64 x 64 px alone"):
+        one(padded(pixels(1, 3, 64, 70)))
+    with pytest.raises(ConfigError, match="no losses"):
+        one(padded(pixels(1, 3, 64, 64)), [])
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+@pytest.mark.parametrize("nms_iou", [0.3, None])
+def test_selection_in_place_is_selection(agnostic, nms_iou):
+    """Against the selector that removes, for boxes of each class and shared ones."""
+    g = torch.Generator().manual_seed(0)
+    selector = Selector(
+        score_threshold=0.3, nms_iou=nms_iou, max_detections=20, min_size=8.0, class_agnostic=agnostic
+    )  # fmt: skip
+    for own in (3, 1):
+        corner = 80 * torch.rand(40, own, 2, generator=g) - 10
+        boxes = torch.cat([corner, corner + 40 * torch.rand(40, own, 2, generator=g)], dim=2)
+        scores = torch.rand(40, 3, generator=g)
+        wanted = selector.of_each_class(boxes, scores, (60, 80))
+        found = select_of_classes(boxes[None], scores[None], (60, 80), selector)
+        kept = found.labels[0] >= 0
+        assert 0 < len(wanted) == int(kept.sum())
+        torch.testing.assert_close(found.scores[0][kept], wanted.scores)
+        torch.testing.assert_close(found.boxes[0][kept], wanted.boxes)
+        assert torch.equal(found.labels[0][kept], wanted.labels)
+        one_class = scores.argmax(dim=1)
+        best = scores.amax(dim=1)
+        wanted = selector.of_one_class(boxes[:, 0], best, one_class, (60, 80))
+        found = select_marked(Marked(boxes[None, :, 0], best[None], one_class[None]), (60, 80), selector, 3)
+        kept = found.labels[0] >= 0
+        torch.testing.assert_close(found.boxes[0][kept], wanted.boxes)
+
+
+def test_of_equal_neighbours_the_first_is_the_peak():
+    heat = torch.tensor([[0.5, 0.5, 0.1], [0.5, 0.2, 0.9], [0.0, 0.9, 0.3]])[None, None]
+    high = peaks(heat)[0, 0]
+    assert high.nonzero().tolist() == [[0, 0], [1, 2]]
+
+
+def test_sides_of_maps_are_rounded_up():
+    assert [scaled_up(side, 1 / 8) for side in (64, 65, 71, 72)] == [8, 9, 9, 9]
+    assert scaled_up(7, 2.0) == 14
+    assert scaled_up(7, 0.75) == 6
+
+
+def test_anchors_stand_where_they_stood():
+    """The order of plain loops, cell by cell."""
+    grid = AnchorGrid(in_spec=FeatureSpec((4,), (8.0,)), scales=(1.0,), ratios=(1.0,))
+    (anchors,) = grid([(2, 3)], torch.device("cpu"))
+    wanted = [[8 * x - 4, 8 * y - 4, 8 * x + 4, 8 * y + 4] for y in range(2) for x in range(3)]
+    assert anchors.tolist() == wanted
+    (inside,) = grid.inside([(2, 3)], (8, 17), torch.device("cpu"))
+    assert inside.tolist() == [True, True, True, False, False, False]
