@@ -31,7 +31,7 @@ REFUSED = {
         for name in ("resnet50_c4", "resnet50_dilated", "resnet101_dilated")
     },
     **{
-        f"model/backbone={name}": (FEWER_MAPS, BRANCHES, WITHOUT_C5)
+        f"model/backbone={name}": (FEWER_MAPS, BRANCHES, WITHOUT_C5, "trident gives plain convolutions branches")
         for name in ("resnet50_trident", "resnet101_trident", "mobilenetv2_trident")
     },
     "model/head=two_stage_snip": ("choose model/neck=image_pyramid_16, which has three scales",),
@@ -62,7 +62,12 @@ OF_BRANCHES = (
     "bins needs maps of a multiple",
 )
 OF_FINE_MAPS = (WITHOUT_C5, "must be one of [4, 8]", "there are valid_ranges for", "bins needs maps of a multiple")
-OF_RECIPE = {"tridentnet/": OF_BRANCHES, "scale/tridentnet": OF_BRANCHES, "scale/": OF_FINE_MAPS}
+OF_RECIPE = {
+    "tridentnet/": OF_BRANCHES,
+    "scale/tridentnet": OF_BRANCHES,
+    "scale/single_level": OF_BRANCHES,
+    "scale/": OF_FINE_MAPS,
+}
 
 
 @pytest.fixture(scope="module")
