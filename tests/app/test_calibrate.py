@@ -1,6 +1,8 @@
 """``tools/calibrate.py``: what it promises is in the copy of the checkpoint, and every tool keeps to it."""
 
+import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,8 +11,10 @@ import torch
 import detkit
 from detkit.app.calibrate import tool as calibrate
 from detkit.app.calibrate.found import Calibration
+from detkit.app.explain import tool as explain
 from detkit.app.use import evaluate, predict
 from detkit.engine import load_checkpoint
+from detkit.engine.state.checkpoint import save_checkpoint
 from detkit.evaluation.reliability import ScoreMap
 from detkit.evaluation.risk_control import Judged
 from detkit.evaluation.thresholds import Aim
@@ -116,3 +120,125 @@ def test_predict_takes_the_calibrated_copy(calibrated, checkpoint, tmp_path, mon
     )  # fmt: skip
     assert "left out is what is below the thresholds" in output
     assert (tmp_path / "p" / "detections.json").is_file()
+
+
+def rows_of(folder):
+    return json.loads((folder / "detections.json").read_text())
+
+
+def key(row):
+    return row["image_id"], row["category_id"], *(round(v, 3) for v in row["bbox"])
+
+
+@pytest.fixture
+def thresholded(checkpoint, tmp_path):  # noqa: F811
+    """A copy whose classes have thresholds of their own, at quantiles of what the detector says of its images."""
+    stored = load_checkpoint(checkpoint)
+    values = np.linspace(0.06, 0.3, len(stored.categories))[::-1].tolist()
+    path = tmp_path / "own.pt"
+    calibration = {"thresholds": values, "aim": "a test", "scores": None, "tta": None}
+    save_checkpoint(path, dataclasses.replace(stored, calibration=calibration))
+    return path, dict(zip(stored.categories.ids, values, strict=True))
+
+
+@pytest.mark.parametrize("tool", ["evaluate", "predict"])
+def test_evaluate_and_predict_keep_what_reaches_the_threshold_of_its_class(
+    tool,
+    checkpoint,  # noqa: F811
+    thresholded,
+    tmp_path,
+    monkeypatch,
+    capsys,
+):
+    path, least = thresholded
+    images = next(checkpoint.parent.rglob("train_*.jpg")).parent
+    found = []
+    for name, of in (("all", checkpoint), ("kept", path)):
+        more = [f"input={images}"] if tool == "predict" else []
+        main = predict.main if tool == "predict" else evaluate.main
+        call(main, monkeypatch, capsys, f"checkpoint={of}", "device=cpu", f"output={tmp_path / name}", *more)
+        found.append(rows_of(tmp_path / name))
+    every, kept = found
+    wanted = [row for row in every if row["score"] >= least[row["category_id"]]]
+    assert 0 < len(wanted) < len(every)
+    assert sorted(map(key, kept)) == sorted(map(key, wanted))
+
+
+def test_explain_keeps_to_them_too(checkpoint, thresholded, monkeypatch, capsys, tmp_path):  # noqa: F811
+    path, least = thresholded
+    counts = []
+    for name, of in (("all", checkpoint), ("kept", path)):
+        start = (monkeypatch, capsys, f"checkpoint={of}", "device=cpu", f"output={tmp_path / name}")
+        call(explain.main, *start, "score_threshold=0")
+        said = json.loads((tmp_path / name / "explanation.json").read_text())
+        counts.append(said["found"] + len(said["false_alarms"]))
+    call(evaluate.main, monkeypatch, capsys, f"checkpoint={checkpoint}", "device=cpu", f"output={tmp_path / 'e'}")
+    rows = rows_of(tmp_path / "e")
+    assert counts == [len(rows), sum(row["score"] >= least[row["category_id"]] for row in rows)]
+
+
+def test_the_curves_of_the_page_are_means_over_images():
+    """Against plain loops over images; three images with none, one and several detections."""
+    images, labels = np.array([0, 0, 0, 1, 2, 2]), np.array([0, 1, 0, 0, 1, 1])
+    scores, right = np.array([0.91, 0.51, 0.31, 0.71, 0.21, 0.95]), np.array([1, 0, 1, 0, 1, 0], bool)
+    object_images = np.array([0, 0, 2, 3])
+    object_scores = np.array([0.91, 0.31, 0.21, -np.inf])
+    judged = Judged(4, images, labels, scores, right, object_images, np.array([0, 0, 1, 0]), object_scores)
+    curves = Calibration(None, judged, None).curves()
+    for name in ("precision", "recall"):
+        drawn = dict(zip(curves[name].x.tolist(), range(len(curves[name].x)), strict=True))
+        for x, place in drawn.items():
+            values = []
+            for image in range(4):
+                if name == "precision":
+                    shown = [bool(r) for i, s, r in zip(images, scores, right, strict=True) if i == image and s >= x]
+                else:
+                    shown = [s >= x for i, s in zip(object_images, object_scores, strict=True) if i == image]
+                values += [sum(shown) / len(shown)] if shown else []
+            assert curves[name].y[place] == pytest.approx(np.mean(values)), (name, x)
+            wide = 1.96 * np.std(values) / len(values) ** 0.5
+            assert curves[name].low[place] == pytest.approx(max(0, np.mean(values) - wide))
+            assert curves[name].high[place] == pytest.approx(min(1, np.mean(values) + wide))
+        assert len(drawn) > 40 - 5 * (name == "precision")
+
+
+def test_views_that_the_thresholds_were_not_measured_with_are_told(checkpoint, tmp_path, monkeypatch, capsys):  # noqa: F811
+    image = next(checkpoint.parent.rglob("train_*.jpg"))
+    start = (calibrate.main, monkeypatch, capsys, f"checkpoint={checkpoint}", *REACHED)
+    call(*start, f"output={tmp_path / 'plain'}")
+    call(*start, f"output={tmp_path / 'flipped'}", "tta=flip")
+    assert load_checkpoint(tmp_path / "plain" / "last.pt").calibration["tta"] is None
+    flipped = "2 views of each image (scales 1, each mirrored too), merged by NMS"
+    assert load_checkpoint(tmp_path / "flipped" / "last.pt").calibration["tta"] == flipped
+    for measured, with_flip, without in (
+        ("plain", "measured with the plain detector (tta=null); with 2 views of each image", None),
+        ("flipped", None, f"measured with {flipped}; with the plain detector (tta=null) scores differ"),
+    ):
+        for more, expected in ((["tta=flip"], with_flip), ([], without)):
+            said = call(
+                predict.main, monkeypatch, capsys, f"checkpoint={tmp_path / measured / 'last.pt'}", f"input={image}",
+                "device=cpu", f"output={tmp_path / 'p'}", *more,
+            )  # fmt: skip
+            said = " ".join(said.split())
+            assert (expected in said) if expected else ("thresholds were measured with" not in said)
+            shutil.rmtree(tmp_path / "p")
+
+
+def test_what_predict_draws_is_compared_after_the_map(checkpoint, tmp_path, monkeypatch, capsys):  # noqa: F811
+    """score_threshold is of the scores that the rows show: mapped ones where there is a map."""
+    stored = load_checkpoint(checkpoint)
+    half = ScoreMap("isotonic", np.array([0.0, 1.0]), np.array([0.0, 0.5])).to_dict()
+    calibration = {"thresholds": [0.0] * len(stored.categories), "aim": "a test", "scores": half, "tta": None}
+    save_checkpoint(tmp_path / "half.pt", dataclasses.replace(stored, calibration=calibration))
+    image = next(checkpoint.parent.rglob("train_*.jpg"))
+    drawn = []
+    draw = predict.draw_boxes
+    monkeypatch.setattr(predict, "draw_boxes", lambda *given: drawn.append(given[4]) or draw(*given))
+    for name, of, threshold in (("a", checkpoint, 0.1), ("b", tmp_path / "half.pt", 0.1), ("c", checkpoint, 0.2)):
+        call(
+            predict.main, monkeypatch, capsys, f"checkpoint={of}", f"input={image}", "device=cpu",
+            f"output={tmp_path / name}", f"score_threshold={threshold}",
+        )  # fmt: skip
+    plain, mapped, twice = (sorted(scores.tolist()) for scores in drawn)
+    assert mapped == pytest.approx([s / 2 for s in twice])
+    assert len(mapped) < len(plain)

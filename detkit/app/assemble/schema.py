@@ -149,6 +149,7 @@ class CalibrateOptions:
     delta: float = 0.1
     scores: Literal["temperature", "isotonic"] | None = None
     unknown: float | None = None
+    tta: Callable[..., Any] | None = None
     split: Literal["train", "val"] = "val"
     seed: int = 0
     output: str | None = None

@@ -58,9 +58,21 @@ class Stored:
             ConfigError: the section's values do not fit together.
             ValueError: the thresholds are not one for each class.
         """
-        return self._calibrated(self.detector if tta is None else self._of_views(tta))
+        detector, views = self.bare(tta)
+        return self._calibrated(detector, views)
 
-    def _calibrated(self, detector: Detector) -> Detector:
+    def bare(self, tta: Any) -> tuple[Detector, str | None]:
+        """The detector without thresholds, with the views of a ``tta`` section, and these in words; None for none.
+
+        Raises:
+            ConfigError: the section's values do not fit together.
+        """
+        if tta is None:
+            return self.detector, None
+        detector = self._of_views(tta)
+        return detector, detector.extra_repr()
+
+    def _calibrated(self, detector: Detector, views: str | None) -> Detector:
         calibration = self.checkpoint.calibration
         if calibration is None:
             return detector
@@ -68,6 +80,11 @@ class Stored:
         thresholds = check_thresholds(calibration, len(self.checkpoint.categories), source)
         stored = calibration.get("scores")
         scores = None if stored is None else ScoreMap.from_dict(stored)
+        if (measured := calibration.get("tta")) != views:
+            logger.warning(
+                "%s: its thresholds were measured with %s; with %s scores differ, and what they promise does not hold",
+                *(source, measured or "the plain detector (tta=null)", views or "the plain detector (tta=null)"),
+            )
         logger.info("%s: left out is what is below the thresholds for %s", source, calibration.get("aim"))
         return Calibrated(detector, thresholds, scores).to(self.device).eval()
 

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from detkit.app.assemble.stored import Stored
 from detkit.data.datasets.base import DetectionDataset
 from detkit.engine.evaluation import to_device
 from detkit.engine.precision import Precision, autocast, check_precision
@@ -44,12 +43,14 @@ class Curve(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """``thresholds`` of each class, ``judged`` detections of the images that they were found on, and ``scores``: what
-    makes scores probabilities, and ``unknown``: below which cosines nothing is known; None where nobody asked."""
+    makes scores probabilities, and ``unknown``: below which cosines nothing is known; None where nobody asked.
+    ``views``: how each image was looked at, in words; None for the plain detector."""
 
     thresholds: Thresholds
     judged: Judged
     scores: ScoreMap | None
     unknown: LeastCosines | None = None
+    views: str | None = None
 
     @classmethod
     def of(cls, judged: Judged, names: Sequence[str], aim: Aim, kind: Kind | None, seed: int) -> Calibration:
@@ -81,7 +82,8 @@ class Calibration:
 
     def to_checkpoint(self) -> dict[str, Any]:
         """What a checkpoint holds of it."""
-        kept = {"thresholds": self.thresholds.values.tolist(), "aim": self.thresholds.aim.in_words}
+        kept: dict[str, Any] = {"thresholds": self.thresholds.values.tolist(), "aim": self.thresholds.aim.in_words}
+        kept["tta"] = self.views
         if self.unknown is not None:
             kept["unknown"] = self.unknown.to_dict()
         return {**kept, "scores": None if self.scores is None else self.scores.to_dict()}
@@ -92,6 +94,7 @@ class Calibration:
         reached = [self.reached(k) for k in range(len(self.thresholds.rows))]
         return {
             "source": source,
+            "tta": self.views,
             **self.thresholds.to_dict(),
             "reached": [{"precision": _plain(p), "recall": _plain(r)} for p, r in reached],
             "expected_calibration_error": {"before": _plain(before), "after": after},
@@ -145,19 +148,20 @@ class RightCosines:
 
 
 def judged_images(
-    stored: Stored,
+    detector: Detector,
+    device: torch.device,
     batches: Iterable[Batch],
     dataset: DetectionDataset,
     precision: Precision,
     cosines: RightCosines | None = None,
 ) -> Iterator[ImageErrors]:
-    """The detections of the bare detector in each image, judged; ``cosines`` collects those of the right ones."""
-    check_precision(precision, stored.device)
+    """What ``detector``, without thresholds, finds in each image, judged; ``cosines`` collects the right ones'."""
+    check_precision(precision, device)
     truths = {truth.image_id: truth for truth in dataset.truths}
     for batch in batches:
-        batch = to_device(batch, stored.device, channels_last=False)
-        with torch.no_grad(), autocast(stored.device, precision):
-            found = stored.detector(batch.images)
+        batch = to_device(batch, device, channels_last=False)
+        with torch.no_grad(), autocast(device, precision):
+            found = detector(batch.images)
         results = [restore(each, meta, dataset.categories) for each, meta in zip(found, batch.images.meta, strict=True)]
         judged = [
             image_errors(truths[meta.image_id], of_one, dataset.categories)

@@ -47,8 +47,11 @@ def run(cfg: DictConfig, _: Path) -> None:
     precision = options.precision or stored.config["trainer"]["precision"]
     wanted = Path(options.output or checkpoint.parent / f"calibration_{checkpoint.stem}_{options.split}")
     with output_folder(wanted) as folder:
-        images = judged_images(stored, track(loader, len(loader), "calibrating"), dataset, precision, cosines)
+        detector, views = stored.bare(options.tta)
+        batches = track(loader, len(loader), "calibrating")
+        images = judged_images(detector, stored.device, batches, dataset, precision, cosines)
         found = calibrate(images, dataset.categories.names, aim, options.scores, options.seed)
+        found = dataclasses.replace(found, views=views)
         if cosines is not None and options.unknown is not None:
             least = cosines.least(len(dataset.categories), options.unknown)
             found = dataclasses.replace(found, unknown=least)
