@@ -18,6 +18,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FrozenBatchNorm2d
 
+from benchmarks import cascade as benchmark_cascade
 from benchmarks import divergence as benchmark_divergence
 from benchmarks import evaluation as benchmark_evaluation
 from benchmarks import ops as benchmark_ops
@@ -37,7 +38,7 @@ NUM_CLASSES = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line: ``training``, ``ops``, ``evaluation`` or ``divergence``."""
+    """The command line: ``training``, ``ops``, ``evaluation``, ``divergence`` or ``mtcnn``."""
     with told_plainly():
         run(arguments)
 
@@ -51,10 +52,14 @@ def run(arguments: Sequence[str] | None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["evaluation"]:
         return benchmark_evaluation.main(arguments[1:])
+    if arguments[:1] == ["mtcnn"]:
+        return benchmark_cascade.main(arguments[1:])
     if arguments[:1] == ["divergence"]:
         return benchmark_divergence.main(arguments[1:])
-    parser = argparse.ArgumentParser(description="Time detkit beside its peers; `evaluation --help` for that one.")
-    parser.add_argument("what", choices=("training", "ops", "evaluation", "divergence"))
+    parser = argparse.ArgumentParser(
+        description="Time detkit beside its peers; `evaluation --help` and `mtcnn --help` for those."
+    )
+    parser.add_argument("what", choices=("training", "ops", "evaluation", "divergence", "mtcnn"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, help="rounds of one run of each contestant; 10, for ops on a CPU 3")
     parser.add_argument("--batch", type=int, default=4, help="images in a training step")

@@ -60,7 +60,8 @@ class Layout:
         boxes = self.boxes.clip(0, np.array([w, h, w, h], dtype=np.float32))
         sides = boxes[:, 2:] - boxes[:, :2]
         area = (self.boxes[:, 2:] - self.boxes[:, :2]).prod(axis=1)
-        large, visible = (sides >= min_size).all(axis=1), sides.prod(axis=1) >= min_visibility * area
+        large = np.asarray((sides >= min_size).all(axis=1))
+        visible = np.asarray(sides.prod(axis=1) >= min_visibility * area)
         if ignore_rest:
             return replace(self, boxes=boxes, ignore=self.ignore | ~visible).select(large)
         return replace(self, boxes=boxes).select(large & visible)

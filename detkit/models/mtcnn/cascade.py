@@ -36,21 +36,25 @@ class CascadeSettings:
     max_detections: int = 100
 
 
-def first_stage(net: PNet, pixels: Tensor, how: CascadeSettings) -> Tensor:
-    """Square boxes (P, 4) px, best first: what P-Net finds in each image of the pyramid of ``pixels`` (3, h, w)."""
-    size = (pixels.shape[1], pixels.shape[2])
-    found = [_at_scale(net, pixels, s, how) for s in pyramid_scales(size, how.min_size, how.factor)]
+def first_stage(net: PNet, sums: Tensor, how: CascadeSettings) -> Tensor:
+    """Square boxes (P, 4) px, best first: what P-Net finds in each image of the pyramid.
+
+    Args:
+        sums: the image's :func:`~detkit.models.mtcnn.crops.integral_image`.
+    """
+    size = (sums.shape[0] - 1, sums.shape[1] - 1)
+    found = [_at_scale(net, sums, s, how) for s in pyramid_scales(size, how.min_size, how.factor)]
     if not found:
-        return pixels.new_zeros(0, 4)
+        return sums.new_zeros((0, 4), dtype=torch.float32)
     boxes, scores, deltas = (torch.cat(parts) for parts in zip(*found, strict=True))
     kept = unsuppressed(boxes, scores, size, how.nms_iou, how.max_candidates, "P-Net")
     return squared(moved(boxes[kept], deltas[kept], net.extra))
 
 
-def _at_scale(net: PNet, pixels: Tensor, scale: float, how: CascadeSettings) -> tuple[Tensor, Tensor, Tensor]:
+def _at_scale(net: PNet, sums: Tensor, scale: float, how: CascadeSettings) -> tuple[Tensor, Tensor, Tensor]:
     """The windows (N, 4) px, scores (N,) and deltas (N, 4) that stay at one scale: enough, and NMS."""
-    size = (pixels.shape[1], pixels.shape[2])
-    answers = net(normalized(scaled_image(pixels[None], scale)))
+    size = (sums.shape[0] - 1, sums.shape[1] - 1)
+    answers = net(normalized(scaled_image(sums, scale)))
     score = answers.logits.float().softmax(1)[0, 1]
     columns, scores = score.shape[1], score.flatten()
 
@@ -65,11 +69,7 @@ def _at_scale(net: PNet, pixels: Tensor, scale: float, how: CascadeSettings) -> 
 
 
 def second_stage(net: RNet, sums: Tensor, boxes: Tensor, how: CascadeSettings) -> Tensor:
-    """Of ``boxes`` (P, 4) px those (Q, 4) that R-Net takes for objects, moved and square again, best first.
-
-    Args:
-        sums: the image's :func:`~detkit.models.mtcnn.crops.integral_image`.
-    """
+    """Of ``boxes`` (P, 4) px those (Q, 4) that R-Net takes for objects, moved and square again, best first."""
     size = (sums.shape[0] - 1, sums.shape[1] - 1)
     boxes, answers = look(net, sums, boxes)
     scores = answers.logits.softmax(1)[:, 1]
@@ -107,6 +107,6 @@ def run_cascade(
 ) -> tuple[Detections, Tensor | None]:
     """All three stages on ``pixels`` (3, h, w) float, 0 to 255: see :func:`third_stage`."""
     sums = integral_image(pixels)
-    boxes = first_stage(nets[0], pixels, how)
+    boxes = first_stage(nets[0], sums, how)
     boxes = second_stage(nets[1], sums, boxes, how)
     return third_stage(nets[2], sums, boxes, how)

@@ -58,15 +58,15 @@ def cascade_losses(
             break
         hand_on = _HAND_ON[stage]
         with torch.no_grad():
-            boxes = [hand_on(nets, p, s, b, cascade) for p, s, b in zip(pixels, sums, boxes, strict=True)]
+            boxes = [hand_on(nets, s, b, cascade) for s, b in zip(sums, boxes, strict=True)]
     return Losses.merge(*parts)
 
 
-def _hand_on_first(nets: Nets, pixels: Tensor, _: Tensor, __: Tensor, how: CascadeSettings) -> Tensor:
-    return first_stage(nets[0], pixels, how)
+def _hand_on_first(nets: Nets, sums: Tensor, _: Tensor, how: CascadeSettings) -> Tensor:
+    return first_stage(nets[0], sums, how)
 
 
-def _hand_on_second(nets: Nets, _: Tensor, sums: Tensor, boxes: Tensor, how: CascadeSettings) -> Tensor:
+def _hand_on_second(nets: Nets, sums: Tensor, boxes: Tensor, how: CascadeSettings) -> Tensor:
     return second_stage(nets[1], sums, boxes, how)
 
 

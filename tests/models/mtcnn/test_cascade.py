@@ -106,9 +106,16 @@ def test_scales_begin_where_the_least_object_fills_a_window():
 
 def test_images_of_the_pyramid_are_means_of_areas_a_pixel_larger_than_the_share():
     pixels = torch.arange(48.0).view(1, 1, 6, 8).expand(1, 3, 6, 8)
-    small = scaled_image(pixels, 0.5)
+    small = scaled_image(integral_image(pixels[0]), 0.5)
     assert small.shape == (1, 3, 4, 5)
     assert small[0, 0, 0, 0] == pytest.approx((0 + 1 + 8 + 9) / 4), "rows 0 to 1.5, columns 0 to 1.6: all they touch"
+
+
+@pytest.mark.parametrize(("size", "scale"), [((61, 83), 0.6), ((61, 83), 0.21), ((12, 40), 1.0), ((20, 13), 1.7)])
+def test_images_of_the_pyramid_are_those_of_interpolation_by_areas(size, scale):
+    pixels = torch.rand(3, *size, generator=torch.Generator().manual_seed(1)) * 255
+    wanted = F.interpolate(pixels[None], size=[int(side * scale + 1) for side in size], mode="area")
+    torch.testing.assert_close(scaled_image(integral_image(pixels), scale), wanted, rtol=0, atol=1e-4)
 
 
 def test_pixels_are_normalised_as_published():
