@@ -49,6 +49,7 @@ NOT_RUN = {
 #: The tool that the text means by a piece of a command; the first that fits.
 TOOL_OF_PIECE = (
     (r"tta|data\.root=/elsewhere|model\.head\.roi\.selector", "evaluate.py checkpoint=RUN_FOLDER/best.pt {}"),
+    (r"^val_loss=", "evaluate.py checkpoint=RUN_FOLDER/best.pt {}"),
     (r"^target\.", "calibrate.py checkpoint=RUN_FOLDER/best.pt {}"),
     (r"^scores=", "calibrate.py checkpoint=RUN_FOLDER/best.pt target.recall=0.8 {}"),
     (r"data=null", "inspect_model.py experiment=quickstart {}"),
@@ -145,6 +146,8 @@ class Place:
         text = filled(text).replace("output=NEW", f"output=new_{time.time_ns()}")  # nothing is written over
         if "runs/other" in text.split() and not (self.folder / "runs" / "other").is_dir():
             self.run("python tools/train.py experiment=quickstart seed=1 hydra.run.dir=runs/other")
+        if "runs/flow/" in text and not (self.folder / "runs" / "flow").is_dir():
+            self.run("python tools/train.py experiment=flow/shapes hydra.run.dir=runs/flow")
         if "replay.py" in text and not (self.folder / "runs" / "hot").is_dir():
             self.run(next(found.text for found in commands() if "optim.lr=2 " in found.text), code=1)
         if "/elsewhere" in text:
