@@ -16,7 +16,19 @@ from detkit.utils.commands import tool_name
 from tests.app.tools import call
 
 load_components()
-TOOLS = ("train", "evaluate", "predict", "audit", "explain", "calibrate", "export", "publish", "inspect_data", "inspect_model", "convert")
+TOOLS = (
+    "train",
+    "evaluate",
+    "predict",
+    "audit",
+    "explain",
+    "calibrate",
+    "export",
+    "publish",
+    "inspect_data",
+    "inspect_model",
+    "convert",
+)
 NEED_AN_EXPERIMENT = ("train", "audit", "inspect_model")
 
 
