@@ -30,7 +30,7 @@ _KINDS = (
     (("backbone.body.", "roi_heads."), "torchvision's Faster R-CNN: init_from=torchvision:{path}"),
     (("backbone.body.", "head.regression_head.bbox_ctrness."), "torchvision's FCOS, which detkit does not have"),
     (("backbone.body.", "head.classification_head."), "torchvision's RetinaNet: init_from=torchvision:{path}"),
-    (("backbone.body.", "head."), "another detector of torchvision's; only its fasterrcnn_ and retinanet_resnet50_fpn are taken"),
+    (("backbone.body.", "head."), "another detector of torchvision's; its Faster R-CNN and RetinaNet alone are taken"),
     (("backbone.bottom_up.",), "detectron2, whose weights are not taken"),
     (("backbone.", "rpn_head."), "mmdetection, whose weights are not taken"),
     (("backbone.", "bbox_head."), "mmdetection, whose weights are not taken"),
