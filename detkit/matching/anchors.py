@@ -51,6 +51,7 @@ class AnchorGrid(Anchors):
         ratios: height / width.
         rounded: round the corners to whole px around the centre, as torchvision does.
         offset: from a cell's top left corner to the centres of its anchors, in cells; 0.5 is its middle.
+        whole_sides: round the sides down to whole px, before the ratios, as torchvision's RetinaNet does.
         in_padding: keep the anchors in the padding, and lay the cells of each level out over the whole of the finest,
             a whole number of px apart: torchvision's behaviour in padded batches. Results for an image then depend on
             the other images of its batch.
@@ -65,6 +66,7 @@ class AnchorGrid(Anchors):
         rounded: bool = False,
         offset: float = 0.0,
         in_padding: bool = False,
+        whole_sides: bool = False,
     ) -> None:
         for name, values in (("scales", scales), ("ratios", ratios)):
             if not values or min(values) <= 0:
@@ -73,7 +75,7 @@ class AnchorGrid(Anchors):
             raise ValueError(f"offset must lie in [0, 1), a place in the cell, not {offset}")
         self.strides, self.in_padding, self.offset = in_spec.strides, in_padding, offset
         self.num_per_cell = len(scales) * len(ratios)
-        self._base = [_base_anchors(stride, scales, ratios, rounded) for stride in self.strides]
+        self._base = [_base_anchors(stride, scales, ratios, rounded, whole_sides) for stride in self.strides]
 
     def __call__(self, shapes: Sequence[tuple[int, int]], device: torch.device) -> list[Tensor]:
         return [
@@ -145,10 +147,13 @@ def cell_origins(shape: tuple[int, int], steps: tuple[float, float], device: tor
     return torch.stack([x.expand(shape[0], -1), y[:, None].expand(-1, shape[1])], dim=2).reshape(-1, 2)
 
 
-def _base_anchors(stride: float, scales: Sequence[float], ratios: Sequence[float], rounded: bool) -> Tensor:
+def _base_anchors(
+    stride: float, scales: Sequence[float], ratios: Sequence[float], rounded: bool, whole_sides: bool
+) -> Tensor:
     """(A, 4) anchors around the origin, ratios outermost."""
     height = torch.tensor(ratios).sqrt()
     sides = torch.tensor(scales) * stride
+    sides = sides.floor() if whole_sides else sides
     w = (sides[None, :] / height[:, None]).flatten()
     h = (sides[None, :] * height[:, None]).flatten()
     base = torch.stack([-w, -h, w, h], dim=1) / 2

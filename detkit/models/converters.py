@@ -23,8 +23,57 @@ _RENAMES = (
     (r"^roi_heads\.box_predictor\.(cls_score|bbox_pred)\.", r"head.roi.network.\1."),
 )
 
+#: the same for its RetinaNet
+_RETINA_RENAMES = (
+    *_RENAMES[:3],
+    (r"^backbone\.fpn\.extra_blocks\.p6\.", "neck.extra_convs.0."),
+    (r"^backbone\.fpn\.extra_blocks\.p7\.", "neck.extra_convs.1."),
+    (r"^head\.classification_head\.conv\.(\d+)\.0\.(weight|bias)$", r"head.cls_tower.convs.\1.\2"),
+    (r"^head\.regression_head\.conv\.(\d+)\.0\.(weight|bias)$", r"head.box_tower.convs.\1.\2"),
+    (r"^head\.classification_head\.cls_logits\.", "head.cls_logits."),
+    (r"^head\.regression_head\.bbox_reg\.", "head.bbox_pred."),
+)
+
+#: of its towers, whose published names are from before that change: every second module is a ReLU
+_OLD_TOWER = re.compile(r"^(head\.(?:classification|regression)_head\.conv)\.([0246])\.(weight|bias)$")
+
 
 def from_torchvision(state: Mapping[str, Tensor], categories: Categories) -> tuple[dict[str, Tensor], bool]:
+    """A state dict of torchvision's ``fasterrcnn_resnet50_fpn`` or ``retinanet_resnet50_fpn``: see below."""
+    is_retina = any(key.startswith("head.classification_head.") for key in state)
+    return (from_retinanet if is_retina else from_faster_rcnn)(state, categories)
+
+
+def from_retinanet(state: Mapping[str, Tensor], categories: Categories) -> tuple[dict[str, Tensor], bool]:
+    """A state dict of torchvision's ``retinanet_resnet50_fpn`` for detkit's model ``retinanet_torchvision``.
+
+    torchvision has a row for class 0, which nothing ever is; classes are matched as in :func:`from_faster_rcnn`.
+
+    Raises:
+        ValueError: a key that such a model does not have.
+    """
+    renamed: dict[str, Tensor] = {}
+    for key, value in state.items():
+        old = _OLD_TOWER.match(key)
+        name = _rename(f"{old[1]}.{int(old[2]) // 2}.0.{old[3]}" if old else key, _RETINA_RENAMES)
+        if key.endswith("num_batches_tracked"):
+            continue
+        if name is None:
+            raise ValueError(f"{key!r} is not a key of torchvision's retinanet_resnet50_fpn")
+        renamed[name] = value
+    layer, boxes = "head.cls_logits", "head.bbox_pred.bias"
+    if f"{layer}.bias" not in renamed or boxes not in renamed:
+        raise ValueError("the state dict of torchvision's retinanet_resnet50_fpn must have both of its last layers")
+    anchors = len(renamed[boxes]) // 4
+    rows = _class_rows(len(renamed[f"{layer}.bias"]) // anchors, categories)
+    for kind in ("weight", "bias"):
+        value = renamed.pop(f"{layer}.{kind}")
+        if rows is not None:
+            renamed[f"{layer}.{kind}"] = value.unflatten(0, (anchors, -1))[:, rows].flatten(0, 1)
+    return renamed, rows is not None
+
+
+def from_faster_rcnn(state: Mapping[str, Tensor], categories: Categories) -> tuple[dict[str, Tensor], bool]:
     """A state dict of torchvision's ``fasterrcnn_resnet50_fpn`` for detkit's model ``faster_rcnn_fpn_torchvision``.
 
     torchvision counts background as class 0, detkit last. Classes are matched by name with the published COCO weights
@@ -40,7 +89,7 @@ def from_torchvision(state: Mapping[str, Tensor], categories: Categories) -> tup
     for key, value in state.items():
         if key.endswith("num_batches_tracked"):
             continue
-        name = _rename(key)
+        name = _rename(key, _RENAMES)
         if name is None:
             raise ValueError(f"{key!r} is not a key of torchvision's fasterrcnn_resnet50_fpn")
         renamed[name] = value
@@ -59,8 +108,8 @@ def from_torchvision(state: Mapping[str, Tensor], categories: Categories) -> tup
     return renamed, rows is not None
 
 
-def _rename(key: str) -> str | None:
-    for pattern, replacement in _RENAMES:
+def _rename(key: str, renames: Sequence[tuple[str, str]]) -> str | None:
+    for pattern, replacement in renames:
         name, count = re.subn(pattern, replacement, key)
         if count:
             return name

@@ -110,6 +110,8 @@ PROMISED = {
     "evaluate": ("evaluation.json", "detections.json"),
     "calibrate": ("calibration.html", "calibration.json", "best.pt"),
     "predict": ("detections.json",),
+    "export": (),  # named by the command
+    "publish": (),
     "inspect_data": ("report.json", "boxes.png"),
     "inspect_model": ("model.json", "receptive_field.png"),
     "compare": ("index.html", "table.md", "table.csv", "differences.png", "learning_curves.png"),
@@ -199,6 +201,8 @@ def small(command: str) -> list[str]:
         return list(FEW[:2]) if "data=shapes" in command else []
     if tool == "benchmark":
         return _briefly_timed(command)
+    if tool == "export":
+        return ["num_images=2", "evaluate=false"]
     return ["device=cpu"] if tool in ("evaluate", "explain", "calibrate", "predict") else []
 
 

@@ -114,7 +114,7 @@ def test_a_file_that_differs_is_not_left_behind(fault, checkpoint, tmp_path, mon
 def test_what_is_no_export_is_told(checkpoint, tmp_path, monkeypatch, capsys):  # noqa: F811
     start = (export.main, monkeypatch, capsys, f"checkpoint={checkpoint}")
     assert "output: a file of format=onnx ends in .onnx, not x.pt2" in call(*start, "output=x.pt2", code=2)
-    assert "num_images: must be at least 1" in call(*start, "num_images=0", code=2)
+    assert "num_images: must be 1 or more, not 0" in call(*start, "num_images=0", code=2)
     stranger = tmp_path / "stranger.onnx"
     stranger.write_bytes(b"no file of ONNX")
     said = call(predict.main, monkeypatch, capsys, f"checkpoint={stranger}", "input=x.jpg", code=2)

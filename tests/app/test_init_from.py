@@ -110,7 +110,9 @@ def test_a_torchvision_file_without_its_prefix_is_told_of(model, tmp_path, wrap,
         (("backbone.layer1.0.conv1.weight", "neck.a", "bbox_head.b"), "; it looks like mmdetection"),
         (("conv1.weight", "layer1.0.conv1.weight", "layer4.0.conv1.weight", "fc.weight"),
          "; it looks like a classifier, a ResNet: model.backbone.weights={}"),
-        (("backbone.body.conv1.weight", "head.classification_head.a"), "; it looks like another detector of torchvision's"),
+        (("backbone.body.conv1.weight", "head.a"), "; it looks like another detector of torchvision's"),
+        (("backbone.body.conv1.weight", "head.classification_head.a", "head.regression_head.bbox_ctrness.weight"),
+         "; it looks like torchvision's FCOS"),
         (("backbone.body.conv1.weight", "roi_heads.mask_head.a", "roi_heads.b"), "; it looks like torchvision's Mask R-CNN"),
         (("backbone.a", "neck.b", "head.c"), "; it looks like a detector of detkit's without its checkpoint"),
     ],
@@ -193,3 +195,23 @@ def test_a_detector_of_torchvisions_with_trained_batch_norms_is_not_taken_in_sil
         initialize(build_detector(preset, ONE), source, ONE, preset)
     mended = compose_model("faster_rcnn_fpn_torchvision", ["model.backbone.norm_eps=1e-5"])
     initialize(build_detector(mended, ONE), source, ONE, mended)
+
+
+def test_retinanet_without_its_prefix_is_told_of_and_names_are_fetched_once(model, tmp_path, monkeypatch):
+    path = tmp_path / "theirs.pth"
+    torch.save({n: torch.zeros(1) for n in ("backbone.body.conv1.weight", "head.classification_head.a")}, path)
+    with pytest.raises(ConfigError, match=f"it looks like torchvision's RetinaNet: init_from=torchvision:{path}"):
+        initialize(build_detector(model, ONE), str(path), ONE, model)
+
+    def offline(*_, **__):
+        raise OSError("no way to the network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    with pytest.raises(ConfigError, match="init_from: no way to the network"):
+        initialize(build_detector(model, ONE), "torchvision:retinanet_resnet50_fpn", ONE, model)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: {})
+    (tmp_path / "checkpoints").mkdir()
+    path.rename(tmp_path / "checkpoints" / "retinanet_resnet50_fpn_coco-eeacb38b.pth")
+    with pytest.raises(ConfigError, match=r"'head.classification_head.a' is not a key of torchvision's retinanet"):
+        initialize(build_detector(model, ONE), "torchvision:retinanet_resnet50_fpn", ONE, model)

@@ -21,6 +21,7 @@ _SMALL_RCNN = ["model/backbone=resnet18", *SMALL, "model.head.roi.network.hidden
 _SMALL_MODELS = {
     "faster_rcnn_fpn": _SMALL_RCNN,
     "faster_rcnn_fpn_torchvision": [*_SMALL_RCNN, "model.backbone.norm_eps=1e-5"],  # its 0 is for published statistics
+    "retinanet_torchvision": ["model/backbone=resnet18", *SMALL, "model.backbone.norm_eps=1e-5"],
     "rfcn": ["model/backbone=resnet18", *SMALL, "model.backbone.dilate_last=true"],
     "tridentnet": [
         *("model/backbone=resnet18", *SMALL, "model.backbone.trident=[1,2,3]", "model.backbone.levels=[4]"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, RetinaNet_ResNet50_FPN_Weights
 
 from detkit.app.assemble.parts import without_pretrained_weights
 from detkit.app.assemble.weights_origin import check_norms, describe_origin
@@ -25,21 +26,28 @@ from detkit.utils.log import logger
 _TORCHVISION = "torchvision:"
 _MTCNN = "mtcnn:"
 
+#: Models of torchvision's that are taken by their names.
+_PUBLISHED = {
+    "fasterrcnn_resnet50_fpn": FasterRCNN_ResNet50_FPN_Weights,
+    "retinanet_resnet50_fpn": RetinaNet_ResNet50_FPN_Weights,
+}
+
 
 def initialize(detector: nn.Module, source: str, categories: Categories, model: Mapping[str, Any]) -> None:
     """Load the weights of ``source`` into ``detector``.
 
     Args:
-        source: path or URL of a checkpoint of detkit's, or ``torchvision:`` and the path of a state dict of its
-            ``fasterrcnn_resnet50_fpn``, or ``mtcnn:`` and the folder of pnet.pt, rnet.pt and onet.pt. Layers for other
-            classes than ``categories`` keep their random weights.
+        source: path or URL of a checkpoint of detkit's; or ``torchvision:`` and the name of its
+            ``fasterrcnn_resnet50_fpn`` or ``retinanet_resnet50_fpn``, or the path of a state dict of either; or
+            ``mtcnn:`` and the folder of pnet.pt, rnet.pt and onet.pt. Layers for other classes than ``categories`` keep
+            their random weights.
         model: the configuration that ``detector`` was built from.
 
     Raises:
         ConfigError: there is no such file, it does not fit the model, or its batch norms have another epsilon.
     """
     try:
-        path = local_copy(source) if is_url(source) else Path(source.removeprefix(_TORCHVISION))
+        path = local_copy(source) if is_url(source) else _path(source.removeprefix(_TORCHVISION), source)
         if source.startswith(_TORCHVISION):
             _from_torchvision(detector, path, categories)
         elif source.startswith(_MTCNN):
@@ -48,6 +56,15 @@ def initialize(detector: nn.Module, source: str, categories: Categories, model: 
             _from_checkpoint(detector, path, categories, model)
     except (ValueError, OSError) as error:
         raise ConfigError(f"init_from: {error}") from error
+
+
+def _path(name: str, source: str) -> Path:
+    """The file that ``name`` means: its path, or torchvision's published file of a model of that name, fetched once."""
+    if not source.startswith(_TORCHVISION) or name not in _PUBLISHED:
+        return Path(name)
+    url = _PUBLISHED[name].COCO_V1.url
+    torch.hub.load_state_dict_from_url(url, progress=False, check_hash=True, weights_only=True)
+    return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
 
 
 def _from_torchvision(detector: nn.Module, path: Path, categories: Categories) -> None:

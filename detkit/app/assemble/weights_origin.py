@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FrozenBatchNorm2d
 
-#: How torchvision's published file begins (its own name has these digits); its batch norms are meant without epsilon.
-_PUBLISHED_SHA256 = "258fb6c6"
+#: How torchvision's published files begin (their own names have these digits), of Faster R-CNN and RetinaNet; their
+#: batch norms are meant without epsilon.
+_PUBLISHED_SHA256 = ("258fb6c6", "eeacb38b")
 
 #: torch's epsilon of a batch norm; torchvision's detectors have it unless they come from the published weights.
 _TORCH_EPS = 1e-5
@@ -27,7 +28,9 @@ _KINDS = (
     (("backbone.body.", "roi_heads.mask_"), "torchvision's Mask R-CNN, which detkit does not have"),
     (("backbone.body.", "roi_heads.keypoint_"), "torchvision's Keypoint R-CNN, which detkit does not have"),
     (("backbone.body.", "roi_heads."), "torchvision's Faster R-CNN: init_from=torchvision:{path}"),
-    (("backbone.body.", "head."), "another detector of torchvision's; only its fasterrcnn_resnet50_fpn is taken"),
+    (("backbone.body.", "head.regression_head.bbox_ctrness."), "torchvision's FCOS, which detkit does not have"),
+    (("backbone.body.", "head.classification_head."), "torchvision's RetinaNet: init_from=torchvision:{path}"),
+    (("backbone.body.", "head."), "another detector of torchvision's; its Faster R-CNN and RetinaNet alone are taken"),
     (("backbone.bottom_up.",), "detectron2, whose weights are not taken"),
     (("backbone.", "rpn_head."), "mmdetection, whose weights are not taken"),
     (("backbone.", "bbox_head."), "mmdetection, whose weights are not taken"),

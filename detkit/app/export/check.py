@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from detkit.matching import Selector
 from detkit.structures import Batch, Detections, Images
 
 #: What may differ: px, and score.
@@ -105,5 +106,5 @@ def _singles(batches: Iterable[Batch], num_images: int, divisor: int) -> Iterabl
 
 def least_score(detector: nn.Module) -> float:
     """The least score that comes out of a detector: its selectors' thresholds."""
-    selectors: Sequence = [m.selector for m in detector.modules() if hasattr(m, "selector")]
-    return max((s.score_threshold for s in selectors), default=0.0)
+    selectors = [vars(m).get("selector") for m in detector.modules()]
+    return max((s.score_threshold for s in selectors if isinstance(s, Selector)), default=0.0)

@@ -22,7 +22,7 @@ def _nms_marks(boxes: Any, scores: Any, iou_threshold: float) -> Any:
     """NonMaxSuppression names those that stay, (S, 3) image, group and place; their marks are set to True."""
     import onnxscript
 
-    op = onnxscript.opset19
+    op: Any = onnxscript.opset19
     most = op.Constant(value_ints=[2**31 - 1])
     kept = op.NonMaxSuppression(
         boxes, scores, most, op.Constant(value_floats=[iou_threshold]), op.Constant(value_floats=[LEAST])

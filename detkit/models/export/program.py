@@ -58,7 +58,8 @@ class Program(nn.Module):
         bottom, right = (-side % self.size_divisor for side in size)
         features = detector.neck(F.pad(x, (0, right, 0, bottom)), detector.backbone)
         found = found_by(detector.head, features, View(size))
-        return tuple(found if self.thresholds is None else self._enough(found, self.thresholds))
+        found = found if self.thresholds is None else self._enough(found, self.thresholds)
+        return found.boxes, found.scores, found.labels
 
     def _enough(self, found: Marked, thresholds: Tensor) -> Marked:
         least = thresholds[found.labels.clamp(min=0)]

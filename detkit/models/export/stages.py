@@ -102,7 +102,7 @@ def _select_of_views(head: TridentHead | ScaleHead, views: list[Marked], view: V
     """The selector over the detections of all views; a view's empty rows stay out of it."""
     found = joined(views)
     scores = torch.where(found.labels >= 0, found.scores, -1.0)
-    num_classes = next(m.num_classes for m in head.inner.modules() if hasattr(m, "num_classes"))
+    num_classes = next(int(vars(m)["num_classes"]) for m in head.inner.modules() if "num_classes" in vars(m))
     return select_marked(
         Marked(found.boxes, scores, found.labels.clamp(min=0)), view.size, head.selector, num_classes
     )  # fmt: skip

@@ -1,0 +1,45 @@
+"""``docs/export.md``: its program runs without detkit, and its table is the table that is tested."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from detkit.models.export import made_program
+from detkit.models.export.trace import traced, write_onnx
+from tests.app.documents import ROOT
+from tests.models.export.test_forms import CATEGORIES, TABLE, awake, padded, pixels
+
+PAGE = (ROOT / "docs/export.md").read_text()
+
+
+def test_the_program_of_the_page_prints_what_the_detector_finds(tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    (program,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    assert len([line for line in program.splitlines() if line.strip()]) <= 15
+    detector, images = awake("yolov1_paper", []), pixels(1, 3, 64, 128)
+    graph = traced(made_program(detector, size_divisor=32), (64, 128), fixed=True)
+    write_onnx(graph, tmp_path / "model.onnx", {"class_names": json.dumps(CATEGORIES.names)})
+    np.save(tmp_path / "image.npy", images[0].permute(1, 2, 0).numpy())
+    (tmp_path / "program.py").write_text(program)
+    said = subprocess.run(
+        [sys.executable, "-I", "program.py", "model.onnx", "image.npy"], cwd=tmp_path, check=True, capture_output=True, text=True
+    )  # fmt: skip
+    with torch.no_grad():
+        (found,) = detector(padded(images))
+    lines = [line.split() for line in said.stdout.splitlines()]
+    assert len(lines) == len(found) > 0
+    assert [line[0] for line in lines] == [CATEGORIES.names[label] for label in found.labels]
+    np.testing.assert_allclose([float(line[1]) for line in lines], found.scores, atol=1e-4)
+    np.testing.assert_allclose([[float(v) for v in line[2:]] for line in lines], found.boxes, atol=0.02)
+
+
+def test_the_table_of_the_page_is_the_table_that_is_tested():
+    rows = dict(re.findall(r"^\| ([^|]+) \| (any size and number|one size) \| one size \|$", PAGE, re.MULTILINE))
+    assert list(rows) == list(TABLE)
+    assert [name for name, onnx in rows.items() if onnx == "one size"] == [n for n in TABLE if "paper" in n]
