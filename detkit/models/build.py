@@ -42,7 +42,8 @@ def build_detector(cfg: Any, categories: Categories, class_counts: Sequence[int]
     if head.reads is not None and len(head.reads) < len(neck.out_spec.strides):
         _leave_untrained(backbone, neck, head.reads)
     if not head.trains_features:
-        backbone, neck = (with_frozen_norms(part).requires_grad_(False) for part in (backbone, neck))
+        for part in (backbone, neck):
+            with_frozen_norms(part).requires_grad_(False)
     return ComposedDetector(backbone=backbone, neck=neck, head=head)
 
 

@@ -77,12 +77,13 @@ class BoxDecoder(nn.Module):
             _Stage(grid, width, num_heads, hidden, dynamic_width if interaction == "dynamic" else None)
             for _ in range(num_stages)
         )
-        self.cls_scores = nn.ModuleList(cls_loss.make_layer(width, num_classes) for _ in range(num_stages))
-        self.box_preds = nn.ModuleList(nn.Linear(width, 4) for _ in range(num_stages))
-        for score, box in zip(self.cls_scores, self.box_preds, strict=True):
+        scores = [cls_loss.make_layer(width, num_classes) for _ in range(num_stages)]
+        boxes = [nn.Linear(width, 4) for _ in range(num_stages)]
+        for score, box in zip(scores, boxes, strict=True):
             score.initialize()
-            nn.init.normal_(box.weight, std=0.001)
+            nn.init.normal_(box.weight, std=0.001)  # starts by moving a box hardly at all
             nn.init.zeros_(box.bias)
+        self.cls_scores, self.box_preds = nn.ModuleList(scores), nn.ModuleList(boxes)
 
     def forward(self, features: Sequence[Tensor], boxes: Tensor, t: Tensor, images: Images) -> list[Guess]:
         """What each stage guesses; the boxes of one are given to the next without a gradient.
