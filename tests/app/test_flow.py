@@ -108,3 +108,15 @@ def test_features_of_another_head_are_taken_over(run, tmp_path, monkeypatch, cap
     assert shared
     assert all(torch.equal(stored[n], own[n]) for n in shared)
     assert "has a FlowHead, which is not used: RetinaHead starts anew" in caplog.text
+
+
+@pytest.mark.slow
+def test_eight_images_are_learnt_by_heart(tmp_path):
+    """From random weights, in 400 steps; four steps of 40 boxes at test."""
+    cfg = composed(
+        "experiment=flow/shapes", "debug=overfit", "device=cpu", "callbacks={}", f"data.root={tmp_path}",
+        "trainer.steps=400", "trainer.eval_every=400",
+    )  # fmt: skip
+    trainer, _ = train.build_trainer(cfg, tmp_path)
+    trainer.fit()
+    assert trainer.metrics["AP50"] >= 0.9
