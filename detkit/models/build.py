@@ -47,6 +47,7 @@ def build_detector(cfg: Any, categories: Categories, class_counts: Sequence[int]
     return ComposedDetector(backbone=backbone, neck=neck, head=head)
 
 
+@torch.enable_grad()  # also where a detector is built to be used
 def _leave_untrained(backbone: Backbone, neck: Neck, reads: Sequence[int]) -> None:
     """Freeze what only makes maps that the head does not read: it would have no gradient, for which others wait."""
     copies = nn.ModuleList(copy.deepcopy(module).to("meta") for module in (backbone, neck))
