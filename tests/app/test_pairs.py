@@ -49,7 +49,10 @@ REFUSED = {
         f"region_pool@model.head.roi.pool={name}": ("ScoreMaps makes other maps for each bin",)
         for name in ("RoIAlign", "DeformRoIPool", "ModulatedDeformRoIPool")
     },
-    "model=faster_rcnn_fpn_torchvision": ("norm_eps=0 goes with norm=frozen_bn alone",),
+    **{
+        f"model={name}_torchvision": ("norm_eps=0 goes with norm=frozen_bn alone",)
+        for name in ("faster_rcnn_fpn", "retinanet")
+    },
     "region_pool@model.head.roi.pool=PSRoIAlign": (
         "position-sensitive pooling to 7 x 7 bins needs maps of a multiple of 49",
     ),

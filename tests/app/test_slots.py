@@ -130,6 +130,16 @@ def test_an_argument_of_a_part_is_named_with_its_key():
     )
 
 
+def test_what_a_recipe_says_of_a_step_goes_where_other_transforms_have_none():
+    cfg, notes = settled("experiment=centernet/shapes_large_tiles", "transform=flip")
+    assert cfg.transform == composed("transform=flip").transform
+    assert notes == [
+        "transform=flip: there is no transform.train.tile now; left out what the recipe says there for RandomTile: tile=256"
+    ]
+    cfg, _ = settled("experiment=centernet/shapes_large_tiles", "transform=flip", "transform.train.tile.tile=9")
+    assert cfg.transform.train.tile.tile == 9, "what the command line says stays, and is then refused"
+
+
 def test_what_the_command_line_leaves_out_inside_a_swapped_slot_is_left_out():
     cfg, _ = settled("experiment=quickstart", "model/neck=fpn_se", "~model.neck.attention.reduction")
     assert "reduction" not in cfg.model.neck.attention

@@ -80,9 +80,12 @@ def settle_slots(
             if _nearest(slot, choices) != choice:
                 continue
             alone, made = _alone(slot, choice, choices, elsewhere, values, loader)
-            if (fresh := OmegaConf.select(alone, slot)) is None:
-                continue
             old = OmegaConf.select(cfg, slot)
+            if (fresh := OmegaConf.select(alone, slot)) is None:
+                if "_target_" not in old and not any(_is_within(_key(v), slot) for v in values):
+                    notes.append(_note_of_none(slot, choice, OmegaConf.select(before, slot), old))
+                    _remove(cfg, slot)
+                continue
             _fill(fresh, old)
             notes.append(_note(slot, choice, OmegaConf.select(before, slot), old, fresh))
             _put(cfg, slot, fresh)
@@ -257,6 +260,14 @@ def _note(slot: str, choice: Choice, before: DictConfig, old: DictConfig, fresh:
     return (
         f"{choice.argument.lstrip('+')}: {slot} is {_class_in(slot, _plain(fresh))} now; left out what the recipe says "
         f"there for {_class_in(slot, _plain(before))}: {lost}"
+    )
+
+
+def _note_of_none(slot: str, choice: Choice, before: DictConfig, old: DictConfig) -> str:
+    """As :func:`_note`, of a part that the choice does not have at all: a step of other transforms."""
+    return (
+        f"{choice.argument.lstrip('+')}: there is no {slot} now; left out what the recipe says there for "
+        f"{_class_in(slot, _plain(before))}: {_lost(old, OmegaConf.create())}"
     )
 
 
