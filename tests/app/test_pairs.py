@@ -34,14 +34,17 @@ REFUSED = {
         f"model/backbone={name}": (FEWER_MAPS, BRANCHES, WITHOUT_C5, "trident gives plain convolutions branches")
         for name in ("resnet50_trident", "resnet101_trident", "mobilenetv2_trident")
     },
-    "model/head=two_stage_snip": ("choose model/neck=image_pyramid_16, which has three scales",),
+    **{
+        f"{slot}=two_stage_snip": ("choose model/neck=image_pyramid_16, which has three scales",)
+        for slot in ("model/head", "model/head@model.head.auxiliary")
+    },
     **{
         f"loss@model.head{part}.{slot}.cls_loss={name}": (
             "the RPN has one, object: take BCE, CrossEntropy or Focal"
             if slot == "rpn"
             else "take RegionMLP, or a loss",
         )
-        for part in ("", ".inner")
+        for part in ("", ".inner", ".auxiliary")
         for slot in ("rpn", "roi")
         for name in MARGINS
     },
@@ -53,9 +56,16 @@ REFUSED = {
         f"model={name}_torchvision": ("norm_eps=0 goes with norm=frozen_bn alone",)
         for name in ("faster_rcnn_fpn", "retinanet")
     },
-    "region_pool@model.head.roi.pool=PSRoIAlign": (
-        "position-sensitive pooling to 7 x 7 bins needs maps of a multiple of 49",
-    ),
+    **{
+        f"region_pool@model.head.{pool}=PSRoIAlign": (
+            "position-sensitive pooling to 7 x 7 bins needs maps of a multiple of 49",
+        )
+        for pool in ("roi.pool", "auxiliary.roi.pool", "decoder.pool")
+    },
+    **{
+        f"loss@model.head.box_loss={name}": ("FlowHead: box_loss must compare boxes in px",)
+        for name in ("L1", "SmoothL1")
+    },
 }
 #: Recipes whose backbone gives branches, or a few maps of its own, for which most heads and necks are not made.
 OF_BRANCHES = (
