@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.matching.fixed import ABSENT, LEAST, Marked, best_rows
+from detkit.matching.fixed import ABSENT, Marked, best_rows
 from detkit.models.calibrated import Calibrated
 from detkit.models.detector import ComposedDetector
 from detkit.models.export import dense as dense
@@ -91,10 +91,5 @@ def made_program(detector: Detector, *, size_divisor: int, channels_last: bool =
         raise NoFormError(
             f"model: {type(detector).__name__} is no detector of backbone, neck and head: it has no export form"
         )
-    program = Program(
-        detector, size_divisor=size_divisor, thresholds=thresholds, channels_last=channels_last
-    )  # fmt: skip
+    program = Program(detector, size_divisor=size_divisor, thresholds=thresholds, channels_last=channels_last)
     return program.eval()
-
-
-assert LEAST > ABSENT
