@@ -92,7 +92,7 @@ def select_marked(found: Marked, size: tuple[int, int], selector: Selector, num_
     Rows without a detection have the score 0, the label NO_DETECTION and a box of zeros.
     """
     boxes = clip(found.boxes, size)
-    scores = torch.where(_large(boxes, selector.min_size), found.scores, ABSENT)
+    scores = torch.where(is_large(boxes, selector.min_size), found.scores, ABSENT)
     if selector.nms_iou is not None:
         groups = 1 if selector.class_agnostic else num_classes
         scores = unsuppressed(boxes, scores, found.labels % groups, groups, selector.nms_iou)
@@ -114,7 +114,7 @@ def select_of_classes(
     """
     batch, num, num_classes = scores.shape
     boxes = clip(boxes, size)
-    enough = (scores > selector.score_threshold) & _large(boxes, selector.min_size)
+    enough = (scores > selector.score_threshold) & is_large(boxes, selector.min_size)
     if valid_range is not None:
         enough &= valid_range.holds(boxes.flatten(0, 2)).view(boxes.shape[:3])
     by_class = torch.where(enough, scores, ABSENT).transpose(1, 2)  # (B, K, P)
@@ -149,7 +149,7 @@ def best_rows(found: Marked, num: int) -> Marked:
     )
 
 
-def _large(boxes: Tensor, min_size: float) -> Tensor:
+def is_large(boxes: Tensor, min_size: float) -> Tensor:
     """:func:`~detkit.structures.boxes.is_larger` of (..., 4)."""
     sides = boxes[..., 2:] - boxes[..., :2]
     return (sides >= min_size).all(dim=-1)

@@ -11,41 +11,30 @@ from detkit.app.explain import tool as explain
 from detkit.app.use import evaluate
 from detkit.engine.state.checkpoint import load_checkpoint
 from tests.app.test_configs import composed
-from tests.app.tools import call
+from tests.app.tools import call, gone_on, trainer_in
 
 
 def overrides(data):
     return [
-        "experiment=flow/shapes", "device=cpu", "threads=1", f"data.root={data}", "data.train.num_train=8",
+        "experiment=flow/shapes", f"data.root={data}", "data.train.num_train=8",
         "data.train.num_val=3", "model.backbone.width=8", "model.neck.out_channels=16", "model.head.decoder.width=16",
         "model.head.num_boxes=10",
     ]  # fmt: skip
 
 
-def trainer_in(folder, data, *more):
-    cfg = composed(
-        *overrides(data), "callbacks={}", "data.loader.train.batch_size=2", "trainer.steps=4", "trainer.save_every=2",
-        "model.head.selector.score_threshold=0.0", *more,
-    )  # fmt: skip
-    folder.mkdir()
-    trainer, _ = train.build_trainer(cfg, folder)
-    return trainer
+def small(folder, data, *more):
+    return trainer_in(folder, *overrides(data), "model.head.selector.score_threshold=0.0", *more)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("flow")
-    trainer_in(folder / "run", folder / "data", "trainer.ema_decay=0.9").fit()
+    small(folder / "run", folder / "data", "trainer.ema_decay=0.9").fit()
     return folder
 
 
 def test_a_run_goes_on_in_the_same_bits_with_its_average(run):
-    half = load_checkpoint(run / "run" / "previous.pt")
-    assert half.step == 2
-    trainer = trainer_in(run / "again", run / "data", "trainer.ema_decay=0.9")
-    trainer.restore(half)
-    trainer.fit()
-    one, two = (load_checkpoint(run / name / "last.pt") for name in ("run", "again"))
+    half, one, two = gone_on(run / "run", small(run / "again", run / "data", "trainer.ema_decay=0.9"))
     for a, b in ((one.weights, two.weights), (one.detector, two.detector)):
         assert all(torch.equal(a[name], b[name]) for name in a)
     assert any(not torch.equal(one.weights[name], one.detector[name]) for name in one.weights), "the average differs"

@@ -6,41 +6,29 @@ import shutil
 import pytest
 import torch
 
-from detkit.app import train
 from detkit.app.explain import tool as explain
 from detkit.app.use import evaluate, predict
-from detkit.engine.state.checkpoint import load_checkpoint
-from tests.app.test_configs import composed
-from tests.app.tools import call
+from tests.app.tools import call, gone_on, trainer_in
 
 
-def trainer_in(folder, data):
-    cfg = composed(
-        "experiment=mtcnn/shapes_tiny", "device=cpu", "threads=1", "callbacks={}", f"data.root={data}",
-        "data.train.num_train=8", "data.train.num_val=2", "data.loader.train.batch_size=2", "trainer.steps=4",
-        "trainer.save_every=2", "model.samples_per_image=20",
+def small(folder, data):
+    return trainer_in(
+        folder, "experiment=mtcnn/shapes_tiny", f"data.root={data}", "data.train.num_train=8", "data.train.num_val=2",
+        "model.samples_per_image=20",
         "model.thresholds=[0.3,0.3,0.05]", "model.max_candidates=50",  # some come through from the start
     )  # fmt: skip
-    folder.mkdir()
-    trainer, _ = train.build_trainer(cfg, folder)
-    return trainer
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mtcnn")
-    trainer = trainer_in(folder / "run", folder / "data")
-    trainer.fit()
+    small(folder / "run", folder / "data").fit()
     return folder
 
 
 def test_a_run_goes_on_in_the_same_bits(run):
-    half = load_checkpoint(run / "run" / "previous.pt")
-    assert half.step == 2
-    trainer = trainer_in(run / "again", run / "data")
-    trainer.restore(half)
-    trainer.fit()
-    one, two = (load_checkpoint(run / name / "last.pt").weights for name in ("run", "again"))
+    half, one, two = gone_on(run / "run", small(run / "again", run / "data"))
+    one, two = one.weights, two.weights
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert any(not torch.equal(one[name], half.weights[name]) for name in one)
 

@@ -3,6 +3,7 @@
 import sys
 
 from detkit.app import train
+from detkit.engine.state.checkpoint import load_checkpoint
 from tests.app.test_configs import composed
 
 
@@ -19,6 +20,26 @@ def call(main, monkeypatch, capsys, *arguments, code=0):
     output = captured.out + captured.err
     assert ended == code, output
     return output
+
+
+def trainer_in(folder, *overrides):
+    """The trainer of four steps in a new ``folder``, which saves after two of them."""
+    cfg = composed(
+        *overrides, "device=cpu", "threads=1", "callbacks={}", "data.loader.train.batch_size=2", "trainer.steps=4",
+        "trainer.save_every=2",
+    )  # fmt: skip
+    folder.mkdir()
+    trainer, _ = train.build_trainer(cfg, folder)
+    return trainer
+
+
+def gone_on(folder, again):
+    """The checkpoints of a run in ``folder`` at its half and end, and at its end after ``again`` went on from the half."""
+    half = load_checkpoint(folder / "previous.pt")
+    assert half.step == 2
+    again.restore(half)
+    again.fit()
+    return half, load_checkpoint(folder / "last.pt"), load_checkpoint(again.run_dir / "last.pt")
 
 
 def train_briefly(folder, *overrides):

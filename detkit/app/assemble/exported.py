@@ -69,7 +69,8 @@ def load_exported(path: str | Path) -> tuple[Checkpoint, ExportedDetector]:
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"checkpoint: {path}: there is no such file")
-    held = onnx_session(path).get_modelmeta().custom_metadata_map
+    session = onnx_session(path)
+    held = session.get_modelmeta().custom_metadata_map
     if ENTRY not in held:
         raise ConfigError(f"checkpoint: {path} was not written by detkit's export: it has no entry {ENTRY!r}")
     try:
@@ -82,5 +83,5 @@ def load_exported(path: str | Path) -> tuple[Checkpoint, ExportedDetector]:
     checkpoint = Checkpoint(
         step=0, detector={}, categories=categories, config=contract.config, metrics=contract.metrics, source=str(path)
     )
-    detector = ExportedDetector(onnx_run(path), channels_last=contract.layout == "bhwc", size=contract.size)
+    detector = ExportedDetector(onnx_run(session), channels_last=contract.layout == "bhwc", size=contract.size)
     return checkpoint, detector

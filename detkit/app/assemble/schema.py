@@ -182,7 +182,6 @@ class ExportOptions:
     split: Literal["train", "val"] = "val"
     num_images: int = 8
     evaluate: bool = True
-    device: str = "cpu"
 
 
 @dataclass

@@ -151,7 +151,7 @@ def load_stored(cfg: DictConfig, options: type, choices: Mapping[str, Any] | Non
             raise ConfigError(f"model: {checkpoint.source} is an exported file, whose model stays as it was exported")
         return chosen, Stored(checkpoint, node, exported[1].eval(), torch.device("cpu"))
     detector = _with_weights(node, checkpoint)
-    device = choose_device(chosen.device)
+    device = choose_device(getattr(chosen, "device", "cpu"))  # a tool without the key works on the CPU
     return chosen, Stored(checkpoint, node, detector.to(device).eval(), device)
 
 

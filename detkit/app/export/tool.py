@@ -26,7 +26,7 @@ from detkit.engine.evaluation import evaluate
 from detkit.models import Detector
 from detkit.models.calibrated import Calibrated
 from detkit.models.export import NoFormError, Program, made_program
-from detkit.models.export.runtime import ExportedDetector, onnx_run, torch_run
+from detkit.models.export.runtime import ExportedDetector, onnx_run, onnx_session, torch_run
 from detkit.models.export.trace import traced, write_onnx
 from detkit.utils.download import checksum
 from detkit.utils.files import named
@@ -103,10 +103,8 @@ def write(path: Path, program: Program, contract: Contract, options: ExportOptio
     size = _example(program) if options.size is None else options.size
     try:
         graph = traced(program, size, fixed=options.size is not None, gathered=options.deform_conv == "gather")
-    except NoFormError:
-        raise
     except Exception as error:  # torch.export raises what it likes
-        if options.size is not None:
+        if options.size is not None or isinstance(error, NoFormError):
             raise
         reason = str(error).strip().partition("\n")[0]
         raise NoFormError(
@@ -119,10 +117,7 @@ def write(path: Path, program: Program, contract: Contract, options: ExportOptio
 
 
 def _program(detector: Detector, stored: Stored, options: ExportOptions) -> Program:
-    program = made_program(
-        detector, size_divisor=_divisor(stored), channels_last=options.layout == "bhwc"
-    )  # fmt: skip
-    return program.cpu()
+    return made_program(detector, size_divisor=_divisor(stored), channels_last=options.layout == "bhwc")
 
 
 def _divisor(stored: Stored) -> int:
@@ -136,7 +131,7 @@ def _example(program: Program) -> tuple[int, int]:
 
 
 def _opened(path: Path, options: ExportOptions) -> ExportedDetector:
-    made: Any = onnx_run(path) if options.format == "onnx" else torch_run(path)
+    made: Any = onnx_run(onnx_session(path)) if options.format == "onnx" else torch_run(path)
     return ExportedDetector(made, channels_last=options.layout == "bhwc", size=options.size)
 
 

@@ -21,6 +21,12 @@ _LONGEST = 200
 _HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
+def numbered(number: int, file: str) -> str:
+    """The name, without its ending, of what is written for picture ``number``, ``file``: no two are alike."""
+    stem = Path(file).stem.encode(errors="surrogateescape")[:_LONGEST].decode(errors="ignore")
+    return f"{number:06d}_{stem}"
+
+
 class Drawings(ABC):
     """Takes pictures as they are drawn. ``faults`` names those that could not be written so far."""
 
@@ -54,8 +60,7 @@ class PictureFolder(Drawings):
         self._inputs = {path.resolve() for path in inputs}
 
     def add(self, picture: Picture, drawn: np.ndarray) -> None:
-        stem = Path(picture.file).stem.encode(errors="surrogateescape")[:_LONGEST].decode(errors="ignore")
-        path = self._folder / f"{picture.number:06d}_{stem}.png"
+        path = self._folder / f"{numbered(picture.number, picture.file)}.png"
         if path.resolve() in self._inputs:
             self.faults.append(f"{path}: not written, since it is one of the pictures to look at")
             return

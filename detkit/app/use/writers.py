@@ -10,13 +10,13 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+from xml.sax.saxutils import quoteattr
 
+from detkit.app.use.drawings import numbered
 from detkit.evaluation.results import Results
 from detkit.structures import Categories, ImageMeta
 from detkit.utils.files import JsonList, atomic_write, named
-
-FormatName = Literal["coco", "csv", "yolo", "label_studio"]
 
 
 class DetectionWriter(ABC):
@@ -118,8 +118,7 @@ class YoloWriter(DetectionWriter):
         for category, (x, y, w, h), score in zip(*columns, strict=True):
             shares = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height, score)
             lines.append(f"{self.labels[category]} " + " ".join(f"{value:.6f}" for value in shares) + "\n")
-        stem = Path(meta.file).stem.encode(errors="surrogateescape")[:200].decode(errors="ignore")
-        atomic_write(self._labels / f"{number:06d}_{stem}.txt", "".join(lines))
+        atomic_write(self._labels / f"{numbered(number, meta.file)}.txt", "".join(lines))
 
 
 class LabelStudioWriter(DetectionWriter):
@@ -160,8 +159,6 @@ def _region(number: int, meta: ImageMeta, name: str, box: Sequence[float], score
 
 
 def _interface(names: Sequence[str]) -> str:
-    from xml.sax.saxutils import quoteattr
-
     labels = "".join(f"    <Label value={quoteattr(name)}/>\n" for name in names)
     return (
         '<View>\n  <Image name="image" value="$image"/>\n'
@@ -177,6 +174,6 @@ _WRITERS: dict[str, type[DetectionWriter]] = {
 }
 
 
-def detection_writer(form: FormatName, folder: Path, categories: Categories) -> DetectionWriter:
-    """The writer of that form."""
+def detection_writer(form: str, folder: Path, categories: Categories) -> DetectionWriter:
+    """The writer of that form, one of PredictOptions' ``format``."""
     return _WRITERS[form](folder, categories)

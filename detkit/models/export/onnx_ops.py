@@ -7,10 +7,8 @@ from typing import Any
 
 import torch
 
-from detkit.matching.fixed import LEAST, nms_marks
+from detkit.matching.fixed import LEAST  # registers nms_marks too
 from detkit.ops.onnx import onnx_translations
-
-assert nms_marks
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:

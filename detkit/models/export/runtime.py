@@ -49,19 +49,18 @@ class ExportedDetector(Detector):
         return Detections(boxes[found], scores[found], labels[found])
 
 
-def onnx_run(path: Path) -> Run:
-    """The file at ``path`` in onnxruntime on the CPU.
-
-    Raises:
-        ConfigError: onnxruntime is not there, or does not read the file.
-    """
-    session = onnx_session(path)
+def onnx_run(session: Any) -> Run:
+    """What runs a ``session`` of :func:`onnx_session`."""
     name = session.get_inputs()[0].name
     return lambda images: session.run(None, {name: np.ascontiguousarray(images)})
 
 
 def onnx_session(path: Path) -> Any:
-    """onnxruntime's session for the file at ``path``, with as many threads as torch has."""
+    """onnxruntime's session for the file at ``path``, on the CPU, with as many threads as torch has.
+
+    Raises:
+        ConfigError: onnxruntime is not there, or does not read the file.
+    """
     try:
         import onnxruntime
     except ImportError as error:

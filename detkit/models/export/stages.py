@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from detkit.matching.fixed import (
+    ABSENT,
     Marked,
     best_rows,
+    is_large,
     joined,
     only_of_size,
     select_marked,
@@ -46,14 +48,13 @@ def proposals_of(rpn: RPN, features: Sequence[Tensor], view: View) -> Marked:
     levels = []
     for i, (logits, deltas, boxes, mask) in enumerate(zip(raw.logits, raw.deltas, anchors, inside, strict=True)):
         scores = rpn.cls_loss.scores(logits.float()).flatten(1)
-        best, index = top(scores.masked_fill(~mask, -1.0), rpn.num_before_nms[1])
+        best, index = top(scores.masked_fill(~mask, ABSENT), rpn.num_before_nms[1])
         own = None if rpn.valid_ranges is None else rpn.valid_ranges[i]
         found = Marked(decoded(rpn.coder, deltas.float(), boxes, index), best, torch.full_like(index, i))
         levels.append(only_of_size(found, view.size, own))
     found = joined(levels)
     boxes = clip(found.boxes, view.size)
-    large = (boxes[..., 2:] - boxes[..., :2] >= rpn.min_size).all(dim=-1)
-    scores = torch.where(large, found.scores, -1.0)
+    scores = torch.where(is_large(boxes, rpn.min_size), found.scores, ABSENT)
     scores = unsuppressed(boxes, scores, found.labels, len(levels), rpn.nms_iou)
     return best_rows(Marked(boxes, scores, found.labels), rpn.num_proposals[1])
 
@@ -65,7 +66,7 @@ def regions_of(roi: RoIHead, features: Sequence[Tensor], proposals: Marked, view
     raw = roi.network(grids_of(roi.pool, maps, proposals.boxes, view.size))
     batch, num = proposals.scores.shape
     scores = roi.cls_loss.scores(raw.logits.float()).view(batch, num, -1)
-    scores = torch.where((proposals.labels >= 0)[:, :, None], scores, -1.0)
+    scores = torch.where((proposals.labels >= 0)[:, :, None], scores, ABSENT)
     boxes = roi.coder.decode(raw.deltas.float(), regions).view(batch, num, -1, 4)
     return select_of_classes(boxes, scores, view.size, roi.selector, view.valid_range)
 
@@ -101,7 +102,7 @@ def _(head: ScaleHead, features: Sequence[Tensor], view: View) -> Marked:
 def _select_of_views(head: TridentHead | ScaleHead, views: list[Marked], view: View) -> Marked:
     """The selector over the detections of all views; a view's empty rows stay out of it."""
     found = joined(views)
-    scores = torch.where(found.labels >= 0, found.scores, -1.0)
+    scores = torch.where(found.labels >= 0, found.scores, ABSENT)
     num_classes = next(int(vars(m)["num_classes"]) for m in head.inner.modules() if "num_classes" in vars(m))
     return select_marked(
         Marked(found.boxes, scores, found.labels.clamp(min=0)), view.size, head.selector, num_classes

@@ -12,7 +12,7 @@ from detkit.models.calibrated import Calibrated
 from detkit.models.detector import ComposedDetector
 from detkit.models.export import NoFormError, made_program
 from detkit.models.export.form import scaled_up
-from detkit.models.export.runtime import ExportedDetector, onnx_run, torch_run
+from detkit.models.export.runtime import ExportedDetector, onnx_run, onnx_session, torch_run
 from detkit.models.export.trace import traced, write_onnx
 from detkit.structures import Categories, Detections, FeatureSpec, ImageMeta, Images
 from tests.models.builders import build_model, small
@@ -96,7 +96,7 @@ def compare(name, tmp_path, suffix, fixed):
     path = tmp_path / f"model{suffix}"
     if suffix == ".onnx":
         write_onnx(graph, path, {"made": "here"})
-        run = onnx_run(path)
+        run = onnx_run(onnx_session(path))
     else:
         torch.export.save(graph, path)
         run = torch_run(path)
