@@ -115,6 +115,15 @@ def test_every_slot_offers_every_class_that_fits_it(composer):
     assert not [c for c in offered if c.startswith("+")], "all of these can be chosen as they are"
 
 
+def test_a_part_that_the_model_lacks_is_not_offered_and_inner_heads_come_as_presets(composer):
+    slots = {choice.partition("=")[0] for choice in choices(composer, "mtcnn/shapes_tiny")}
+    assert "model" in slots
+    assert not slots & {"model/backbone", "model/neck", "model/head"}
+    offered = choices(composer, "tridentnet/shapes")
+    assert "model/head@model.head.inner=two_stage" in offered
+    assert "model/head@model.head.inner=TwoStageHead" not in offered, "the class alone lacks its parts"
+
+
 def test_what_a_preset_says_for_another_class_is_left_out(composer):
     """The preset's ``norm_eps`` is of the ResNet that it is made for; the recipe has its own backbone."""
     cfg, notes, _ = composer("experiment=yolov1/bccd_mobilenetv2", "model=faster_rcnn_fpn_torchvision")

@@ -98,6 +98,15 @@ def test_predict_without_thresholds_for_it_says_how_to_get_them(checkpoint, tmp_
     assert "calibrate it with unknown=0.05 and give the copy" in said
 
 
+def test_a_form_without_a_place_for_it_is_refused(checkpoint, tmp_path, monkeypatch, capsys):
+    image = next(checkpoint.parent.rglob("*.jpg"))
+    said = call(
+        predict.main, monkeypatch, capsys, f"checkpoint={checkpoint}", f"input={image}", "device=cpu",
+        f"output={tmp_path / 'p'}", "unknown=true", "format=csv", code=2,
+    )  # fmt: skip
+    assert "unknown=true: only format=coco has a place for it, not format=csv" in said
+
+
 def test_calibrate_finds_the_least_cosines(checkpoint, tmp_path, monkeypatch, capsys):
     start = (
         *(calibrate.main, monkeypatch, capsys, f"checkpoint={checkpoint}", "device=cpu", f"output={tmp_path / 'c'}"),
