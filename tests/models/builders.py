@@ -31,6 +31,10 @@ _SMALL_MODELS = {
         *("model/backbone=resnet18", *SMALL, "model.backbone.levels=[4]"),
         "model.head.inner.roi.network.hidden=[64]",
     ],
+    "diffusiondet": [
+        *("model/backbone=resnet18", *SMALL, "model.neck.out_channels=32", "model.head.num_boxes=60"),
+        *("model.head.decoder.num_stages=2", "model.head.decoder.width=32", "model.head.decoder.hidden=64"),
+    ],
     "mtcnn": ["model.min_size=12", "model.thresholds=[0.5,0.5,0.1]"],
     # 64 x 96 px are 1 x 2 cells of stride 64
     "yolov1_paper": ["model.backbone.width=4", "model.head.grid_size=[1,2]", "model.head.hidden=16"],
