@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import urllib.request
@@ -12,6 +13,7 @@ import torch
 
 from detkit.utils.files import atomic_write
 from detkit.utils.log import logger
+from detkit.utils.progress import track
 
 _CHECKSUM = re.compile(r"#sha256=([0-9a-f]{64})$")
 _PIECE = 1 << 20
@@ -57,7 +59,9 @@ def _fetch(url: str, wanted: str, path: Path) -> None:
     """Write what ``url`` gives to ``path``, and compare it."""
     digest = hashlib.sha256()
     with urllib.request.urlopen(url, timeout=_PATIENCE) as answer, open(path, "wb") as file:
-        while piece := answer.read(_PIECE):
+        length = answer.headers["Content-Length"]
+        pieces = iter(functools.partial(answer.read, _PIECE), b"")
+        for piece in track(pieces, None if length is None else -(-int(length) // _PIECE), "fetching"):
             digest.update(piece)
             file.write(piece)
     if digest.hexdigest() != wanted:

@@ -63,7 +63,7 @@ def _path(name: str, source: str) -> Path:
     if not source.startswith(_TORCHVISION) or name not in _PUBLISHED:
         return Path(name)
     url = _PUBLISHED[name].COCO_V1.url
-    torch.hub.load_state_dict_from_url(url, progress=False, check_hash=True, weights_only=True)
+    torch.hub.load_state_dict_from_url(url, progress=True, check_hash=True, weights_only=True)
     return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
 
 
