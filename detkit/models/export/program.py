@@ -12,6 +12,7 @@ from detkit.matching.fixed import ABSENT, Marked, best_rows
 from detkit.models.calibrated import Calibrated
 from detkit.models.detector import ComposedDetector
 from detkit.models.export import dense as dense
+from detkit.models.export import flow as flow
 from detkit.models.export import stages as stages
 from detkit.models.export.form import NoFormError, View, found_by
 from detkit.models.interfaces import Detector

@@ -6,7 +6,7 @@ Sparse R-CNN's (Sun et al., CVPR 2021) as DiffusionDet uses it (Chen et al., ICC
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from detkit.config import BOX_DECODERS, Count
 from detkit.losses import ClassificationLoss
 from detkit.matching import Coder
-from detkit.models.flow.state import StateCoder
+from detkit.models.flow.state import StateCoder, whole
 from detkit.models.interfaces import RegionPool
 from detkit.structures import FeatureSpec, Images
 
@@ -86,30 +86,38 @@ class BoxDecoder(nn.Module):
         self.cls_scores, self.box_preds = nn.ModuleList(scores), nn.ModuleList(boxes)
 
     def forward(self, features: Sequence[Tensor], boxes: Tensor, t: Tensor, images: Images) -> list[Guess]:
+        """:meth:`guesses` of the regions of maps (B, C, H_l, W_l)."""
+        maps = features[: self.pool.num_levels]
+        return self.guesses(
+            lambda boxes: self.pool(maps, list(boxes.unbind()), images), boxes, t, whole(boxes, images.sizes)
+        )
+
+    def guesses(self, read: Callable[[Tensor], Tensor], boxes: Tensor, t: Tensor, unit: Tensor) -> list[Guess]:
         """What each stage guesses; the boxes of one are given to the next without a gradient.
 
         Args:
-            features: maps (B, C, H_l, W_l).
+            read: the grids (B N, C, k, k) of boxes (B, N, 4).
             boxes: (B, N, 4) px, none of them empty.
             t: (B,) times in [0, 1].
+            unit: (B, 1, 4), :func:`~detkit.models.flow.state.whole` of the images.
         """
         batch, num = boxes.shape[:2]
         time = self.time(_waves(t, self.width).to(self.query.weight))
         known, guesses = None, []
         for stage, score, box in zip(self.stages, self.cls_scores, self.box_preds, strict=True):
-            grids = self.pool(features[: self.pool.num_levels], list(boxes.unbind()), images)
+            grids = read(boxes)
             if known is None:
                 known = self.query(grids.mean(dim=(2, 3))).view(batch, num, -1)
             known = stage(known, grids, time)
             logits, deltas = score(known.flatten(0, 1)), box(known).flatten(0, 1)
             moved = self.coder.decode(deltas, boxes.flatten(0, 1)).view(batch, num, 4)
             guesses.append(Guess(logits.float().view(batch, num, -1), moved))
-            boxes = self.bounded(moved.detach(), images)
+            boxes = self.bounded(moved.detach(), unit)
         return guesses
 
-    def bounded(self, boxes: Tensor, images: Images) -> Tensor:
-        """``boxes`` (B, N, 4) px with centres in the image, and of sizes that the states have."""
-        return self.states.decode(self.states.encode(boxes, images.sizes), images.sizes)
+    def bounded(self, boxes: Tensor, unit: Tensor) -> Tensor:
+        """``boxes`` (B, N, 4) px with centres in the image of ``unit`` (B, 1, 4), and of sizes that the states have."""
+        return self.states.decode(self.states.encode(boxes, unit), unit)
 
 
 class _Stage(nn.Module):

@@ -6,7 +6,6 @@ import math
 from abc import ABC, abstractmethod
 from typing import final
 
-import torch
 from torch import Tensor
 
 from detkit.config import PATHS, Share
@@ -21,49 +20,49 @@ class Path(ABC):
     eta: float = 0.0
 
     @abstractmethod
-    def alpha(self, t: Tensor) -> Tensor:
-        """The share of data at times ``t`` in [0, 1]: 0 at 0, growing, 1 at 1."""
+    def alpha(self, t: float) -> float:
+        """The share of data at time ``t`` in [0, 1]: 0 at 0, growing, 1 at 1."""
 
     @abstractmethod
-    def sigma(self, t: Tensor) -> Tensor:
+    def sigma(self, t: float) -> float:
         """The share of noise: 1 at 0, falling, 0 at 1."""
 
     @final
-    def times(self, steps: int) -> Tensor:
-        """(steps + 1,) float64, from 0 to 1 in equal steps."""
-        return torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    def times(self, steps: int) -> list[float]:
+        """``steps`` + 1 times, from 0 to 1 in equal steps."""
+        return [i / steps for i in range(steps + 1)]
 
     @final
     def mix(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """The states (B, N, D) at times ``t`` (B,) on the way from ``noise`` to ``data``."""
-        t = t.double().view(-1, 1, 1)
-        return self.alpha(t).to(data) * data + self.sigma(t).to(data) * noise
+        shares = [(self.alpha(one), self.sigma(one)) for one in t.tolist()]
+        of_data, of_noise = data.new_tensor(shares)[:, :, None, None].unbind(1)
+        return of_data * data + of_noise * noise
 
     @final
-    def step(self, state: Tensor, data: Tensor, t: Tensor, s: Tensor, noise: Tensor | None = None) -> Tensor:
+    def step(self, state: Tensor, data: Tensor, t: float, s: float, noise: Tensor | None = None) -> Tensor:
         """The state at time ``s`` > ``t`` after ``state`` at ``t``, which is guessed to lead to ``data``.
 
         DDIM's (Song et al., ICLR 2021, equation 12), and on a linear path Euler's.
 
         Args:
-            t, s: scalars, float64: the shares near the two ends are differences of close numbers.
             noise: like ``state``, from a standard normal; only where ``eta`` is more than 0.
         """
         alpha_t, alpha_s, sigma_t, sigma_s = self.alpha(t), self.alpha(s), self.sigma(t), self.sigma(s)
-        drawn = self.eta * (sigma_s / sigma_t) * (1 - (alpha_t / alpha_s) ** 2).sqrt()
-        kept = (sigma_s**2 - drawn**2).clamp(min=0).sqrt() / sigma_t
-        after = (alpha_s - kept * alpha_t).to(data) * data + kept.to(data) * state
-        return after if noise is None or self.eta == 0 else after + drawn.to(data) * noise
+        drawn = self.eta * (sigma_s / sigma_t) * math.sqrt(1 - (alpha_t / alpha_s) ** 2)
+        kept = math.sqrt(max(sigma_s**2 - drawn**2, 0.0)) / sigma_t
+        after = (alpha_s - kept * alpha_t) * data + kept * state
+        return after if noise is None or self.eta == 0 else after + drawn * noise
 
 
 @PATHS
 class LinearPath(Path):
     """Straight lines at constant speed: alpha = t, sigma = 1 - t (Liu, Gong, Liu, ICLR 2023, section 2)."""
 
-    def alpha(self, t: Tensor) -> Tensor:
+    def alpha(self, t: float) -> float:
         return t
 
-    def sigma(self, t: Tensor) -> Tensor:
+    def sigma(self, t: float) -> float:
         return 1 - t
 
 
@@ -84,11 +83,11 @@ class CosinePath(Path):
             raise ValueError(f"offset must not be negative, not {offset}")
         self.offset, self.eta = offset, eta
 
-    def alpha(self, t: Tensor) -> Tensor:
-        return self._cosine(t) / math.cos(self.offset / (1 + self.offset) * math.pi / 2)
+    def alpha(self, t: float) -> float:
+        return 0.0 if t <= 0 else self._cosine(t) / self._cosine(1.0)
 
-    def sigma(self, t: Tensor) -> Tensor:
-        return (1 - self.alpha(t) ** 2).clamp(min=0).sqrt()
+    def sigma(self, t: float) -> float:
+        return math.sqrt(max(1 - self.alpha(t) ** 2, 0.0))
 
-    def _cosine(self, t: Tensor) -> Tensor:
-        return torch.where(t <= 0, 0.0, torch.cos((1 - t + self.offset) / (1 + self.offset) * math.pi / 2))
+    def _cosine(self, t: float) -> float:
+        return math.cos((1 - t + self.offset) / (1 + self.offset) * math.pi / 2)

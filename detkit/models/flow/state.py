@@ -27,14 +27,13 @@ class StateCoder:
             raise ValueError(f"scale and min_size must be positive, not {scale} and {min_size}")
         self.scale, self.min_size = scale, min_size
 
-    def encode(self, boxes: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
-        """States (B, N, 4) of ``boxes`` (B, N, 4) px in images of ``sizes`` (h, w)."""
-        return self.scale * (2 * xyxy_to_cxcywh(boxes) / whole(boxes, sizes) - 1)
+    def encode(self, boxes: Tensor, unit: Tensor) -> Tensor:
+        """States (B, N, 4) of ``boxes`` (B, N, 4) px in images of :func:`whole` ``unit`` (B, 1, 4)."""
+        return self.scale * (2 * xyxy_to_cxcywh(boxes) / unit - 1)
 
-    def decode(self, states: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+    def decode(self, states: Tensor, unit: Tensor) -> Tensor:
         """Boxes (B, N, 4) px of ``states`` (B, N, 4): centres inside the image, sides of ``min_size`` to its own."""
-        unit = (states.clamp(-self.scale, self.scale) / self.scale + 1) / 2
-        boxes = unit * whole(states, sizes)
+        boxes = (states.clamp(-self.scale, self.scale) / self.scale + 1) / 2 * unit
         return cxcywh_to_xyxy(torch.cat([boxes[..., :2], boxes[..., 2:].clamp(min=self.min_size)], dim=-1))
 
 

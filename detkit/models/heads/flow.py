@@ -84,6 +84,9 @@ class FlowHead(Head):
         freeze_features: backbone and neck stay as they are, statistics of their norms included.
     """
 
+    start_noise: Tensor
+    step_noise: Tensor
+
     def __init__(
         self,
         *,
@@ -120,6 +123,9 @@ class FlowHead(Head):
         self.renewal, self.ensemble, self.noise_seed = renewal, ensemble, noise_seed
         self.reflow_steps, self.trains_features = reflow_steps, not freeze_features
         self.reads = _reads(self.decoder.pool.num_levels, auxiliary, in_spec)
+        # the noise at test is a part of the model: that of the start, and what chance brings in the steps
+        self.register_buffer("start_noise", self._draws("flow noise", 1, self.test_boxes), persistent=False)
+        self.register_buffer("step_noise", self._draws("flow steps", 2 * steps, self.test_boxes), persistent=False)
 
     # --- training
 
@@ -129,7 +135,7 @@ class FlowHead(Head):
         guesses = self.decoder(features, start.boxes, start.t, images)
         losses = self.loss_of(guesses, start, images, wanted)
         if not torch.is_grad_enabled():  # an evaluation, which has time for it
-            bend = self.straightness(self._denoiser(features, images), images)
+            bend = self.straightness(self._denoiser(features, images), whole(start.noise, images.sizes))
             losses = Losses(losses.terms, {**losses.stats, "flow_straightness": bend})
         if self.auxiliary is None:
             return losses
@@ -144,11 +150,12 @@ class FlowHead(Head):
         """
         drawn = [self._drawn(t, meta.key, meta.size) for t, meta in zip(targets, images.meta, strict=True)]
         device = images.pixels.device
-        t, noise, data, coupled = (torch.stack(part).to(device) for part in zip(*drawn, strict=True))
+        t, *states = (torch.stack(part) for part in zip(*drawn, strict=True))
+        noise, data, coupled = (part.to(device) for part in states)
         if denoise is not None:
             data, coupled = self._ends(noise, denoise, images, targets)
         states = self.path.mix(data, noise, t)
-        return Start(noise, data, t, self.states.decode(states, images.sizes), coupled)
+        return Start(noise, data, t.to(device), self.states.decode(states, whole(states, images.sizes)), coupled)
 
     def _drawn(self, target: Target, key: int, size: tuple[int, int]) -> tuple[Tensor, ...]:
         """Of one image, on the CPU: t (), noise and data (N, 4), and coupled (N,)."""
@@ -156,7 +163,8 @@ class FlowHead(Head):
         t = torch.rand((), generator=draws)
         noise = torch.randn(self.num_boxes, 4, generator=draws)
         wanted = (~target.ignore).nonzero().squeeze(1).cpu()
-        objects = self.states.encode(target.wanted.boxes.cpu()[None], [size])[0]
+        boxes = target.wanted.boxes.cpu()[None]
+        objects = self.states.encode(boxes, whole(boxes, [size]))[0]
         data, number = self.coupling(noise, objects, self.states.scale, draws)
         if len(wanted):
             number = torch.where(number >= 0, wanted[number.clamp(min=0)], number)
@@ -167,15 +175,16 @@ class FlowHead(Head):
     ) -> tuple[Tensor, Tensor]:
         """Where the flow carries ``noise`` (B, N, 4): states (B, N, 4), and the numbers (B, N) of the objects there."""
         assert self.reflow_steps is not None
-        ends = self.sample(denoise, images, noise, self.reflow_steps)[-1].guess.boxes
-        ends = self.decoder.bounded(ends, images)
+        unit = whole(noise, images.sizes)
+        ends = self.sample(denoise, unit, noise, self.reflow_steps)[-1].guess.boxes
+        ends = self.decoder.bounded(ends, unit)
         boxes, coupled = [], []
         for own, target in zip(ends, targets, strict=True):
             found = _lies_on(own, target)
             coupled.append(found)
             on = (found >= 0)[:, None]
             boxes.append(torch.where(on, target.boxes[found.clamp(min=0)], own) if len(target) else own)
-        return self.states.encode(torch.stack(boxes), images.sizes), torch.stack(coupled)
+        return self.states.encode(torch.stack(boxes), unit), torch.stack(coupled)
 
     @full_precision
     def loss_of(self, guesses: Sequence[Guess], start: Start, images: Images, targets: Sequence[Target]) -> Losses:
@@ -229,46 +238,70 @@ class FlowHead(Head):
     @torch.no_grad()
     @full_precision
     def sample(
-        self, denoise: Denoise, images: Images, noise: Tensor, steps: int, renewal: float | None = None
+        self,
+        denoise: Denoise,
+        unit: Tensor,
+        noise: Tensor,
+        steps: int,
+        renewal: float | None = None,
+        draws: Tensor | None = None,
     ) -> list[Step]:
         """Carry ``noise`` (B, N, 4) to the data in ``steps`` steps; boxes that score less than ``renewal`` start anew.
 
-        Every image has draws of its own, all from ``noise_seed``: as many in each step whatever became of its boxes.
+        Args:
+            unit: (B, 1, 4), :func:`~detkit.models.flow.state.whole` of the images.
+            draws: (2 steps, N, 4), what chance brings in each step, to every image and whatever became of its boxes:
+                None draws it from ``noise_seed``.
         """
-        draws = [generator(self.noise_seed, "flow steps") for _ in images.meta]
+        if draws is None:
+            draws = self._draws("flow steps", 2 * steps, noise.shape[1]).to(noise)
+        drawn = iter(draws)
         states, times, taken = noise, self.path.times(steps), []
         for t, s in itertools.pairwise(times):
-            boxes = self.states.decode(states, images.sizes)
-            guess = Guess(*(x.float() for x in denoise(boxes, t.to(noise).expand(len(noise)))))
-            taken.append(Step(float(t), states, boxes, guess))
-            data = self.states.encode(self.decoder.bounded(guess.boxes, images), images.sizes)
-            states = self.path.step(states, data, t, s, _normal(draws, noise) if self.path.eta else None)
+            boxes = self.states.decode(states, unit)
+            guess = Guess(*(x.float() for x in denoise(boxes, noise.new_full((), t).expand(noise.shape[0]))))
+            taken.append(Step(t, states, boxes, guess))
+            data = self.states.encode(self.decoder.bounded(guess.boxes, unit), unit)
+            states = self.path.step(states, data, t, s, next(drawn) if self.path.eta else None)
             if renewal is not None and s < 1:
                 best = self.cls_loss.scores(guess.logits.flatten(0, 1)).amax(1).view(states.shape[:2])
-                states = torch.where((best < renewal)[..., None], _normal(draws, noise), states)
+                states = torch.where((best < renewal)[..., None], next(drawn), states)
         return taken
 
-    def straightness(self, denoise: Denoise, images: Images, steps: int = 8) -> Tensor:
+    def straightness(self, denoise: Denoise, unit: Tensor, steps: int = 8) -> Tensor:
         """How far the ways of the boxes are from straight lines at constant speed: 0 for these.
 
         The mean of |(z1 - z0) - dz/dt|^2 over boxes and time, in ``steps`` steps (Liu et al., section 2, "straight
         couplings"), as a share of the mean of |z1 - z0|^2, so that it does not depend on how far objects are.
         """
-        taken = self.sample(denoise, images, self.noise(images), steps)
-        end = self.states.encode(self.decoder.bounded(taken[-1].guess.boxes, images), images.sizes)
+        taken = self.sample(denoise, unit, self.noise(len(unit)), steps)
+        end = self.states.encode(self.decoder.bounded(taken[-1].guess.boxes, unit), unit)
         states = torch.stack([*(step.states for step in taken), end])
         way = end - states[0]
         return (states.diff(dim=0) * steps - way).square().mean() / way.square().mean().clamp(min=1e-12)
 
-    def noise(self, images: Images) -> Tensor:
+    def noise(self, num_images: int) -> Tensor:
         """(B, N, 4) for the test: the same for every image, so that none depends on what stands beside it or before."""
-        noise = torch.randn(self.test_boxes, 4, generator=generator(self.noise_seed, "flow noise"))
-        return noise.to(images.pixels.device).expand(len(images), -1, -1)
+        return self.start_noise.expand(num_images, -1, -1)
+
+    def _draws(self, what: str, num: int, num_boxes: int) -> Tensor:
+        """(num, N, 4) from a standard normal."""
+        draws = generator(self.noise_seed, what)
+        return torch.stack([torch.randn(num_boxes, 4, generator=draws, device="cpu") for _ in range(num)])
 
     def predict(self, features: Sequence[Tensor], images: Images) -> list[Detections]:
-        taken = self.sample(self._denoiser(features, images), images, self.noise(images), self.steps, self.renewal)
+        guess = self.found(self._denoiser(features, images), whole(self.start_noise, images.sizes))
+        return self._select(guess.logits, guess.boxes, images)
+
+    def found(self, denoise: Denoise, unit: Tensor) -> Guess:
+        """What the selector chooses from at test: the guesses of the last step, or of all.
+
+        Args:
+            unit: (B, 1, 4), :func:`~detkit.models.flow.state.whole` of the images.
+        """
+        taken = self.sample(denoise, unit, self.noise(unit.shape[0]), self.steps, self.renewal, self.step_noise)
         used = [step.guess for step in (taken if self.ensemble else taken[-1:])]
-        return self._select(torch.cat([g.logits for g in used], 1), torch.cat([g.boxes for g in used], 1), images)
+        return Guess(torch.cat([g.logits for g in used], 1), torch.cat([g.boxes for g in used], 1))
 
     @torch.no_grad()
     def _select(self, logits: Tensor, boxes: Tensor, images: Images) -> list[Detections]:
@@ -278,11 +311,6 @@ class FlowHead(Head):
             valid = None if valid is None else valid[:, None]
             found.append(self.selector.of_each_class(box[:, None], self.cls_loss.scores(logit), meta.size, valid))
         return found
-
-
-def _normal(draws: Sequence[torch.Generator], like: Tensor) -> Tensor:
-    """(B, N, 4), each image's from its own generator."""
-    return torch.stack([torch.randn(like.shape[1:], generator=g) for g in draws]).to(like)
 
 
 def _lies_on(boxes: Tensor, target: Target) -> Tensor:

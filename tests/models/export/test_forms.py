@@ -19,6 +19,12 @@ from tests.models.builders import build_model, small
 
 CATEGORIES = Categories(("a", "b", "c"), (1, 4, 9))
 LINE = ["model/head=two_stage_deform_pool"]
+CHANCE = [
+    "model.head.steps=2",
+    "flow_path@model.head.path=CosinePath",
+    "model.head.path.eta=1.0",
+    "model.head.renewal=0.3",
+]
 MODULATED = ["model/head=two_stage_modulated_deform_pool", "model.head.roi.pool.hidden=16"]
 
 #: Every detector with each of its poolings and convolutions: its preset, overrides, the side that two cells of each
@@ -37,6 +43,9 @@ TABLE = {
     "CenterNet, DCNv2": ("centernet", ["model/neck=upsample_dcn"], 96, False),
     "CenterNet, DCNv2 gathered": ("centernet", ["model/neck=upsample_dcn"], 96, True),
     "YOLOv1": ("yolov1", [], 96, False),
+    "Flow": ("flow", ["model.head.steps=2"], 160, False),
+    "Flow, with chance": ("flow", CHANCE, 160, False),
+    "DiffusionDet": ("flow", ["model/head=diffusiondet", "model.head.steps=2"], 160, False),
     "YOLOv1, the paper's": ("yolov1_paper", [], 64, False),
 }
 

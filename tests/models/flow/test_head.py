@@ -11,6 +11,7 @@ from detkit.models.flow.coupling import OptimalTransport, Padded
 from detkit.models.flow.decoder import Guess
 from detkit.models.flow.matchers import AsCoupled, Guessed, SimOTA
 from detkit.models.flow.path import CosinePath, LinearPath
+from detkit.models.flow.state import whole
 from detkit.models.heads.flow import Start
 from detkit.structures import Categories, Images
 from detkit.structures.boxes import pairwise_iou
@@ -57,7 +58,8 @@ def oracle(head, targets, sizes, num_classes=3):
     def denoise(boxes, t):
         logits, found = torch.full((*boxes.shape[:2], num_classes + 1), -20.0), boxes.clone()
         for i, objects in enumerate(targets):
-            states = head.states.encode(torch.cat([boxes[i], objects.boxes])[None], [sizes[i]])[0]
+            both = torch.cat([boxes[i], objects.boxes])[None]
+            states = head.states.encode(both, whole(both, [sizes[i]]))[0]
             nearest = torch.cdist(states[: boxes.shape[1]], states[boxes.shape[1] :]).argmin(1)
             found[i] = objects.boxes[nearest]
             logits[i, torch.arange(boxes.shape[1]), objects.labels[nearest]] = 20.0
@@ -69,10 +71,11 @@ def oracle(head, targets, sizes, num_classes=3):
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 8, 16, 50])
 @pytest.mark.parametrize("path", [LinearPath(), CosinePath(), CosinePath(eta=1.0)])
 def test_an_oracle_finds_every_object_in_any_number_of_steps(path, steps):
-    head = build("model.head.ensemble=false").head
-    head.path, head.test_boxes = path, 60
+    head = build("model.head.ensemble=false", "model.head.test_boxes=60").head
+    head.path = path
     batch = images(*SIZES)
-    taken = head.sample(oracle(head, TARGETS, SIZES), batch, head.noise(batch), steps)
+    noise = head.noise(len(batch))
+    taken = head.sample(oracle(head, TARGETS, SIZES), whole(noise, batch.sizes), noise, steps)
     assert len(taken) == steps
     found = head._select(taken[-1].guess.logits, taken[-1].guess.boxes, batch)
     for detections, objects in zip(found, TARGETS, strict=True):
@@ -85,13 +88,14 @@ def test_an_oracle_finds_every_object_in_any_number_of_steps(path, steps):
 def test_boxes_arrive_where_the_oracle_says():
     """The state after the last step is the guess: nothing of the noise is left, on either path."""
     head, batch = build().head, images((64, 96))
+    unit = whole(torch.zeros(()), batch.sizes)
     goal = torch.tensor([[[10.0, 20, 30, 50]]]).expand(1, 12, 4)
     for path in (LinearPath(), CosinePath()):
         head.path = path
-        taken = head.sample(lambda b, t: Guess(torch.zeros(1, 12, 4), goal), batch, head.noise(batch), 5)
+        taken = head.sample(lambda b, t: Guess(torch.zeros(1, 12, 4), goal), unit, head.noise(1), 5)
         last = taken[-1]
-        data = head.states.encode(goal, batch.sizes)
-        end = path.step(last.states, data, torch.tensor(last.t).double(), torch.tensor(1.0).double())
+        data = head.states.encode(goal, unit)
+        end = path.step(last.states, data, last.t, 1.0)
         torch.testing.assert_close(end, data, rtol=0, atol=1e-5)
         assert [step.t for step in taken] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
 
@@ -114,7 +118,7 @@ def test_a_batch_is_each_image_alone():
 def test_noise_at_test_is_the_same_wherever_an_image_stands():
     head = build("model.head.renewal=0.9").head
     batch = keyed(images((64, 96), (64, 96)), 1, 2)
-    noise = head.noise(batch)
+    noise = head.noise(len(batch))
     assert torch.equal(noise[0], noise[1]), "not by the key, which is the place in a list"
     maps = [f[:1].expand(2, -1, -1, -1) for f in features_of(batch)]
     one, two = head.predict(maps, batch)
@@ -145,8 +149,9 @@ def test_renewal_draws_as_many_numbers_whatever_is_kept():
         logits = torch.stack([sure if k else unsure for k in kept])[:, None].expand(2, 12, 4)
         return lambda boxes, t: Guess(logits, boxes)
 
-    mixed = head.sample(denoise([True, False]), batch, head.noise(batch), 4, 0.5)
-    renewed = head.sample(denoise([False, False]), batch, head.noise(batch), 4, 0.5)
+    noise, unit = head.noise(2), whole(torch.zeros(()), batch.sizes)
+    mixed = head.sample(denoise([True, False]), unit, noise, 4, 0.5)
+    renewed = head.sample(denoise([False, False]), unit, noise, 4, 0.5)
     for a, b in zip(mixed, renewed, strict=True):
         assert torch.equal(a.states[1], b.states[1])
     assert not torch.equal(mixed[1].states[0], renewed[1].states[0])
@@ -173,10 +178,11 @@ def test_reflow_pairs_noise_with_the_object_that_it_flows_to():
     plain = head.start(TARGETS, batch)
     assert torch.equal(start.noise, plain.noise)
     for i, objects in enumerate(TARGETS):
-        boxes = head.states.decode(start.noise[i : i + 1], [SIZES[i]])
-        ends = head.states.encode(oracle(head, TARGETS[i : i + 1], SIZES[i : i + 1])(boxes, None).boxes, [SIZES[i]])[0]
+        unit = whole(start.noise, [SIZES[i]])
+        boxes = head.states.decode(start.noise[i : i + 1], unit)
+        ends = head.states.encode(oracle(head, TARGETS[i : i + 1], SIZES[i : i + 1])(boxes, None).boxes, unit)[0]
         torch.testing.assert_close(start.data[i], ends, rtol=0, atol=1e-5)
-        assert torch.equal(objects.boxes[start.coupled[i]], head.states.decode(ends[None], [SIZES[i]])[0].round())
+        assert torch.equal(objects.boxes[start.coupled[i]], head.states.decode(ends[None], unit)[0].round())
     elsewhere = head.start(
         TARGETS[1:2], Images(batch.pixels[1:2], batch.meta[1:2]),
         lambda boxes, t: Guess(torch.zeros(1, 12, 4), torch.tensor([0.0, 0, 9, 9]).expand(1, 12, 4)),
@@ -185,17 +191,17 @@ def test_reflow_pairs_noise_with_the_object_that_it_flows_to():
 
 
 def test_straightness_is_nothing_on_straight_ways_and_known_on_a_bent_one():
-    head, batch = build().head, images((64, 96))
+    head, unit = build().head, whole(torch.zeros(()), [(64, 96)])
     near, far = (torch.tensor([b]).expand(1, 12, 4) for b in ([[40.0, 30, 50, 40]], [[10.0, 10, 20, 20]]))
     logits = torch.zeros(1, 12, 4)
-    assert head.straightness(lambda b, t: Guess(logits, near), batch).item() == pytest.approx(0, abs=1e-10)
-    bend = head.straightness(lambda b, t: Guess(logits, far if t[0] < 0.5 else near), batch, steps=2)
-    start, one, two = head.noise(batch), *(head.states.encode(b, batch.sizes) for b in (far, near))
+    assert head.straightness(lambda b, t: Guess(logits, near), unit).item() == pytest.approx(0, abs=1e-10)
+    bend = head.straightness(lambda b, t: Guess(logits, far if t[0] < 0.5 else near), unit, steps=2)
+    start, one, two = head.noise(1), *(head.states.encode(b, unit) for b in (far, near))
     # half way to far, then all of the rest in half the time: both speeds differ from the mean by as much
     expected = ((one - start) - (two - start)).square().mean() / (two - start).square().mean()
     assert bend.item() == pytest.approx(expected.item(), rel=1e-4)
     head.path = CosinePath()
-    assert head.straightness(lambda b, t: Guess(logits, near), batch) > 0.01, "a straight way at another speed"
+    assert head.straightness(lambda b, t: Guess(logits, near), unit) > 0.01, "a straight way at another speed"
 
 
 def test_losses_of_an_evaluation_tell_how_straight_the_ways_are():
@@ -250,14 +256,16 @@ def test_the_decoder_is_told_the_time():
     for stage in head.decoder.stages:
         torch.nn.init.normal_(stage.film.weight)
     batch = images((64, 96))
-    boxes = head.states.decode(head.noise(batch), batch.sizes)
+    noise = head.noise(1)
+    boxes = head.states.decode(noise, whole(noise, batch.sizes))
     early, late = (head.decoder(features_of(batch), boxes, torch.tensor([t]), batch)[-1] for t in (0.1, 0.9))
     assert (early.logits - late.logits).abs().max() > 1e-3
 
 
 def test_boxes_of_an_image_see_each_other():
     head, batch = build().head, images((64, 96))
-    boxes = head.states.decode(head.noise(batch), batch.sizes)
+    noise = head.noise(1)
+    boxes = head.states.decode(noise, whole(noise, batch.sizes))
     moved = boxes.clone()
     moved[0, 0] = torch.tensor([5.0, 5, 9, 9])
     one, two = (head.decoder(features_of(batch), b, torch.zeros(1), batch)[-1].logits[0, 5] for b in (boxes, moved))
@@ -292,8 +300,8 @@ def test_steps_and_boxes_change_no_weight():
     """So that a stored checkpoint takes any number of both."""
     one, two = build(), build("model.head.steps=9", "model.head.test_boxes=160", "model.head.ensemble=false")
     two.load_state_dict(one.state_dict())
-    assert two.head.noise(images((64, 96))).shape == (1, 160, 4)
-    assert torch.equal(two.head.noise(images((64, 64)))[:, :12], one.head.noise(images((64, 64))))
+    assert two.head.noise(1).shape == (1, 160, 4)
+    assert torch.equal(two.head.noise(1)[:, :12], one.head.noise(1))
 
 
 def test_frozen_features_stay():
