@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -98,6 +99,29 @@ def test_an_exported_detector_predicts_as_its_checkpoint(checkpoint, tmp_path, m
 
 
 @pytest.mark.slow
+def test_a_file_that_resizes_takes_images_as_they_are(checkpoint, tmp_path, monkeypatch, capsys):  # noqa: F811
+    """A detector that wants 64 px, and pictures of 96: the file makes one of the other."""
+    output = tmp_path / "model.onnx"
+    fit = ["transform.val.resize={_target_:ResizeFit,size:64}", "model.head.roi.selector.score_threshold=0.3"]
+    start = (monkeypatch, capsys, f"checkpoint={checkpoint}", *fit)
+    said = call(export.main, *start, f"output={output}", "resize=true", "size=[96,96]")
+    assert "8 images" in said
+    values = next(line for line in said.splitlines() if line.startswith("AP on")).split()
+    assert values[4] == values[6]
+    metadata = exported.onnx_session(output).get_modelmeta().custom_metadata_map
+    assert "uint8 RGB (batch, 3, height, width), one image of 96 x 96 px, as they are" in metadata["input"]
+    image = tmp_path / "image.png"
+    cv2.imwrite(str(image), cv2.resize(cv2.imread(str(next(checkpoint.parent.rglob("train_*.jpg")))), (96, 96)))
+    rows = []
+    for name, options in {"here": (f"checkpoint={checkpoint}", *fit), "there": (f"checkpoint={output}",)}.items():
+        folder = tmp_path / name
+        call(predict.main, monkeypatch, capsys, *options, f"input={image}", "device=cpu", f"output={folder}")
+        rows.append(json.loads((folder / "detections.json").read_text()))
+    assert len(rows[0]) == len(rows[1]) > 0, "one grey level moves no detection over a threshold here"
+    np.testing.assert_allclose([r["bbox"] for r in rows[0]], [r["bbox"] for r in rows[1]], atol=0.5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["nms", "bgr"])
 def test_a_file_that_differs_is_not_left_behind(fault, checkpoint, tmp_path, monkeypatch, capsys):  # noqa: F811
     if fault == "nms":
@@ -115,6 +139,10 @@ def test_what_is_no_export_is_told(checkpoint, tmp_path, monkeypatch, capsys):  
     start = (export.main, monkeypatch, capsys, f"checkpoint={checkpoint}")
     assert "output: a file of format=onnx ends in .onnx, not x.pt2" in call(*start, "output=x.pt2", code=2)
     assert "num_images: must be 1 or more, not 0" in call(*start, "num_images=0", code=2)
+    assert "resize=true needs size=[H,W], the px of the images" in call(*start, "resize=true", code=2)
+    mirrored = "transform.val.flip={_target_:HorizontalFlip,p:1.0}"
+    said = call(*start, "resize=true", "size=[96,96]", mirrored, code=2)
+    assert "transform.val.flip: HorizontalFlip cannot go into a file: export with resize=false" in said
     stranger = tmp_path / "stranger.onnx"
     stranger.write_bytes(b"no file of ONNX")
     said = call(predict.main, monkeypatch, capsys, f"checkpoint={stranger}", "input=x.jpg", code=2)

@@ -177,6 +177,7 @@ class ExportOptions:
     format: Literal["onnx", "torch_export"] = "onnx"
     output: str | None = None
     size: tuple[Count, Count] | None = None
+    resize: bool = False
     layout: Literal["bchw", "bhwc"] = "bchw"
     deform_conv: Literal["op", "gather"] = "op"
     split: Literal["train", "val"] = "val"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from detkit.matching import Selector
-from detkit.structures import Batch, Detections, Images
+from detkit.models import Detector
+from detkit.models.export.resize import Resized
+from detkit.structures import Batch, Detections, Images, Target
 
 #: What may differ: px, and score.
 MOST_PX, MOST_SCORE = 0.01, 1e-4
@@ -102,6 +104,27 @@ def _singles(batches: Iterable[Batch], num_images: int, divisor: int) -> Iterabl
             h, w = meta.size
             whole = batch.images.pixels[i : i + 1, :, :h, :w]
             yield Images(F.pad(whole, (0, -w % divisor, 0, -h % divisor)), (replace(meta),))
+
+
+class ResizedDetector(Detector):
+    """``detector`` behind ``resized``: what a program that resizes is held against, image by image.
+
+    Args:
+        divisor: px, to which the loader pads.
+    """
+
+    def __init__(self, detector: Detector, resized: Resized, divisor: int) -> None:
+        super().__init__()
+        self.detector, self.resized, self.divisor = detector, resized, divisor
+
+    def forward(self, images: Images, targets: Sequence[Target] | None = None) -> list[Detections]:
+        assert targets is None, "it is only asked what it finds"
+        h, w = self.resized.before
+        pixels = self.resized(images.pixels[:, :, :h, :w]).to(images.pixels.dtype)
+        size = self.resized.after
+        padded = F.pad(pixels, (0, -size[1] % self.divisor, 0, -size[0] % self.divisor))
+        found = self.detector(Images(padded, tuple(replace(m, size=size) for m in images.meta)))
+        return [Detections(self.resized.back(d.boxes), d.scores, d.labels) for d in found]
 
 
 def least_score(detector: nn.Module) -> float:

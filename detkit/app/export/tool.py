@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +14,30 @@ from omegaconf import DictConfig
 from rich.text import Text
 
 from detkit.app.assemble.exported import Contract, is_exported
-from detkit.app.assemble.parts import build_evaluator
+from detkit.app.assemble.parts import build_evaluator, build_transforms
 from detkit.app.assemble.schema import ExportOptions
-from detkit.app.assemble.stored import Stored, load_stored, open_split
+from detkit.app.assemble.stored import Stored, eval_loader, load_stored, open_split
 from detkit.app.cli.entry import run_tool
-from detkit.app.export.check import MOST_PX, MOST_SCORE, agreement, least_score
+from detkit.app.export.check import MOST_PX, MOST_SCORE, ResizedDetector, agreement, least_score
 from detkit.app.run.next_command import tell_prediction_with
 from detkit.config import ConfigError
 from detkit.config.ranges import check_range
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.loader import EvalLoader
+from detkit.data.transforms.base import PlannedTransform, Transform
+from detkit.data.transforms.plan import Plan
 from detkit.engine.evaluation import evaluate
 from detkit.models import Detector
 from detkit.models.calibrated import Calibrated
 from detkit.models.export import NoFormError, Program, made_program
+from detkit.models.export.resize import Resized
 from detkit.models.export.runtime import ExportedDetector, onnx_run, onnx_session, torch_run
 from detkit.models.export.trace import traced, write_onnx
 from detkit.utils.download import checksum
 from detkit.utils.files import named
 from detkit.utils.log import set_up_logging
 
+_RESIZED_BEFORE = "resized as transform.val of the configuration says"
 _SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
 
 
@@ -63,13 +69,21 @@ def run(cfg: DictConfig, _: Path) -> None:
         )
     output.parent.mkdir(parents=True, exist_ok=True)
     dataset, loader = open_split(stored, options.split)
-    whole = stored.augmented(None)
+    whole = here = stored.augmented(None)
+    resized = None
+    if options.resize:
+        resized = resizing_of(stored, options.size)
+        here = ResizedDetector(whole, resized, _divisor(stored))
+        loader = eval_loader(_with_steps(stored, _to_size(resized.before)), dataset)
+        stored = _with_steps(stored, {})
     contract = contract_of(stored, whole, options)
     with named(output), tempfile.TemporaryDirectory(dir=output.parent, prefix=".export_") as folder:
         draft = Path(folder) / output.name
-        write(draft, _program(whole, stored, options), contract, options)
-        exported = _opened(draft, options)
-        _compare(whole, exported, stored, dataset, loader, options)
+        program = made_program(
+            whole, size_divisor=_divisor(stored), channels_last=options.layout == "bhwc", resized=resized
+        )
+        write(draft, program, contract, options)
+        _compare(here, _opened(draft, options), stored, dataset, loader, options)
         draft.replace(output)
     rich.print("exported:", Text(str(output), "bold"))
     if options.format == "onnx":
@@ -87,7 +101,7 @@ def contract_of(stored: Stored, detector: Detector, options: ExportOptions) -> C
     thresholds = detector.thresholds.tolist() if isinstance(detector, Calibrated) else None
     return Contract(
         categories=stored.checkpoint.categories.to_dict(),
-        input=f"uint8 RGB (batch, {order}), {which}, resized as transform.val of the configuration says",
+        input=f"uint8 RGB (batch, {order}), {which}, {'as they are' if options.resize else _RESIZED_BEFORE}",
         layout=options.layout, size=options.size, score_threshold=least_score(detector), thresholds=thresholds,
         checkpoint=stored.checkpoint.source, sha256=checksum(stored.checkpoint.source), config=stored.config,
         metrics={name: float(value) for name, value in stored.checkpoint.metrics.items()},
@@ -116,8 +130,41 @@ def write(path: Path, program: Program, contract: Contract, options: ExportOptio
         torch.export.save(graph, path, extra_files={f"{k}.txt": v for k, v in contract.metadata().items()})
 
 
-def _program(detector: Detector, stored: Stored, options: ExportOptions) -> Program:
-    return made_program(detector, size_divisor=_divisor(stored), channels_last=options.layout == "bhwc")
+def resizing_of(stored: Stored, size: tuple[int, int] | None) -> Resized:
+    """What ``transform.val`` does to images of ``size`` (h, w) px, for the program to do.
+
+    Raises:
+        ConfigError: no size is given.
+        NoFormError: ``transform.val`` does something else than to resize.
+    """
+    if size is None:
+        raise ConfigError("resize=true needs size=[H,W], the px of the images that the file will take")
+    plan = Plan.resized(size, size)
+    for name, step in zip(*_steps(stored), strict=True):
+        own = step.plan(plan.size, 0) if isinstance(step, PlannedTransform) else None
+        if own is None or own.mirrored or not own.fills or not plan.is_idle:
+            kind = type(step).__name__
+            raise NoFormError(f"transform.val.{name}: {kind} cannot go into a file: export with resize=false")
+        plan = own
+    try:
+        return Resized(size, plan.size)
+    except ValueError as error:
+        raise NoFormError(f"size: {error}; export with resize=false") from error
+
+
+def _steps(stored: Stored) -> tuple[list[str], list[Transform]]:
+    steps = {name: step for name, step in stored.config["transform"]["val"].items() if step is not None}
+    return list(steps), build_transforms(steps, "transform.val")
+
+
+def _to_size(size: tuple[int, int]) -> dict[str, Any]:
+    return {"resize": {"_target_": "Resize", "height": size[0], "width": size[1]}}
+
+
+def _with_steps(stored: Stored, steps: Mapping[str, Any]) -> Stored:
+    """``stored`` with other ``steps`` at ``transform.val``."""
+    transform = {**stored.config["transform"], "val": steps}
+    return replace(stored, config={**stored.config, "transform": transform})
 
 
 def _divisor(stored: Stored) -> int:

@@ -15,6 +15,7 @@ from detkit.models.export import dense as dense
 from detkit.models.export import flow as flow
 from detkit.models.export import stages as stages
 from detkit.models.export.form import NoFormError, View, found_by
+from detkit.models.export.resize import Resized
 from detkit.models.interfaces import Detector
 
 
@@ -35,6 +36,7 @@ class Program(nn.Module):
         size_divisor: px; inside the program images are padded to its multiples, as the loader does.
         thresholds: (K,) of the classes, None for none.
         channels_last: images are (B, H, W, 3), as files are read; else (B, 3, H, W).
+        resized: what images go through first; boxes come out in px of the images before it.
     """
 
     def __init__(
@@ -44,15 +46,18 @@ class Program(nn.Module):
         size_divisor: int = 32,
         thresholds: Tensor | None = None,
         channels_last: bool = False,
+        resized: Resized | None = None,
     ) -> None:
         super().__init__()
         self.detector, self.size_divisor, self.channels_last = detector, size_divisor, channels_last
+        self.resized = resized
         self.thresholds: Tensor | None
         self.register_buffer("thresholds", thresholds, persistent=False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """:class:`Found` for ``images`` uint8 RGB, as a plain tuple."""
         pixels = images.permute(0, 3, 1, 2) if self.channels_last else images
+        pixels = pixels if self.resized is None else self.resized(pixels)
         size = (pixels.shape[2], pixels.shape[3])
         detector = self.detector
         x = (pixels.float() - detector.pixel_mean) / detector.pixel_std
@@ -60,7 +65,8 @@ class Program(nn.Module):
         features = detector.neck(F.pad(x, (0, right, 0, bottom)), detector.backbone)
         found = found_by(detector.head, features, View(size))
         found = found if self.thresholds is None else self._enough(found, self.thresholds)
-        return found.boxes, found.scores, found.labels
+        boxes = found.boxes if self.resized is None else self.resized.back(found.boxes)
+        return boxes, found.scores, found.labels
 
     def _enough(self, found: Marked, thresholds: Tensor) -> Marked:
         least = thresholds[found.labels.clamp(min=0)]
@@ -74,7 +80,9 @@ class Program(nn.Module):
         return [Found(b[n >= 0], s[n >= 0], n[n >= 0]) for b, s, n in zip(boxes, scores, labels, strict=True)]
 
 
-def made_program(detector: Detector, *, size_divisor: int, channels_last: bool = False) -> Program:
+def made_program(
+    detector: Detector, *, size_divisor: int, channels_last: bool = False, resized: Resized | None = None
+) -> Program:
     """The program of ``detector``, in eval mode.
 
     Raises:
@@ -92,5 +100,7 @@ def made_program(detector: Detector, *, size_divisor: int, channels_last: bool =
         raise NoFormError(
             f"model: {type(detector).__name__} is no detector of backbone, neck and head: it has no export form"
         )
-    program = Program(detector, size_divisor=size_divisor, thresholds=thresholds, channels_last=channels_last)
+    program = Program(
+        detector, size_divisor=size_divisor, thresholds=thresholds, channels_last=channels_last, resized=resized
+    )
     return program.eval()

@@ -1,17 +1,20 @@
 """Detectors by format: the form of fixed sizes finds what the detector finds, and so does the file made of it."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from detkit.app.export.check import partners
+from detkit.app.export.check import ResizedDetector, partners
 from detkit.config import ConfigError
+from detkit.data.transforms.plan import resize_image
 from detkit.matching import AnchorGrid, Selector
 from detkit.matching.fixed import Marked, peaks, select_marked, select_of_classes
 from detkit.models.calibrated import Calibrated
 from detkit.models.detector import ComposedDetector
 from detkit.models.export import NoFormError, made_program
 from detkit.models.export.form import scaled_up
+from detkit.models.export.resize import Resized
 from detkit.models.export.runtime import ExportedDetector, onnx_run, onnx_session, torch_run
 from detkit.models.export.trace import traced, write_onnx
 from detkit.structures import Categories, Detections, FeatureSpec, ImageMeta, Images
@@ -218,3 +221,27 @@ def test_anchors_stand_where_they_stood():
     assert anchors.tolist() == wanted
     (inside,) = grid.inside([(2, 3)], (8, 17), torch.device("cpu"))
     assert inside.tolist() == [True, True, True, False, False, False]
+
+
+@pytest.mark.parametrize(("before", "after"), [((48, 60), (32, 40)), ((30, 41), (60, 82)), ((90, 120), (30, 41))])
+def test_images_are_resized_as_the_transforms_resize_them(before, after):
+    image = pixels(3, *before)
+    wanted = resize_image(np.ascontiguousarray(image.permute(1, 2, 0).numpy()), *after)
+    resized = Resized(before, after)
+    off = (resized(image[None])[0].permute(1, 2, 0) - torch.from_numpy(wanted)).abs()
+    assert off.max() <= 1, "cv2 counts in fixed point"
+    assert off.mean() < 0.1
+    whole = torch.tensor([0.0, 0, after[1], after[0]])
+    assert resized.back(whole).tolist() == pytest.approx([0, 0, before[1], before[0]])
+
+
+def test_a_program_that_resizes_finds_what_the_detector_finds_behind_it():
+    detector = awake("centernet", [])
+    resized = Resized((70, 101), (140, 202))
+    images = pixels(1, 3, 70, 101)
+    meta = ImageMeta(0, "0.png", (70, 101), (70, 101))
+    with torch.no_grad():
+        here = ResizedDetector(detector, resized, 32)(Images(images, (meta,)))
+        same(here, made_program(detector, size_divisor=32, resized=resized).of(images))
+        plain = detector(padded(resized(images).to(torch.uint8)))[0]
+    torch.testing.assert_close(here[0].boxes, plain.boxes / 2)
