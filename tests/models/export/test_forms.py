@@ -46,10 +46,10 @@ TABLE = {
     "CenterNet, DCNv2": ("centernet", ["model/neck=upsample_dcn"], 96, False),
     "CenterNet, DCNv2 gathered": ("centernet", ["model/neck=upsample_dcn"], 96, True),
     "YOLOv1": ("yolov1", [], 96, False),
+    "YOLOv1, the paper's": ("yolov1_paper", [], 64, False),
     "Flow": ("flow", ["model.head.steps=2"], 160, False),
     "Flow, with chance": ("flow", CHANCE, 160, False),
     "DiffusionDet": ("flow", ["model/head=diffusiondet", "model.head.steps=2"], 160, False),
-    "YOLOv1, the paper's": ("yolov1_paper", [], 64, False),
 }
 
 
