@@ -164,11 +164,14 @@ def test_arguments_decide_not_the_mode(detector):
 
 
 @torch.no_grad()
-def test_detections_are_sorted_inside_and_labelled(detector):
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+def test_detections_are_sorted_inside_and_labelled(detector, half):
     images, _ = batch(sizes=((64, 96), (50, 70)))
     detector.eval()
-    found = detector(images)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+        found = detector(images)
     detector.train()
+    assert all(d.boxes.dtype == d.scores.dtype == torch.float32 for d in found)
     assert sum(map(len, found)) > 0
     for detections, (h, w) in zip(found, images.sizes, strict=True):
         assert (detections.scores.diff() <= 0).all()

@@ -236,7 +236,6 @@ class FlowHead(Head):
         return lambda boxes, t: self.decoder(features, boxes, t, images)[-1]
 
     @torch.no_grad()
-    @full_precision
     def sample(
         self,
         denoise: Denoise,
