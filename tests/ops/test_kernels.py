@@ -19,6 +19,7 @@ import torch
 
 from detkit.ops import multi_level_roi_align
 from detkit.ops.cuda import compile as kernels
+from detkit.ops.cuda import region_pooling as kernels_of_regions
 from tests.ops import cases, host
 from tests.ops.cases import CASES
 
@@ -214,7 +215,8 @@ def instantiations(everything):
         common = {"TYPE": name, "FIXED": fixed}
         yield "ps_roi_pool.cu", common
         for vec in (1, wide) if everything else (wide if fixed else 1,):
-            yield "region_pooling.cu", {**common, "VEC": vec}
+            for levels in (1, 4, 5, kernels_of_regions.MAX_LEVELS) if everything else (5 if fixed else 1,):
+                yield "region_pooling.cu", {**common, "VEC": vec, "LEVELS": levels}
         if fixed:
             yield "sums.cu", common
         for packed, tile in itertools.product((0, 1), (64, 128, 256)) if everything else ((1, 64 if fixed else 128),):
