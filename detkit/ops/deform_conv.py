@@ -15,6 +15,7 @@ from torch import Tensor
 from detkit.ops.cuda import deform_conv as kernels
 from detkit.ops.cuda.compile import usable
 from detkit.ops.geometry import ConvSizes
+from detkit.ops.register import registered
 from detkit.ops.sampling import (
     Taps,
     as_maps,
@@ -162,10 +163,9 @@ def _mask_of(mask: Tensor | None, sizes: ConvSizes, chunk: Chunk) -> Tensor | No
     return widened(chunk.of(mask)).unflatten(1, (sizes.offset_groups, sizes.num_taps))
 
 
-@torch.library.custom_op(
-    "detkit::deform_conv",
-    mutates_args=(),
-    schema="(Tensor x, Tensor offset, Tensor? mask, Tensor weight, Tensor? bias, int[] stride, int[] padding, "
+@registered(
+    "deform_conv",
+    "(Tensor x, Tensor offset, Tensor? mask, Tensor weight, Tensor? bias, int[] stride, int[] padding, "
     "int[] dilation) -> Tensor",
 )
 def _forward(
@@ -194,10 +194,9 @@ def _(
     return empty_maps(x, sizes.batch, sizes.out_channels, *sizes.output)
 
 
-@torch.library.custom_op(
-    "detkit::deform_conv_backward",
-    mutates_args=(),
-    schema="(Tensor grad, Tensor x, Tensor offset, Tensor? mask, Tensor weight, int[] stride, int[] padding, "
+@registered(
+    "deform_conv_backward",
+    "(Tensor grad, Tensor x, Tensor offset, Tensor? mask, Tensor weight, int[] stride, int[] padding, "
     "int[] dilation) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def _backward(
@@ -270,10 +269,10 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         grad, x, offset, mask, weight, *ctx.moves
     )
     of_bias = None if ctx.bias_dtype is None else widened(grad).sum(dim=(0, 2, 3)).to(ctx.bias_dtype)
-    return of_x, of_offset, None if mask is None else of_mask, of_weight, of_bias, None, None, None
+    return of_x, of_offset, None if mask is None else of_mask, of_weight, of_bias
 
 
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+_forward.register_autograd(_differentiate, setup_context=_setup_context, inputs=lambda *arguments: arguments[:5])
 
 
 def deform_conv_reference(

@@ -40,9 +40,9 @@ class ConvSizes(NamedTuple):
     offset_groups: int
     kernel: tuple[int, int]
     output: tuple[int, int]
-    stride: Sequence[int]
-    padding: Sequence[int]
-    dilation: Sequence[int]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
 
     @staticmethod
     def of(
@@ -67,7 +67,8 @@ class ConvSizes(NamedTuple):
         )
         groups = x[1] // weight[1] if weight[1] and x[1] % weight[1] == 0 else 0
         offset_groups = offset[1] // (2 * kernel[0] * kernel[1])
-        return ConvSizes(*x, weight[0], groups, offset_groups, kernel, output, stride, padding, dilation)  # pyright: ignore
+        moves = (tuple(stride), tuple(padding), tuple(dilation))
+        return ConvSizes(*x, weight[0], groups, offset_groups, kernel, output, *moves)  # pyright: ignore
 
     @property
     def num_taps(self) -> int:

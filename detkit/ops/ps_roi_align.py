@@ -17,6 +17,7 @@ from detkit.ops.checks import check_maps, check_regions
 from detkit.ops.cuda import ps_roi_pool as kernels
 from detkit.ops.cuda.compile import usable
 from detkit.ops.region_pooling import pool_regions
+from detkit.ops.register import registered
 from detkit.ops.roi_align import roi_align_reference
 from detkit.ops.sampling import as_maps, empty_maps, feature_table, scattered_rows, weighted_rows
 from detkit.utils.precision import widened
@@ -87,10 +88,9 @@ def ps_roi_pool(
     return torch.ops.detkit.ps_roi_pool(features, boxes.detach(), image_index, [h, w], scale)
 
 
-@torch.library.custom_op(
-    "detkit::ps_roi_pool",
-    mutates_args=(),
-    schema="(Tensor features, Tensor boxes, Tensor image_index, int[] output_size, float scale) -> Tensor",
+@registered(
+    "ps_roi_pool",
+    "(Tensor features, Tensor boxes, Tensor image_index, int[] output_size, float scale) -> Tensor",
 )
 def _forward(features: Tensor, boxes: Tensor, image_index: Tensor, output_size: list[int], scale: float) -> Tensor:
     h, w = output_size
@@ -108,10 +108,9 @@ def _(features: Tensor, boxes: Tensor, image_index: Tensor, output_size: list[in
     return empty_maps(features, boxes.shape[0], features.shape[1] // (h * w), h, w)
 
 
-@torch.library.custom_op(
-    "detkit::ps_roi_pool_backward",
-    mutates_args=(),
-    schema="(Tensor grad, int[] shape, Tensor boxes, Tensor image_index, float scale) -> Tensor",
+@registered(
+    "ps_roi_pool_backward",
+    "(Tensor grad, int[] shape, Tensor boxes, Tensor image_index, float scale) -> Tensor",
 )
 def _backward(grad: Tensor, shape: list[int], boxes: Tensor, image_index: Tensor, scale: float) -> Tensor:
     height, width = grad.shape[2:]
@@ -137,11 +136,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    of_features = torch.ops.detkit.ps_roi_pool_backward(grad, ctx.shape, *ctx.saved_tensors, ctx.scale)
-    return of_features, None, None, None, None
+    return (torch.ops.detkit.ps_roi_pool_backward(grad, ctx.shape, *ctx.saved_tensors, ctx.scale),)
 
 
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+_forward.register_autograd(_differentiate, setup_context=_setup_context, inputs=lambda features, *_: (features,))
 
 
 def _cells(

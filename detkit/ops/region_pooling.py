@@ -22,6 +22,7 @@ from detkit.ops.checks import check_device, check_maps, check_regions
 from detkit.ops.cuda import region_pooling as kernels
 from detkit.ops.cuda.compile import usable
 from detkit.ops.geometry import Pooling
+from detkit.ops.register import registered
 from detkit.ops.sampling import (
     Taps,
     as_maps,
@@ -90,11 +91,9 @@ def pool_regions(
     )  # fmt: skip
 
 
-@torch.library.custom_op(
-    "detkit::region_pooling",
-    mutates_args=(),
-    schema=f"(Tensor[] features, Tensor boxes, Tensor image_index, Tensor levels, Tensor? offsets, {_OPTIONS})"
-    " -> Tensor",
+@registered(
+    "region_pooling",
+    f"(Tensor[] features, Tensor boxes, Tensor image_index, Tensor levels, Tensor? offsets, {_OPTIONS}) -> Tensor",
 )
 def _forward(
     features: Sequence[Tensor],
@@ -105,7 +104,7 @@ def _forward(
     *options: Any,
 ) -> Tensor:
     pooling = Pooling(*options)
-    if usable(*features, boxes, image_index, levels, offsets):
+    if len(features) <= kernels.MAX_LEVELS and usable(*features, boxes, image_index, levels, offsets):
         return kernels.forward(features, boxes, image_index, levels, offsets, pooling)
     geometry = Geometry(_unflatten(_flattened(features)), boxes, image_index, levels, offsets, pooling)
     table = geometry.table(features)
@@ -135,10 +134,9 @@ def _(
     return empty_maps(features[0], boxes.shape[0], channels, h, w)
 
 
-@torch.library.custom_op(
-    "detkit::region_pooling_backward",
-    mutates_args=(),
-    schema="(Tensor grad, Tensor[] features, int[] shapes, Tensor boxes, Tensor image_index, Tensor levels, "
+@registered(
+    "region_pooling_backward",
+    "(Tensor grad, Tensor[] features, int[] shapes, Tensor boxes, Tensor image_index, Tensor levels, "
     f"Tensor? offsets, {_OPTIONS}) -> Tensor[]",
 )
 def _backward(
@@ -153,7 +151,7 @@ def _backward(
 ) -> list[Tensor]:
     """Gradients of the maps, and last that of the offsets where there are any: ``features`` are needed only for it."""
     pooling = Pooling(*options)
-    if usable(grad, boxes, image_index, levels, offsets):
+    if len(pooling.scales) <= kernels.MAX_LEVELS and usable(grad, boxes, image_index, levels, offsets):
         return kernels.backward(grad, features, _unflatten(shapes), boxes, image_index, levels, offsets, pooling)
     geometry = Geometry(_unflatten(shapes), boxes, image_index, levels, offsets, pooling)
     rows = geometry.rows_of(grad.double() if grad.dtype == torch.float64 else grad.float())
@@ -205,12 +203,14 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     grads = torch.ops.detkit.region_pooling_backward(
         grad, features, ctx.shapes, boxes, image_index, levels, offsets, *ctx.options
     )
-    of_offsets = grads.pop() if ctx.has_offsets else None
-    nothing = [[] if option == [] else None for option in ctx.options]  # an empty list passes for one of tensors
-    return grads, None, None, None, of_offsets, *nothing
+    return (*grads, *([] if ctx.has_offsets else [None]))
 
 
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+def _inputs(features: Sequence[Tensor], boxes: Tensor, images: Tensor, levels: Tensor, offsets: Tensor | None, *_: Any):
+    return (*features, offsets)
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup_context, inputs=_inputs)
 
 
 def _flattened(features: Sequence[Tensor]) -> list[int]:

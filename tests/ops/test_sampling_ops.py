@@ -86,6 +86,15 @@ def test_autocast_runs_in_its_type_and_offsets_stay(name, device):
     torch.testing.assert_close(out.float(), case.op(*case.inputs), rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("name", ["roi_align", "ps_roi_pool", "deform_conv v2"])
+def test_a_second_derivative_is_refused(name):
+    case = CASES[name]()
+    inputs = [t.clone().requires_grad_() for t in case.inputs]
+    grads = torch.autograd.grad(case.op(*inputs).square().sum(), inputs, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        grads[0].sum().backward()
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", [n for n in CASES if n.startswith("deform_conv")])
 def test_no_images_are_legal(name, device):

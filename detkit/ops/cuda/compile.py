@@ -143,6 +143,13 @@ def _kernel(source: str, name: str, macros: Macros, device: int) -> Any:
     return ObjectCode.from_cubin(binary(source, macros, f"sm_{major}{minor}")).get_kernel(name)
 
 
+@functools.lru_cache(maxsize=1024)
+def _config(grid: tuple[int, ...], block: tuple[int, ...]) -> Any:
+    from cuda.core import LaunchConfig  # pyright: ignore
+
+    return LaunchConfig(grid=grid, block=block)
+
+
 def launch(
     source: str,
     name: str,
@@ -178,14 +185,27 @@ def run(
     device: torch.device,
 ) -> None:
     """What :func:`launch` does in the end. Tests put the CPU here."""
-    from cuda.core import Device, LaunchConfig  # pyright: ignore
+    from cuda.core import Device  # pyright: ignore
     from cuda.core import launch as start  # pyright: ignore
 
     with torch.cuda.device(device):
         Device(torch.cuda.current_device()).set_current()  # a thread in which torch did nothing yet has no context
         kernel = _kernel(source, name, macros, torch.cuda.current_device())
         values = [a.data_ptr() if isinstance(a, Tensor) else 0 if a is None else a for a in arguments]
-        start(torch.cuda.current_stream(), LaunchConfig(grid=grid, block=block), kernel, *values)
+        start(torch.cuda.current_stream(), _config(grid, block), kernel, *values)
+
+
+def on_device(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """The numbers (N,) int64 on ``device``, without waiting for it.
+
+    A CUDA graph cannot capture a copy from the host's memory, only kernels: they write the numbers one by one there.
+    """
+    if not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+        return torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True)
+    out = torch.empty(len(numbers), dtype=torch.int64, device=device)
+    for i, number in enumerate(numbers):
+        out[i].fill_(number)
+    return out
 
 
 def fixed_point(largest: Tensor) -> tuple[Tensor, Tensor]:

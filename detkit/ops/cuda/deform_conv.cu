@@ -15,6 +15,10 @@
 // Channels are walked in segments, the largest that lie in one group of the weights and one group of the offsets.
 #include "tiles.cuh"
 
+// Blocks that shall share a multiprocessor, so that one samples while another multiplies: the compiler gives each thread
+// so few registers that they fit.
+#define BLOCKS (TENSOR && BN <= 128 ? 3 : 2)
+
 struct Conv {
     int64 stride_b, stride_c, stride_h, stride_w;  // of the map, in elements
     int places, h, w, out_h, out_w;                // places: B * out_h * out_w
@@ -61,26 +65,25 @@ __device__ inline Spot spot_of(const Conv& s, const float* offset, const float* 
 }
 
 // 8 channels from `channel` on of what the tap reads; zeros after `count`.
-__device__ inline void sample8(float* out, const T* x, const Conv& s, const Spot& spot, int channel, int count) {
-#pragma unroll
-    for (int i = 0; i < 8; i++) out[i] = 0.f;
-    if (count <= 0) return;
+__device__ inline void sample8(Cell* out, const T* x, const Conv& s, const Spot& spot, int channel, int count) {
+    float sum[8] = {};
 #pragma unroll
     for (int k = 0; k < 4; k++) {
-        if (spot.weight[k] == 0.f) continue;
+        if (count <= 0 || spot.weight[k] == 0.f) continue;
         float value[8], weight = spot.weight[k] * spot.mask;
         fetch8(value, x + spot.corner[k] + channel * s.stride_c, s.stride_c, count);
 #pragma unroll
-        for (int i = 0; i < 8; i++) out[i] += weight * value[i];
+        for (int i = 0; i < 8; i++) sum[i] += weight * value[i];
     }
+#pragma unroll
+    for (int i = 0; i < 8; i++) out[i] = cell_of(sum[i]);
 }
 
 // `weight` (out_channels, taps, channels / groups); `out` (places, out_channels). Grid: places / 64, groups * tiles of BN.
-extern "C" __global__ void __launch_bounds__(256) deform_forward(
+extern "C" __global__ void __launch_bounds__(256, BLOCKS) deform_forward(
     const T* x, const float* offset, const float* mask, const T* weight, const T* bias, T* out, CONV_PARAMETERS) {
     Conv s = CONV;
-    alignas(16) __shared__ Cell a[BM][ROW];
-    alignas(16) __shared__ Cell b[BN][ROW];
+    alignas(16) __shared__ Cell a[BM * ROW], b[BN * ROW];
     int per_group = s.channels / s.groups, out_per_group = s.out_channels / s.groups, taps = s.kernel_h * s.kernel_w;
     int tiles = (out_per_group + BN - 1) / BN, group = (int)blockIdx.y / tiles, n0 = (int)blockIdx.y % tiles * BN;
     int m0 = (int)blockIdx.x * BM, place = thread_number() / 4, run = thread_number() % 4 * 8;
@@ -90,14 +93,14 @@ extern "C" __global__ void __launch_bounds__(256) deform_forward(
             int first = group * per_group + start, end = start + s.segment;
             Spot spot = spot_of(s, offset, mask, m0 + place, tap, first / (s.channels / s.offset_groups));
             for (int c = start; c < end; c += BK) {
-                float value[8];
-                sample8(value, x, s, spot, group * per_group + c + run, end - c - run);
-#pragma unroll
-                for (int i = 0; i < 8; i++) a[place][run + i] = cell_of(value[i]);
+                Cell cells[8];
+                sample8(cells, x, s, spot, group * per_group + c + run, end - c - run);
+                put_row(a, place, run, cells);
                 for (int n = place; n < BN; n += BM) {
                     int row = group * out_per_group + n0 + n;
                     int count = n0 + n < out_per_group ? end - c - run : 0;
-                    copy8(&b[n][run], weight + ((int64)row * taps + tap) * per_group + c + run, count);
+                    copy8(cells, weight + ((int64)row * taps + tap) * per_group + c + run, count);
+                    put_row(b, n, run, cells);
                 }
                 __syncthreads();
                 multiply(sums, a, b);
@@ -114,12 +117,11 @@ extern "C" __global__ void __launch_bounds__(256) deform_forward(
 #if BN == 64  // what its samples receive takes shared memory too
 // `grad` (places, out_channels); `weight` (taps, channels, out_channels / groups); `sums` like the map, channels-last, from
 // zero; `offset_grad` and `mask_grad` like offset and mask. Grid: places / 64, taps * offset groups.
-extern "C" __global__ void __launch_bounds__(256) deform_backward_data(
+extern "C" __global__ void __launch_bounds__(256, 2) deform_backward_data(
     const T* grad, const T* x, const float* offset, const float* mask, const T* weight, Sum* sums_x, float* offset_grad,
     float* mask_grad, const float* unit_of, CONV_PARAMETERS) {
     Conv s = CONV;
-    alignas(16) __shared__ Cell a[BM][ROW];
-    alignas(16) __shared__ Cell b[BN][ROW];
+    alignas(16) __shared__ Cell a[BM * ROW], b[BN * ROW];
     __shared__ float received[BM][BN + 1];
     int per_group = s.channels / s.groups, out_per_group = s.out_channels / s.groups, taps = s.kernel_h * s.kernel_w;
     int per_offset = s.channels / s.offset_groups;
@@ -134,16 +136,19 @@ extern "C" __global__ void __launch_bounds__(256) deform_backward_data(
             float sums[BN / 4] = {};
             for (int n = 0; n < out_per_group; n += BK) {
                 int count = out_per_group - n - run;
-                copy8(&a[place][run], grad + (int64)m * s.out_channels + group * out_per_group + n + run,
-                      m < s.places ? count : 0);
-                for (int row = place; row < BN; row += BM)
-                    copy8(&b[row][run], weight + ((int64)tap * s.channels + c + row) * out_per_group + n + run,
+                Cell cells[8];
+                copy8(cells, grad + (int64)m * s.out_channels + group * out_per_group + n + run, m < s.places ? count : 0);
+                put_row(a, place, run, cells);
+                for (int row = place; row < BN; row += BM) {
+                    copy8(cells, weight + ((int64)tap * s.channels + c + row) * out_per_group + n + run,
                           c + row < end ? count : 0);
+                    put_row(b, row, run, cells);
+                }
                 __syncthreads();
                 multiply(sums, a, b);
                 __syncthreads();
             }
-            for_each(sums, [&](int row, int column, float sum) { received[row][column] = sum; });
+            for_each(sums, [&](int row, int column, float sum) { put(&received[row][column], sum); });
             __syncthreads();  // the barriers of the next product come before the next writing
             for (int i0 = run; i0 < end - c && m < s.places; i0 += 32) {
                 int count = min(8, end - c - i0), channel = c + i0;
@@ -154,7 +159,7 @@ extern "C" __global__ void __launch_bounds__(256) deform_backward_data(
                     fetch8(value, x + spot.corner[k] + channel * s.stride_c, s.stride_c, count);
 #pragma unroll
                     for (int i = 0; i < 8; i++) {
-                        float up = i < count ? received[place][i0 + i] : 0.f;
+                        float up = i < count ? get(&received[place][i0 + i]) : 0.f;
                         dot += up * value[i], part[i] = share * up;
                     }
                     by_y += spot.mask * spot.dy[k] * dot, by_x += spot.mask * spot.dx[k] * dot;
@@ -185,12 +190,11 @@ extern "C" __global__ void __launch_bounds__(256) deform_backward_data(
 
 // `parts` (slices, taps, channels, out_channels / groups). Grid: tiles of 64 channels in all segments, taps * tiles of BN,
 // slices of `slice` places.
-extern "C" __global__ void __launch_bounds__(256) deform_backward_weight(
+extern "C" __global__ void __launch_bounds__(256, BLOCKS) deform_backward_weight(
     const T* grad, const T* x, const float* offset, const float* mask, float* parts, int slice,
     CONV_PARAMETERS) {
     Conv s = CONV;
-    alignas(16) __shared__ Cell a[BM][ROW];
-    alignas(16) __shared__ Cell b[BN][ROW];
+    alignas(16) __shared__ Cell a[BM * ROW], b[BN * ROW];
     int per_group = s.channels / s.groups, out_per_group = s.out_channels / s.groups, taps = s.kernel_h * s.kernel_w;
     int in_segment = (s.segment + BM - 1) / BM, tiles = (out_per_group + BN - 1) / BN;
     int start = (int)blockIdx.x / in_segment * s.segment, c = start + (int)blockIdx.x % in_segment * BM;
@@ -202,16 +206,13 @@ extern "C" __global__ void __launch_bounds__(256) deform_backward_weight(
     for (int m0 = (int)blockIdx.z * slice; m0 < last; m0 += BK) {
         int m = m0 + place;
         Spot spot = spot_of(s, offset, mask, m < last ? m : s.places, tap, moved);
-        float value[8];
-        sample8(value, x, s, spot, c + run, end - c - run);
-#pragma unroll
-        for (int i = 0; i < 8; i++) a[run + i][place] = cell_of(value[i]);
+        Cell cells[8];
+        sample8(cells, x, s, spot, c + run, end - c - run);
+        put_column(a, run, place, cells);
         for (int n = run; n < BN; n += 64) {
-            Cell up[8];
             int count = m < last ? out_per_group - n0 - n : 0;
-            copy8(up, grad + (int64)m * s.out_channels + group * out_per_group + n0 + n, count);
-#pragma unroll
-            for (int i = 0; i < 8; i++) b[n + i][place] = up[i];
+            copy8(cells, grad + (int64)m * s.out_channels + group * out_per_group + n0 + n, count);
+            put_column(b, n, place, cells);
         }
         __syncthreads();
         multiply(sums, a, b);

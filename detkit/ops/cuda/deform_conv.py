@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from math import gcd
 
 import numpy as np
@@ -25,13 +26,13 @@ def forward(
     x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, sizes: ConvSizes
 ) -> Tensor:
     """The op ``detkit::deform_conv`` on a GPU; see :func:`detkit.ops.deform_conv` for shapes."""
-    out = empty_maps(x, sizes.batch, sizes.out_channels, *sizes.output)
+    x, out = _near(x, sizes), empty_maps(x, sizes.batch, sizes.out_channels, *sizes.output)
     kernel = weight.to(x.dtype).permute(0, 2, 3, 1).contiguous()  # free where the weights are channels-last
     columns = sizes.out_channels // sizes.groups
     tile = _tile(columns, x.dtype)
     arguments = [
         x, *_moves(offset, mask), kernel, None if bias is None else bias.to(x.dtype).contiguous(), out,
-        *_sizes(x, sizes),
+        *_sizes(x.stride(), sizes),
     ]  # fmt: skip
     grid = (_blocks(sizes), sizes.groups * -(-columns // tile), 1)
     _launch("deform_forward", grid, arguments, x, tile, packed=_packed(x, kernel, sizes=sizes))
@@ -42,6 +43,7 @@ def backward(
     grad: Tensor, x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, sizes: ConvSizes
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of the map, the offsets, the mask (empty without one) and the weights."""
+    x = _near(x, sizes)
     grad = grad.to(x.dtype).permute(0, 2, 3, 1).contiguous()  # free where it is channels-last
     moves = _moves(offset, mask)
     of_x, of_offset, of_mask = _backward_data(grad, x, moves, weight, sizes)
@@ -61,7 +63,7 @@ def _backward_data(
     dtype = torch.float32 if unit is None else torch.int64
     sums = torch.zeros(x.numel(), dtype=dtype, device=x.device)
     of_offset, of_mask = torch.empty_like(offset), None if mask is None else torch.empty_like(mask)
-    arguments = [grad, x, offset, mask, kernel, sums, of_offset, of_mask, unit, *_sizes(x, sizes)]
+    arguments = [grad, x, offset, mask, kernel, sums, of_offset, of_mask, unit, *_sizes(x.stride(), sizes)]
     grid = (_blocks(sizes), sizes.num_taps * sizes.offset_groups, 1)
     packed = _packed(x, grad, kernel, sums, sizes=sizes)
     _launch("deform_backward_data", grid, arguments, x, 64, packed=packed, fixed=unit is not None)
@@ -78,7 +80,7 @@ def _backward_weight(grad: Tensor, x: Tensor, moves: list[Tensor | None], sizes:
     each = -(-places // slices)
     shape = (slices, *sizes.kernel, sizes.groups, sizes.channels // sizes.groups, columns)
     parts = torch.zeros(shape, dtype=torch.float32, device=x.device)
-    arguments = [grad, x, *moves, parts, np.int32(each), *_sizes(x, sizes)]
+    arguments = [grad, x, *moves, parts, np.int32(each), *_sizes(x.stride(), sizes)]
     grid = (*tiles, slices) if places else (0, 0, 0)
     _launch("deform_backward_weight", grid, arguments, x, tile, packed=_packed(x, grad, sizes=sizes))
     return parts.sum(0).permute(2, 4, 3, 0, 1).flatten(0, 1)
@@ -125,6 +127,16 @@ def _blocks(sizes: ConvSizes) -> int:
     return -(-sizes.batch * sizes.output[0] * sizes.output[1] // _ROWS)
 
 
+def _near(x: Tensor, sizes: ConvSizes) -> Tensor:
+    """``x`` in channels-last order where that lets it be read 16 bytes at a time.
+
+    It is read about 4 times for each tap of the kernel, and copied once.
+    """
+    lengths = (_segment(sizes), sizes.out_channels // sizes.groups)
+    wanted = x.stride(1) != 1 and all(length % 8 == 0 for length in lengths)
+    return x.contiguous(memory_format=torch.channels_last) if wanted else x
+
+
 def _packed(x: Tensor, *others: Tensor, sizes: ConvSizes) -> bool:
     """Whether all can be read 16 bytes at a time: see deform_conv.cu."""
     lengths = (_segment(sizes), sizes.out_channels // sizes.groups, *(x.stride(i) for i in (0, 2, 3)))
@@ -136,11 +148,12 @@ def _moves(offset: Tensor, mask: Tensor | None) -> list[Tensor | None]:
     return [offset.float().contiguous(), None if mask is None else mask.float().contiguous()]
 
 
-def _sizes(x: Tensor, sizes: ConvSizes) -> list[np.generic]:
-    """The kernels' CONV_PARAMETERS."""
+@functools.lru_cache(maxsize=1024)
+def _sizes(strides: tuple[int, ...], sizes: ConvSizes) -> tuple[np.generic, ...]:
+    """The kernels' CONV_PARAMETERS: the same in each step of most trainings, and slow to make."""
     counts = (
         sizes.batch * sizes.output[0] * sizes.output[1], sizes.height, sizes.width, *sizes.output, sizes.channels,
         sizes.out_channels, sizes.groups, sizes.offset_groups, _segment(sizes), *sizes.kernel, *sizes.stride,
         *sizes.padding, *sizes.dilation,
     )  # fmt: skip
-    return [*(np.int64(s) for s in x.stride()), *(np.int32(n) for n in counts)]
+    return (*(np.int64(s) for s in strides), *(np.int32(n) for n in counts))

@@ -63,7 +63,7 @@ __device__ inline void load(float* out, const T* p, int64 step, bool packed) {
     if (packed) {
 #pragma unroll
         for (int i = 0; i < N; i += WIDE) {
-            Pack<T, WIDE> pack = *(const Pack<T, WIDE>*)(p + i);
+            Pack<T, WIDE> pack = get((const Pack<T, WIDE>*)(p + i));
 #pragma unroll
             for (int j = 0; j < WIDE; j++) out[i + j] = to_float(pack.at[j]);
         }
@@ -83,7 +83,7 @@ __device__ inline void store(T* p, const float* x, bool packed) {
             Pack<T, WIDE> pack;
 #pragma unroll
             for (int j = 0; j < WIDE; j++) pack.at[j] = from_float<T>(x[i + j]);
-            *(Pack<T, WIDE>*)(p + i) = pack;
+            put((Pack<T, WIDE>*)(p + i), pack);
         }
     } else {
 #pragma unroll

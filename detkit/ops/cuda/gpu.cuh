@@ -1,6 +1,16 @@
 // The hardware's side of device.cuh: what has no name in C++. Host twins stand in tests/ops/host_cuda.h.
 #pragma once
 
+// One access of sizeof(P) bytes; the hardware wants p to be a multiple of them.
+template <class P>
+__device__ inline P get(const P* p) {
+    return *p;
+}
+template <class P>
+__device__ inline void put(P* p, const P& x) {
+    *p = x;
+}
+
 __device__ inline float float_of_bits(unsigned x) { return __uint_as_float(x); }
 __device__ inline unsigned bits_of_float(float x) { return __float_as_uint(x); }
 

@@ -4,14 +4,51 @@
 // the bin's taps is one coalesced read of a channels-last map (16 bytes a lane), and nothing is gathered level by level:
 // a box carries the number of its level. The backward pass is the same walk with additions in place of reads; there a
 // warp also sums over its channels what moving the bin would change. Block: 32 x 8 threads, grid: boxes x bins / 8.
+//
+// LEVELS maps, 1 to 8, are plain parameters: a table on the device would have to be copied there for each call, which a
+// CUDA graph cannot capture.
 #include "device.cuh"
 
 typedef TYPE T;
 
 struct Level {  // one map; strides in elements
-    int64 data, stride_b, stride_c, stride_h, stride_w, height, width;
-    double scale;  // cells per px
+    const T* data;
+    Sum* sums;  // of the backward pass: channels-last and from zero
+    int64 stride_b, stride_c, stride_h, stride_w;
+    int height, width;
+    float scale;  // cells per px
 };
+
+#define LEVEL_PARAMETERS(n)                                                                                              \
+    const T *data##n, Sum *sums##n, int64 b##n, int64 c##n, int64 h##n, int64 w##n, int height##n, int width##n,         \
+        float scale##n
+#define LEVEL(n) {data##n, sums##n, b##n, c##n, h##n, w##n, height##n, width##n, scale##n}
+#if LEVELS == 1
+#define EACH_LEVEL(of) of(0)
+#elif LEVELS == 2
+#define EACH_LEVEL(of) of(0), of(1)
+#elif LEVELS == 3
+#define EACH_LEVEL(of) of(0), of(1), of(2)
+#elif LEVELS == 4
+#define EACH_LEVEL(of) of(0), of(1), of(2), of(3)
+#elif LEVELS == 5
+#define EACH_LEVEL(of) of(0), of(1), of(2), of(3), of(4)
+#elif LEVELS == 6
+#define EACH_LEVEL(of) of(0), of(1), of(2), of(3), of(4), of(5)
+#elif LEVELS == 7
+#define EACH_LEVEL(of) of(0), of(1), of(2), of(3), of(4), of(5), of(6)
+#elif LEVELS == 8
+#define EACH_LEVEL(of) of(0), of(1), of(2), of(3), of(4), of(5), of(6), of(7)
+#endif
+
+// By comparison, since registers have no addresses.
+__device__ inline Level level_at(const Level* levels, int64 number) {
+    Level level = levels[0];
+#pragma unroll
+    for (int i = 1; i < LEVELS; i++)
+        if (i == number) level = levels[i];
+    return level;
+}
 
 struct Shape {  // sizes of the call
     int channels, groups, sets, bins_h, bins_w, sampling, aligned;
@@ -27,12 +64,12 @@ struct Bin {  // where one bin lies, in cells of its level
 
 __device__ inline Bin place(const float* box, const Level& level, const int64* image_size, const Shape& s, int i, int j) {
     Bin bin;
-    float scale = (float)level.scale, shift = s.aligned ? 0.5f : 0.f, least = s.aligned ? 0.f : 1.f;
+    float scale = level.scale, shift = s.aligned ? 0.5f : 0.f, least = s.aligned ? 0.f : 1.f;
     bin.finite = isfinite(box[0]) && isfinite(box[1]) && isfinite(box[2]) && isfinite(box[3]);
     float x1 = box[0] * scale - shift, y1 = box[1] * scale - shift;
     bin.width = fmaxf(box[2] * scale - shift - x1, least);
     bin.height = fmaxf(box[3] * scale - shift - y1, least);
-    bin.cells_h = (int)level.height, bin.cells_w = (int)level.width;
+    bin.cells_h = level.height, bin.cells_w = level.width;
     if (image_size) {  // a map ends where its image ends
         bin.cells_h = min(bin.cells_h, (int)ceilf((float)image_size[0] * scale));
         bin.cells_w = min(bin.cells_w, (int)ceilf((float)image_size[1] * scale));
@@ -46,23 +83,24 @@ __device__ inline Bin place(const float* box, const Level& level, const int64* i
     return bin;
 }
 
-// The channel that output channel c of a bin reads, as a distance from the map's first.
-__device__ inline int64 channel_of(int c, int bin, const Shape& s, const Level& level) {
-    return (s.sets > 1 ? (int64)bin * s.channels + c : (int64)c) * level.stride_c;
+// The channel that output channel c of a bin reads.
+__device__ inline int64 channel_of(int c, int bin, const Shape& s) {
+    return s.sets > 1 ? (int64)bin * s.channels + c : (int64)c;
 }
 
 extern "C" __global__ void region_forward(
-    const Level* levels, const float* boxes, const int64* images, const int64* level_of, const float* offsets,
+    EACH_LEVEL(LEVEL_PARAMETERS), const float* boxes, const int64* images, const int64* level_of, const float* offsets,
     const int64* image_sizes, T* out, int channels, int groups, int sets, int bins_h, int bins_w, int sampling, int aligned,
     float gamma) {
+    Level levels[] = {EACH_LEVEL(LEVEL)};
     Shape s = {channels, groups, sets, bins_h, bins_w, sampling, aligned, gamma};
     int bins = bins_h * bins_w, bin = (int)(blockIdx.y * 8 + threadIdx.y);
     int64 r = blockIdx.x;
     if (bin >= bins) return;
-    Level level = levels[level_of[r]];
+    Level level = level_at(levels, level_of[r]);
     int64 image = images[r];
     Bin b = place(boxes + 4 * r, level, image_sizes ? image_sizes + 2 * image : nullptr, s, bin / bins_w, bin % bins_w);
-    const T* map = (const T*)level.data + image * level.stride_b;
+    const T* map = level.data + image * level.stride_b;
     bool packed = VEC > 1;
     float share = b.finite && b.grid_h > 0 && b.grid_w > 0 ? 1.f / (float)(b.grid_h * b.grid_w) : 0.f;
     int depth = channels / groups;
@@ -73,7 +111,7 @@ extern "C" __global__ void region_forward(
             x0 += gamma * move[0] * b.width, y0 += gamma * move[bins] * b.height;
         }
         float sum[VEC] = {};
-        const T* first = map + channel_of(c, bin, s, level);
+        const T* first = map + channel_of(c, bin, s) * level.stride_c;
         for (int iy = 0; iy < b.grid_h && share > 0.f; iy++) {
             Tap y = border_tap(y0 + ((float)iy + 0.5f) * b.step_y, b.cells_h);
             for (int ix = 0; ix < b.grid_w; ix++) {
@@ -100,21 +138,24 @@ extern "C" __global__ void region_forward(
     }
 }
 
-// `sums` are levels whose data are Sums, channels-last and from zero; `maps` is read for the offsets' gradient alone.
+// The maps are read for the offsets' gradient alone.
 extern "C" __global__ void region_backward(
-    const Level* sums, const Level* maps, const float* boxes, const int64* images, const int64* level_of,
+    EACH_LEVEL(LEVEL_PARAMETERS), const float* boxes, const int64* images, const int64* level_of,
     const float* offsets, const int64* image_sizes, const T* grad, int64 grad_r, int64 grad_c, int64 grad_h, int64 grad_w,
     float* offset_grad, const float* unit_of, int channels, int groups, int sets, int bins_h, int bins_w, int sampling,
     int aligned, float gamma) {
+    Level levels[] = {EACH_LEVEL(LEVEL)};
     Shape s = {channels, groups, sets, bins_h, bins_w, sampling, aligned, gamma};
     int bins = bins_h * bins_w, bin = (int)(blockIdx.y * 8 + threadIdx.y);
     int64 r = blockIdx.x;
     if (bin >= bins) return;
     float unit = unit_of ? unit_of[0] : 1.f;
-    Level into = sums[level_of[r]];
+    Level level = level_at(levels, level_of[r]);
     int64 image = images[r];
-    Bin b = place(boxes + 4 * r, into, image_sizes ? image_sizes + 2 * image : nullptr, s, bin / bins_w, bin % bins_w);
-    Sum* target = (Sum*)into.data + image * into.stride_b;
+    Bin b = place(boxes + 4 * r, level, image_sizes ? image_sizes + 2 * image : nullptr, s, bin / bins_w, bin % bins_w);
+    int64 all = (int64)sets * channels;
+    Sum* target = level.sums + image * level.height * level.width * all;
+    const T* map = level.data + image * level.stride_b;
     const T* upstream = grad + r * grad_r + (bin / bins_w) * grad_h + (bin % bins_w) * grad_w;
     float share = b.finite && b.grid_h > 0 && b.grid_w > 0 ? 1.f / (float)(b.grid_h * b.grid_w) : 0.f;
     int depth = channels / groups;
@@ -144,16 +185,13 @@ extern "C" __global__ void region_backward(
                         float part[VEC];
 #pragma unroll
                         for (int v = 0; v < VEC; v++) part[v] = weight[k] * up[v];
-                        int64 cell = rows[k] * into.stride_h + columns[k] * into.stride_w + channel_of(c, bin, s, into);
+                        int64 cell = ((int64)rows[k] * level.width + columns[k]) * all + channel_of(c, bin, s);
                         if (weight[k] != 0.f) add_all<VEC>(target + cell, part, unit, VEC > 1);
                         if (!offsets) continue;
-                        Level from = maps[level_of[r]];
+                        const T* read = map + rows[k] * level.stride_h + columns[k] * level.stride_w +
+                                        channel_of(c, bin, s) * level.stride_c;
                         float value[VEC], dot = 0.f;
-                        load<VEC>(
-                            value,
-                            (const T*)from.data + image * from.stride_b + rows[k] * from.stride_h +
-                                columns[k] * from.stride_w + channel_of(c, bin, s, from),
-                            from.stride_c, VEC > 1);
+                        load<VEC>(value, read, level.stride_c, VEC > 1);
 #pragma unroll
                         for (int v = 0; v < VEC; v++) dot += up[v] * value[v];
                         by_y += dy[k] * dot, by_x += dx[k] * dot;

@@ -11,40 +11,76 @@ constexpr int BM = 64, BK = 32, THREADS = 256;
 
 #if TENSOR
 typedef T Cell;
-// A row is 80 bytes: the eight rows that a warp reads at once then begin in different banks.
-constexpr int ROW = BK + 8;
+constexpr int ROW = BK;
 __device__ inline Cell cell_of(float x) { return from_float<T>(x); }
 __device__ inline Cell cell_of(T x) { return x; }
+
+// Where a cell lies in its tile. Two rows are one line of 128 bytes, all 32 banks, in eight chunks of 16 bytes, which are
+// exchanged by a number that differs both among the four lines of eight rows and among eight rows that are 8 apart. So a
+// warp meets no bank twice: not where eight rows are multiplied, not where rows are written 16 bytes at a time, and not
+// where columns are.
+__device__ inline unsigned cell_at(unsigned row, unsigned column) {
+    unsigned chunk = (row % 2 * 4 + column / 8) ^ (row / 2 % 4) ^ (row / 8 % 8);
+    return row / 2 * 64 + chunk * 8 + column % 8;
+}
+
+// The cell `rows` below and `columns` to the right of the one at `from`, where no bit is carried. What is known when this
+// is compiled is all in the second term, so that a few addresses serve all cells of a tile.
+__device__ inline unsigned moved(unsigned from, unsigned rows, unsigned columns) {
+    unsigned by = cell_at(rows, columns);
+    return (from ^ by % 64) + by / 64 * 64;
+}
 #else
 typedef float Cell;
 constexpr int ROW = BK + 1;
 __device__ inline Cell cell_of(float x) { return x; }
 __device__ inline Cell cell_of(T x) { return to_float(x); }
+
+// A row has a bank to spare: a column's cells then lie in different banks, and only those of rows 32 apart share one.
+__device__ inline unsigned cell_at(unsigned row, unsigned column) { return row * ROW + column; }
+__device__ inline unsigned moved(unsigned from, unsigned rows, unsigned columns) { return from + cell_at(rows, columns); }
 #endif
+
+// 8 cells from `column` on, a multiple of 8: in one access where cells are 16 bits wide.
+__device__ inline void put_row(Cell* tile, int row, int column, const Cell* x) {
+#if TENSOR
+    Pack<Cell, 8> pack;
+#pragma unroll
+    for (int i = 0; i < 8; i++) pack.at[i] = x[i];
+    put((Pack<Cell, 8>*)(tile + cell_at(row, column)), pack);
+#else
+#pragma unroll
+    for (int i = 0; i < 8; i++) put(tile + moved(cell_at(row, column), 0, i), x[i]);
+#endif
+}
+
+// 8 cells from `row` down, a multiple of 8: what transposes.
+__device__ inline void put_column(Cell* tile, int row, int column, const Cell* x) {
+#pragma unroll
+    for (int i = 0; i < 8; i++) put(tile + moved(cell_at(row, column), i, 0), x[i]);
+}
 
 __device__ inline int thread_number() { return (int)threadIdx.x; }
 
 // sums += a * transposed b
-__device__ inline void multiply(float* sums, const Cell (*a)[ROW], const Cell (*b)[ROW]) {
+__device__ inline void multiply(float* sums, const Cell* a, const Cell* b) {
 #if TENSOR
     int warp = thread_number() / 32, lane = thread_number() % 32;
-    int first_row = warp % 2 * 32 + lane / 4, first_column = warp / 2 * (BN / 4) + lane / 4;
+    unsigned from_a = cell_at(warp % 2 * 32 + lane / 4, lane % 4 * 2);
+    unsigned from_b = cell_at(warp / 2 * (BN / 4) + lane / 4, lane % 4 * 2);
 #pragma unroll
-    for (int step = 0; step < BK; step += 16) {  // counted alike by all lanes: mma wants the warp together
-        int k = step + lane % 4 * 2;
+    for (int k = 0; k < BK; k += 16) {  // counted alike by all lanes: mma wants the warp together
         unsigned left[2][4];
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-            int row = first_row + 16 * i;
-            left[i][0] = *(const unsigned*)&a[row][k];
-            left[i][1] = *(const unsigned*)&a[row + 8][k];
-            left[i][2] = *(const unsigned*)&a[row][k + 8];
-            left[i][3] = *(const unsigned*)&a[row + 8][k + 8];
-        }
+        for (int i = 0; i < 2; i++)
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                left[i][e] = get((const unsigned*)(a + moved(from_a, 16 * i + e % 2 * 8, k + e / 2 * 8)));
 #pragma unroll
         for (int j = 0; j < BN / 32; j++) {
-            int column = first_column + 8 * j;
-            unsigned right[2] = {*(const unsigned*)&b[column][k], *(const unsigned*)&b[column][k + 8]};
+            unsigned right[2];
+#pragma unroll
+            for (int e = 0; e < 2; e++) right[e] = get((const unsigned*)(b + moved(from_b, 8 * j, k + e * 8)));
 #pragma unroll
             for (int i = 0; i < 2; i++) mma(sums + (i * (BN / 32) + j) * 4, left[i], right, (const T*)nullptr);
         }
@@ -54,10 +90,10 @@ __device__ inline void multiply(float* sums, const Cell (*a)[ROW], const Cell (*
     for (int k = 0; k < BK; k++) {
         float left[4];
 #pragma unroll
-        for (int i = 0; i < 4; i++) left[i] = a[row + i][k];
+        for (int i = 0; i < 4; i++) left[i] = get(a + cell_at(row + i, k));
 #pragma unroll
         for (int j = 0; j < BN / 16; j++) {
-            float right = b[column + 16 * j][k];
+            float right = get(b + cell_at(column + 16 * j, k));
 #pragma unroll
             for (int i = 0; i < 4; i++) sums[i * (BN / 16) + j] += left[i] * right;
         }
@@ -97,13 +133,14 @@ __device__ inline void fetch8(float* out, const T* p, int64 step, int count) {
     for (int i = 0; i < 8; i++) out[i] = i < count ? to_float(p[i * step]) : 0.f;
 }
 
+// The same as cells, of numbers that lie side by side.
 __device__ inline void copy8(Cell* to, const T* p, int count) {
 #if PACKED
     if (count > 0) {
         constexpr int WIDE = 16 / sizeof(T);
 #pragma unroll
         for (int i = 0; i < 8; i += WIDE) {
-            Pack<T, WIDE> pack = *(const Pack<T, WIDE>*)(p + i);
+            Pack<T, WIDE> pack = get((const Pack<T, WIDE>*)(p + i));
 #pragma unroll
             for (int j = 0; j < WIDE; j++) to[i + j] = cell_of(pack.at[j]);
         }
