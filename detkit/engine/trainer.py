@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -73,11 +73,13 @@ class Trainer:
         run_dir: the folder of the checkpoints; must exist.
         callbacks: watchers by name; called in this order.
         config: kept in the checkpoints; plain values only.
+        class_counts: (K,) objects of each class in the training data, which ``detector`` was built with; kept in the
+            report of a bad step.
     """
 
     runtime_arguments = (
         *("detector", "optimizer", "schedule", "train_loader", "val_loader", "evaluator"),
-        *("categories", "run_dir", "device", "callbacks", "config"),
+        *("categories", "class_counts", "run_dir", "device", "callbacks", "config"),
     )
 
     def __init__(
@@ -107,6 +109,7 @@ class Trainer:
         device: torch.device | str = "cpu",
         callbacks: Mapping[str, Callback] | None = None,
         config: Mapping[str, Any] | None = None,
+        class_counts: Sequence[int] | None = None,
     ) -> None:
         self.steps, self.accumulate = steps, accumulate
         self.precision: Precision = precision
@@ -139,6 +142,7 @@ class Trainer:
             config=self.config,
             run_dir=self.run_dir,
             max_loss_ratio=max_loss_ratio,
+            class_counts=class_counts,
         )
         self.progress = Progress()
         self.metrics: dict[str, float] = {}

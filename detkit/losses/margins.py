@@ -25,24 +25,33 @@ is learnt instead of chosen. Two numbers keep that comparison fair.
 - *First bias.* ``prior_prob`` sets b so that all classes together start at that probability (see ``start_of``). Without
   it, b = 0, K classes share K / (K + 1), and with thousands of them every region starts as an object.
 
+**Frequencies.** A direction has no bias that could hold how often its class comes, and should have none: a class that
+is added later has no frequency. With ``frequency_bias`` the loss adds log(K pi_k) to the logit of class k, pi_k being
+its share of the training data's objects, and the scores do without it (logit adjustment: Menon et al., ICLR 2021,
+equation 10). What the frequencies alone tell need not be learnt as angles then, and scores do not favour frequent
+classes. It is 0 where all classes are as frequent, and leaves ``prior_prob`` as it is.
+
 Gradients are finite everywhere, also at cosines of 1 and -1, and all is in float32 from the cosine on.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import abstractmethod
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.config import LOSSES, Count, Whole
+from detkit.config import LOSSES, Whole
+from detkit.losses.angles import arccosine, falling_cosine, sine
 from detkit.losses.checks import between_0_and_1, non_negative
 from detkit.losses.classification import ClassificationLoss
 from detkit.losses.cosine_layers import CosineClassLayer, CosineClassMap, Lengths
 from detkit.losses.layers import ClassLayer
+from detkit.losses.priors import Frequencies
 from detkit.utils.precision import widened
 from detkit.utils.step import updates_done
 
@@ -53,9 +62,10 @@ class MarginSoftmax(ClassificationLoss):
     lengths: Lengths = "scale"
     needs_own_layer = True
 
-    def __init__(self, weight: float, prior_prob: float | None) -> None:
+    def __init__(self, weight: float, prior_prob: float | None, frequencies: Frequencies) -> None:
         self.weight = non_negative("weight", weight)
         self.prior_prob = None if prior_prob is None else between_0_and_1("prior_prob", prior_prob)
+        self.frequencies = frequencies
 
     def num_outputs(self, num_classes: int) -> int:
         return num_classes + 1 + {"scale": 0, "feature": 1, "product": num_classes}[self.lengths]
@@ -65,7 +75,8 @@ class MarginSoftmax(ClassificationLoss):
         return (num_outputs - 1) // 2 if self.lengths == "product" else num_outputs - (2 - (self.lengths == "scale"))
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return self.weight * F.cross_entropy(self.with_margin(widened(logits), labels), labels, reduction="none")
+        logits = self.frequencies.told(self.with_margin(widened(logits), labels))
+        return self.weight * F.cross_entropy(logits, labels, reduction="none")
 
     def with_margin(self, logits: Tensor, labels: Tensor) -> Tensor:
         """(N, K + 1): ``logits`` (N, O) with the margin in that of each region's own class; background has none."""
@@ -112,6 +123,11 @@ class MarginSoftmax(ClassificationLoss):
     def make_map(self, channels: int, num_anchors: int, num_classes: int) -> nn.Module:
         return CosineClassMap(channels, num_anchors, num_classes, **self._options(9 * channels, num_classes))
 
+    def of_classes(self, classes: Tensor) -> Self:
+        chosen = copy.copy(self)
+        chosen.frequencies = self.frequencies.of_classes(classes)
+        return chosen
+
     def _options(self, width: int, num_classes: int) -> dict[str, Any]:
         """Of the layer."""
         return {"lengths": self.lengths, "background": self._start(num_classes)}
@@ -120,8 +136,10 @@ class MarginSoftmax(ClassificationLoss):
 class _ScaledCosines(MarginSoftmax):
     """Cosines times a constant ``scale``."""
 
-    def __init__(self, weight: float, prior_prob: float | None, scale: float, warmup_steps: int) -> None:
-        super().__init__(weight, prior_prob)
+    def __init__(
+        self, weight: float, prior_prob: float | None, frequencies: Frequencies, scale: float, warmup_steps: int
+    ) -> None:
+        super().__init__(weight, prior_prob, frequencies)
         if not 0 < scale < math.inf:
             raise ValueError(f"scale must be above 0, not {scale}")
         self.scale, self.warmup_steps = scale, warmup_steps
@@ -167,10 +185,20 @@ class NormalizedSoftmax(_ScaledCosines):
         scale: s; the reciprocal of a temperature. Detectors take about 20, face recognition 64.
         prior_prob: probability that an untrained head gives to all object classes together, by background's first
             bias; null leaves that at 0.
+        frequency_bias: the loss counts with how often each class comes, see the head of this module.
+        class_counts: the objects of each class in the training data (run time).
     """
 
-    def __init__(self, *, weight: float = 1.0, scale: float = 20.0, prior_prob: float | None = 0.25) -> None:
-        super().__init__(weight, prior_prob, scale, 0)
+    def __init__(
+        self,
+        *,
+        weight: float = 1.0,
+        scale: float = 20.0,
+        prior_prob: float | None = 0.25,
+        frequency_bias: bool = False,
+        class_counts: tuple[int, ...] | None = None,
+    ) -> None:
+        super().__init__(weight, prior_prob, Frequencies(frequency_bias, class_counts), scale, 0)
 
     def of_own_class(self, cosine: Tensor, length: Tensor) -> Tensor:
         return length * cosine
@@ -185,7 +213,7 @@ class CosFace(_ScaledCosines):
         scale: s; the paper's is 64.
         margin: m; the paper's is 0.35.
         warmup_steps: the margin grows from 0 to m over so many updates.
-        prior_prob: as of :class:`NormalizedSoftmax`.
+        prior_prob, frequency_bias, class_counts: as of :class:`NormalizedSoftmax`.
     """
 
     def __init__(
@@ -196,8 +224,10 @@ class CosFace(_ScaledCosines):
         margin: float = 0.35,
         warmup_steps: Whole = 0,
         prior_prob: float | None = 0.25,
+        frequency_bias: bool = False,
+        class_counts: tuple[int, ...] | None = None,
     ) -> None:
-        super().__init__(weight, prior_prob, scale, warmup_steps)
+        super().__init__(weight, prior_prob, Frequencies(frequency_bias, class_counts), scale, warmup_steps)
         self.margin = non_negative("margin", margin)
 
     def of_own_class(self, cosine: Tensor, length: Tensor) -> Tensor:
@@ -216,7 +246,7 @@ class ArcFace(_ScaledCosines):
         scale: s; the paper's is 64.
         margin: m, radians; the paper's is 0.5.
         warmup_steps: the margin grows from 0 to m over so many updates.
-        prior_prob: as of :class:`NormalizedSoftmax`.
+        prior_prob, frequency_bias, class_counts: as of :class:`NormalizedSoftmax`.
     """
 
     def __init__(
@@ -227,8 +257,10 @@ class ArcFace(_ScaledCosines):
         margin: float = 0.5,
         warmup_steps: Whole = 0,
         prior_prob: float | None = 0.25,
+        frequency_bias: bool = False,
+        class_counts: tuple[int, ...] | None = None,
     ) -> None:
-        super().__init__(weight, prior_prob, scale, warmup_steps)
+        super().__init__(weight, prior_prob, Frequencies(frequency_bias, class_counts), scale, warmup_steps)
         self.margin = _angle_margin("margin", margin)
 
     def of_own_class(self, cosine: Tensor, length: Tensor) -> Tensor:
@@ -249,7 +281,7 @@ class CombinedMargin(_ScaledCosines):
         margins: m1 (a factor on the angle, from 1 on), m2 (added to it, radians) and m3 (taken from the cosine).
             [1, 0, 0] is :class:`NormalizedSoftmax`, [1, m, 0] :class:`ArcFace`, [1, 0, m] :class:`CosFace`.
         warmup_steps: the margins grow from [1, 0, 0] to these over so many updates.
-        prior_prob: as of :class:`NormalizedSoftmax`.
+        prior_prob, frequency_bias, class_counts: as of :class:`NormalizedSoftmax`.
     """
 
     def __init__(
@@ -260,8 +292,10 @@ class CombinedMargin(_ScaledCosines):
         margins: tuple[float, float, float] = (1.0, 0.3, 0.2),
         warmup_steps: Whole = 0,
         prior_prob: float | None = 0.25,
+        frequency_bias: bool = False,
+        class_counts: tuple[int, ...] | None = None,
     ) -> None:
-        super().__init__(weight, prior_prob, scale, warmup_steps)
+        super().__init__(weight, prior_prob, Frequencies(frequency_bias, class_counts), scale, warmup_steps)
         if not 1 <= margins[0] < math.inf:
             raise ValueError(f"the first of margins is a factor on the angle, from 1 on, not {margins[0]}")
         _angle_margin("the second of margins", margins[1])
@@ -272,123 +306,6 @@ class CombinedMargin(_ScaledCosines):
         factor, added, taken = self.margins
         angle = (1 + self.share * (factor - 1)) * arccosine(cosine) + self.share * added
         return length * (falling_cosine(angle) - self.share * taken)
-
-
-class _AngleFactor(MarginSoftmax):
-    """A factor m on the angle, mixed with the plain cosine by a lambda that shrinks from step to step."""
-
-    def __init__(self, weight: float, prior_prob: float | None, margin: int, annealing: _Annealing) -> None:
-        super().__init__(weight, prior_prob)
-        self.margin, self.annealing = margin, annealing
-
-    def of_own_class(self, cosine: Tensor, length: Tensor) -> Tensor:
-        mixed = self.annealing.now
-        return length * (mixed * cosine + psi(cosine, self.margin)) / (1 + mixed)
-
-
-class _Annealing:
-    """lambda(t) = max(least, base (1 + gain t)^-power) after t updates (Liu et al., ICML 2016, section 5.1, and the
-    authors' code); the least outside training."""
-
-    def __init__(self, base: float, gain: float, power: float, least: float) -> None:
-        names = ("lambda_base", "lambda_gain", "lambda_power", "lambda_min")
-        for name, value in zip(names, (base, gain, power, least), strict=True):
-            non_negative(name, value)
-        self.base, self.gain, self.power, self.least = base, gain, power, least
-
-    @property
-    def now(self) -> float:
-        done = updates_done()
-        return self.least if done is None else max(self.least, self.base * (1 + self.gain * done) ** -self.power)
-
-
-@LOSSES
-class LSoftmax(_AngleFactor):
-    """Large-margin softmax: ||W|| ||x|| psi(theta) (Liu et al., ICML 2016, equation 4).
-
-    The logit of a region's own class is ``(lambda ||W|| ||x|| cos(theta) + ||W|| ||x|| psi(theta)) / (1 + lambda)``,
-    with ``lambda = max(lambda_min, lambda_base (1 + lambda_gain t)^-lambda_power)`` after t updates.
-
-    Args:
-        weight: factor on the loss.
-        margin: m, a whole number; 1 is softmax without class biases.
-        lambda_base, lambda_gain, lambda_power, lambda_min: of the annealing.
-        prior_prob: as of :class:`NormalizedSoftmax`.
-    """
-
-    lengths: Lengths = "product"
-
-    def __init__(
-        self,
-        *,
-        weight: float = 1.0,
-        margin: Count = 4,
-        lambda_base: float = 1000.0,
-        lambda_gain: float = 2.5e-5,
-        lambda_power: float = 35.0,
-        lambda_min: float = 5.0,
-        prior_prob: float | None = 0.25,
-    ) -> None:
-        annealing = _Annealing(lambda_base, lambda_gain, lambda_power, lambda_min)
-        super().__init__(weight, prior_prob, margin, annealing)
-
-
-@LOSSES
-class ASoftmax(_AngleFactor):
-    """Angular softmax of SphereFace: ||x|| psi(theta), weights of length 1 (Liu et al., CVPR 2017, equation 7).
-
-    Annealed as :class:`LSoftmax` is.
-
-    Args:
-        weight: factor on the loss.
-        margin: m, a whole number; the paper's is 4, 1 is its modified softmax.
-        lambda_base, lambda_gain, lambda_power, lambda_min: of the annealing.
-        prior_prob: as of :class:`NormalizedSoftmax`.
-    """
-
-    lengths: Lengths = "feature"
-
-    def __init__(
-        self,
-        *,
-        weight: float = 1.0,
-        margin: Count = 4,
-        lambda_base: float = 1000.0,
-        lambda_gain: float = 2.5e-5,
-        lambda_power: float = 35.0,
-        lambda_min: float = 5.0,
-        prior_prob: float | None = 0.25,
-    ) -> None:
-        annealing = _Annealing(lambda_base, lambda_gain, lambda_power, lambda_min)
-        super().__init__(weight, prior_prob, margin, annealing)
-
-
-def psi(cosine: Tensor, m: int) -> Tensor:
-    """(-1)^j cos(m theta) - 2 j, which falls from 1 to 1 - 2 m as theta goes from 0 to pi.
-
-    cos(m theta) is Chebyshev's polynomial of the cosine, whose gradient is finite everywhere.
-    """
-    before, power = torch.ones_like(cosine), cosine
-    for _ in range(m - 1):
-        before, power = power, 2 * cosine * power - before
-    piece = (m * cosine.detach().clamp(-1, 1).arccos() / math.pi).floor().clamp(max=m - 1)
-    return (1 - 2 * (piece % 2)) * power - 2 * piece
-
-
-def falling_cosine(angle: Tensor) -> Tensor:
-    """(-1)^j cos(angle) - 2 j for an angle in [j pi, (j + 1) pi]: falls for ever."""
-    piece = (angle.detach() / math.pi).floor()
-    return (1 - 2 * (piece % 2)) * angle.cos() - 2 * piece
-
-
-def sine(cosine: Tensor) -> Tensor:
-    """sqrt(1 - cos^2), whose own gradient is infinite at 1 and -1: there it is 0 here."""
-    return (1 - cosine**2).clamp(min=torch.finfo(cosine.dtype).eps).sqrt()
-
-
-def arccosine(cosine: Tensor) -> Tensor:
-    """The angle in [0, pi], with a finite gradient as :func:`sine` has."""
-    return torch.atan2(sine(cosine), cosine)
 
 
 def _angle_margin(name: str, value: float) -> float:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 #: No class starts as likelier than this: a prior that is nearly 1 would be as hard to unlearn as none.
@@ -28,6 +30,29 @@ def class_shares(counts: Sequence[int] | None, num_classes: int) -> Tensor:
         )
     each = torch.tensor(counts, dtype=torch.float64) + 1
     return each / each.sum()
+
+
+class Frequencies:
+    """What the logits of K classes are told of how often each comes, where that is ``wanted``."""
+
+    def __init__(self, wanted: bool, counts: tuple[int, ...] | None) -> None:
+        self._bias: Tensor | None = None
+        if wanted and counts is not None:
+            with torch.device("cpu"):  # also where layers are made without memory
+                self._bias = (class_shares(counts, len(counts)) * len(counts)).log()
+
+    def told(self, logits: Tensor) -> Tensor:
+        """(N, K + 1): ``logits`` with log(K pi_k) beside that of class k; background's as it is."""
+        if self._bias is None:
+            return logits
+        assert len(self._bias) == logits.shape[1] - 1, "a head that tells others apart, the RPN, has no such loss"
+        return logits + F.pad(self._bias, (0, 1)).to(logits)
+
+    def of_classes(self, classes: Tensor) -> Frequencies:
+        """Of ``classes`` (K',) alone: each is told what it would be among all of them."""
+        chosen = copy.copy(self)
+        chosen._bias = None if self._bias is None else self._bias[classes.cpu()]
+        return chosen
 
 
 def softmax_bias(prior_prob: float | None, num_classes: int, shares: Tensor | None = None) -> Tensor:

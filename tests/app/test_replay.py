@@ -7,6 +7,7 @@ import torch
 from detkit.app import train
 from detkit.app.inspect import replay
 from detkit.engine import NonFiniteError
+from detkit.engine.bad_steps.divergence import load_bundle
 from tests.app.test_configs import composed
 
 
@@ -45,6 +46,36 @@ def test_another_outcome_is_said(bundle, tmp_path, capsys):
     output = capsys.readouterr().out
     assert "again: everything is finite; rpn_cls" in output
     assert "(NOT as in the run)" in output
+
+
+@pytest.fixture(scope="module")
+def of_counts(tmp_path_factory):
+    """The report of a loss that knows how often each class comes, in a step whose boxes fail."""
+    folder = tmp_path_factory.mktemp("counts")
+    cfg = composed(
+        "experiment=quickstart", "device=cpu", f"data.root={folder / 'shapes'}", "data.train.num_train=2",
+        "data.train.num_val=1", "data.train.image_size=64", "data.loader.train.batch_size=2", "callbacks={}",
+        "loss@model.head.roi.cls_loss=Seesaw", "model.head.roi.cls_loss.q=0",
+    )  # fmt: skip
+    trainer, _ = train.build_trainer(cfg, folder)
+    assert len(set(trainer.detector.head.roi.cls_loss.class_counts)) > 1
+    with torch.no_grad():
+        trainer.detector.head.roi.network.bbox_pred.weight[0, 5] = torch.inf
+    with pytest.raises(NonFiniteError):
+        trainer.fit()
+    return folder / "divergence_step1.pt"
+
+
+def test_what_a_loss_knows_of_the_data_is_there_again_to_the_bit(of_counts, tmp_path):
+    bundle = load_bundle(of_counts)
+    seen = replay.show(of_counts)
+    assert seen.terms["roi_cls"] == bundle.terms[0]["roi_cls"]
+    assert replay.in_words(seen, bundle).endswith("(as in the run)")
+    state = torch.load(of_counts, weights_only=True)
+    older = {name: value for name, value in state.items() if name != "class_counts"} | {"format": 2}
+    torch.save(older, tmp_path / "older.pt")
+    without = replay.show(tmp_path / "older.pt")
+    assert without.terms["roi_cls"] != seen.terms["roi_cls"], "a report of format 2 does not know them"
 
 
 @pytest.mark.parametrize(

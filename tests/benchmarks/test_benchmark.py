@@ -7,6 +7,7 @@ from benchmarks import contests as benchmark_contests
 from benchmarks import divergence as benchmark_divergence
 from benchmarks import ops as benchmark_ops
 from benchmarks import tool as benchmark
+from benchmarks import training as benchmark_training
 
 CPU = torch.device("cpu")
 
@@ -77,10 +78,10 @@ def _refuses(x):
 
 
 def test_training_compares_models_of_one_size():
-    ours, theirs = benchmark._detkit_model(), benchmark._torchvision_model()
+    ours, theirs = benchmark_training.small_faster_rcnn(), benchmark_training.torchvision_model()
     sizes = [sum(p.numel() for p in model.parameters()) for model in (ours, theirs)]
     assert sizes[1] - sizes[0] == 4 * 1024 + 4, "torchvision alone regresses a box for background"
-    images, targets = benchmark.made_batch(1, CPU)
+    images, targets = benchmark_training.made_batch(1, CPU)
     assert ours(images, targets).total.isfinite()
 
 

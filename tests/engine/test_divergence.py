@@ -301,7 +301,7 @@ def test_bundles_that_cannot_be_used(tmp_path: Path) -> None:
     state = torch.load(error.bundle, weights_only=True)
     torch.save(state | {"format": 99, "versions": {"detkit": "9.1"}}, tmp_path / "other.pt")
     with pytest.raises(
-        CheckpointError, match=r"format 99, written by detkit 9\.1; this is detkit .*reads formats 1 to 2$"
+        CheckpointError, match=r"format 99, written by detkit 9\.1; this is detkit .*reads formats 1 to 3$"
     ):
         load_bundle(tmp_path / "other.pt")
     save_bundle(tmp_path / "no_weights.pt", dataclasses.replace(bundle, weights=None))

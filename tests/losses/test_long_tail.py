@@ -6,7 +6,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from detkit.losses import BCE, CrossEntropy, Focal, Seesaw, SoftmaxFocal
+from detkit.losses import (
+    BCE,
+    ArcFace,
+    ASoftmax,
+    CombinedMargin,
+    CosFace,
+    CrossEntropy,
+    Focal,
+    LSoftmax,
+    NormalizedSoftmax,
+    Seesaw,
+    SoftmaxFocal,
+)
 
 K = 4
 COUNTS = (900, 90, 9, 0)
@@ -153,3 +165,37 @@ def test_what_frequencies_cannot_be_shared_out_is_refused():
         BCE(prior_prob=0.1, frequency_bias=True, class_counts=COUNTS).initial_bias(1)
     uniform = CrossEntropy(prior_prob=0.1, frequency_bias=True)
     torch.testing.assert_close(uniform.initial_bias(3), CrossEntropy(prior_prob=0.1).initial_bias(3))
+
+
+COSINES = [NormalizedSoftmax, CosFace, ArcFace, CombinedMargin, LSoftmax, ASoftmax]
+
+
+def cosine_logits(loss):
+    torch.manual_seed(0)
+    return loss.make_layer(8, K)(torch.randn(len(LABELS), 8)).detach()
+
+
+@pytest.mark.parametrize("made", COSINES)
+def test_cosines_are_told_the_frequencies_in_the_loss_and_not_in_the_scores(made):
+    """By hand: the sum over classes has a factor K pi_k for each, and background's factor is 1."""
+    plain, told = made(), made(frequency_bias=True, class_counts=COUNTS)
+    logits = cosine_logits(plain)
+    factor = [*(K * (count + 1) / (sum(COUNTS) + K) for count in COUNTS), 1.0]
+    for row, (label, found) in enumerate(zip(LABELS.tolist(), told(logits, LABELS).tolist(), strict=True)):
+        moved = plain.with_margin(logits, LABELS)[row].tolist()
+        total = sum(f * math.exp(z) for f, z in zip(factor, moved, strict=True))
+        assert found == pytest.approx(math.log(total) - moved[label] - math.log(factor[label]), abs=1e-5)
+    torch.testing.assert_close(told.scores(logits), plain.scores(logits), rtol=0, atol=0)
+    for without in (made(frequency_bias=True), made(class_counts=COUNTS)):
+        torch.testing.assert_close(without(logits, LABELS), plain(logits, LABELS), rtol=0, atol=0)
+
+
+def test_drawn_classes_are_told_what_they_are_among_all():
+    loss = CosFace(frequency_bias=True, class_counts=COUNTS)
+    logits, some = cosine_logits(loss), torch.tensor([0, 2])
+    labels = torch.tensor([0, 1, 2, 2, 1, 0])[: len(logits)]
+    unlikely, among_all = logits.clone(), torch.tensor([0, 2, K])[labels]
+    unlikely[:, [1, 3]] = -1e4
+    for each in (loss, CosFace()):
+        found = each.of_classes(some)(logits[:, [0, 2, K]], labels)
+        torch.testing.assert_close(found, each(unlikely, among_all))

@@ -16,7 +16,7 @@ from detkit.losses import (
     NormalizedSoftmax,
     Seesaw,
 )
-from detkit.losses.margins import arccosine, falling_cosine, psi
+from detkit.losses.angles import arccosine, falling_cosine, psi
 from detkit.utils.step import training_step
 
 #: Four features and the weights of five classes, with the losses that pytorch-metric-learning 2.9.0 gives for them; its

@@ -88,6 +88,7 @@ def build_trainer(cfg: DictConfig, folder: Path, resumed: bool = False) -> tuple
         val_loader=val_loader,
         evaluator=evaluator,
         categories=train_set.categories,
+        class_counts=counts,
         run_dir=folder,
         device=device,
         callbacks=callbacks,

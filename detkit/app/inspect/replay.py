@@ -63,7 +63,7 @@ def detector_of(bundle: Bundle) -> Detector:
         raise ConfigError("the bundle has no configuration; the run was not started by " + command("train"))
     model = {"model": plain(inert(bundle.config, "the bundle"))["model"]}
     restrain(model)
-    return build_detector(model["model"], bundle.categories)
+    return build_detector(model["model"], bundle.categories, bundle.class_counts)
 
 
 def in_words(seen: Rerun, bundle: Bundle) -> str:

@@ -43,7 +43,7 @@ from detkit.utils.step import training_step
 from detkit.utils.version import __version__
 
 #: Grows when the meaning of what is stored changes.
-FORMAT = 2
+FORMAT = 3
 
 #: Steps whose losses are remembered, to tell what is usual.
 WINDOW = 50
@@ -61,7 +61,8 @@ class Bundle:
     ``terms``: the loss terms of each batch. ``history``: (step, loss, gradient norm, learning rate) of those before.
     ``scale``: of the gradient scaler, None without one. ``batches``: all of the step, ``failing``: the one to look at.
     ``weights``: of the detector before the step; None where the device gave them back no more. ``random``: torch's
-    random state before the step.
+    random state before the step. ``class_counts``: (K,) objects of each class in the training data, None where no one
+    counted: losses may depend on them.
     """
 
     step: int
@@ -79,6 +80,7 @@ class Bundle:
     random: Tensor
     categories: Categories
     config: Mapping[str, Any]
+    class_counts: Sequence[int] | None = None
     versions: Mapping[str, str] = field(default_factory=current_versions)
 
 
@@ -92,6 +94,7 @@ def save_bundle(path: str | Path, bundle: Bundle) -> None:
         "batches": [_plain_batch(batch) for batch in bundle.batches],
         "findings": list(bundle.findings),
         "history": [list(row) for row in bundle.history],
+        "class_counts": None if bundle.class_counts is None else list(bundle.class_counts),
     }
     atomic_write(path, lambda temporary: torch.save(state, temporary))
 
@@ -117,6 +120,8 @@ def load_bundle(path: str | Path) -> Bundle:
     if state["format"] == 1:
         weights = None if state["weights"] is None else upgrade_weights(state["weights"])
         state |= {"format": 2, "weights": weights, "config": upgrade_config(state["config"])}
+    if state["format"] == 2:
+        state |= {"format": 3, "class_counts": None}
     if state["format"] != FORMAT:
         raise CheckpointError(
             f"{path}: format {state['format']}, written by detkit {state['versions']['detkit']}; this is detkit "
@@ -153,6 +158,7 @@ class StepWatch:
     Args:
         detector: on ``device``, without wrappers.
         run_dir: where bundles go.
+        class_counts: see :class:`Bundle`.
         max_loss_ratio: how many times the usual a loss may be: the median of the last 50, or the first one since the
             start or the resume, where that is less, but at least 1. None for any.
     """
@@ -168,13 +174,14 @@ class StepWatch:
         config: Mapping[str, Any],
         run_dir: Path,
         max_loss_ratio: float | None,
+        class_counts: Sequence[int] | None = None,
     ) -> None:
         if max_loss_ratio is not None and not max_loss_ratio > 1:
             raise ValueError(f"max_loss_ratio must be above 1, not {max_loss_ratio}")
         self._detector, self._optimizer, self._device = detector, optimizer, device
         self._precision: Precision = precision
         self._categories, self._config, self._run_dir = categories, config, run_dir
-        self._max_loss_ratio = max_loss_ratio
+        self._max_loss_ratio, self._class_counts = max_loss_ratio, class_counts
         self._inputs = InputWatch(detector)
         self._history: deque[tuple[int, float, float, float]] = deque(maxlen=WINDOW)
         self._first_loss = 0.0
@@ -279,6 +286,7 @@ class StepWatch:
             random=self._random,
             categories=self._categories,
             config=self._config,
+            class_counts=self._class_counts,
         )
         try:
             save_bundle(path, bundle)
