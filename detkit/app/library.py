@@ -46,6 +46,8 @@ class Prediction:
         scores: (N,) float64 in [0, 1].
         labels: (N,) int64, places in ``class_names``.
         category_ids: (N,) int64, the ids that the data set gave these classes.
+        landmarks: (N, L, 2) float64, x y in px of the original image, of a detector that finds them; else None.
+        landmark_names: of these L points, where the data set named them.
         unknown: (N,) bool, with ``"unknown=true"``: like none of the classes, of which ``labels`` has one nevertheless.
         class_names: of all classes of the detector.
         file: of the image; for one that came from memory a word and its place, "image 1".
@@ -60,6 +62,8 @@ class Prediction:
     class_names: tuple[str, ...]
     file: str
     image: np.ndarray = field(repr=False)
+    landmarks: np.ndarray | None = None
+    landmark_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -74,17 +78,24 @@ class Prediction:
         """Those of at least this score."""
         kept = self.scores >= score
         columns = ("boxes", "scores", "labels", "category_ids", "unknown")
-        return replace(self, **{name: getattr(self, name)[kept] for name in columns})
+        points = None if self.landmarks is None else self.landmarks[kept]
+        return replace(self, landmarks=points, **{name: getattr(self, name)[kept] for name in columns})
 
     def draw(self) -> np.ndarray:
-        """A copy of the image with the boxes, their classes and scores: uint8 (H, W, 3) RGB."""
+        """A copy of the image with the boxes, their classes, scores and landmarks: uint8 (H, W, 3) RGB."""
         labels = np.where(self.unknown, len(self.class_names), self.labels)
-        return draw_boxes(self.image, self.boxes, labels, [*self.class_names, UNKNOWN], self.scores)
+        names = [*self.class_names, UNKNOWN]
+        return draw_boxes(self.image, self.boxes, labels, names, self.scores, landmarks=self.landmarks)
 
     def to_list(self) -> list[dict[str, Any]]:
-        """Plain values, a mapping for each box: class, category_id, score and box (x1 y1 x2 y2 px)."""
+        """Plain values, a mapping for each box: class, category_id, score, box (x1 y1 x2 y2 px), and the landmarks
+        (x y px of each) where there are any."""
+        points = [{}] * len(self) if self.landmarks is None else [{"landmarks": p} for p in self.landmarks.tolist()]
         rows = zip(self.names, self.category_ids.tolist(), self.scores.tolist(), self.boxes.tolist(), strict=True)
-        return [{"class": name, "category_id": c, "score": score, "box": box} for name, c, score, box in rows]
+        return [
+            {"class": name, "category_id": c, "score": score, "box": box, **more}
+            for (name, c, score, box), more in zip(rows, points, strict=True)
+        ]
 
 
 class Predictor:
@@ -146,7 +157,16 @@ class Predictor:
         labels = np.array([index[int(i)] for i in ids], np.int64)
         unknown = np.zeros(len(ids), bool) if found.unknown is None else found.unknown.numpy()[order]
         return Prediction(
-            boxes, results.scores[order], labels, ids, unknown, categories.names, found.meta.file, found.picture.image
+            boxes,
+            results.scores[order],
+            labels,
+            ids,
+            unknown,
+            categories.names,
+            found.meta.file,
+            found.picture.image,
+            None if results.landmarks is None else results.landmarks[order],
+            categories.landmarks,
         )
 
 

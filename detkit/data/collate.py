@@ -36,7 +36,7 @@ class Parcel(NamedTuple):
     """
 
     pixels: Tensor
-    targets: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+    targets: list[tuple[np.ndarray, ...]]
     metas: tuple[ImageMeta, ...]
     bad: tuple[tuple[str, str], ...]
 
@@ -71,7 +71,7 @@ class Collate:
                 plane[: channel.shape[0], : channel.shape[1]] = channel
         return Parcel(
             pixels,
-            [(item.sample.boxes, item.sample.labels, item.sample.ignore) for item in loaded],
+            [_columns(item.sample) for item in loaded],
             tuple(item.meta for item in loaded),
             tuple(bad for item in loaded for bad in item.bad),
         )
@@ -85,7 +85,7 @@ class Collate:
         """The batch of images whose pixels were not read: black ones, which take no memory."""
         metas = tuple(meta for _, meta in items)
         pixels = torch.zeros(1, dtype=torch.uint8).expand(len(items), 3, *self.padded(metas))
-        targets = tuple(_target((layout.boxes, layout.labels, layout.ignore)) for layout, _ in items)
+        targets = tuple(_target(_columns(layout)) for layout, _ in items)
         return Batch(Images(pixels, metas), targets)
 
     def _padded(self, side: int) -> int:
@@ -99,5 +99,11 @@ def unpack(parcel: Parcel) -> Batch:
     return batch.pin_memory() if parcel.pixels.is_pinned() else batch
 
 
-def _target(arrays: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Target:
+def _columns(of: Layout | Sample) -> tuple[np.ndarray, ...]:
+    """The fields of a Target in their order; the last, landmarks, only where there are any."""
+    columns = of.boxes, of.labels, of.ignore
+    return columns if of.landmarks is None else (*columns, of.landmarks.points)
+
+
+def _target(arrays: tuple[np.ndarray, ...]) -> Target:
     return Target(*map(torch.from_numpy, arrays))

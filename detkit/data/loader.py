@@ -321,6 +321,8 @@ class _Source(Source):
         flat = ~(boxes[:, 2:] > boxes[:, :2]).all(axis=1)
         if flat.any():
             return f"the transforms left a box without area: {boxes[flat][0].tolist()}"
+        if layout.landmarks is not None and not np.isfinite(layout.landmarks.points).all():
+            return "the transforms left a landmark that is not finite"
         if len(labels) and (labels.min() < 0 or labels.max() >= num_classes):
             return f"labels from {labels.min()} to {labels.max()} are not in [0, {num_classes})"
         if self.needs_inverse and layout.affine is None:

@@ -16,6 +16,7 @@ import numpy as np
 import yaml
 
 from detkit.data.datasets.base import DetectionDataset
+from detkit.data.datasets.coco_keypoints import keypoints
 from detkit.data.datasets.files import normal_name
 from detkit.data.datasets.table import clipped_corners, is_usable
 from detkit.structures import GroundTruth
@@ -52,12 +53,13 @@ def write(
 ) -> Losses:
     """Write ``dataset`` into the empty ``folder``, as ``data=<layout> data.root=<folder>`` reads it.
 
-    - "coco" holds all: ids, boxes and areas stay what they are.
+    - "coco" holds all: ids, boxes, areas and landmarks stay what they are.
     - "voc" counts whole pixels: corners are rounded to the nearest, and boxes cut at the border of their image. Crowds
       become difficult.
     - "yolo" has shares with six decimals, boxes cut at the border, and no crowds: they are left out.
 
-    In the latter two ids are not kept, nor the areas of masks, and boxes without area inside their image are left out.
+    In the latter two ids are not kept, nor the areas of masks nor landmarks, and boxes without area inside their image
+    are left out.
 
     Args:
         dataset: what to write.
@@ -107,15 +109,18 @@ def _write_coco(
         h, w = truth.size
         images.append({"id": truth.image_id, "file_name": names[i], "width": w, "height": h})
         rows = zip(truth.annotation_ids, truth.labels, truth.boxes, truth.area, truth.crowd, strict=True)
+        points = [{}] * len(truth) if truth.landmarks is None else [keypoints(p) for p in truth.landmarks.points]
         annotations += [
             {
                 "id": int(annotation_id), "image_id": truth.image_id, "category_id": dataset.categories.ids[label],
                 "bbox": box.tolist(), "area": float(area), "iscrowd": int(crowd),
-            }
-            for annotation_id, label, box, area, crowd in rows
+            } | of_points
+            for (annotation_id, label, box, area, crowd), of_points in zip(rows, points, strict=True)
         ]  # fmt: skip
+    named = {"keypoints": list(dataset.categories.landmarks), "skeleton": []} if dataset.categories.landmarks else {}
     pairs = zip(dataset.categories.ids, dataset.categories.names, strict=True)
-    content = {"images": images, "annotations": annotations, "categories": [{"id": i, "name": n} for i, n in pairs]}
+    categories = [{"id": i, "name": n} | named for i, n in pairs]
+    content = {"images": images, "annotations": annotations, "categories": categories}
     (folder / f"{part}.json").write_text(json.dumps(content))
 
 
@@ -191,6 +196,8 @@ def _inside(truth: GroundTruth, losses: Losses) -> tuple[np.ndarray, np.ndarray]
     cut = np.abs(whole - corners)[kept].max(axis=1, initial=0.0) > 1e-6
     losses.counts["boxes cut at the border of their image"] += int(cut.sum())
     losses.counts["boxes without area inside their image left out"] += int((~kept).sum())
+    points = 0 if truth.landmarks is None else int(truth.landmarks.is_labelled[kept].any(axis=1).sum())
+    losses.counts["objects whose landmarks are lost: the format has none"] += points
     losses.counts["areas of masks lost: the format has none"] += int(
         (np.abs(truth.area - truth.boxes[:, 2] * truth.boxes[:, 3])[kept] > 1e-3).sum()
     )

@@ -18,6 +18,7 @@ from detkit.engine.batches import EvalBatches
 from detkit.engine.precision import Precision, autocast, check_precision
 from detkit.evaluation import Evaluation, Evaluator
 from detkit.structures import Batch, Detections, ImageMeta, Images, Losses, Target
+from detkit.structures.columns import each_field
 from detkit.utils import dist
 from detkit.utils.progress import track
 
@@ -193,7 +194,7 @@ def _eval_mode(detector: nn.Module) -> Iterator[None]:
 
 
 def _on_cpu(found: Detections) -> Detections:
-    return Detections(found.boxes.float().cpu(), found.scores.float().cpu(), found.labels.cpu())
+    return each_field(found, lambda column: (column.float() if column.is_floating_point() else column).cpu())
 
 
 def _examples(batch: Batch, found: list[Detections], count: int) -> Iterator[Example]:

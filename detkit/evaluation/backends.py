@@ -16,7 +16,7 @@ import functools
 import importlib.util
 import io
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,22 +47,51 @@ def pycocotools_evaluation(
     truth: TruthColumns, found: DetectionColumns, max_detections: Limits, settings: Settings = COCO_SETTINGS
 ) -> Any:
     """pycocotools' COCOeval after its matching: ``evalImgs`` has what was matched with what."""
-    from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    def dataset(annotations: list[dict[str, Any]]) -> COCO:
-        coco: Any = COCO()
-        coco.dataset = _frame(truth) | {"annotations": annotations}
-        coco.createIndex()
-        return coco
-
     with _quiet():
-        evaluation = COCOeval(dataset(_truth_rows(truth)), dataset(_detection_rows(found)), "bbox")
+        evaluation = COCOeval(_coco(truth, _truth_rows(truth)), _coco(truth, _detection_rows(found)), "bbox")
         evaluation.params.maxDets = list(max_detections)
         if settings != COCO_SETTINGS:
             _set(evaluation.params, settings)
         evaluation.evaluate()
     return evaluation
+
+
+def pycocotools_similarity(
+    truth: TruthColumns, found: DetectionColumns, points: np.ndarray, found_points: np.ndarray, sigmas: Sequence[float]
+) -> Curves:
+    """pycocotools' curves of object keypoint similarity in place of IoU, with its own settings (20 detections).
+
+    Args:
+        points: (G, L, 3) x, y px and mark of the annotated objects.
+        found_points: (D, L, 2) px.
+        sigmas: (L,).
+    """
+    from pycocotools.cocoeval import COCOeval
+
+    rows, found_rows = _truth_rows(truth), _detection_rows(found)
+    for row, of_row in zip(rows, points, strict=True):
+        row |= {"keypoints": of_row.flatten().tolist(), "num_keypoints": int((of_row[:, 2] > 0).sum())}
+    marked = np.concatenate([found_points, np.ones_like(found_points[..., :1])], axis=2)
+    for row, of_row in zip(found_rows, marked, strict=True):
+        row["keypoints"] = of_row.flatten().tolist()
+    with _quiet():
+        evaluation: Any = COCOeval(_coco(truth, rows), _coco(truth, found_rows), "keypoints")
+        evaluation.params.kpt_oks_sigmas = np.array(sigmas)
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return _curves(evaluation.eval)
+
+
+def _coco(truth: TruthColumns, annotations: list[dict[str, Any]]) -> Any:
+    """pycocotools' own form of a data set."""
+    from pycocotools.coco import COCO
+
+    coco: Any = COCO()
+    coco.dataset = _frame(truth) | {"annotations": annotations}
+    coco.createIndex()
+    return coco
 
 
 def _set(params: Any, settings: Settings) -> None:

@@ -8,10 +8,24 @@ from typing import Literal
 import numpy as np
 
 from detkit.config import EVALUATORS
-from detkit.evaluation.backends import BACKENDS, BackendName, choose_backend, run_pycocotools
+from detkit.evaluation.backends import (
+    BACKENDS,
+    BackendName,
+    choose_backend,
+    pycocotools_similarity,
+    run_pycocotools,
+)
 from detkit.evaluation.columns import DetectionColumns, detection_columns, truth_columns
 from detkit.evaluation.columns_file import ScoredSet, grouped
 from detkit.evaluation.evaluator import ClassResult, Evaluation, Evaluator, EvaluatorState
+from detkit.evaluation.landmarks import (
+    LANDMARK_METRICS,
+    landmark_rule,
+    mean_errors,
+    normalised_errors,
+    similarity_scores,
+    with_landmarks,
+)
 from detkit.evaluation.results import Results, restore
 from detkit.evaluation.summary import (
     COCO_SETTINGS,
@@ -43,6 +57,12 @@ class CocoEvaluator(Evaluator):
     ``frequency_bounds``: of LVIS [10, 100]: AP also of the classes that are rare, common and frequent, in at most the
     first number of training images, up to the second, and in more (``class_images``, which comes at run time too).
 
+    Where the data and the detector have landmarks there are, too: NME, the mean error of those of found objects (IoU
+    from 0.5) in shares of the distance of the two points that ``landmark_distance`` names, such as [left_eye,
+    right_eye], or else of the root of the box's area; landmarks_found, the share of objects found; and pycocotools' AP
+    and AR by object keypoint similarity, with ``landmark_sigmas``, one for each point, by default COCO's for its 17
+    points and else 0.05.
+
     Two habits of the reference are kept, since its numbers are the ones that are compared. A hit that is alone on its
     curve has the precision 1 - 2**-52, so perfect detections reach 1 exactly only with two objects of each class. And
     an annotation with id 0 never counts as found; such a file gets a warning.
@@ -63,6 +83,8 @@ class CocoEvaluator(Evaluator):
         class_agnostic: bool = False,
         frequency_bounds: tuple[int, int] | None = None,
         class_images: Sequence[int] | None = None,
+        landmark_distance: tuple[str, str] | None = None,
+        landmark_sigmas: tuple[float, ...] | None = None,
     ) -> None:
         if len(max_detections) != 3 or sorted({0, *max_detections}) != [0, *max_detections]:
             raise ValueError(f"max_detections must be three ascending numbers from 1, not {tuple(max_detections)}")
@@ -76,6 +98,12 @@ class CocoEvaluator(Evaluator):
             self.frequency = frequencies(frequency_bounds, class_images, categories)
         self.definitions = coco_metrics(self.max_detections, self.settings, grouped(self.frequency))
         self.metric_names = tuple(metric.name for metric in self.definitions)
+        self._truths = with_landmarks(truths) if categories.landmarks else None
+        if self._truths is None and (landmark_distance or landmark_sigmas):
+            raise ValueError("landmark_distance and landmark_sigmas score landmarks, and the data set has none")
+        self._rule = landmark_rule(categories.landmarks, landmark_distance, landmark_sigmas) if self._truths else None
+        if self._truths is not None:
+            self.metric_names += LANDMARK_METRICS
         self._ids = truth_columns(truths, categories)
         self._truth = self._ids.of_one_class() if class_agnostic else self._ids
         self._files = {truth.image_id: truth.file for truth in truths}
@@ -118,7 +146,7 @@ class CocoEvaluator(Evaluator):
         else:
             curves = run_pycocotools(self._truth, found, self.max_detections, self.settings)
         return Evaluation(
-            metrics=summarize(curves, self.definitions),
+            metrics=summarize(curves, self.definitions) | self._landmark_scores(found),
             per_class=self._per_class(curves, found),
             curves=curves,
             definitions=self.definitions,
@@ -130,6 +158,19 @@ class CocoEvaluator(Evaluator):
             settings=self.settings,
             frequency=self._in_label_order(),
         )
+
+    def _landmark_scores(self, found: DetectionColumns) -> dict[str, float]:
+        """Nothing where the data or the detector have no landmarks."""
+        points = self.results().landmarks
+        if self._truths is None or self._rule is None or points is None:
+            return {}
+        marked = [t.landmarks.points for t in self._truths if t.landmarks is not None]  # all have
+        num = len(self._rule.sigmas)
+        if points.shape[1] != num:
+            raise ValueError(f"the detector finds {points.shape[1]} landmarks, and the objects have {num}")
+        errors = normalised_errors(self._truths, self._found, self.categories, self._rule)
+        curves = pycocotools_similarity(self._truth, found, np.concatenate(marked), points, self._rule.sigmas)
+        return mean_errors(errors) | similarity_scores(curves)
 
     def _columns(self) -> DetectionColumns:
         found = detection_columns(self.results(), self._ids)

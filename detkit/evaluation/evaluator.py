@@ -82,8 +82,9 @@ class ClassResult:
 class Evaluation:
     """The scores of a detector on a data set.
 
-    ``metrics``: COCO's twelve numbers in pycocotools' order. A number that is not defined, because the ground truth has
-    no such object, is -1 as in pycocotools; take :meth:`value` to compare checkpoints, for which it is nan.
+    ``metrics``: COCO's twelve numbers in pycocotools' order, and those of landmarks where there are any. A number that
+    is not defined, because the ground truth has no such object, is -1 as in pycocotools; take :meth:`value` to compare
+    checkpoints, for which it is nan.
     ``per_class``: one row for each class in label order. ``curves``: the arrays behind them, whose K axis follows
     ``category_ids``, ascending. ``max_detections``: the limits for each image and class. ``backend``: what computed it.
     ``settings``: thresholds and areas. ``frequency``: how frequent each class is in training, if known, in label order.
@@ -159,6 +160,8 @@ class Evaluation:
             limit = str(self.max_detections[metric.limit])
             area = metric.area if metric.classes is None else self._in_words(metric)
             table.add_row(metric.name, iou, area, limit, _shown(self.metrics[metric.name]))
+        for name in [name for name in self.metrics if name not in {m.name for m in self.definitions}]:
+            table.add_row(name, "", "", "", _shown(self.metrics[name]))
         return table
 
     def _in_words(self, metric: Metric) -> str:

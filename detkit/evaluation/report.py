@@ -71,7 +71,9 @@ def save_pictures(
 
 def _draw_truth(image: np.ndarray, truth: GroundTruth, categories: Categories) -> np.ndarray:
     canvas, ratio = _fit(image)
-    return draw_boxes(canvas, _corners(truth.boxes) * ratio, truth.labels, categories.names, dashed=truth.crowd)
+    points = None if truth.landmarks is None else truth.landmarks.points * [ratio, ratio, 1]
+    corners = _corners(truth.boxes) * ratio
+    return draw_boxes(canvas, corners, truth.labels, categories.names, dashed=truth.crowd, landmarks=points)
 
 
 def _draw_detections(image: np.ndarray, found: Results, categories: Categories) -> np.ndarray:
@@ -81,7 +83,9 @@ def _draw_detections(image: np.ndarray, found: Results, categories: Categories) 
         raise ValueError(f"detections of category id {min(strange)}; known: {sorted(label_of)}")
     labels = [label_of[category_id] for category_id in found.category_ids.tolist()]
     canvas, ratio = _fit(image)
-    return draw_boxes(canvas, _corners(found.boxes) * ratio, labels, categories.names, found.scores)
+    points = None if found.landmarks is None else found.landmarks * ratio
+    corners = _corners(found.boxes) * ratio
+    return draw_boxes(canvas, corners, labels, categories.names, found.scores, landmarks=points)
 
 
 def _fit(image: np.ndarray) -> tuple[np.ndarray, float]:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from detkit.structures import Categories, Detections, ImageMeta, boxes
+from detkit.structures.columns import each_field
 from detkit.utils.files import atomic_write
 
 
@@ -23,13 +23,15 @@ class Results:
     """D detections as columns; those of one image stand together in the order in which the detector gave them.
 
     ``image_ids`` and ``category_ids`` (D,) int64 in the data set's own numbering; ``boxes`` (D, 4) float64 x y w h px
-    of the original image; ``scores`` (D,) float64.
+    of the original image; ``scores`` (D,) float64; ``landmarks``, of a detector that finds them, (D, L, 2) float64 x y
+    px of the original image.
     """
 
     image_ids: np.ndarray
     category_ids: np.ndarray
     boxes: np.ndarray
     scores: np.ndarray
+    landmarks: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         n = len(self.boxes)
@@ -38,13 +40,16 @@ class Results:
         for name in ("image_ids", "category_ids", "scores"):
             if getattr(self, name).shape != (n,):
                 raise ValueError(f"{n} boxes but {name} is {getattr(self, name).shape}")
+        if self.landmarks is not None and (self.landmarks.ndim != 3 or self.landmarks.shape[::2] != (n, 2)):
+            raise ValueError(f"{n} boxes but landmarks are {self.landmarks.shape}, not ({n}, L, 2)")
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def select(self, index: np.ndarray | slice) -> Results:
         """The detections that ``index`` (a bool mask or integers) names, in that order."""
-        return Results(self.image_ids[index], self.category_ids[index], self.boxes[index], self.scores[index])
+        columns = (getattr(self, f.name) for f in fields(self))
+        return Results(*(None if column is None else column[index] for column in columns))
 
     def sort(self) -> Results:
         """The same by ascending image id; the order inside an image stays, since it decides between equal scores."""
@@ -57,20 +62,24 @@ class Results:
 
     @classmethod
     def join(cls, parts: Iterable[Results]) -> Results:
-        """All detections of ``parts``, one part after the other."""
+        """All detections of ``parts``, one part after the other; with landmarks where all that have any found have."""
         parts = [cls.empty(), *parts]
+        points = [p.landmarks for p in parts if p.landmarks is not None]
+        has_all = points and all(p.landmarks is not None for p in parts if len(p))
         return cls(
             np.concatenate([p.image_ids for p in parts]),
             np.concatenate([p.category_ids for p in parts]),
             np.concatenate([p.boxes for p in parts]),
             np.concatenate([p.scores for p in parts]),
+            np.concatenate(points) if has_all else None,
         )
 
 
 def restore(detections: Detections, meta: ImageMeta, categories: Categories) -> Results:
     """Bring the ``detections`` of one image from the network input back to the original image.
 
-    Boxes go through the inverse of ``meta.affine`` in float64 and are clipped to ``meta.original_size``. A box that
+    Boxes go through the inverse of ``meta.affine`` in float64 and are clipped to ``meta.original_size``; landmarks go
+    through it too, and stay where they are. A box that
     clipping leaves without area stays: pycocotools counts it like any other, as a detection that matches nothing.
 
     Raises:
@@ -80,23 +89,29 @@ def restore(detections: Detections, meta: ImageMeta, categories: Categories) -> 
     where = f"{meta.file} (image id {meta.image_id})"
     if meta.affine is None:
         raise ValueError(f"{where}: meta.affine is missing, so its detections cannot be brought back to the image")
-    found = detections.boxes.detach().to("cpu", torch.float64)
-    scores = detections.scores.detach().to("cpu", torch.float64).numpy()
-    labels = detections.labels.detach().cpu().numpy()
-    _check(found.numpy(), scores, labels, len(categories), where)
-    corners = boxes.clip(meta.affine.undo(found), meta.original_size)
+    detections = each_field(detections, lambda column: column.detach().cpu())
+    points = None if detections.landmarks is None else detections.landmarks.double()
+    detections = replace(detections, boxes=detections.boxes.double(), landmarks=points)
+    scores, labels = detections.scores.double().numpy(), detections.labels.numpy()
+    _check(detections, len(categories), where)
+    found = detections.undone(meta.affine, categories.mirror)
+    corners = boxes.clip(found.boxes, meta.original_size)
     return Results(
         np.full(len(scores), meta.image_id, np.int64),
         np.asarray(categories.ids, np.int64)[labels],
         boxes.xyxy_to_xywh(corners).numpy(),
         scores,
+        None if found.landmarks is None else found.landmarks.numpy(),
     )
 
 
-def _check(corners: np.ndarray, scores: np.ndarray, labels: np.ndarray, num_classes: int, where: str) -> None:
+def _check(found: Detections, num_classes: int, where: str) -> None:
+    corners, scores, labels = found.boxes.numpy(), found.scores.double().numpy(), found.labels.numpy()
+    lost = np.zeros(len(scores), bool) if found.landmarks is None else ~found.landmarks.isfinite().all(2).all(1).numpy()
     problems = (
         (~np.isfinite(corners).all(axis=1), "a box that is not finite"),
         (~np.isfinite(scores), "a score that is not finite"),
+        (lost, "a landmark that is not finite"),
         ((corners[:, 2:] < corners[:, :2]).any(axis=1), "a reversed box"),
         ((labels < 0) | (labels >= num_classes), f"a label that is not in 0..{num_classes - 1}"),
     )
@@ -116,11 +131,24 @@ def write_results(path: str | Path, results: Results) -> None:
     """
     columns = (results.image_ids, results.category_ids, results.boxes, results.scores)
     rows = [
-        {"image_id": image, "category_id": category, "bbox": box, "score": score}
-        for image, category, box, score in zip(*(c.tolist() for c in columns), strict=True)
+        {"image_id": image, "category_id": category, "bbox": box, "score": score} | points
+        for (image, category, box, score), points in zip(
+            zip(*(c.tolist() for c in columns), strict=True), keypoint_rows(results), strict=True
+        )
     ]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, json.dumps(rows, allow_nan=False))
+
+
+def keypoint_rows(results: Results) -> list[dict[str, list[float]]]:
+    """What each row of a COCO results file says of landmarks: ``keypoints``, x, y, 1 of each; nothing without any.
+
+    The third number is not used, and 1 is what COCO recommends (https://cocodataset.org/#format-results).
+    """
+    if results.landmarks is None:
+        return [{}] * len(results)
+    marked = np.concatenate([results.landmarks, np.ones_like(results.landmarks[..., :1])], axis=2)
+    return [{"keypoints": numbers} for numbers in marked.reshape(len(marked), -1).tolist()]
 
 
 def read_results(path: str | Path) -> Results:

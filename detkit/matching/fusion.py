@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -106,7 +107,7 @@ class SoftNMS(Merge):
         scores = soft_nms(found.boxes, found.scores, found.labels, self.decay)
         order = scores.argsort(descending=True, stable=True)
         order = order[scores[order] >= self.least_score]
-        return Detections(found.boxes[order], scores[order], found.labels[order])
+        return replace(found, scores=scores).select(order)
 
     def decay(self, iou: np.ndarray) -> np.ndarray:
         """The factor for the score of a box that overlaps a better one by ``iou``."""
@@ -154,11 +155,13 @@ class WBF(Merge):
         views = [view.select(view.scores >= self.least_score) for view in views]
         found = _join(views)
         of_view = torch.cat([torch.full((len(v),), i, device=v.boxes.device) for i, v in enumerate(views)])
-        boxes, scores, labels = weighted_boxes_fusion(
-            found.boxes, found.scores, found.labels, num_views=len(views), iou_threshold=self.iou_threshold,
-            views=of_view, weights=self.weights, confidence=self.confidence,
+        points = [] if found.landmarks is None else [widened(found.landmarks.flatten(1))]
+        fused, scores, labels = weighted_boxes_fusion(
+            torch.cat([found.boxes, *points], dim=1), found.scores, found.labels, num_views=len(views),
+            iou_threshold=self.iou_threshold, views=of_view, weights=self.weights, confidence=self.confidence,
         )  # fmt: skip
-        return Detections(boxes, scores, labels)
+        landmarks = None if found.landmarks is None else fused[:, 4:].unflatten(1, found.landmarks.shape[1:])
+        return Detections(fused[:, :4], scores, labels, landmarks)
 
 
 def soft_nms(boxes: Tensor, scores: Tensor, labels: Tensor, decay: Callable[[np.ndarray], np.ndarray]) -> Tensor:
@@ -193,14 +196,15 @@ def weighted_boxes_fusion(
     weights: Sequence[float] | None = None,
     confidence: Confidence = "avg",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Fuse ``boxes`` (N, 4) px with ``scores`` (N,) and ``labels`` (N,), found by ``num_views`` views together.
+    """Fuse ``boxes`` (N, 4 + E) px with ``scores`` (N,) and ``labels`` (N,), found by ``num_views`` views together.
 
     From the best to the worst, each box joins the fused box of its class that it overlaps most, by more than
     ``iou_threshold``, or begins a new one (Solovyev et al. 2021, section 3):
 
         X = sum_i C_i X_i / sum_i C_i,   C = (1/T) sum_i C_i * min(T, num_views) / num_views
 
-    for the T boxes X_i with scores C_i that have joined, each times its view's weight.
+    for the T boxes X_i with scores C_i that have joined, each times its view's weight. What stands behind the corners
+    of a box, E numbers, goes into the same mean.
 
     Args:
         views: (N,) which of the views each box is from; needed with ``weights`` or another ``confidence`` than "avg".
@@ -208,7 +212,7 @@ def weighted_boxes_fusion(
         confidence: see :class:`WBF`; the names and values are those of the authors' package.
 
     Returns:
-        boxes (M, 4), scores (M,) and labels (M,), the highest score first.
+        boxes (M, 4 + E), scores (M,) and labels (M,), the highest score first.
     """
     if len(boxes) == 0:
         return boxes, scores, labels
@@ -264,12 +268,12 @@ def _confidence(
 
 def _join(views: Sequence[Detections]) -> Detections:
     """All detections of ``views``, one view after the other, in float32 at least."""
-    boxes, scores = widened(torch.cat([v.boxes for v in views])), widened(torch.cat([v.scores for v in views]))
-    return Detections(boxes, scores, torch.cat([v.labels for v in views]))
+    found = Detections.join(views)
+    return replace(found, boxes=widened(found.boxes), scores=widened(found.scores))
 
 
 def _by_class(boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes (C, M, 4) and scores (C, M) of each of the C classes that occur, best first, and their numbers (C, M).
+    """Boxes (C, M, 4 + E) and scores (C, M) of each of the C classes that occur, best first, and their numbers (C, M).
 
     Rows are filled up with boxes of number -1. In float64 and numpy, whose calls cost a fraction of torch's: there are
     some twenty for each of M steps, on small arrays.
@@ -285,8 +289,8 @@ def _by_class(boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[np.ndarray
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Intersection over union (...) of ``a`` and ``b`` (..., 4), which are broadcast against each other."""
-    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    """Intersection over union (...) of ``a`` and ``b`` (..., 4 + E), which are broadcast against each other."""
+    sides = np.minimum(a[..., 2:4], b[..., 2:4]) - np.maximum(a[..., :2], b[..., :2])
     np.maximum(sides, 0, out=sides)
     inter = sides[..., 0] * sides[..., 1]
     return inter / np.maximum(_area(a) + _area(b) - inter, np.finfo(np.float64).tiny)

@@ -8,6 +8,7 @@ one, both must hold. An object out of range is neither positive nor negative: a 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -84,7 +85,7 @@ def only_in_range(target: Target, valid_range: SizeRange | None) -> Target:
     """``target`` with the objects out of range to be ignored, for heads whose references are cells and not boxes."""
     if valid_range is None:
         return target
-    return Target(target.boxes, target.labels, target.ignore | ~valid_range.holds(target.boxes))
+    return replace(target, ignore=target.ignore | ~valid_range.holds(target.boxes))
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ class Calibrated(Detector):
         if self.scores is None:
             return kept
         mapped = self.scores(kept.scores.double().cpu().numpy())
-        return Detections(kept.boxes, torch.from_numpy(mapped).to(kept.scores), kept.labels)
+        return replace(kept, scores=torch.from_numpy(mapped).to(kept.scores))
 
     def extra_repr(self) -> str:
         low, high = (float(v) for v in self.thresholds.aminmax())

@@ -103,8 +103,7 @@ class Tiles(Detector):
         for first in range(0, len(boxes), self.batch_size):
             some = boxes[first : first + self.batch_size]
             for found, box in zip(self.detector(self._cut_out(pixels, meta, some)), some, strict=True):
-                corner = found.boxes.new_tensor([box[0], box[1]] * 2)
-                moved = Detections(found.boxes.float() + corner, found.scores.float(), found.labels)
+                moved = found.undone(_to_tile(box))
                 yield _View(moved, is_cut(moved.boxes, box, meta.size))
 
     def _cut_out(self, pixels: Tensor, meta: ImageMeta, boxes: Sequence[tuple[int, int, int, int]]) -> Images:
@@ -114,7 +113,7 @@ class Tiles(Detector):
         batch = pixels.new_zeros(len(boxes), 3, *(_padded(side, self.size_divisor) for side in size))
         for i, (x1, y1, x2, y2) in enumerate(boxes):
             batch[i, :, : size[0], : size[1]] = pixels[:, y1:y2, x1:x2]
-        metas = [_seen(meta, size, Affine(shift_x=-float(b[0]), shift_y=-float(b[1]))) for b in boxes]
+        metas = [_seen(meta, size, _to_tile(b)) for b in boxes]
         return Images(batch, tuple(metas))
 
     def _whole(self, pixels: Tensor, meta: ImageMeta) -> _View:
@@ -128,10 +127,9 @@ class Tiles(Detector):
             batch[0, channel, : size[0], : size[1]] = small[0, 0]
         there = Affine(scale_x=size[1] / w, scale_y=size[0] / h)
         (found,) = self.detector(Images(batch, (_seen(meta, size, there),)))
-        boxes = clip(there.undo(found.boxes.float()), meta.size)
-        return _View(
-            Detections(boxes, found.scores.float(), found.labels), torch.zeros_like(found.labels, dtype=torch.bool)
-        )
+        found = found.undone(there)
+        found = replace(found, boxes=clip(found.boxes, meta.size))
+        return _View(found, torch.zeros_like(found.labels, dtype=torch.bool))
 
 
 def slices(
@@ -172,7 +170,7 @@ def is_cut(boxes: Tensor, tile: tuple[int, int, int, int], size: tuple[int, int]
 
 def without_cut(views: Sequence[_View]) -> Detections:
     """The detections of all ``views``, without the cut ones that a whole one of their class covers elsewhere."""
-    found = Detections(*(torch.cat([getattr(v.found, name) for v in views]) for name in ("boxes", "scores", "labels")))
+    found = Detections.join([v.found for v in views])
     cut = torch.cat([v.cut for v in views])
     parts, wholes = cut.nonzero().squeeze(1), (~cut).nonzero().squeeze(1)
     if len(parts) == 0 or len(wholes) == 0:
@@ -187,6 +185,10 @@ def without_cut(views: Sequence[_View]) -> Detections:
 
 def _seen(meta: ImageMeta, size: tuple[int, int], there: Affine) -> ImageMeta:
     return replace(meta, size=size, affine=None if meta.affine is None else meta.affine.then(there))
+
+
+def _to_tile(box: tuple[int, int, int, int]) -> Affine:
+    return Affine(shift_x=-float(box[0]), shift_y=-float(box[1]))
 
 
 def _padded(side: int, divisor: int) -> int:

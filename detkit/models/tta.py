@@ -38,6 +38,8 @@ class MultiView(Detector):
     Args:
         detector: the detector (run time).
         size_divisor: padding makes height and width of a view multiples of this, as the loader's does (run time).
+        mirror: which landmark each one is in a mirror image (run time); () where nobody knows their names, and
+            mirrored views then have none.
         scales: factors on the network input. An enlarged view shows nothing new: where the files are larger than the
             network input, let the transform make larger images and take scales below 1.
         flip: look at the mirror image too, at every scale.
@@ -53,13 +55,14 @@ class MultiView(Detector):
             while ``valid_ranges`` keeps some of them from having a say.
     """
 
-    runtime_arguments = ("detector", "size_divisor")
+    runtime_arguments = ("detector", "size_divisor", "mirror")
 
     def __init__(
         self,
         *,
         detector: Detector,
         size_divisor: int = 32,
+        mirror: Sequence[int] = (),
         scales: tuple[float, ...] = (1.0,),
         flip: bool = False,
         merge: Merge | None = None,
@@ -75,7 +78,7 @@ class MultiView(Detector):
                 f"need max_detections >= 1 and 0 <= score_threshold <= 1, not {max_detections} and {score_threshold}"
             )
         self.detector = detector
-        self.size_divisor = size_divisor
+        self.size_divisor, self.mirror = size_divisor, mirror
         self.merge = merge or NMS()
         self.score_threshold = score_threshold
         self.max_detections = max_detections
@@ -109,7 +112,7 @@ class MultiView(Detector):
                 "A detector that insists on one input size cannot be used with scales: tta.scales=[1]"
             ) from error
         metas = zip(images.meta, seen.meta, strict=True)
-        return [_brought_back(f, meta, there, view) for f, (meta, there) in zip(found, metas, strict=True)]
+        return [_brought_back(f, meta, there, view, self.mirror) for f, (meta, there) in zip(found, metas, strict=True)]
 
     def _merged(self, views: Sequence[Detections]) -> Detections:
         found = self.merge(views)
@@ -162,18 +165,19 @@ def _to_view(size: tuple[int, int], seen_size: tuple[int, int], flip: bool) -> A
     return scaled.then(Affine(scale_x=-1.0, shift_x=float(seen_size[1]))) if flip else scaled
 
 
-def _brought_back(found: Detections, meta: ImageMeta, seen: ImageMeta, view: View) -> Detections:
+def _brought_back(found: Detections, meta: ImageMeta, seen: ImageMeta, view: View, mirror: Sequence[int]) -> Detections:
     """What was ``found`` in a view of one image, in px of the network input, without the sizes left to other views.
 
-    ``meta`` is that of the image in the network input, ``seen`` that of the view.
+    ``meta`` is that of the image in the network input, ``seen`` that of the view; ``mirror``: see
+    :meth:`detkit.structures.Detections.undone`.
     """
-    boxes = clip(_to_view(meta.size, seen.size, view.flip).undo(found.boxes.float()), meta.size)
-    found = Detections(boxes, found.scores.float(), found.labels)
+    found = found.undone(_to_view(meta.size, seen.size, view.flip), mirror)
+    found = replace(found, boxes=clip(found.boxes, meta.size))
     if view.sizes is None:
         return found
     if meta.affine is None:
         raise ValueError(f"{meta.file}: valid_ranges count px of the original image, but meta.affine is missing")
-    return found.select(view.sizes.holds(meta.affine.undo(boxes)))
+    return found.select(view.sizes.holds(meta.affine.undo(found.boxes)))
 
 
 def _checked_sizes(

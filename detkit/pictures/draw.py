@@ -23,6 +23,9 @@ _SMALL_SHARE = 0.25
 #: What the next best place for a name costs, and to hide another name; 1 is to hide another box wholly.
 _SECOND_CHOICE, _OTHER_NAME = 0.1, 3.0
 
+#: The colour of the first landmark, so that dots do not have the colour of the first class, whose box is round them.
+_FIRST_DOT = 2
+
 #: What PNG files of detkit's say of themselves, as matplotlib takes it.
 PNG_METADATA = {"Software": "detkit"}
 #: Bytes of a PNG before anything that may vary: the signature and the header.
@@ -48,6 +51,7 @@ def draw_boxes(
     dashed: Sequence[bool] | np.ndarray | None = None,
     min_side: int = 0,
     bold: float = 1.0,
+    landmarks: np.ndarray | None = None,
 ) -> np.ndarray:
     """A copy of ``image`` with outlined boxes and their names; lines and letters follow the size of the image.
 
@@ -61,23 +65,29 @@ def draw_boxes(
         dashed: (N,) whether to draw a dashed outline (crowd).
         min_side: a smaller image is enlarged first, until its shorter side has so many px: names need room.
         bold: times the usual thickness of lines and size of letters, for a picture that will be shown small.
+        landmarks: (N, L, 2) x y px, or (N, L, 3) with marks, of which 0 (not labelled) is left out and 1 (hidden) drawn
+            as a ring; dots of a colour for each of the L points.
 
     Returns:
         uint8 (H', W', 3) RGB; of the size of ``image`` without ``title`` and ``min_side``. The largest boxes are drawn
         first, so that small ones stay visible. A name stands beside its box, inside only where the box is large.
     """
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    points = _marked(landmarks)
     canvas = np.array(image, order="C")
     if min(image.shape[:2]) < min_side:
         ratio = min_side / min(image.shape[:2])
         canvas = cv2.resize(canvas, None, fx=ratio, fy=ratio, interpolation=cv2.INTER_CUBIC)
         boxes = boxes * ratio
+        points = points * [ratio, ratio, 1]
     side = min(canvas.shape[:2])
     thickness = max(1, round(bold * side / 300))
     letters = bold * float(np.clip(side / 45, 8, 24))
     order = np.argsort(-((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])), kind="stable")
     for i in order:
         _outline(canvas, boxes[i], class_color(int(labels[i])), thickness, dashed is not None and bool(dashed[i]))
+    for of_object in points[order] if len(points) else points:
+        _dots(canvas, of_object, thickness)
     corners = np.array([_corners(canvas, box) for box in boxes], dtype=np.int64).reshape(-1, 4)
     corners[:, 2:] = np.maximum(corners[:, 2:], corners[:, :2]) + 1  # half-open, and of one pixel at least
     tags: list[np.ndarray] = []
@@ -155,6 +165,25 @@ def _outline(canvas: np.ndarray, box: np.ndarray, color: Color, thickness: int, 
         points = np.round(np.array(start) + marks[:, None] * (np.array(end) - start)).astype(int).tolist()
         for a, b in zip(points[::2], points[1::2], strict=False):
             cv2.line(canvas, a, b, color, thickness)
+
+
+def _marked(landmarks: np.ndarray | None) -> np.ndarray:
+    """(N, L, 3) float64 x, y, mark; every point that has no mark is seen."""
+    if landmarks is None:
+        return np.zeros((0, 0, 3))
+    points = np.asarray(landmarks, dtype=np.float64)
+    return points if points.shape[2] == 3 else np.concatenate([points, np.full_like(points[..., :1], 2)], axis=2)
+
+
+def _dots(canvas: np.ndarray, points: np.ndarray, thickness: int) -> None:
+    """A dot with a dark rim for each of ``points`` (L, 3)."""
+    radius = thickness + 1
+    for number, (x, y, mark) in enumerate(points):
+        if mark == 0 or not np.isfinite([x, y]).all():
+            continue
+        place = int(np.clip(x, -1e6, 1e6)), int(np.clip(y, -1e6, 1e6))
+        cv2.circle(canvas, place, radius + 1, (0, 0, 0), -1 if mark == 2 else 1, cv2.LINE_AA)
+        cv2.circle(canvas, place, radius, class_color(number + _FIRST_DOT), -1 if mark == 2 else 1, cv2.LINE_AA)
 
 
 def _tag(

@@ -7,6 +7,7 @@ from detkit.structures.detections import Detections
 from detkit.structures.feature_spec import FeatureSpec, PixelStats
 from detkit.structures.ground_truth import GroundTruth
 from detkit.structures.images import ImageMeta, Images
+from detkit.structures.landmarks import Landmarks
 from detkit.structures.losses import Losses
 from detkit.structures.size_range import SizeRange, size_ranges
 from detkit.structures.target import Target
@@ -20,6 +21,7 @@ __all__ = [
     "GroundTruth",
     "ImageMeta",
     "Images",
+    "Landmarks",
     "Losses",
     "PixelStats",
     "SizeRange",

@@ -39,6 +39,17 @@ class Affine(NamedTuple):
         scale, shift = self._columns(boxes)
         return _ordered((boxes - shift) / scale)
 
+    @property
+    def mirrors(self) -> bool:
+        """Whether left and right change places, as seen by somebody who takes the image as it is."""
+        return self.scale_x * self.scale_y < 0
+
+    def undo_points(self, points: Tensor) -> Tensor:
+        """Map ``points`` (..., 2) x y of the network input back to the original image."""
+        points = widened(points)
+        scale, shift = self._columns(points)
+        return (points - shift[:2]) / scale[:2]
+
     def _columns(self, like: Tensor) -> tuple[Tensor, Tensor]:
         scale = torch.tensor([self.scale_x, self.scale_y] * 2, dtype=like.dtype, device=like.device)
         shift = torch.tensor([self.shift_x, self.shift_y] * 2, dtype=like.dtype, device=like.device)

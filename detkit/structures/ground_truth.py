@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from detkit.structures.landmarks import Landmarks
+
 
 @dataclass(frozen=True, slots=True)
 class GroundTruth:
@@ -15,6 +17,7 @@ class GroundTruth:
     of the annotation file. ``boxes`` (N, 4) float64 x y w h px of the original image; ``labels`` (N,) int64 in [0, K);
     ``area`` (N,) float64 px^2 (of the segment where the file gives it); ``crowd`` (N,) bool: crowd or difficult;
     ``annotation_ids`` (N,) int64. ``file`` is the path of the image, ``size`` its (h, w) as the annotations count them.
+    ``landmarks`` of the N objects, float64 px of the original image, where the file has any.
     """
 
     image_id: int
@@ -25,6 +28,7 @@ class GroundTruth:
     area: np.ndarray
     crowd: np.ndarray
     annotation_ids: np.ndarray
+    landmarks: Landmarks | None = None
 
     def __post_init__(self) -> None:
         n = len(self.boxes)
@@ -33,6 +37,8 @@ class GroundTruth:
         for name in ("labels", "area", "crowd", "annotation_ids"):
             if getattr(self, name).shape != (n,):
                 raise ValueError(f"{self.file}: {n} boxes but {name} is {getattr(self, name).shape}")
+        if self.landmarks is not None and len(self.landmarks) != n:
+            raise ValueError(f"{self.file}: {n} boxes but landmarks of {len(self.landmarks)} objects")
 
     def __len__(self) -> int:
         return len(self.boxes)

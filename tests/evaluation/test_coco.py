@@ -396,7 +396,7 @@ def test_the_configuration_builds_it_when_the_data_set_is_known() -> None:
     assert node == {
         "_target_": "CocoEvaluator", "_partial_": True, "backend": "auto", "max_detections": [1, 10, 100],
         "iou_thresholds": None, "recall_thresholds": None, "areas": None, "class_agnostic": False,
-        "frequency_bounds": None,
+        "frequency_bounds": None, "landmark_distance": None, "landmark_sigmas": None,
     }  # fmt: skip
     node |= {"max_detections": [1, 10, 300], "backend": "pycocotools"}
     validate(node)

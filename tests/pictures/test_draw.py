@@ -180,3 +180,21 @@ def test_a_png_of_detkit_is_known_by_its_content(tmp_path):
     (tmp_path / "text.png").write_text("detkit")
     known = {name: is_own_png(tmp_path / f"{name}.png") for name in ("own", "figure", "other", "text", "gone")}
     assert known == {"own": True, "figure": True, "other": False, "text": False, "gone": False}
+
+
+def test_landmarks_are_dots_where_they_lie():
+    box = np.array([[50, 60, 150, 160]])
+    plain = draw_boxes(GRAY, box, [0], NAMES)
+    points = np.array([[[80, 90, 2], [120, 90, 1], [100, 140, 0]]], float)
+    picture = draw_boxes(GRAY, box, [0], NAMES, landmarks=points)
+    assert tuple(picture[90, 80]) == class_color(2)
+    np.testing.assert_array_equal(picture[90, 120], GRAY[0, 0], err_msg="a ring is open")
+    assert (picture[86:95, 116:125] != 90).any()
+    touched = (picture != plain).any(axis=2)
+    assert not touched[110:].any(), "a point that nobody labelled is not drawn"
+    seen = draw_boxes(GRAY, box, [0], NAMES, landmarks=points[..., :2])
+    assert tuple(seen[140, 100]) == class_color(4), "without marks all are seen, each in its own colour"
+    large = draw_boxes(GRAY, box, [0], NAMES, landmarks=points, min_side=400)
+    assert tuple(large[180, 160]) == class_color(2), "enlarged with the picture"
+    beside = draw_boxes(GRAY, box, [0], NAMES, landmarks=np.array([[[-1e9, 5], [np.nan, 5], [500, 20]]]))
+    np.testing.assert_array_equal(beside, plain)

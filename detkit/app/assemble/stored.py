@@ -25,6 +25,7 @@ from detkit.app.assemble.parts import (
 )
 from detkit.app.assemble.schema import TrainSchema
 from detkit.config import ConfigError, build, validate
+from detkit.config.registry import resolve, runtime_arguments
 from detkit.config.validate import plain
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.loader import EvalLoader
@@ -100,9 +101,10 @@ class Stored:
 
     def _of_views(self, tta: Any) -> Detector:
         divisor = self.config["data"]["loader"]["val"].get("size_divisor", 32)
-        views = build(tta, key="tta")
+        views, wanted = build(tta, key="tta"), runtime_arguments(resolve(tta["_target_"]))
+        given = {"detector": self.detector, "size_divisor": divisor, "mirror": self.checkpoint.categories.mirror}
         try:
-            detector = views(detector=self.detector, size_divisor=divisor)
+            detector = views(**{name: value for name, value in given.items() if name in wanted})
         except ValueError as error:  # the factory has named its section already
             raise ConfigError(f"tta: {error.__cause__ or error}") from error
         logger.info("test-time augmentation: %s", detector.extra_repr())

@@ -228,5 +228,5 @@ def _scaled(batch: Batch, scale: float) -> Batch:
     h, w = (-(-side // 32) * 32 for side in larger(batch.images.padded_size))
     metas = tuple(replace(meta, size=larger(meta.size)) for meta in batch.images.meta)
     pixels = torch.zeros(1, dtype=torch.uint8).expand(len(metas), 3, h, w)
-    targets = tuple(replace(target, boxes=target.boxes * scale) for target in batch.targets)
+    targets = tuple(replace(target, boxes=target.boxes * scale, landmarks=None) for target in batch.targets)
     return Batch(Images(pixels, metas), targets)

@@ -158,6 +158,7 @@ def count(dataset: DetectionDataset, damaged: Mapping[str, str]) -> dict[str, An
         "image_height": _spread(sizes[:, 0]),
         "image_width": _spread(sizes[:, 1]),
         "boxes_per_image": _spread(per_image),
+        "landmarks": _labelled(dataset),
         "object_sizes": {k: int(((areas >= low) & (areas < high)).sum()) for k, (low, high) in SIZE_BOUNDS.items()},
         "classes": [
             {"name": name, "id": i, "boxes": int(boxes[k]), "crowds": int(crowds[k]), "images": int(shown_in[k])}
@@ -178,6 +179,9 @@ def describe(numbers: Mapping[str, Any], dataset: DetectionDataset) -> str:
         "objects: " + ", ".join(f"{n} {name}" for name, n in numbers["object_sizes"].items()),
         f"boxes to train on: {numbers['num_trainable']} of {numbers['num_boxes']}",
     ]
+    if numbers["landmarks"]:
+        counts = ", ".join(f"{name} {count}" for name, count in numbers["landmarks"].items())
+        lines.append(f"landmarks labelled: {counts}")
     if unused:
         lines.append(f"classes without a box: {', '.join(unused)}")
     lines += [f"damaged: {reason}" for reason in numbers["damaged"].values()]
@@ -246,9 +250,18 @@ def draw_examples(dataset: DetectionDataset, damaged: Mapping[str, str]) -> np.n
         truth = dataset.truths[readable[i]]
         sample = Sample.from_truth(dataset.read(readable[i]), truth)
         sample = ResizeFit(size=PICTURE_SIZE)(sample, key=0)
-        names = dataset.categories.names
-        pictures.append(draw_boxes(sample.image, sample.boxes, sample.labels, names, dashed=sample.ignore))
+        names, points = dataset.categories.names, None if sample.landmarks is None else sample.landmarks.points
+        pictures.append(
+            draw_boxes(sample.image, sample.boxes, sample.labels, names, dashed=sample.ignore, landmarks=points)
+        )
     return contact_sheet(pictures, columns=4, cell=PICTURE_SIZE)
+
+
+def _labelled(dataset: DetectionDataset) -> dict[str, int]:
+    """How many objects, crowds left out, have each of the landmarks labelled."""
+    names = dataset.categories.landmarks
+    marks = [t.landmarks.is_labelled[~t.crowd].sum(axis=0) for t in dataset.truths if t.landmarks is not None]
+    return dict(zip(names, np.sum(marks, axis=0).tolist(), strict=True)) if names and marks else {}
 
 
 def _spread(values: np.ndarray) -> dict[str, float]:

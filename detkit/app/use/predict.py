@@ -29,7 +29,7 @@ from detkit.engine.evaluation import to_device
 from detkit.engine.precision import Precision, autocast, check_precision
 from detkit.evaluation.results import restore
 from detkit.pictures.draw import draw_boxes
-from detkit.structures import Detections, ImageMeta
+from detkit.structures import Categories, Detections, ImageMeta
 from detkit.utils.files import output_folder
 from detkit.utils.log import logger, set_up_logging
 from detkit.utils.progress import track
@@ -125,7 +125,7 @@ def _write(found: Iterator[Found], output: Path, drawings: Drawings, stored: Sto
         for one in found:
             rows.add(restore(one.detections, one.meta, categories), one.meta, one.picture.number, one.extra)
             count += 1  # what the file holds, also where the picture is not drawn any more
-            drawings.add(one.picture, _draw(one, categories.names, options.score_threshold))
+            drawings.add(one.picture, _draw(one, categories, options.score_threshold))
     finally:
         drawings.close()
         rows.close()
@@ -176,14 +176,19 @@ class Detection:
                 yield Found(by_number[meta.image_id], each, meta, *of_cosines)
 
 
-def _draw(found: Found, names: Sequence[str], threshold: float) -> np.ndarray:
+def _draw(found: Found, categories: Categories, threshold: float) -> np.ndarray:
     assert found.meta.affine is not None
+    names, mirror = categories.names, categories.mirror
     enough = found.detections.scores > threshold
     shown = found.detections.select(enough)
-    boxes, labels = found.meta.affine.undo(shown.boxes).numpy(), shown.labels
+    shown = shown.undone(found.meta.affine, mirror)
+    labels = shown.labels
     if found.unknown is not None:
         labels = torch.where(found.unknown[enough], len(names), labels)
-    return draw_boxes(found.picture.image, boxes, labels.numpy(), [*names, UNKNOWN], shown.scores.numpy())
+    return draw_boxes(
+        found.picture.image, shown.boxes.numpy(), labels.numpy(), [*names, UNKNOWN], shown.scores.numpy(),
+        landmarks=None if shown.landmarks is None else shown.landmarks.numpy(),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 from xml.sax.saxutils import quoteattr
 
 from detkit.app.use.drawings import numbered
-from detkit.evaluation.results import Results
+from detkit.evaluation.results import Results, keypoint_rows
 from detkit.structures import Categories, ImageMeta
 from detkit.utils.files import JsonList, atomic_write, named
 
@@ -58,7 +58,8 @@ class DetectionWriter(ABC):
 
 
 class CocoWriter(DetectionWriter):
-    """``detections.json``: COCO's results rows, with the file beside the image's number."""
+    """``detections.json``: COCO's results rows, with the file beside the image's number, and ``keypoints`` where the
+    detector finds landmarks."""
 
     def __init__(self, folder: Path, categories: Categories) -> None:
         super().__init__(folder, categories)
@@ -68,8 +69,8 @@ class CocoWriter(DetectionWriter):
         columns = (results.category_ids.tolist(), results.boxes.tolist(), results.scores.tolist())
         of_image = {"image_id": meta.image_id, "file_name": meta.file}
         self._rows.extend(
-            {**of_image, "category_id": category, "bbox": box, "score": score, **more}
-            for category, box, score, more in zip(*columns, extra, strict=True)
+            {**of_image, "category_id": category, "bbox": box, "score": score, **points, **more}
+            for category, box, score, points, more in zip(*columns, keypoint_rows(results), extra, strict=True)
         )
 
     def close(self) -> None:

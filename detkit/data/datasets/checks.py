@@ -12,6 +12,7 @@ from detkit.data.datasets.base import DataReport
 from detkit.data.datasets.files import Listings, with_nearest
 from detkit.data.datasets.findings import Findings, Policy
 from detkit.data.datasets.table import Strings, TruthTable, clipped_corners, is_usable
+from detkit.structures import Landmarks
 
 #: Boxes may reach this far (px) over the border before it is worth a word: annotation tools round to the next pixel.
 BORDER_TOLERANCE = 1.0
@@ -49,7 +50,7 @@ class RawAnnotations:
     file has something else than four numbers; ``labels`` (M,) int64, -1 for an unknown category; ``area`` (M,) float64
     px^2, NaN where the file gives none; ``crowd`` (M,) bool; ``ids`` (M,) int64. ``describe(row)`` says what the file
     has in a row: "annotation 17 of a.jpg: category 99, box [1, 2, 3, 4]". ``faults`` make an annotation unusable,
-    ``oddities`` are worth knowing.
+    ``oddities`` are worth knowing. ``landmarks`` of all M, where the file has any.
     """
 
     image: np.ndarray
@@ -61,6 +62,7 @@ class RawAnnotations:
     describe: Callable[[int], str]
     faults: tuple[Oddity, ...] = ()
     oddities: tuple[Oddity, ...] = ()
+    landmarks: Landmarks | None = None
 
     def select(self, rows: np.ndarray, image: np.ndarray) -> RawAnnotations:
         """The sound annotations ``rows`` (integers), with ``image`` as the new positions of all images' annotations."""
@@ -69,6 +71,7 @@ class RawAnnotations:
             *(column[rows] for column in (image, self.boxes, self.labels, self.area, self.crowd, self.ids)),
             describe=lambda row: describe(int(rows[row])),
             oddities=tuple(o._replace(mask=o.mask[rows]) for o in self.oddities),
+            landmarks=None if self.landmarks is None else self.landmarks.select(rows),
         )
 
 
@@ -178,6 +181,7 @@ def _table(images: Sequence[ImageRecord], raw: RawAnnotations) -> TruthTable:
         area=np.where(np.isfinite(raw.area), raw.area, raw.boxes[:, 2] * raw.boxes[:, 3]),
         crowd=raw.crowd,
         annotation_ids=raw.ids,
+        landmarks=raw.landmarks,
     )
 
 
@@ -210,6 +214,7 @@ def _count_remarkable(findings: Findings, table: TruthTable, raw: RawAnnotations
     note_boxes("annotations without an area", "width times height is used", np.logical_not(np.isfinite(raw.area)))
     for problem, bad in (("negative areas", table.area < 0), ("areas that do not fit their box", _unfit(table))):
         findings.note(problem, "kept: COCO's metrics sort objects by it", _rows(bad), with_area)
+    note_boxes("landmarks outside their image", not_trained, _astray(table))
     for oddity in raw.oddities:
         note_boxes(*oddity)
     note_boxes("crowd or difficult boxes", "ignored in training, passed to the evaluator", table.crowd)
@@ -220,6 +225,15 @@ def _count_remarkable(findings: Findings, table: TruthTable, raw: RawAnnotations
     note_images("images without boxes", "kept", num_all == 0)
     note_images("images with crowd boxes only", "kept", (num_all > 0) & (num_all == num_crowd))
     return int(usable.sum())
+
+
+def _astray(table: TruthTable) -> np.ndarray:
+    """(M,) bool: objects with a labelled point that their image does not show."""
+    if table.landmarks is None:
+        return np.zeros(len(table.labels), bool)
+    sizes = table.sizes[table.owners][:, None, ::-1]
+    xy = table.landmarks.points[..., :2]
+    return (((xy < 0) | (xy > sizes)).any(axis=-1) & table.landmarks.is_labelled).any(axis=1)
 
 
 def _tiny(boxes: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from detkit.config import DATASETS
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.datasets.checks import ImageRecord, Oddity, RawAnnotations, check_annotations
 from detkit.data.datasets.coco_columns import CocoColumns, read_columns
+from detkit.data.datasets.coco_keypoints import landmark_names, landmarks_of, points_of
 from detkit.data.datasets.fields import FLAG_VALUES, is_whole, parse_flag, parse_number
 from detkit.data.datasets.files import Listings
 from detkit.data.datasets.findings import Findings, Policy
@@ -34,6 +35,10 @@ class CocoDataset(DetectionDataset):
     strings; ids are numbers, and names strings. What was made of a large file stays in the user's cache folder, see
     :mod:`detkit.data.datasets.stored`.
 
+    Objects may have landmarks, COCO's ``keypoints``: numbers x, y, v for each of the points that the categories name,
+    the same in all categories that have any. They are taken as they stand, in the frame of the boxes. Names that differ
+    by left and right change places in a mirror image.
+
     Args:
         root: folder of the data set.
         annotations: the JSON file, relative to ``root``.
@@ -41,6 +46,7 @@ class CocoDataset(DetectionDataset):
         on_missing: what to do about images whose file is not there: "error", or "skip" them (counted).
         on_bad_annotation: what to do about records that no one can use (NaN, an unknown category or image, an id given
             twice): "error", or "skip" them (counted).
+        landmarks: names of the points of each object, in place of those that the categories give; [] to read none.
 
     Raises:
         ValueError: the file is not COCO (naming the missing key), the data set is empty, or a record is refused.
@@ -54,11 +60,12 @@ class CocoDataset(DetectionDataset):
         images: str = "images",
         on_missing: Policy = "error",
         on_bad_annotation: Policy = "error",
+        landmarks: tuple[str, ...] | None = None,
     ) -> None:
         path = Path(Listings().find(str(Path(root) / annotations)))
         folder = Path(root) / images
-        options = [str(folder), os.path.abspath(folder), on_missing, on_bad_annotation]
-        opened = through_cache(path, options, lambda: _open(path, folder, on_missing, on_bad_annotation))
+        options = [str(folder), os.path.abspath(folder), on_missing, on_bad_annotation, json.dumps(landmarks)]
+        opened = through_cache(path, options, lambda: _open(path, folder, on_missing, on_bad_annotation, landmarks))
         self.categories, self.truths, self.report = opened.categories, opened.truths, opened.report
 
     def read(self, index: int) -> np.ndarray:
@@ -66,13 +73,15 @@ class CocoDataset(DetectionDataset):
         return read_image(truth.file, truth.size)
 
 
-def _open(path: Path, folder: Path, on_missing: Policy, on_bad_annotation: Policy) -> Opened:
+def _open(
+    path: Path, folder: Path, on_missing: Policy, on_bad_annotation: Policy, named: Sequence[str] | None
+) -> Opened:
     findings, listings = Findings(str(path)), Listings()
     columns = read_columns(path)
     if columns is None:
-        categories, records, raw = _read_carefully(findings, path, folder, listings)
+        categories, records, raw = _read_carefully(findings, path, folder, listings, named)
     else:
-        categories, records, raw = _from_columns(findings, columns, folder, listings)
+        categories, records, raw = _from_columns(findings, columns, folder, listings, named)
     known = [str(i) for i in categories.ids]
     truths, report = check_annotations(findings, records, raw, known, on_missing, on_bad_annotation)
     is_exact = not listings.num_renamed and not report.count("missing image files")
@@ -80,9 +89,10 @@ def _open(path: Path, folder: Path, on_missing: Policy, on_bad_annotation: Polic
 
 
 def _from_columns(
-    findings: Findings, columns: CocoColumns, folder: Path, listings: Listings
+    findings: Findings, columns: CocoColumns, folder: Path, listings: Listings, named: Sequence[str] | None
 ) -> tuple[Categories, list[ImageRecord], RawAnnotations]:
-    categories = _categories(findings, [(entry.id, entry.name) for entry in columns.categories])
+    names = landmark_names(findings, named, [(entry.name, entry.keypoints) for entry in columns.categories])
+    categories = _categories(findings, [(entry.id, entry.name) for entry in columns.categories], names)
     prefix = str(folder)
     images = [
         ImageRecord(e.id, e.file_name, listings.find(_path(prefix, e.file_name)), (e.height, e.width))
@@ -93,6 +103,7 @@ def _from_columns(
     def describe(row: int) -> str:
         return _describe(columns.annotation(row), images, place)
 
+    landmarks, oddities = landmarks_of(columns.points(len(names)) if names else None, names)
     raw = RawAnnotations(
         image=_look_up(place, columns.image_ids),
         boxes=columns.boxes,
@@ -101,16 +112,18 @@ def _from_columns(
         crowd=columns.crowd,
         ids=columns.ids,
         describe=describe,
+        oddities=oddities,
+        landmarks=landmarks,
     )
     return categories, images, raw
 
 
 def _read_carefully(
-    findings: Findings, path: Path, folder: Path, listings: Listings
+    findings: Findings, path: Path, folder: Path, listings: Listings, named: Sequence[str] | None
 ) -> tuple[Categories, list[ImageRecord], RawAnnotations]:
     """What :func:`read_columns` does not take, entry by entry: with the file, entry and key of all that is wrong."""
     images_json, annotations_json, categories_json = _read_json(path)
-    categories = _parse_categories(findings, categories_json)
+    categories = _parse_categories(findings, categories_json, named)
     images, refused = _parse_images(findings, images_json, folder, listings)
     return categories, images, _parse_annotations(findings, annotations_json, images, refused, categories)
 
@@ -135,16 +148,17 @@ def _read_json(path: Path) -> tuple[list[Record], list[Record], list[Record]]:
     return parts[0], parts[1], parts[2]
 
 
-def _parse_categories(findings: Findings, records: Sequence[Record]) -> Categories:
+def _parse_categories(findings: Findings, records: Sequence[Record], named: Sequence[str] | None) -> Categories:
     sound = _sound(findings, "categories", records, whole=("id",), text=("name",))
-    return _categories(findings, [(int(record["id"]), record["name"]) for record in sound])
+    names = landmark_names(findings, named, [(record["name"], record.get("keypoints")) for record in sound])
+    return _categories(findings, [(int(record["id"]), record["name"]) for record in sound], names)
 
 
-def _categories(findings: Findings, pairs: Sequence[tuple[int, str]]) -> Categories:
+def _categories(findings: Findings, pairs: Sequence[tuple[int, str]], landmarks: Sequence[str]) -> Categories:
     """Of (id, name), in the order of the ids."""
     pairs = sorted(pairs)
     try:
-        return Categories(tuple(name for _, name in pairs), tuple(i for i, _ in pairs))
+        return Categories(tuple(name for _, name in pairs), tuple(i for i, _ in pairs), tuple(landmarks))
     except ValueError as error:
         findings.reject(str(error))
         # Stands in until all faults are found.
@@ -194,6 +208,9 @@ def _parse_annotations(
         return _describe(records[row], images, place)
 
     area = np.array([parse_number(record.get("area")) for record in records], dtype=np.float64)
+    num = len(categories.landmarks)
+    points = points_of([record.get("keypoints") for record in records], num) if num else None
+    landmarks, oddities = landmarks_of(points, categories.landmarks)
     no_flag = np.array([flag is None for flag in flags], dtype=bool)
     return RawAnnotations(
         image=np.array([place.get(r["image_id"], -1) for r in records], dtype=np.int64),
@@ -204,6 +221,8 @@ def _parse_annotations(
         ids=np.array([r["id"] for r in records], dtype=np.int64),
         describe=describe,
         faults=(Oddity("iscrowd that is no flag", f"A flag is one of {FLAG_VALUES}. ", no_flag),),
+        oddities=oddities,
+        landmarks=landmarks,
     )
 
 

@@ -12,6 +12,8 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
+from detkit.data.datasets.coco_keypoints import points_of
+
 _Whole = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _Side = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
 _Text = Annotated[str, msgspec.Meta(pattern=r"\S")]
@@ -31,10 +33,11 @@ class ImageEntry(msgspec.Struct, gc=False):
 
 
 class CategoryEntry(msgspec.Struct, gc=False):
-    """One of "categories"."""
+    """One of "categories"; ``keypoints`` as the file has it."""
 
     id: _Whole
     name: _Text
+    keypoints: Any = None
 
 
 class AnnotationEntry(msgspec.Struct, gc=False):
@@ -46,6 +49,12 @@ class AnnotationEntry(msgspec.Struct, gc=False):
     bbox: tuple[_Number, _Number, _Number, _Number]
     area: float | None = None
     iscrowd: bool | int = 0
+
+
+class _PointsEntry(msgspec.Struct, gc=False):
+    """The same of a file with landmarks, which alone pays for reading them: ``keypoints`` as it has them."""
+
+    keypoints: Any = None
 
 
 class _File(msgspec.Struct):
@@ -73,6 +82,13 @@ class CocoColumns:
     area: np.ndarray
     crowd: np.ndarray
     _annotations: Sequence[msgspec.Raw]
+
+    def points(self, num: int) -> np.ndarray:
+        """(M, ``num``, 3): see :func:`~detkit.data.datasets.coco_keypoints.points_of`, block by block."""
+        decode = msgspec.json.Decoder(_PointsEntry).decode
+        starts = range(0, len(self._annotations), _BLOCK)
+        blocks = [[decode(raw).keypoints for raw in self._annotations[i : i + _BLOCK]] for i in starts]
+        return np.concatenate([np.zeros((0, num, 3)), *(points_of(block, num) for block in blocks)])
 
     def annotation(self, row: int) -> dict[str, Any]:
         """Annotation ``row`` with all of its keys, as it stands in the file."""

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from detkit.structures.landmarks import HIDDEN, VISIBLE
+
 #: Masks are drawn this many times larger and averaged down: the edges are then smooth.
 SUPERSAMPLING = 4
 
@@ -27,12 +29,13 @@ NUM_TRIALS = 10
 
 class Scene(NamedTuple):
     """``image`` uint8 (H, W, 3) RGB; ``boxes`` (N, 4) x y w h px of the visible parts; ``labels`` (N,); ``areas`` (N,)
-    visible px."""
+    visible px; ``tips`` (N, 4, 3) x, y px and mark of the points TIP_NAMES."""
 
     image: np.ndarray
     boxes: np.ndarray
     labels: np.ndarray
     areas: np.ndarray
+    tips: np.ndarray
 
 
 class Vocabulary(NamedTuple):
@@ -67,22 +70,24 @@ def draw_scene(
     owner = np.full((h, w), -1, dtype=np.int16)
     labels: list[int] = []
     drawn: list[int] = []  # pixels that each figure would show alone on an endless image
+    tips: list[np.ndarray] = []
     log_range = np.log(np.array(size_range) * image_size)
     sizes = np.sort(np.exp(rng.uniform(*log_range, size=rng.integers(1, max_objects + 1))))[::-1]
     for size in sizes:  # the large ones first, so that the small ones lie on top of them
         label = vocabulary.draw(rng)
-        mask = _mask(rng, vocabulary.figures[label], size)
+        mask, points = _mask(rng, vocabulary.figures[label], size)
         place = _place(rng, mask, owner, drawn)
         if place is not None:
             _paint(image, mask, place, lambda m, below, label=label: vocabulary.surface(rng, label, m, below))
             _visible(owner, place, mask.shape)[_cut(mask, place, owner.shape) >= 0.5] = len(labels)
             labels.append(label)
             drawn.append(int((mask >= 0.5).sum()))
+            tips.append(np.stack([points, np.full_like(points, mask.shape[0] / 2)]) + np.array(place)[::-1])
     boxes = [cv2.boundingRect((owner == k).astype(np.uint8)) for k in range(len(labels))]
     areas = [int((owner == k).sum()) for k in range(len(labels))]
-    return Scene(
-        _expose(rng, image), np.array(boxes, dtype=np.float64).reshape(-1, 4), np.array(labels), np.array(areas)
-    )
+    marked = np.array([_marked(*points, owner, k) for k, points in enumerate(tips)]).reshape(-1, len(TIP_NAMES), 3)
+    boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    return Scene(_expose(rng, image), boxes, np.array(labels), np.array(areas), marked)
 
 
 def _background(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
@@ -96,8 +101,8 @@ def _background(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
     return image
 
 
-def _mask(rng: np.random.Generator, figure: int, size: float) -> np.ndarray:
-    """Float32 (m, m) in 0..1: the slightly turned and stretched figure, ``size`` px across."""
+def _mask(rng: np.random.Generator, figure: int, size: float) -> tuple[np.ndarray, np.ndarray]:
+    """Float32 (m, m) in 0..1: the slightly turned and stretched figure, ``size`` px across; and its tips (4, 2) px."""
     angle = rng.uniform(-MAX_TURN, MAX_TURN)
     stretch = np.exp(rng.uniform(-0.2, 0.2))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -108,7 +113,23 @@ def _mask(rng: np.random.Generator, figure: int, size: float) -> np.ndarray:
     points = [np.round(o * scale + m * SUPERSAMPLING / 2).astype(np.int32) for o in outlines]
     canvas = np.zeros((m * SUPERSAMPLING, m * SUPERSAMPLING), dtype=np.uint8)
     cv2.fillPoly(canvas, points, 255)  # a second outline inside the first leaves a hole
-    return cv2.resize(canvas, (m, m), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    mask = cv2.resize(canvas, (m, m), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    tips = (np.array(TIPS[FIGURES[figure][0]]) * [stretch, 1 / stretch]) @ turn.T * scale
+    return mask, (tips + m * SUPERSAMPLING / 2 + 0.5) / SUPERSAMPLING  # fillPoly's points are middles of pixels
+
+
+def _marked(tips: np.ndarray, middles: np.ndarray, owner: np.ndarray, k: int) -> np.ndarray:
+    """(4, 3): ``tips`` (4, 2) px of figure ``k`` with their marks, hidden where another figure lies over them.
+
+    Beside the image, and where the figure has no such tip (nan), they are not labelled.
+    """
+    h, w = owner.shape
+    marked = np.zeros((len(tips), 3))
+    for i, (tip, inner) in enumerate(zip(tips, tips + 0.1 * (middles - tips), strict=True)):
+        if np.isfinite(tip).all() and (tip >= 0).all() and (tip <= [w, h]).all():
+            x, y = np.minimum(inner.astype(int), [w - 1, h - 1])
+            marked[i] = *tip, VISIBLE if owner[y, x] in (k, -1) else HIDDEN
+    return marked
 
 
 def _place(rng: np.random.Generator, mask: np.ndarray, owner: np.ndarray, drawn: list[int]) -> tuple[int, int] | None:
@@ -218,6 +239,21 @@ FIGURES: tuple[tuple[str, Callable[[], list[np.ndarray]]], ...] = (
     ("cross", lambda: [_cross()]),
     ("ring", lambda: [_ellipse(), _ellipse(0.55)]),
 )
+
+#: The landmarks of figures: where their corners and arms end. Round ones have none that could be seen.
+TIP_NAMES = ("right_tip", "lower_tip", "left_tip", "upper_tip")
+_NO_TIP = (np.nan, np.nan)
+_FOUR_TIPS = ((1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0))
+
+#: Class name, and its tips in the frame of its outline.
+TIPS = {
+    "circle": (_NO_TIP,) * 4,
+    "square": _FOUR_TIPS,
+    "triangle": ((1.0, 0.0), tuple(_polygon(3)[1]), _NO_TIP, tuple(_polygon(3)[2])),
+    "star": ((1.0, 0.0), tuple(_polygon(5)[1]), _NO_TIP, tuple(_polygon(5)[4])),
+    "cross": _FOUR_TIPS,
+    "ring": (_NO_TIP,) * 4,
+}
 
 #: Six classes, told apart by their outlines alone.
 ANY_COLOR = Vocabulary(

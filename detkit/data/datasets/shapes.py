@@ -20,7 +20,8 @@ import numpy as np
 from detkit.config import DATASETS
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.datasets.coco import CocoDataset
-from detkit.data.datasets.scenes import ANY_COLOR, SIZE_RANGE, Vocabulary, draw_scene
+from detkit.data.datasets.coco_keypoints import keypoints
+from detkit.data.datasets.scenes import ANY_COLOR, SIZE_RANGE, TIP_NAMES, Vocabulary, draw_scene
 from detkit.data.datasets.vocabularies import NAMES, many_classes, new_classes, zipf_chances
 from detkit.data.decode import read_image
 
@@ -61,6 +62,8 @@ class ShapesDataset(DetectionDataset):
         num_new: so many of the 240 are new classes, kept apart.
         classes: of the 240 "all", those that are "known", or the "new" ones alone, which are to be added later. The
             files list these and no others, under the same ids.
+        landmarks: whether the files tell where the tips of each figure are, right, lower, left and upper; round figures
+            have none. The pictures are the same.
 
     Raises:
         ValueError: an argument is out of range, the folder cannot be written, or it holds something else.
@@ -81,6 +84,7 @@ class ShapesDataset(DetectionDataset):
         zipf: float = 1.0,
         num_new: int = 0,
         classes: Literal["all", "known", "new"] = "all",
+        landmarks: bool = False,
     ) -> None:
         parameters = {
             "num_train": num_train,
@@ -90,7 +94,7 @@ class ShapesDataset(DetectionDataset):
             "size_range": list(size_range),
             "seed": seed,
         }
-        parameters |= _of_many(vocabulary, zipf, num_new, classes)
+        parameters |= _of_many(vocabulary, zipf, num_new, classes) | _of_landmarks(landmarks)
         _check(parameters)
         self.folder = _prepare(Path(root), parameters | {"version": VERSION})
         coco = CocoDataset(root=str(self.folder), annotations=f"{split}.json")
@@ -127,6 +131,11 @@ def _of_many(vocabulary: str, zipf: float, num_new: int, classes: str) -> dict[s
     return {"vocabulary": vocabulary, "zipf": zipf, "num_new": num_new, "classes": classes}
 
 
+def _of_landmarks(landmarks: bool) -> dict[str, Any]:
+    """Nothing where there are none: folders keep their names."""
+    return {"landmarks": True} if landmarks else {}
+
+
 def _vocabulary(parameters: Mapping[str, Any], split: str) -> tuple[Vocabulary, np.ndarray]:
     """The classes of a split, and (K,) bool: which of them its file lists."""
     if "vocabulary" not in parameters:
@@ -143,9 +152,10 @@ def folder_of(arguments: Mapping[str, Any]) -> Path:
     values = {name: arguments.get(name, parameter.default) for name, parameter in known.items()}
     values["size_range"] = [float(share) for share in values["size_range"]]
     many = {name: values.pop(name) for name in ("vocabulary", "zipf", "num_new", "classes")}
+    landmarks = bool(values.pop("landmarks"))
     parameters = {name: value for name, value in values.items() if name not in ("root", "split")}
     parameters |= _of_many(many["vocabulary"], float(many["zipf"]), many["num_new"], many["classes"])
-    return _named(Path(values["root"]), parameters | {"version": VERSION})
+    return _named(Path(values["root"]), parameters | _of_landmarks(landmarks) | {"version": VERSION})
 
 
 def _named(root: Path, parameters: Mapping[str, Any]) -> Path:
@@ -203,7 +213,7 @@ def _write_split(folder: Path, split: str, parameters: Mapping[str, Any]) -> Non
         (folder / "images" / name).write_bytes(jpeg.tobytes())
         h, w = scene.image.shape[:2]
         images.append({"id": first_id + i, "file_name": name, "width": w, "height": h})
-        for box, label, area in zip(scene.boxes, scene.labels, scene.areas, strict=True):
+        for box, label, area, tips in zip(scene.boxes, scene.labels, scene.areas, scene.tips, strict=True):
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -213,8 +223,10 @@ def _write_split(folder: Path, split: str, parameters: Mapping[str, Any]) -> Non
                     "area": int(area),
                     "iscrowd": 0,
                 }
+                | (keypoints(tips) if parameters.get("landmarks") else {})
             )
     names = enumerate(vocabulary.names, start=1)
-    categories = [{"id": k, "name": name} for k, name in names if listed[k - 1]]
+    named = {"keypoints": list(TIP_NAMES), "skeleton": []} if parameters.get("landmarks") else {}
+    categories = [{"id": k, "name": name} | named for k, name in names if listed[k - 1]]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (folder / f"{split}.json").write_text(json.dumps(content))

@@ -38,7 +38,7 @@ import numpy as np
 from detkit.data.datasets.base import DataReport, Finding
 from detkit.data.datasets.files import Listings
 from detkit.data.datasets.table import Strings, TruthTable
-from detkit.structures import Categories
+from detkit.structures import Categories, Landmarks
 from detkit.utils.files import atomic_write
 from detkit.utils.lock import FolderInUseError, claim
 from detkit.utils.log import logger
@@ -55,8 +55,8 @@ PATIENCE = 600.0
 _MAGIC = b"detkit table 1\n\0"
 _ALIGNED = 64
 
-#: The arrays of a table but for its file names, which are two arrays of their own.
-_ARRAYS = tuple(f.name for f in fields(TruthTable) if f.name not in ("files", "stored"))
+#: The arrays of a table but for its file names and its landmarks, which are arrays of their own.
+_ARRAYS = tuple(f.name for f in fields(TruthTable) if f.name not in ("files", "landmarks", "stored"))
 
 
 class Opened(NamedTuple):
@@ -195,6 +195,8 @@ def _save(table: Path, opened: Opened, stamp: Stamp) -> bool:
     arrays = {name: np.ascontiguousarray(getattr(opened.truths, name)) for name in _ARRAYS}
     files = opened.truths.files
     arrays |= {"files.letters": files.letters, "files.ends": files.ends}
+    if opened.truths.landmarks is not None:
+        arrays["landmarks.points"] = np.ascontiguousarray(opened.truths.landmarks.points)
     places, end = {}, 0
     for name, array in arrays.items():
         places[name] = [array.dtype.str, list(array.shape), end]
@@ -205,6 +207,7 @@ def _save(table: Path, opened: Opened, stamp: Stamp) -> bool:
         "size": end,
         "names": opened.categories.names,
         "ids": opened.categories.ids,
+        "landmarks": opened.categories.landmarks,
         "report": asdict(opened.report),
     }
     text = json.dumps(head).encode()
@@ -261,8 +264,10 @@ def _load(table: Path, stamp: Stamp | None) -> Opened | None:
         for name, (dtype, shape, offset) in head["arrays"].items()
     }
     files = Strings(arrays.pop("files.letters"), arrays.pop("files.ends"))
-    truths = TruthTable(files=files, stored=StoredAt(str(table), inode, checksum), **arrays)
+    categories = Categories(tuple(head["names"]), tuple(head["ids"]), tuple(head["landmarks"]))
+    points = arrays.pop("landmarks.points", None)
+    landmarks = None if points is None else Landmarks(points, categories.mirror)
+    truths = TruthTable(files=files, landmarks=landmarks, stored=StoredAt(str(table), inode, checksum), **arrays)
     report = head["report"]
     findings = tuple(Finding(**{**f, "examples": tuple(f["examples"])}) for f in report["findings"])
-    categories = Categories(tuple(head["names"]), tuple(head["ids"]))
     return Opened(categories, truths, DataReport(**{**report, "findings": findings}))

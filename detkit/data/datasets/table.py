@@ -8,7 +8,7 @@ from typing import Any, Protocol, overload
 
 import numpy as np
 
-from detkit.structures import GroundTruth
+from detkit.structures import GroundTruth, Landmarks
 
 #: A box must be at least this wide and high (px) inside its image to train on: below it, resizing and float32 can make
 #: the two sides meet.
@@ -70,8 +70,9 @@ class TruthTable(Sequence[GroundTruth]):
     Lists of objects would be copied page by page into every worker as their reference counts are touched; arrays are
     shared, and checks run over all boxes at once. ``image_ids`` (I,) int64; ``files`` I paths; ``sizes`` (I, 2) int64
     (h, w) px; ``offsets`` (I + 1,) int64: image i has the rows from offsets[i] to offsets[i + 1]; ``boxes`` (M, 4)
-    float64 x y w h px; ``labels``, ``area``, ``crowd`` and ``annotation_ids`` (M,) as in GroundTruth. ``stored``: the
-    file that the arrays are mapped from, if they are; a process that the table is sent to then maps it as well.
+    float64 x y w h px; ``labels``, ``area``, ``crowd`` and ``annotation_ids`` (M,) as in GroundTruth; ``landmarks`` of
+    all M, where the file has any. ``stored``: the file that the arrays are mapped from, if they are; a process that the
+    table is sent to then maps it as well.
     """
 
     image_ids: np.ndarray
@@ -83,6 +84,7 @@ class TruthTable(Sequence[GroundTruth]):
     area: np.ndarray
     crowd: np.ndarray
     annotation_ids: np.ndarray
+    landmarks: Landmarks | None = None
     stored: Place | None = None
 
     def __len__(self) -> int:
@@ -111,6 +113,7 @@ class TruthTable(Sequence[GroundTruth]):
             area=self.area[rows],
             crowd=self.crowd[rows],
             annotation_ids=self.annotation_ids[rows],
+            landmarks=None if self.landmarks is None else self.landmarks.select(rows),
         )
 
     def __iter__(self) -> Iterator[GroundTruth]:

@@ -24,8 +24,8 @@ class Albumentations(Transform):
     """Transforms of the albumentations library, run in their order as one step.
 
     Boxes go with the image where a transform moves things; the way back to the original image is then lost, so such a
-    step serves training only, and where boxes go is known only once it has run. Normalize and ToTensorV2 have no place
-    here: the detector normalises.
+    step serves training only, and where boxes go is known only once it has run; landmarks are lost, too. Normalize and
+    ToTensorV2 have no place here: the detector normalises.
 
     Args:
         transforms: albumentations' own transforms or compositions of them (``_target_: albumentations.CLAHE``).
@@ -68,7 +68,7 @@ class Albumentations(Transform):
         # Without boxes these may come back as empty lists, and row numbers as floats.
         rows = np.asarray(result["rows"], dtype=np.int64)
         moved = np.asarray(result["bboxes"], dtype=np.float32).reshape(-1, 4)
-        return replace(sample.select(rows), image=image, boxes=_clip(moved, image.shape), affine=None)
+        return replace(sample.select(rows), image=image, boxes=_clip(moved, image.shape), affine=None, landmarks=None)
 
     def lay(self, layout: Layout, key: int) -> Layout:
         return super().lay(layout, key) if self.moves_boxes else layout

@@ -35,6 +35,7 @@ from detkit.engine.state.checkpoint import CheckpointError, current_versions
 from detkit.engine.state.upgrade import upgrade_config, upgrade_weights
 from detkit.structures import Batch, Categories, ImageMeta, Images, Losses, SizeRange, Target
 from detkit.structures.affine import Affine
+from detkit.structures.columns import columns_of
 from detkit.utils import dist
 from detkit.utils.commands import command
 from detkit.utils.files import atomic_write
@@ -373,7 +374,7 @@ def _plain_batch(batch: Batch) -> dict[str, Any]:
     return {
         "pixels": batch.images.pixels.cpu().contiguous(),
         "meta": [asdict(meta) | {name: _listed(getattr(meta, name)) for name in _TUPLES} for meta in batch.images.meta],
-        "targets": [[t.boxes.cpu(), t.labels.cpu(), t.ignore.cpu()] for t in batch.targets],
+        "targets": [[column.cpu() for column in columns_of(target)] for target in batch.targets],
     }
 
 

@@ -6,11 +6,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from detkit.config import CALLBACKS
 from detkit.engine.callbacks.callback import Callback
 from detkit.engine.evaluation import NUM_EXAMPLES, Example
 from detkit.engine.records import EvaluationRecord, FitResult, FitStart, StepRecord
 from detkit.pictures.draw import draw_boxes
+from detkit.structures import Detections, Target
 from detkit.utils.files import named
 
 if TYPE_CHECKING:
@@ -75,11 +78,15 @@ class TensorBoardWriter(Callback):
         assert self._writer is not None
         found = example.detections.select(example.detections.scores >= self._min_score)
         scores = found.scores.numpy()
-        picture = draw_boxes(example.image, found.boxes.numpy(), found.labels.numpy(), self._names, scores)
+        picture = draw_boxes(
+            example.image, found.boxes.numpy(), found.labels.numpy(), self._names, scores, landmarks=_points(found)
+        )
         self._writer.add_image(f"{title}/detections", picture, step, dataformats="HWC")
         if not self._truth_is_shown:
             truth = example.target.wanted
-            picture = draw_boxes(example.image, truth.boxes.numpy(), truth.labels.numpy(), self._names)
+            picture = draw_boxes(
+                example.image, truth.boxes.numpy(), truth.labels.numpy(), self._names, landmarks=_points(truth)
+            )
             self._writer.add_image(f"{title}/truth", picture, step, dataformats="HWC")
 
     def _close(self) -> None:
@@ -87,3 +94,7 @@ class TensorBoardWriter(Callback):
         if writer is not None:
             with named(self._folder):
                 writer.close()
+
+
+def _points(of: Detections | Target) -> np.ndarray | None:
+    return None if of.landmarks is None else of.landmarks.numpy()

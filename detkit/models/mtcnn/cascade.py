@@ -78,17 +78,16 @@ def second_stage(net: RNet, sums: Tensor, boxes: Tensor, how: CascadeSettings) -
     return squared(moved(boxes[kept], answers.deltas[kept], net.extra))
 
 
-def third_stage(net: ONet, sums: Tensor, boxes: Tensor, how: CascadeSettings) -> tuple[Detections, Tensor | None]:
-    """The detections of ``boxes`` (Q, 4) px, best first and not clipped, and their landmarks (D, L, 2) px, or None."""
+def third_stage(net: ONet, sums: Tensor, boxes: Tensor, how: CascadeSettings) -> Detections:
+    """The detections of ``boxes`` (Q, 4) px, best first and not clipped, with landmarks where ``net`` gives any."""
     size = (sums.shape[0] - 1, sums.shape[1] - 1)
     boxes, answers = look(net, sums, boxes)
     scores = answers.logits.softmax(1)[:, 1:]
     candidate, label = last_candidates(boxes, scores, how.thresholds[2], size, "O-Net").unbind(1)
     boxes, deltas, scores = boxes[candidate], answers.deltas[candidate], scores[candidate, label]
     landmarks = None if answers.landmarks is None else placed(answers.landmarks[candidate], boxes)
-    found = Detections(moved(boxes, deltas, net.extra), scores, label)
-    kept = last_detections(found, size, how.last_nms_share, how.max_detections, "O-Net")
-    return found.select(kept), None if landmarks is None else landmarks[kept]
+    found = Detections(moved(boxes, deltas, net.extra), scores, label, landmarks)
+    return found.select(last_detections(found, size, how.last_nms_share, how.max_detections, "O-Net"))
 
 
 def look(net: RNet | ONet, sums: Tensor, boxes: Tensor) -> tuple[Tensor, Answers]:
@@ -102,9 +101,7 @@ def look(net: RNet | ONet, sums: Tensor, boxes: Tensor) -> tuple[Tensor, Answers
     return boxes, Answers(logits, deltas, torch.cat(points).float() if points else None)
 
 
-def run_cascade(
-    nets: tuple[PNet, RNet, ONet], pixels: Tensor, how: CascadeSettings
-) -> tuple[Detections, Tensor | None]:
+def run_cascade(nets: tuple[PNet, RNet, ONet], pixels: Tensor, how: CascadeSettings) -> Detections:
     """All three stages on ``pixels`` (3, h, w) float, 0 to 255: see :func:`third_stage`."""
     sums = integral_image(pixels)
     boxes = first_stage(nets[0], sums, how)

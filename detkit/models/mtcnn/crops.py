@@ -31,6 +31,12 @@ def placed(landmarks: Tensor, boxes: Tensor) -> Tensor:
     return points * sides[:, None] + boxes[:, None, :2] - 1
 
 
+def landmark_targets(points: Tensor, boxes: Tensor) -> Tensor:
+    """The landmarks (N, 2 L), all x, then all y, that lie at ``points`` (N, L, 2) px: the inverse of :func:`placed`."""
+    sides = boxes[:, 2:] - boxes[:, :2] + 1
+    return ((points - boxes[:, None, :2] + 1) / sides[:, None]).transpose(1, 2).flatten(1)
+
+
 def pixel_ranges(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """The pixels (N, 4) int64 x1 y1 x2 y2, half-open, that crops of ``boxes`` (N, 4) px have in an image of ``size``.
 

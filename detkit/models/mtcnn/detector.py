@@ -3,16 +3,17 @@
 P-Net looks at every 12 px window of an image pyramid, R-Net at what it lets through, O-Net at what R-Net lets through.
 The first two only know objects from background; O-Net knows the classes. With one class this is the paper's.
 
-Departures: P-Net and R-Net of several classes are of all of them together; landmarks are found by published weights,
-and not learnt, since no target has any; all three networks learn at once unless told otherwise.
+Departures: P-Net and R-Net of several classes are of all of them together; landmarks are learnt by O-Net alone, the one
+whose answers are used, as in the published weights; all three networks learn at once unless told otherwise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Literal
 
-from annotated_types import Gt, Le
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from detkit.config import DETECTORS, Count, Share, Whole
@@ -42,13 +43,14 @@ class MTCNN(Detector):
             stays.
         max_candidates: of an image at most so many boxes go on to the next stage, the best; null for all.
         max_detections: at most so many in an image, the best.
-        num_landmarks: points that O-Net gives with each box; 5 for the published weights. They are not trained.
+        num_landmarks: points that O-Net gives with each box; as many as the data have, 5 for the published weights.
         stages: the networks that are trained; the others stay as they are. To train them in turn, train pnet, then rnet
             with init_from=that run, then onet.
         samples_per_image: crops of each image for each stage: at most three fifths negatives (IoU below 0.3), a fifth
-            parts (0.4 to 0.65), a fifth positives (above 0.65).
+            parts (0.4 to 0.65), a fifth positives (above 0.65); and for O-Net's landmarks two fifths of it more.
         hard_share: which share of the crops, the hardest, enters the classification loss; 1 for all.
         box_weight: of the box term; classification has 1.
+        landmark_weight: of O-Net's landmark term; 0 leaves the layer that finds them as it is.
         match_squares: count a crop's overlap with an object's square in place of its box, so that long objects have
             positives too.
     """
@@ -70,6 +72,7 @@ class MTCNN(Detector):
         samples_per_image: Annotated[int, Gt(4)] = 60,
         hard_share: Annotated[float, Gt(0), Le(1)] = 0.7,
         box_weight: float = 0.5,
+        landmark_weight: Annotated[float, Ge(0)] = 1.0,
         match_squares: bool = False,
     ) -> None:
         super().__init__()
@@ -82,23 +85,36 @@ class MTCNN(Detector):
         self.cascade = CascadeSettings(
             min_size, factor, thresholds, scale_nms_iou, nms_iou, last_nms_share, max_candidates, max_detections
         )
-        self.training_settings = TrainingSettings(stages, samples_per_image, hard_share, box_weight, match_squares)
+        self.training_settings = TrainingSettings(
+            stages, samples_per_image, hard_share, box_weight, landmark_weight, match_squares
+        )
         self.pnet, self.rnet, self.onet = PNet(), RNet(), ONet(num_classes, num_landmarks)
         for name in {"pnet", "rnet", "onet"} - set(stages):
             getattr(self, name).requires_grad_(False)
-        if self.onet.dense6_3 is not None:
+        self.num_landmarks = num_landmarks
+        if self.onet.dense6_3 is not None and not landmark_weight:
             self.onet.dense6_3.requires_grad_(False)
 
     def forward(self, images: Images, targets: Sequence[Target] | None = None) -> Losses | list[Detections]:
         nets = (self.pnet, self.rnet, self.onet)
         if targets is not None:
+            if self.num_landmarks:
+                _check_landmarks(targets, images, self.num_landmarks)
             pixels = [_unpadded(images, i) for i in range(len(images))]
             return cascade_losses(nets, pixels, images, targets, self.training_settings, self.cascade)
         return [self._found(images, i) for i in range(len(images))]
 
     def _found(self, images: Images, i: int) -> Detections:
-        found, _ = run_cascade((self.pnet, self.rnet, self.onet), _unpadded(images, i), self.cascade)
-        return Detections(clip(found.boxes, images.sizes[i]), found.scores, found.labels)
+        found = run_cascade((self.pnet, self.rnet, self.onet), _unpadded(images, i), self.cascade)
+        return replace(found, boxes=clip(found.boxes, images.sizes[i]))
+
+
+def _check_landmarks(targets: Sequence[Target], images: Images, num: int) -> None:
+    for target, meta in zip(targets, images.meta, strict=True):
+        if target.landmarks is not None and target.landmarks.shape[1] != num:
+            raise ValueError(
+                f"{meta.file}: its objects have {target.landmarks.shape[1]} landmarks, and model.num_landmarks is {num}"
+            )
 
 
 def _unpadded(images: Images, i: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a network of MTCNN learns from its samples (Zhang et al. 2016, equations 1, 2 and 4)."""
+"""What a network of MTCNN learns from its samples (Zhang et al. 2016, equations 1 to 4)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from detkit.models.mtcnn.crops import landmark_targets
 from detkit.models.mtcnn.nets import Answers
-from detkit.models.mtcnn.samples import NEGATIVE, PART, POSITIVE, Samples
+from detkit.models.mtcnn.samples import LANDMARKS, NEGATIVE, PART, POSITIVE, Samples
 from detkit.structures import Losses
 
 
@@ -26,18 +27,20 @@ def hardest_mean(losses: Tensor, share: float) -> Tensor:
 
 
 def stage_loss(
-    answers: Answers, samples: Samples, *, name: str, extra: float, hard_share: float, box_weight: float
-) -> Losses:
-    """The terms ``name``_cls and ``name``_box.
+    answers: Answers, samples: Samples, *, name: str, extra: float, hard_share: float, box_weight: float,
+    landmark_weight: float = 1.0,
+) -> Losses:  # fmt: skip
+    """The terms ``name``_cls and ``name``_box, and of a network that answers with landmarks ``name``_landmarks.
 
     Cross entropy, as a mean over the hardest of negatives and positives (online hard mining); and the
-    squared distance of the four deltas, as a mean over positives and parts.
+    squared distance of the four deltas, as a mean over positives and parts; and see :func:`landmark_loss`.
 
     Args:
-        answers: (N, O) and (N, 4), of N samples.
+        answers: (N, O), (N, 4) and perhaps (N, 2 L), of N samples.
         extra: px by which the network's sides count as longer.
         hard_share: which share of the samples, the hardest, enters the first term; the paper's 0.7.
         box_weight: times the second term; the paper's 0.5.
+        landmark_weight: times the third; the paper's 1 for O-Net.
     """
     logits, deltas = answers.logits.float(), answers.deltas.float()
     positive = samples.kinds == POSITIVE
@@ -49,5 +52,23 @@ def stage_loss(
     box = (deltas[placed] - wanted).square().sum(dim=1)
     box = box.mean() if len(box) else deltas.sum() * 0
     terms = {f"{name}_cls": cls + logits.sum() * 0, f"{name}_box": box_weight * box}
+    if answers.landmarks is not None:
+        terms[f"{name}_landmarks"] = landmark_weight * landmark_loss(answers.landmarks.float(), samples)
     stats = {f"{name}_num_pos": positive.sum().float(), f"{name}_num_neg": (classified & ~positive).sum().float()}
     return Losses(terms, stats)
+
+
+def landmark_loss(landmarks: Tensor, samples: Samples) -> Tensor:
+    """The squared distance of all labelled points, in shares of the crop, as a mean over samples of kind LANDMARKS.
+
+    Points that nobody labelled count nothing. 0, with a gradient, where there is no sample.
+
+    Args:
+        landmarks: (N, 2 L), as O-Net gives them.
+    """
+    chosen = samples.kinds == LANDMARKS
+    if samples.landmarks is None or not chosen.any():
+        return landmarks.sum() * 0
+    points = samples.landmarks[chosen]
+    off = (landmarks[chosen] - landmark_targets(points[..., :2], samples.boxes[chosen])).unflatten(1, (2, -1))
+    return (off.square().sum(dim=1) * (points[..., 2] > 0)).sum(dim=1).mean()

@@ -7,6 +7,7 @@ any shape have positives. With faces, which are nearly square, the two are nearl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,14 +17,15 @@ from detkit.models.mtcnn.crops import squared
 from detkit.structures import Target
 from detkit.structures.boxes import pairwise_cover, pairwise_iou
 
-NEGATIVE, PART, POSITIVE, UNUSED = 0, 1, 2, -1
+NEGATIVE, PART, POSITIVE, LANDMARKS, UNUSED = 0, 1, 2, 3, -1
 
 #: Least overlap of a positive and of a part, and what a negative has less than (section III-A). The paper leaves what
 #: lies between, and so does this.
 _POSITIVE_IOU, _PART_IOU, _NEGATIVE_IOU = 0.65, 0.4, 0.3
 
-#: Negatives, parts and positives of five samples; landmarks, two more in the paper, are not learnt.
+#: Negatives, parts and positives of five samples; to these come two with landmarks where there are any.
 _SHARES = (3, 1, 1)
+_LANDMARK_SHARE = 2
 
 #: Squares drawn in an image at random, around each object, and beside each, before they are sampled. As the scripts by
 #: which others trained it: 0.8 to 1.25 times an object's size, moved by up to 0.2 of it.
@@ -33,14 +35,26 @@ _NUM_RANDOM, _NUM_AROUND, _NUM_BESIDE = 60, 20, 4
 class Samples(NamedTuple):
     """N crops of one image.
 
-    ``boxes`` (N, 4) px; ``kinds`` (N,) NEGATIVE, PART or POSITIVE; ``labels`` (N,) and ``objects`` (N, 4) px of the
-    object that each overlaps most, of no meaning for a negative.
+    ``boxes`` (N, 4) px; ``kinds`` (N,) NEGATIVE, PART, POSITIVE or LANDMARKS; ``labels`` (N,), ``objects`` (N, 4) px
+    and, if the data have any, ``landmarks`` (N, L, 3) of the object that each overlaps most, of no meaning for a
+    negative.
     """
 
     boxes: Tensor
     kinds: Tensor
     labels: Tensor
     objects: Tensor
+    landmarks: Tensor | None = None
+
+    def select(self, index: Tensor) -> Samples:
+        """The samples that ``index`` (integers) names."""
+        return Samples(*(None if column is None else column[index] for column in self))
+
+    @staticmethod
+    def join(parts: Sequence[Samples]) -> Samples:
+        """All samples of ``parts``; they have landmarks where all parts have."""
+        columns = zip(*parts, strict=True)
+        return Samples(*(None if any(c is None for c in column) else torch.cat(column) for column in columns))
 
 
 def draw_squares(target: Target, size: tuple[int, int], least: float, generator: torch.Generator) -> Tensor:
@@ -74,14 +88,16 @@ def label(boxes: Tensor, target: Target, as_squares: bool) -> Samples:
 
     A box of which more than a negative's share lies in an object to be ignored is no negative.
     """
-    wanted = target.wanted
+    wanted, points = target.wanted, None
     if len(wanted):
         iou = pairwise_iou(boxes, squared(wanted.boxes) if as_squares else wanted.boxes)
         best, nearest = iou.max(dim=1)
         labels, objects = wanted.labels[nearest], wanted.boxes[nearest]
+        points = None if wanted.landmarks is None else wanted.landmarks[nearest]
     else:
         best = boxes.new_zeros(len(boxes))
         labels, objects = torch.zeros_like(best, dtype=torch.int64), torch.zeros_like(boxes)
+        points = None if target.landmarks is None else boxes.new_zeros(len(boxes), *target.landmarks.shape[1:])
     kinds = torch.full_like(labels, UNUSED)
     kinds[best < _NEGATIVE_IOU] = NEGATIVE
     kinds[(best >= _PART_IOU) & (best <= _POSITIVE_IOU)] = PART
@@ -89,13 +105,17 @@ def label(boxes: Tensor, target: Target, as_squares: bool) -> Samples:
     if target.ignore.any():
         inside = pairwise_cover(boxes, target.boxes[target.ignore]).max(dim=1).values
         kinds[(kinds == NEGATIVE) & (inside >= _NEGATIVE_IOU)] = UNUSED
-    return Samples(boxes, kinds, labels, objects)
+    return Samples(boxes, kinds, labels, objects, points)
 
 
-def sample(labelled: Samples, num: int, num_first: int, generator: torch.Generator) -> Samples:
+def sample(
+    labelled: Samples, num: int, num_first: int, generator: torch.Generator, with_landmarks: bool = False
+) -> Samples:
     """About ``num`` of ``labelled``, three negatives to one part and one positive.
 
     Args:
+        with_landmarks: two fifths of ``num`` more of the kind LANDMARKS, of the positives whose object has any; as long
+            as there are others, not those that stand as positives already.
         num_first: so many of the boxes, the first, have come through the stage before: of the negatives these are taken
             before the others.
     """
@@ -106,5 +126,10 @@ def sample(labelled: Samples, num: int, num_first: int, generator: torch.Generat
         of_kind = negatives if kind == NEGATIVE else order
         of_kind = of_kind[labelled.kinds[of_kind] == kind]
         parts.append(of_kind[: num * share // sum(_SHARES)])
-    index = torch.cat(parts)
-    return Samples(*(field[index] for field in labelled))
+    chosen = labelled.select(torch.cat(parts))
+    if not with_landmarks or labelled.landmarks is None:
+        return chosen
+    marked = (labelled.kinds == POSITIVE) & (labelled.landmarks[..., 2] > 0).any(dim=1)
+    last_first = order.flip(0)
+    more = labelled.select(last_first[marked[last_first]][: num * _LANDMARK_SHARE // sum(_SHARES)])
+    return Samples.join([chosen, more._replace(kinds=torch.full_like(more.kinds, LANDMARKS))])

@@ -31,6 +31,7 @@ class TrainingSettings:
     samples_per_image: int
     hard_share: float
     box_weight: float
+    landmark_weight: float
     as_squares: bool
 
 
@@ -48,12 +49,13 @@ def cascade_losses(
     boxes: list[Tensor] = [p.new_zeros(0, 4) for p in pixels]  # what the stage before lets through
     parts = []
     for stage, net in zip(("pnet", "rnet", "onet"), nets, strict=True):
+        marked = stage == "onet" and nets[2].dense6_3 is not None and how.landmark_weight > 0
         if stage in how.stages:
             chosen = [
-                _choose(b, t, meta.size, cascade.min_size, generator(meta.key, f"mtcnn {stage}"), how)
+                _choose(b, t, meta.size, cascade.min_size, generator(meta.key, f"mtcnn {stage}"), how, marked)
                 for b, t, meta in zip(boxes, targets, images.meta, strict=True)
             ]
-            parts.append(_loss_of(net, sums, chosen, stage, how))
+            parts.append(_loss_of(net, sums, chosen, stage, how, marked))
         if not any(later in how.stages for later in _AFTER[stage]):
             break
         hand_on = _HAND_ON[stage]
@@ -76,7 +78,7 @@ _HAND_ON: dict[str, Callable[..., Tensor]] = {"pnet": _hand_on_first, "rnet": _h
 
 def _choose(
     let_through: Tensor, target: Target, size: tuple[int, int], least: float, chance: torch.Generator,
-    how: TrainingSettings,
+    how: TrainingSettings, with_landmarks: bool,
 ) -> Samples:  # fmt: skip
     """The samples of one image: of the boxes ``let_through`` (P, 4) by the stage before, and of drawn ones."""
     boxes = torch.cat([let_through, draw_squares(target, size, least, chance)])
@@ -84,19 +86,22 @@ def _choose(
     ranges = pixel_ranges(boxes, size)
     beside = (ranges[:, 2:] <= ranges[:, :2]).any(dim=1)
     labelled = labelled._replace(kinds=labelled.kinds.masked_fill(beside, UNUSED))
-    return sample(labelled, how.samples_per_image, len(let_through), chance)
+    return sample(labelled, how.samples_per_image, len(let_through), chance, with_landmarks)
 
 
 def _loss_of(
-    net: PNet | RNet | ONet, sums: Sequence[Tensor], chosen: Sequence[Samples], stage: str, how: TrainingSettings
-) -> Losses:
+    net: PNet | RNet | ONet, sums: Sequence[Tensor], chosen: Sequence[Samples], stage: str, how: TrainingSettings,
+    with_landmarks: bool,
+) -> Losses:  # fmt: skip
     sizes = [(s.shape[0] - 1, s.shape[1] - 1) for s in sums]
     crops = torch.cat(
         [area_crops(s, pixel_ranges(c.boxes, size), net.window) for s, c, size in zip(sums, chosen, sizes, strict=True)]
     )
     answers = net(normalized(crops))
-    answers = Answers(answers.logits.flatten(1), answers.deltas.flatten(1))  # of P-Net: a map of one cell each
-    samples = Samples(*(torch.cat(field) for field in zip(*chosen, strict=True)))
+    landmarks = answers.landmarks if with_landmarks else None
+    # P-Net's are maps of one cell each
+    answers = Answers(answers.logits.flatten(1), answers.deltas.flatten(1), landmarks)
     return stage_loss(
-        answers, samples, name=stage, extra=net.extra, hard_share=how.hard_share, box_weight=how.box_weight
-    )
+        answers, Samples.join(chosen), name=stage, extra=net.extra, hard_share=how.hard_share,
+        box_weight=how.box_weight, landmark_weight=how.landmark_weight,
+    )  # fmt: skip

@@ -57,11 +57,11 @@ def test_the_published_weights_find_what_was_published(golden):
     image = np.array(Image.open(image_folder() / golden["file"]).convert("RGB"))
     assert list(image.shape[:2]) == golden["size"]
     pixels = torch.from_numpy(image).permute(2, 0, 1).float()
-    found, landmarks = run_cascade(published_nets(), pixels, CascadeSettings())
+    found = run_cascade(published_nets(), pixels, CascadeSettings())
     order = torch.tensor(golden["scores"]).argsort(descending=True, stable=True)
     close(found.boxes, torch.tensor(golden["boxes"])[order].tolist(), 0.05)
     close(found.scores, torch.tensor(golden["scores"])[order].tolist(), 1e-4)
-    close(landmarks, torch.tensor(golden["landmarks"])[order].tolist(), 0.05)
+    close(found.landmarks, torch.tensor(golden["landmarks"])[order].tolist(), 0.05)
 
 
 def talkative(num_classes):
@@ -89,13 +89,13 @@ def test_the_cascade_is_that_of_plain_loops(num_classes):
     g = torch.Generator().manual_seed(5)
     pixels = F.interpolate(torch.rand(1, 3, 15, 20, generator=g) * 255, size=(61, 83), mode="bilinear")[0].round()
     wanted = [row for row in reference.detect(nets, pixels, thresholds=thresholds) if inside(row, 61, 83)]
-    found, landmarks = run_cascade(nets, pixels, CascadeSettings(thresholds=thresholds))
+    found = run_cascade(nets, pixels, CascadeSettings(thresholds=thresholds))
     assert len(wanted) > 8
     assert num_classes == 1 or len({row[5] for row in wanted}) > 1
     close(found.boxes, [row[:4] for row in wanted], 1e-3)
     close(found.scores, [row[4] for row in wanted], 1e-5)
     assert found.labels.tolist() == [row[5] for row in wanted]
-    close(landmarks, [row[6] for row in wanted], 1e-3)
+    close(found.landmarks, [row[6] for row in wanted], 1e-3)
 
 
 def test_scales_begin_where_the_least_object_fills_a_window():

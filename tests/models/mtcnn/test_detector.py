@@ -1,23 +1,36 @@
 """MTCNN as a detector: its samples, its losses, what starts from published weights, and which stage missed what."""
 
 import logging
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from detkit.app.assemble.init_from import initialize
 from detkit.config import ConfigError
 from detkit.matching import Fate, tracing
 from detkit.matching.trace import NO_CLASS
 from detkit.models import MTCNN
-from detkit.models.mtcnn.crops import moved
-from detkit.models.mtcnn.loss import box_targets, hardest_mean, stage_loss
+from detkit.models.mtcnn.crops import landmark_targets, moved, placed
+from detkit.models.mtcnn.loss import box_targets, hardest_mean, landmark_loss, stage_loss
 from detkit.models.mtcnn.nets import Answers
-from detkit.models.mtcnn.samples import NEGATIVE, PART, POSITIVE, UNUSED, Samples, draw_squares, label, sample
-from detkit.structures import Categories, Target
+from detkit.models.mtcnn.samples import (
+    LANDMARKS,
+    NEGATIVE,
+    PART,
+    POSITIVE,
+    UNUSED,
+    Samples,
+    draw_squares,
+    label,
+    sample,
+)  # fmt: skip
+from detkit.structures import Categories, ImageMeta, Images, Target
 from detkit.utils.seed import generator
 from tests.models.builders import images, target
-from tests.models.mtcnn.published import weights_folder
+from tests.models.mtcnn.published import GOLDEN, image_folder, weights_folder
 from tests.models.test_contracts import batch
 
 OBJECT = [20.0, 20, 40, 40]
@@ -184,3 +197,106 @@ def test_each_stage_learns_on_what_the_one_before_lets_through():
     assert all_through["pnet_cls"] == none["pnet_cls"]
     assert all_through["rnet_cls"] == none_of_second["rnet_cls"] != none["rnet_cls"]
     assert all_through["onet_cls"] != none_of_second["onet_cls"] == none["onet_cls"]
+
+
+MIDDLE = [[25.0, 25, 2], [35, 25, 1], [0, 0, 0]]
+
+
+def marked(*objects, points=MIDDLE):
+    of = target(*objects)
+    return replace(of, landmarks=torch.tensor([points] * len(objects)))
+
+
+@pytest.mark.parametrize("boxes", [[[18.0, 22, 40, 44]], [[10.5, 9, 31.25, 29.75]]])
+def test_what_is_learnt_of_landmarks_places_them(boxes):
+    boxes, points = torch.tensor(boxes), torch.tensor([[[20.0, 30], [33, 28], [25.5, 41]]])
+    torch.testing.assert_close(placed(landmark_targets(points, boxes), boxes), points)
+    by_hand = landmark_targets(torch.tensor([[[19.0, 59], [29, 29]]]), torch.tensor([[10.0, 20, 29, 59]]))
+    assert by_hand.tolist() == [[0.5, 1.0, 1.0, 0.25]], "all x, then all y; sides of 20 and 40 px, from a px before"
+
+
+def test_two_fifths_more_are_samples_of_landmarks():
+    """3 : 1 : 1 : 2, of positives with a point, and of others than the positives as long as there are any."""
+    boxes = torch.tensor([[20.0, 20, 40, 40], [80, 80, 90, 90]])
+    of = replace(target(*boxes.tolist()), landmarks=torch.tensor([MIDDLE, [[0.0, 0, 0]] * 3]))
+    labelled = label(torch.cat([boxes[:1].expand(30, 4), boxes[1:].expand(30, 4)]), of, as_squares=False)
+    assert labelled.landmarks.shape == (60, 3, 3)
+    chosen = sample(labelled, 25, 0, generator(1), with_landmarks=True)
+    assert [int((chosen.kinds == kind).sum()) for kind in (NEGATIVE, PART, POSITIVE, LANDMARKS)] == [0, 0, 5, 10]
+    assert (chosen.landmarks[chosen.kinds == LANDMARKS, 0, 2] == 2).all(), "none of the object without a point"
+    without = sample(labelled, 25, 0, generator(1))
+    assert torch.equal(without.boxes, chosen.boxes[chosen.kinds != LANDMARKS]), "the others are drawn as without"
+    numbered = labelled._replace(boxes=torch.arange(60.0)[:, None].expand(60, 4))
+    chosen = sample(numbered, 25, 0, generator(1), with_landmarks=True)
+    twice = set(chosen.boxes[chosen.kinds == POSITIVE, 0].tolist()) & set(
+        chosen.boxes[chosen.kinds == LANDMARKS, 0].tolist()
+    )
+    assert not twice
+    assert label(boxes, Target.empty(), as_squares=False).landmarks is None
+    nothing = replace(Target.empty(), landmarks=torch.zeros(0, 3, 3))
+    assert label(boxes, nothing, as_squares=False).landmarks.tolist() == [[[0, 0, 0]] * 3] * 2
+
+
+def test_the_landmark_term_by_hand():
+    """Only samples of the kind LANDMARKS and labelled points count; hidden ones do."""
+    boxes = torch.tensor([[20.0, 20, 39, 39]] * 3)
+    points = torch.tensor([[[24.0, 29, 2], [34, 29, 1], [0, 0, 0]]] * 3)
+    samples = Samples(boxes, torch.tensor([LANDMARKS, POSITIVE, LANDMARKS]), torch.zeros(3).long(), boxes, points)
+    right = torch.tensor([0.25, 0.75, 9.0, 0.5, 0.5, 9.0])  # shares of 20 px from 19 on; the third point is free
+    found = torch.stack([right, right + 5, right + torch.tensor([0.1, 0, 0, 0, 0.2, 0])]).requires_grad_()
+    assert landmark_loss(found, samples).item() == pytest.approx((0 + 0.01 + 0.04) / 2)
+    answers = Answers(torch.zeros(3, 2), torch.zeros(3, 4), found)
+    losses = stage_loss(answers, samples, name="s", extra=1.0, hard_share=1.0, box_weight=0.5, landmark_weight=2.0)
+    assert losses.terms["s_landmarks"].item() == pytest.approx(0.05)
+    assert losses.stats["s_num_pos"].item() == 1, "a sample of landmarks is none of the classes"
+    for none in (samples._replace(landmarks=None), samples._replace(kinds=torch.zeros(3).long())):
+        loss = landmark_loss(found, none)
+        assert loss.item() == 0
+        loss.backward()
+
+
+def test_landmarks_are_learnt_by_the_last_stage_alone():
+    pictures, of = batch()
+    of = [replace(t, landmarks=torch.rand(len(t), 2, 3) * 30 + 1) for t in of]
+    torch.manual_seed(0)
+    detector = MTCNN(num_classes=3, num_landmarks=2)
+    losses = detector(pictures, of)
+    assert {name for name in losses.terms if "landmarks" in name} == {"onet_landmarks"}
+    losses.total.backward()
+    assert detector.onet.dense6_3.weight.grad.abs().sum() > 0
+    frozen = MTCNN(num_classes=3, num_landmarks=2, landmark_weight=0.0)
+    assert not frozen.onet.dense6_3.weight.requires_grad
+    assert "onet_landmarks" not in frozen(pictures, of).terms
+
+
+def test_landmarks_change_nothing_where_nobody_asked_for_them():
+    """The same weights and keys: the terms have the same bits."""
+    pictures, of = batch()
+    points = [replace(t, landmarks=torch.rand(len(t), 2, 3) * 30 + 1) for t in of]
+    torch.manual_seed(0)
+    plain = MTCNN(num_classes=3)
+    terms = plain(pictures, of).terms
+    assert all(torch.equal(value, terms[name]) for name, value in plain(pictures, points).terms.items())
+    bare = MTCNN(num_classes=3, num_landmarks=2)(pictures, of).terms["onet_landmarks"]
+    assert bare.item() == 0
+
+
+def test_another_number_of_landmarks_is_refused():
+    pictures, of = batch()
+    of = [replace(t, landmarks=torch.zeros(len(t), 5, 3)) for t in of]
+    with pytest.raises(ValueError, match=r"its objects have 5 landmarks, and model\.num_landmarks is 2"):
+        MTCNN(num_classes=3, num_landmarks=2)(pictures, of)
+
+
+@torch.no_grad()
+def test_the_published_landmarks_come_out_of_the_detector():
+    golden = next(g for g in GOLDEN["images"] if g["file"] == "mask_722.jpg")
+    detector = MTCNN(num_classes=1, num_landmarks=5).eval()
+    initialize(detector, f"mtcnn:{weights_folder()}", categories(1), {})
+    image = torch.from_numpy(np.array(Image.open(image_folder() / golden["file"]).convert("RGB"))).permute(2, 0, 1)
+    h, w = image.shape[1:]
+    padded = torch.zeros(1, 3, h + 20, w + 12, dtype=torch.uint8)
+    padded[0, :, :h, :w] = image
+    (found,) = detector(Images(padded, (ImageMeta(1, golden["file"], (h, w), (h, w)),)))
+    torch.testing.assert_close(found.landmarks, torch.tensor(golden["landmarks"]), rtol=0, atol=0.05)
+    assert detector(images((10, 300)))[0].landmarks.shape == (0, 5, 2)
