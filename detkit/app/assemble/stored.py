@@ -197,7 +197,7 @@ def open_data(stored: Stored, split: str) -> DetectionDataset:
         splits = [name for name in ("train", "val") if data.get(name) is not None]
         raise ConfigError(f"split: the configuration has no data.{split}; it has {', '.join(splits)}")
     try:
-        return build_dataset(data[split], f"data.{split}")
+        return build_dataset(data, split)
     except ConfigError as error:
         raise ConfigError(f"{error}{_where_paths_count(data[split])}") from error
 
