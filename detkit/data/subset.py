@@ -96,7 +96,7 @@ class ImagesOf(DetectionDataset):
 
     def __init__(self, dataset: DetectionDataset, places: np.ndarray) -> None:
         self._dataset, self._places = dataset, places
-        self.categories, self.looked_in = dataset.categories, dataset.looked_in
+        self.categories, self.looked_in, self.coco_file = dataset.categories, dataset.looked_in, dataset.coco_file
         whole = dataset.truths
         self.truths = whole.select(places) if isinstance(whole, TruthTable) else [whole[i] for i in places.tolist()]
         self.report = replace(

@@ -161,6 +161,24 @@ class CalibrateOptions:
 
 
 @dataclass
+class LabelsOptions:
+    """``tools/labels.py``: its own keys; everything else overrides the checkpoint's configuration."""
+
+    checkpoint: str | None = None
+    apply: str | None = None
+    folds: int | None = None
+    group: str | None = None
+    seed: int = 0
+    slots: int = 1
+    split: Literal["train", "val"] | None = None
+    least: float = 0.3
+    output: str | None = None
+    device: str = "auto"
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    num_pictures: int = 24
+
+
+@dataclass
 class AddClassOptions:
     """``tools/add_class.py``: its own keys; everything else overrides the checkpoint's configuration."""
 

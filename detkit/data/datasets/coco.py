@@ -60,6 +60,7 @@ class CocoDataset(DetectionDataset):
         options = [str(folder), os.path.abspath(folder), on_missing, on_bad_annotation]
         opened = through_cache(path, options, lambda: _open(path, folder, on_missing, on_bad_annotation))
         self.categories, self.truths, self.report = opened.categories, opened.truths, opened.report
+        self.coco_file = str(path)
 
     def read(self, index: int) -> np.ndarray:
         truth = self.truths[index]
