@@ -32,6 +32,7 @@ TOOLS = {
     "convert": Tool("detkit.app.convert", "COCO, VOC and YOLO into each other, and splits"),
     "audit": Tool("detkit.app.audit.tool", "before training: the objects that nothing would be learnt from"),
     "explain": Tool("detkit.app.explain.tool", "after training: why objects are missed and others made up"),
+    "labels": Tool("detkit.app.labels.tool", "labels that are likely wrong, by detectors that did not train on them"),
     "calibrate": Tool("detkit.app.calibrate.tool", "after training: a threshold for each class that keeps a promise"),
     "add-class": Tool("detkit.app.add_class.tool", "after training: new classes from a few examples, without training"),
     "export": Tool("detkit.app.export.tool", "a detector as a file for other runtimes, checked against itself"),

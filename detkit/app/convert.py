@@ -64,7 +64,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
         raise ConfigError(f"split: the configuration has no data.{split}")
     output = Path(node["output"])
     check_free(output)
-    dataset = build_dataset(node["data"][split], f"data.{split}")
+    dataset = build_dataset(node["data"], split)
     parts = plan_parts(dataset, node["into"] or {split: 1.0}, node["group"], node["seed"])
     losses = convert(dataset, node["to"], parts, output, is_linked=node["pictures"] == "link")
     rich.print(parts_table(dataset, parts))

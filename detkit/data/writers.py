@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 from xml.etree import ElementTree
 
 import numpy as np
@@ -103,6 +103,11 @@ def _check_stems(names: Sequence[str]) -> None:
 def _write_coco(
     dataset: DetectionDataset, names: Sequence[str], part: str, places: Sequence[int], folder: Path, losses: Losses
 ) -> None:
+    (folder / f"{part}.json").write_text(json.dumps(coco_content(dataset, names, places)))
+
+
+def coco_content(dataset: DetectionDataset, names: Sequence[str], places: Sequence[int]) -> dict[str, Any]:
+    """COCO's JSON of the images at ``places``; ``names``: the file name of each image of ``dataset``."""
     images, annotations = [], []
     for i in places:
         truth = dataset.truths[i]
@@ -120,8 +125,7 @@ def _write_coco(
     named = {"keypoints": list(dataset.categories.landmarks), "skeleton": []} if dataset.categories.landmarks else {}
     pairs = zip(dataset.categories.ids, dataset.categories.names, strict=True)
     categories = [{"id": i, "name": n} | named for i, n in pairs]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    (folder / f"{part}.json").write_text(json.dumps(content))
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def _write_voc(

@@ -40,7 +40,7 @@ def shapes(tmp_path_factory):
 
 
 def audited(node, most=None):
-    dataset = audit.build_dataset(node["data"]["train"], "data.train")
+    dataset = audit.build_dataset(node["data"], "train")
     torch.manual_seed(0)
     detector = build_detector(node["model"], dataset.categories)
     transforms = audit.build_transforms(node["transform"]["train"], "")
@@ -131,7 +131,7 @@ def test_it_counts_what_tiles_show_cut_and_leave_out(shapes, tmp_path, monkeypat
     output = call(audit.main, monkeypatch, capsys, *tiles)
     shown = json.loads((tmp_path / "out" / "audit.json").read_text())["shown"]
     node = node_of("quickstart", shapes, "data.train.num_train=9", "data.train.num_val=2", *tiles[-3:])
-    dataset = audit.build_dataset(node["data"]["train"], "data.train")
+    dataset = audit.build_dataset(node["data"], "train")
     steps = audit.build_transforms(node["transform"]["train"], "transform.train")
     loader = TrainLoader(dataset=dataset, transforms=steps, batch_size=3, num_workers=0, seed=node["seed"])
     batches = list(itertools.islice(loader.iterate(), 3))  # the pixels too

@@ -17,7 +17,7 @@ from tests.app.tools import call
 
 load_components()
 TOOLS = (
-    *("train", "evaluate", "predict", "audit", "explain", "calibrate", "add_class", "export", "publish"),
+    *("train", "evaluate", "predict", "audit", "explain", "calibrate", "labels", "add_class", "export", "publish"),
     *("inspect_data", "inspect_model", "convert"),
 )
 NEED_AN_EXPERIMENT = ("train", "audit", "inspect_model")

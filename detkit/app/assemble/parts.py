@@ -15,6 +15,7 @@ from detkit.config.registry import parameters, resolve
 from detkit.config.validate import is_component
 from detkit.data.balance import classes_of_images
 from detkit.data.datasets.base import DetectionDataset
+from detkit.data.subset import Subset
 from detkit.data.transforms import Transform
 from detkit.evaluation import Evaluator
 from detkit.models import Backbone
@@ -55,11 +56,29 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def build_dataset(node: Mapping[str, Any], key: str) -> DetectionDataset:
-    """A data set, with what its check found in the log."""
-    dataset = build(node, key=key)
+def build_dataset(data: Mapping[str, Any], split: str) -> DetectionDataset:
+    """The ``split`` of a ``data`` section, with what its check found in the log.
+
+    Raises:
+        ConfigError: it cannot be opened, or the subset cannot be taken of it.
+    """
+    dataset = part_of(build(data[split], key=f"data.{split}"), data, split)
     logger.info("%s", dataset.report)
     return dataset
+
+
+def part_of(dataset: DetectionDataset, data: Mapping[str, Any], split: str) -> DetectionDataset:
+    """Of the whole ``split`` of a ``data`` section what its subset says is seen.
+
+    Raises:
+        ConfigError: the subset cannot be taken of it.
+    """
+    if split != "train" or data.get("subset") is None:
+        return dataset
+    try:
+        return Subset(**data["subset"]).of(dataset)
+    except ValueError as error:
+        raise ConfigError(f"data.subset.{error}") from error
 
 
 def build_transforms(steps: Mapping[str, Any], key: str) -> list[Transform]:

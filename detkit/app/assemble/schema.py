@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from detkit.config import Count
 from detkit.data.datasets.base import DetectionDataset
+from detkit.data.subset import Subset
 from detkit.data.transforms import Transform
 from detkit.engine.callbacks import Callback
 from detkit.engine.optim import OptimizerRecipe
@@ -34,12 +35,14 @@ class LoaderSection:
 
 @dataclass
 class DataSection:
-    """The data sets, and how they are loaded. ``root`` is for the others to point to."""
+    """The data sets, and how they are loaded. ``root`` is for the others to point to; ``subset``: which images of
+    ``train`` are seen, all of them where it is missing."""
 
     train: DetectionDataset
     val: DetectionDataset | None
     loader: LoaderSection
     root: str | None = None
+    subset: Subset | None = None
 
 
 @dataclass
@@ -155,6 +158,24 @@ class CalibrateOptions:
     output: str | None = None
     device: str = "auto"
     precision: Literal["fp32", "bf16", "fp16"] | None = None
+
+
+@dataclass
+class LabelsOptions:
+    """``tools/labels.py``: its own keys; everything else overrides the checkpoint's configuration."""
+
+    checkpoint: str | None = None
+    apply: str | None = None
+    folds: int | None = None
+    group: str | None = None
+    seed: int = 0
+    slots: int = 1
+    split: Literal["train", "val"] | None = None
+    least: float = 0.3
+    output: str | None = None
+    device: str = "auto"
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
+    num_pictures: int = 24
 
 
 @dataclass

@@ -157,6 +157,17 @@ def load_stored(cfg: DictConfig, options: type, choices: Mapping[str, Any] | Non
     return chosen, Stored(checkpoint, node, detector.to(device).eval(), device)
 
 
+def with_weights_of(stored: Stored, path: Path) -> Stored:
+    """``stored`` with the weights of the checkpoint ``path``, of the same recipe.
+
+    Raises:
+        CheckpointError: it is of another model, or damaged.
+    """
+    checkpoint = load_checkpoint(path)
+    detector = _with_weights(stored.config, checkpoint)
+    return dataclasses.replace(stored, checkpoint=checkpoint, detector=detector.to(stored.device).eval())
+
+
 def _with_weights(config: dict[str, Any], checkpoint: Checkpoint) -> Detector:
     without_pretrained_weights(config["model"])
     detector = build_detector(config["model"], checkpoint.categories)
@@ -199,7 +210,7 @@ def open_data(stored: Stored, split: str) -> DetectionDataset:
         splits = [name for name in ("train", "val") if data.get(name) is not None]
         raise ConfigError(f"split: the configuration has no data.{split}; it has {', '.join(splits)}")
     try:
-        return build_dataset(data[split], f"data.{split}")
+        return build_dataset(data, split)
     except ConfigError as error:
         raise ConfigError(f"{error}{_where_paths_count(data[split])}") from error
 

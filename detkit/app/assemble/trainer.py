@@ -44,8 +44,8 @@ def build_trainer(cfg: DictConfig, folder: Path, resumed: bool = False) -> tuple
     seed_everything(node["seed"])
     device = choose_device(node["device"])
     with dist.main_first():  # a data set may be made on first use
-        train_set = build_dataset(node["data"]["train"], "data.train")
-        val_set = None if node["data"]["val"] is None else build_dataset(node["data"]["val"], "data.val")
+        train_set = build_dataset(node["data"], "train")
+        val_set = None if node["data"]["val"] is None else build_dataset(node["data"], "val")
     refuse_nothing_to_learn(train_set)
     if val_set is not None:
         check_same_classes(train_set.categories, val_set.categories, "data.val")

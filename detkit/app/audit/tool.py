@@ -65,7 +65,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     seed_everything(node["seed"])
     if node["threads"] is not None:
         torch.set_num_threads(node["threads"])
-    dataset = build_dataset(node["data"][split], f"data.{split}")
+    dataset = build_dataset(node["data"], split)
     if all(truth.crowd.all() for truth in dataset.truths):
         raise ConfigError(f"data.{split}: none of its {len(dataset)} images has an object: nothing can be assigned")
     without_pretrained_weights(node["model"])

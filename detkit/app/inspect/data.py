@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 from rich.text import Text
 
+from detkit.app.assemble.parts import part_of
 from detkit.app.assemble.schema import DataSection
 from detkit.app.cli.entry import run_tool
 from detkit.app.run.next_command import tell_audit_of_data
@@ -66,7 +67,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     if cfg.split not in splits:
         raise ConfigError(f"split: the configuration has no data.{cfg.split}; it has {', '.join(splits)}")
     dataset, refusal = open_whole(node[cfg.split])
-    inspect(dataset, folder, check_images=cfg.check_images)
+    inspect(part_of(dataset, node, cfg.split), folder, check_images=cfg.check_images)
     if refusal is not None:
         raise refusal
     tell_audit_of_data(("split", "check_images", "run_root"))

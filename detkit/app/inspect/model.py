@@ -120,7 +120,7 @@ def inspect(node: Mapping[str, Any]) -> Inspection:
         raise ConfigError(f"model: {node['model']['_target_']} has no backbone, neck and head to look at")
     if data is not None and data.get(node["split"]) is None:
         raise ConfigError(f"split: the configuration has no data.{node['split']}")
-    dataset = None if data is None else build_dataset(data[node["split"]], f"data.{node['split']}")
+    dataset = None if data is None else build_dataset(data, node["split"])
     names = [f"class {i}" for i in range(node["classes"])]
     categories = Categories(tuple(names), tuple(range(len(names)))) if dataset is None else dataset.categories
     detector = build_detector(node["model"], categories)

@@ -29,7 +29,8 @@ class Shot(NamedTuple):
     """A picture to take.
 
     ``row``: which image of the data set. ``boxes``: px of the original image, with role and tag. ``what``: there is to
-    see. ``where``: file and ids. ``rank``: how much it is worth seeing.
+    see. ``where``: file and ids. ``rank``: how much it is worth seeing. ``frame``: boxes that the crop is around; none
+    for those that are drawn.
     """
 
     row: int
@@ -37,6 +38,7 @@ class Shot(NamedTuple):
     what: str
     where: str
     rank: float
+    frame: Sequence[Corners] = ()
 
 
 def album(shots: Sequence[Shot], dataset: DetectionDataset, roles: dict[str, int]) -> str:
@@ -67,8 +69,9 @@ def take(shot: Shot, dataset: DetectionDataset) -> np.ndarray:
     """A square crop around the boxes of ``shot`` with as much again around them, drawn; uint8 RGB."""
     image = dataset.read(shot.row)
     h, w = image.shape[:2]
-    boxes = np.array([box for box, _, _ in shot.boxes])
-    low, high = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
+    boxes = np.array([box for box, _, _ in shot.boxes]).reshape(-1, 4)
+    around = np.array(shot.frame) if shot.frame else boxes
+    low, high = around[:, :2].min(axis=0), around[:, 2:].max(axis=0)
     side = float(np.clip((high - low).max() * 2, _LEAST_CROP, max(h, w)))
     x, y = ((low + high) / 2 - side / 2).round().astype(int)
     x, y = int(np.clip(x, 0, max(w - side, 0))), int(np.clip(y, 0, max(h - side, 0)))

@@ -27,6 +27,8 @@ class Job:
 
     ``label``: what distinguishes it from the others, as on the command line. ``overrides``: its whole command line.
     ``key``: the hash of its configuration, which names its ``folder``. ``steps``: its length, for the time to go.
+    ``program``: a module, and its arguments, that trains in the folder and goes on there by itself; None for
+    ``train.py`` with the ``overrides``.
     """
 
     label: str
@@ -34,6 +36,7 @@ class Job:
     key: str
     folder: Path
     steps: int | None
+    program: tuple[str, ...] | None = None
 
 
 def plan_jobs(batch: Iterable[Sequence[str]], master: DictConfig, loader: ConfigLoader, sweep_dir: Path) -> list[Job]:

@@ -52,6 +52,8 @@ class JobProcess:
             )
 
     def _command(self) -> list[str]:
+        if self.job.program is not None:
+            return [sys.executable, "-m", *self.job.program]
         said = [o for o in self.job.overrides if not o.startswith(("sweep=", "hydra"))]
         said.append(f"hydra.run.dir={_quoted(self.job.folder)}")
         if self.resumed:

@@ -16,13 +16,15 @@ class DetectionDataset(ABC):
     """Images with boxes, checked once when the data set is opened.
 
     ``categories`` are the classes; ``truths`` holds one record per image, sorted by image id, images without boxes
-    included; ``report`` tells what the check found; ``looked_in`` are the paths of the annotations, for messages.
+    included; ``report`` tells what the check found; ``looked_in`` are the paths of the annotations, for messages;
+    ``coco_file`` is the JSON file in COCO's form that holds them, None where there is none.
     """
 
     categories: Categories
     truths: Sequence[GroundTruth]
     report: DataReport
     looked_in: Sequence[str] = ()
+    coco_file: str | None = None
 
     def __len__(self) -> int:
         return len(self.truths)

@@ -67,6 +67,7 @@ class CocoDataset(DetectionDataset):
         options = [str(folder), os.path.abspath(folder), on_missing, on_bad_annotation, json.dumps(landmarks)]
         opened = through_cache(path, options, lambda: _open(path, folder, on_missing, on_bad_annotation, landmarks))
         self.categories, self.truths, self.report = opened.categories, opened.truths, opened.report
+        self.coco_file = str(path)
 
     def read(self, index: int) -> np.ndarray:
         truth = self.truths[index]

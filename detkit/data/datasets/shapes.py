@@ -99,6 +99,7 @@ class ShapesDataset(DetectionDataset):
         self.folder = _prepare(Path(root), parameters | {"version": VERSION})
         coco = CocoDataset(root=str(self.folder), annotations=f"{split}.json")
         self.categories, self.truths, self.report = coco.categories, coco.truths, coco.report
+        self.coco_file = coco.coco_file
 
     def read(self, index: int) -> np.ndarray:
         truth = self.truths[index]

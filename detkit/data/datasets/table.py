@@ -119,6 +119,22 @@ class TruthTable(Sequence[GroundTruth]):
     def __iter__(self) -> Iterator[GroundTruth]:
         return (self[i] for i in range(len(self)))
 
+    def select(self, places: np.ndarray) -> TruthTable:
+        """The images at ``places`` (S,), in that order."""
+        rows = np.concatenate([np.zeros(0, np.int64), *(np.arange(*self.offsets[i : i + 2]) for i in places.tolist())])
+        counts = np.diff(self.offsets)[places]
+        return TruthTable(
+            image_ids=self.image_ids[places],
+            files=Strings.of(self.files[i] for i in places.tolist()),
+            sizes=self.sizes[places],
+            offsets=np.concatenate([[0], np.cumsum(counts)]),
+            boxes=self.boxes[rows],
+            labels=self.labels[rows],
+            area=self.area[rows],
+            crowd=self.crowd[rows],
+            annotation_ids=self.annotation_ids[rows],
+        )
+
     @property
     def owners(self) -> np.ndarray:
         """(M,) int64: the position of each annotation's image."""

@@ -1,0 +1,233 @@
+"""Findings as a table that a person edits, and COCO's file with those that were accepted."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from detkit.config import ConfigError
+from detkit.evaluation.label_errors import Kind
+
+#: What a person may write into the column ``accept``; anything but these is refused, and nothing is no.
+YES, NO = ("yes", "y", "1", "true", "x"), ("", "no", "n", "0", "false")
+
+#: Under this key the corrected file says of an annotation what was changed, and how sure it is.
+NOTE = "detkit"
+
+_BOX, _PROPOSED = ("x", "y", "w", "h"), ("new_x", "new_y", "new_w", "new_h")
+COLUMNS = (
+    "accept", "kind", "certainty", "loss_gain", "objectlab", "file", "image_id", "annotation_id", "class", *_BOX,
+    "new_class", *_PROPOSED,
+)  # fmt: skip
+
+Box = tuple[float, float, float, float]
+
+
+class Correction(NamedTuple):
+    """One finding, in the file's own terms: boxes are x y w h px.
+
+    ``annotation_id``, ``name`` and ``box``: the label as it is; None of an object without one. ``new_name`` and
+    ``new_box``: the label as proposed; None of a box that is to go. ``objectlab``: the baseline's score of the same,
+    low where it is suspicious; None where it has none.
+    """
+
+    kind: Kind
+    certainty: float
+    loss_gain: float | None
+    objectlab: float | None
+    file: str
+    image_id: int
+    annotation_id: int | None
+    name: str | None
+    box: Box | None
+    new_name: str | None
+    new_box: Box | None
+
+    def row(self) -> list[str]:
+        """Under ``COLUMNS``, nothing accepted."""
+        numbers = [_number(value, 4) for value in (self.certainty, self.loss_gain, self.objectlab)]
+        whose = [self.file, str(self.image_id), "" if self.annotation_id is None else str(self.annotation_id)]
+        boxes = [[_number(v, 2) for v in box or (None,) * 4] for box in (self.box, self.new_box)]
+        return ["", self.kind.value, *numbers, *whose, self.name or "", *boxes[0], self.new_name or "", *boxes[1]]
+
+
+def as_csv(corrections: Iterable[Correction]) -> str:
+    """The table."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(one.row() for one in corrections)
+    return out.getvalue()
+
+
+def read_accepted(path: Path) -> tuple[list[Correction], int]:
+    """The accepted rows of the table in ``path``, and how many there are in all.
+
+    Raises:
+        ConfigError: it is no such table, or a cell is none; the message names the line and the column.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"apply: {path}: {getattr(error, 'strerror', None) or error}") from error
+    delimiter = ";" if text.partition("\n")[0].count(";") > text.partition("\n")[0].count(",") else ","
+    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter)
+    if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
+        raise ConfigError(f"apply: {path}: has no column {', '.join(missing)}")
+    accepted, count = [], 0
+    for number, row in enumerate(reader, start=2):
+        count += 1
+        word = (row["accept"] or "").strip().lower()
+        if word not in YES + NO:
+            allowed = ", ".join((*YES, *filter(None, NO)))
+            raise ConfigError(f"apply: {path}, line {number}: accept must be one of {allowed} or empty, not {word!r}")
+        if word in YES:
+            accepted.append(_parse(row, f"apply: {path}, line {number}"))
+    return accepted, count
+
+
+def correct(content: Mapping[str, Any], corrections: Sequence[Correction], scored: bool = False) -> dict[str, Any]:
+    """COCO's ``content`` with ``corrections`` made; whatever none of them is about stays as it is.
+
+    A box that is moved loses its segmentation and keypoints, which were about another outline; its area is that of the
+    box. New annotations get the next ids.
+
+    Args:
+        scored: each annotation that is changed says what was and how sure it is, under ``NOTE``, and those that go are
+            listed under the file's own ``NOTE``.
+
+    Raises:
+        ConfigError: a correction is about an annotation, image or class that the file does not have, or contradicts
+            another.
+    """
+    known = {one["id"]: one for one in content["annotations"]}
+    category = {one["name"]: one["id"] for one in content["categories"]}
+    images = {one["id"] for one in content["images"]}
+    changed: dict[int, dict[str, Any]] = {}
+    removed: dict[int, dict[str, Any]] = {}
+    new: list[dict[str, Any]] = []
+    for one in corrections:
+        _check(one, known, removed, category, images)
+        note = {NOTE: {"kind": one.kind.value, "certainty": round(one.certainty, 4)}} if scored else {}
+        if one.annotation_id is None:
+            head = {"id": max(known, default=0) + 1 + len(new), "image_id": one.image_id}
+            new.append({**head, **_placed({}, one.new_box, category, one.new_name), "iscrowd": 0, **note})
+            continue
+        before = changed.get(one.annotation_id, known[one.annotation_id])
+        if one.new_box is None:
+            if one.annotation_id in changed:
+                raise ConfigError(_CONTRADICTION.format(one.annotation_id))
+            removed[one.annotation_id] = {**before, **note}
+        else:
+            if scored:
+                note[NOTE]["was"] = {key: before.get(key) for key in ("bbox", "category_id")}
+            moved = one.new_box if one.kind is Kind.MISPLACED else None
+            name = one.new_name if one.kind is Kind.WRONG_CLASS else None
+            changed[one.annotation_id] = {**_placed(before, moved, category, name), **note}
+    kept = [changed.get(one["id"], one) for one in content["annotations"] if one["id"] not in removed]
+    told = {NOTE: {"removed": list(removed.values())}} if scored and removed else {}
+    return {**content, "annotations": kept + new, **told}
+
+
+#: Why two rows about one annotation cannot both be accepted.
+_CONTRADICTION = "apply: annotation {} is to go by one row and to stay by another"
+
+
+def _placed(
+    annotation: Mapping[str, Any], box: Box | None, category: Mapping[str, int], name: str | None
+) -> dict[str, Any]:
+    """``annotation`` with another class and another box, where they are given."""
+    new = dict(annotation) if name is None else {**annotation, "category_id": category[name]}
+    if box is None:
+        return new
+    kept = {key: value for key, value in new.items() if key not in ("segmentation", "keypoints", "num_keypoints")}
+    return {**kept, "bbox": list(box), "area": box[2] * box[3]}
+
+
+def _check(
+    one: Correction,
+    known: Mapping[int, Any],
+    removed: Mapping[int, Any],
+    category: Mapping[str, int],
+    images: set[int],
+) -> None:
+    if one.annotation_id in removed:
+        raise ConfigError(_CONTRADICTION.format(one.annotation_id))
+    if one.annotation_id is not None and one.annotation_id not in known:
+        raise ConfigError(f"apply: the annotation file has no annotation {one.annotation_id}")
+    if one.image_id not in images:
+        raise ConfigError(f"apply: the annotation file has no image {one.image_id}")
+    if one.new_name is not None and one.new_name not in category:
+        raise ConfigError(f"apply: the annotation file has no class {one.new_name!r}, only {', '.join(category)}")
+
+
+def _parse(row: Mapping[str, str], where: str) -> Correction:
+    kinds = [kind.value for kind in Kind]
+    if row["kind"] not in kinds:
+        raise ConfigError(f"{where}: kind must be one of {', '.join(kinds)}, not {row['kind']!r}")
+    numbers = {name: _parse_number(row, name, where) for name in ("certainty", "loss_gain", "objectlab")}
+    ids = [_parse_number(row, name, where) for name in ("image_id", "annotation_id")]
+    boxes = [_parse_box(row, names, where) for names in (_BOX, _PROPOSED)]
+    kind, image_id, annotation_id = Kind(row["kind"]), ids[0], None if ids[1] is None else int(ids[1])
+    if image_id is None or (annotation_id is None) != (kind is Kind.MISSING):
+        raise ConfigError(f"{where}: {kind.value} needs image_id{'' if kind is Kind.MISSING else ' and annotation_id'}")
+    goes = kind in (Kind.SPURIOUS, Kind.DUPLICATE)
+    if not goes and (boxes[1] is None or not row["new_class"]):
+        raise ConfigError(f"{where}: {kind.value} needs new_class, {', '.join(_PROPOSED)}")
+    return Correction(
+        kind=kind,
+        certainty=numbers["certainty"] or 0.0,
+        loss_gain=numbers["loss_gain"],
+        objectlab=numbers["objectlab"],
+        file=row["file"],
+        image_id=int(image_id),
+        annotation_id=annotation_id,
+        name=row["class"] or None,
+        box=boxes[0],
+        new_name=None if goes else row["new_class"],
+        new_box=None if goes else boxes[1],
+    )
+
+
+def _parse_box(row: Mapping[str, str], names: Sequence[str], where: str) -> Box | None:
+    x, y, w, h = (_parse_number(row, name, where) for name in names)
+    if x is None or y is None or w is None or h is None:
+        return None
+    if min(w, h) <= 0:
+        raise ConfigError(f"{where}: {names[2]} and {names[3]} must be above 0, not {w:g} and {h:g}")
+    return x, y, w, h
+
+
+def _parse_number(row: Mapping[str, str], name: str, where: str) -> float | None:
+    text = (row[name] or "").strip().replace(",", ".")  # a spreadsheet's own decimal comma
+    try:
+        value = float(text) if text else None
+    except ValueError:
+        value = math.nan
+    if value is not None and not math.isfinite(value):
+        raise ConfigError(f"{where}: {name} must be a number, not {row[name]!r}")
+    return value
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{round(value, digits):g}" if digits == 4 else f"{value:.{digits}f}"
+
+
+def read_coco(path: Path) -> dict[str, Any]:
+    """COCO's JSON, which a data set has been read from.
+
+    Raises:
+        ConfigError: it is not there any more, or another file.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"apply: {path}: {getattr(error, 'strerror', None) or error}") from error
+    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
+        raise ConfigError(f"apply: {path}: has no images, annotations and categories")
+    return content

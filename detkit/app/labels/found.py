@@ -1,0 +1,267 @@
+"""What speaks against the labels of a data set: each finding with its certainty, loss and the baseline's score."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from detkit.app.labels.corrections import Box, Correction
+from detkit.data.datasets.table import clipped_corners, is_usable
+from detkit.engine.evaluation import to_device
+from detkit.engine.precision import Precision, autocast, check_precision
+from detkit.evaluation.label_errors import Candidates, Kind, Suspicion, label_errors, rarities
+from detkit.evaluation.objectlab import ObjectLab, objectlab
+from detkit.evaluation.results import restore
+from detkit.matching.trace import tracing
+from detkit.models import Detector
+from detkit.structures import Affine, Batch, Categories, GroundTruth, Images, Target
+from detkit.structures.boxes import xywh_to_xyxy, xyxy_to_xywh
+
+
+class Finding(NamedTuple):
+    """A suspicion about a label of ``truth``.
+
+    ``rarity``: of a wrong class, see :func:`~detkit.evaluation.label_errors.rarities`; 1 for all others.
+    ``loss_gain``: by how much the detector's loss on this image falls when the label is corrected as proposed; below 0
+    where it rises. ``objectlab``: the baseline's score of the same label or detection, the lower the worse; None where
+    it has none for this kind.
+    """
+
+    truth: GroundTruth
+    suspicion: Suspicion
+    loss_gain: float
+    objectlab: float | None
+    rarity: float = 1.0
+
+    @property
+    def rank(self) -> float:
+        """How sure it is, in [0, 1]: the certainty, less for a confusion that detectors often make, and half where the
+        losses speak for the label."""
+        return self.suspicion.certainty * self.rarity * (1.0 if self.loss_gain > 0 else 0.5)
+
+    def correction(self, categories: Categories, file: str) -> Correction:
+        """In the file's own terms; ``file``: the image as a reader knows it."""
+        s, truth = self.suspicion, self.truth
+        j = s.index
+        return Correction(
+            kind=s.kind,
+            certainty=self.rank,
+            loss_gain=self.loss_gain,
+            objectlab=self.objectlab,
+            file=file,
+            image_id=truth.image_id,
+            annotation_id=None if j is None else int(truth.annotation_ids[j]),
+            name=None if j is None else categories.names[int(truth.labels[j])],
+            box=None if j is None else _tuple(truth.boxes[j]),
+            new_name=None if s.label is None else categories.names[s.label],
+            new_box=None if s.box is None else _tuple(_xywh(s.box)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LookedAt:
+    """One image: its labels, what speaks against them, what was ``found`` in it, the class ``seen`` in the place of
+    each label, and the baseline's scores."""
+
+    truth: GroundTruth
+    findings: Sequence[Finding]
+    found: Candidates
+    seen: np.ndarray
+    baseline: ObjectLab
+
+    @property
+    def score(self) -> float:
+        """In [0, 1], the higher the likelier one of its labels is wrong: the greatest rank."""
+        return max((finding.rank for finding in self.findings), default=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelReport:
+    """All images that were looked at, and how many were not since every model had trained on them."""
+
+    categories: Categories
+    images: Sequence[LookedAt]
+    num_known: int = 0
+
+    @classmethod
+    def of(cls, categories: Categories, images: Sequence[LookedAt], least: float, num_known: int = 0) -> LabelReport:
+        """With confusions that many images share made less of, and what is below ``least`` left out."""
+        labels, seen = (
+            np.concatenate([np.zeros(0, np.int64), *column])
+            for column in ([image.truth.labels for image in images], [image.seen for image in images])
+        )
+        rarity = rarities(labels, seen, len(categories))
+        starts = np.cumsum([0, *(len(image.truth) for image in images)])
+        kept = [
+            _weighed(image, rarity[start:end], least)
+            for image, start, end in zip(images, starts[:-1], starts[1:], strict=True)
+        ]
+        return cls(categories, kept, num_known)
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Of all images, the surest first."""
+        return sorted((f for image in self.images for f in image.findings), key=lambda f: -f.rank)
+
+    @property
+    def counts(self) -> dict[Kind, int]:
+        """Findings by kind, in the order of the kinds."""
+        counted = Counter(f.suspicion.kind for f in self.findings)
+        return {kind: counted[kind] for kind in Kind}
+
+    def to_dict(self, source: str, annotations: str, digest: str) -> dict[str, Any]:
+        """Plain values: the counts and each image's scores; the findings stand in the table.
+
+        Args:
+            annotations: COCO's file that the findings are about.
+            digest: of its bytes.
+        """
+        ranked = sorted(self.images, key=lambda image: -image.score)
+        return {
+            "source": source,
+            "annotations": annotations,
+            "sha256": digest,
+            "images_looked_at": len(self.images),
+            "images_left_out": self.num_known,
+            "findings": {kind.value: count for kind, count in self.counts.items()},
+            "images": [
+                {
+                    "file": image.truth.file, "image_id": image.truth.image_id, "score": round(image.score, 4),
+                    "objectlab": round(image.baseline.image, 4), "findings": len(image.findings),
+                }
+                for image in ranked
+            ],
+        }  # fmt: skip
+
+    def table(self) -> Table:
+        """The counts, to be printed by rich."""
+        num_labels = sum(int((~image.truth.crowd).sum()) for image in self.images)
+        title = f"{len(self.findings)} findings about {num_labels} labels in {len(self.images)} images"
+        table = Table(title=title, title_justify="left")
+        for heading in ("what", "findings", "surest"):
+            table.add_column(heading, justify="left" if heading == "what" else "right", no_wrap=True)
+        for kind, count in self.counts.items():
+            surest = max((f.rank for f in self.findings if f.suspicion.kind is kind), default=None)
+            table.add_row(kind.value, str(count), "-" if surest is None else f"{surest:.2f}")
+        return table
+
+
+def look(
+    detector: Detector,
+    device: torch.device,
+    batches: Iterable[Batch],
+    truths: Sequence[GroundTruth],
+    categories: Categories,
+    precision: Precision,
+    least: float,
+) -> Iterator[LookedAt]:
+    """Detect in each image, one by one with the trace on, and hold what is found against its labels.
+
+    Args:
+        truths: of all images of ``batches``.
+        least: findings below this certainty are left out.
+    """
+    check_precision(precision, device)
+    by_id = {truth.image_id: truth for truth in truths}
+    for batch in batches:
+        batch = to_device(batch, device, channels_last=False)
+        for i, meta in enumerate(batch.images.meta):
+            one = Images(batch.images.pixels[i : i + 1], (meta,))
+            with autocast(device, precision):
+                yield _look_at(detector, one, by_id[meta.image_id], categories, least)
+
+
+def _look_at(detector: Detector, image: Images, truth: GroundTruth, categories: Categories, least: float) -> LookedAt:
+    (meta,) = image.meta
+    assert meta.affine is not None, "the loader refuses transforms without an inverse"
+    with torch.no_grad(), tracing() as trace:
+        (detections,) = detector(image)
+    results = restore(detections, meta, categories)
+    found = Candidates(_xyxy(results.boxes), detections.labels.cpu().numpy(), results.scores)
+    traced = [s for s in trace.selections if bool((s.labels >= 0).any())]
+    candidates = found
+    if traced:
+        boxes, labels, scores = (torch.cat([getattr(s, key) for s in traced]) for key in ("boxes", "labels", "scores"))
+        original = meta.affine.undo(boxes.double()).cpu().numpy()
+        candidates = Candidates(original, labels.cpu().numpy(), scores.double().cpu().numpy())
+    scored = objectlab(_xyxy(truth.boxes), truth.labels, *found)
+    judged = label_errors(truth, found, candidates, len(categories))
+    suspicions = [s for s in judged.suspicions if s.certainty >= least]
+    gains = _loss_gains(detector, image, truth, suspicions)
+    findings = [Finding(truth, s, g, _baseline(s, scored)) for s, g in zip(suspicions, gains, strict=True)]
+    return LookedAt(truth, findings, found, judged.seen, scored)
+
+
+def _weighed(image: LookedAt, rarity: np.ndarray, least: float) -> LookedAt:
+    """``image`` with the ``rarity`` (G,) of its labels in the findings, the surest first."""
+    findings = [
+        f._replace(rarity=float(rarity[f.suspicion.index])) if f.suspicion.kind is Kind.WRONG_CLASS else f
+        for f in image.findings
+    ]
+    return replace(image, findings=sorted((f for f in findings if f.rank >= least), key=lambda f: -f.rank))
+
+
+def _loss_gains(detector: Detector, image: Images, truth: GroundTruth, suspicions: Sequence[Suspicion]) -> list[float]:
+    """What the loss of the image falls by with each of ``suspicions`` corrected by itself.
+
+    The samples that a loss is of are drawn by the image's key, so that they are the same with the label and without.
+    """
+    if not suspicions:
+        return []
+    as_is = _loss(detector, image, truth, None)
+    return [as_is - _loss(detector, image, truth, suspicion) for suspicion in suspicions]
+
+
+def _loss(detector: Detector, image: Images, truth: GroundTruth, correction: Suspicion | None) -> float:
+    (meta,) = image.meta
+    assert meta.affine is not None
+    target = _target(truth, meta.affine, meta.size, correction).to(image.pixels.device)
+    with torch.no_grad():
+        return float(detector(image, [target]).total)
+
+
+def _target(truth: GroundTruth, affine: Affine, size: tuple[int, int], correction: Suspicion | None) -> Target:
+    """The labels of ``truth`` in an input of ``size``, corrected if so."""
+    corners, labels, crowd = clipped_corners(truth.boxes, np.array(truth.size)), truth.labels, truth.crowd
+    kept = is_usable(corners)
+    if correction is not None:
+        if correction.index is not None:
+            kept = kept & (np.arange(len(labels)) != correction.index)
+        if correction.box is not None:
+            new = clipped_corners(_xywh(correction.box)[None], np.array(truth.size))
+            corners, labels = np.concatenate([corners, new]), np.append(labels, correction.label)
+            crowd, kept = np.append(crowd, False), np.append(kept, is_usable(new))
+    boxes: Tensor = affine.apply(torch.from_numpy(corners[kept])).float()
+    h, w = size
+    boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([w, h, w, h]))
+    return Target(boxes, torch.from_numpy(labels[kept].astype(np.int64)), torch.from_numpy(crowd[kept].astype(bool)))
+
+
+def _baseline(suspicion: Suspicion, scored: ObjectLab) -> float | None:
+    of = {Kind.MISPLACED: scored.badly_located, Kind.WRONG_CLASS: scored.swapped}
+    if suspicion.kind in of and suspicion.index is not None:
+        return float(of[suspicion.kind][suspicion.index])
+    if suspicion.kind is Kind.MISSING and suspicion.detection is not None:
+        value = float(scored.overlooked[suspicion.detection])
+        return None if np.isnan(value) else value
+    return None
+
+
+def _tuple(box: np.ndarray) -> Box:
+    x, y, w, h = box.tolist()
+    return x, y, w, h
+
+
+def _xywh(box: Sequence[float]) -> np.ndarray:
+    return xyxy_to_xywh(torch.tensor(box, dtype=torch.float64)).numpy()
+
+
+def _xyxy(boxes: np.ndarray) -> np.ndarray:
+    return xywh_to_xyxy(torch.from_numpy(boxes.reshape(-1, 4))).numpy()

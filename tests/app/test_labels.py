@@ -1,0 +1,413 @@
+"""``tools/labels.py``: who may speak about an image, what is written, and what a person's yes does to the file."""
+
+import csv
+import hashlib
+import json
+import re
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from detkit.app.labels import fold, folds
+from detkit.app.labels import tool as labels
+from detkit.app.labels.corrections import COLUMNS, NOTE, Correction, as_csv, correct, read_accepted
+from detkit.app.labels.found import Finding, LabelReport, look
+from detkit.app.labels.known import same_pictures
+from detkit.config import ConfigError
+from detkit.data import CocoDataset
+from detkit.data.subset import Subset
+from detkit.evaluation.label_errors import Kind, Suspicion
+from detkit.models import Detector
+from detkit.structures import (
+    Affine,
+    Batch,
+    Categories,
+    Detections,
+    GroundTruth,
+    ImageMeta,
+    Images,
+    Losses,
+    Target,
+)
+from tests.app.test_sweep_runs import SMALL, finished, run, start
+from tests.app.tools import call, train_briefly
+from tests.data.builders import annotation, image, write_coco
+
+# The file
+
+
+CONTENT = {
+    "info": {"year": 2026},
+    "licenses": [{"id": 1, "name": "CC0"}],
+    "images": [image(1, license=1), image(2)],
+    "annotations": [
+        annotation(11, 1, [1, 2, 10, 12], segmentation=[[1, 2, 11, 2, 11, 14]], note="kept"),
+        annotation(12, 1, [20, 2, 10, 12], segmentation=[[0, 0, 1, 1, 2, 2]], keypoints=[1, 1, 2], num_keypoints=1),
+        annotation(13, 2, [3, 3, 9, 9], category_id=7, segmentation=[[3, 3, 12, 3, 12, 12]]),
+        annotation(19, 2, [30, 3, 9, 9], iscrowd=1),
+    ],
+    "categories": [{"id": 7, "name": "dog", "supercategory": "animal"}, {"id": 3, "name": "cat"}],
+}
+
+
+def correction(kind, annotation_id=None, new_name=None, new_box=None, image_id=1, certainty=0.75):
+    return Correction(kind, certainty, 0.5, None, "a.png", image_id, annotation_id, None, None, new_name, new_box)
+
+
+def test_accepted_rows_are_corrected_and_nothing_else_is_touched():
+    before = json.dumps(CONTENT)
+    made = correct(
+        CONTENT,
+        [
+            correction(Kind.MISPLACED, 12, "cat", (21.0, 2.5, 8.0, 11.0)),
+            correction(Kind.WRONG_CLASS, 13, "cat", (0.0, 0.0, 1.0, 1.0), image_id=2),
+            correction(Kind.SPURIOUS, 19, image_id=2),
+            correction(Kind.MISSING, None, "dog", (40.0, 30.0, 5.0, 6.0)),
+        ],
+    )
+    assert json.dumps(CONTENT) == before
+    assert {key: made[key] for key in made if key != "annotations"} == {
+        key: CONTENT[key] for key in CONTENT if key != "annotations"
+    }
+    right, moved, other_class, new = made["annotations"]
+    assert right == CONTENT["annotations"][0]
+    assert moved == {
+        "id": 12, "image_id": 1, "bbox": [21.0, 2.5, 8.0, 11.0], "category_id": 3, "area": 88.0, "iscrowd": 0,
+    }  # fmt: skip
+    assert other_class == {**CONTENT["annotations"][2], "category_id": 3}, "its outline is as good as before"
+    assert new == {
+        "id": 20, "image_id": 1, "category_id": 7, "bbox": [40.0, 30.0, 5.0, 6.0], "area": 30.0, "iscrowd": 0,
+    }  # fmt: skip
+
+
+def test_proposals_say_what_was_and_how_sure_they_are():
+    made = correct(
+        CONTENT, [correction(Kind.WRONG_CLASS, 13, "cat", (3, 3, 9, 9), 2), correction(Kind.DUPLICATE, 11)], scored=True
+    )
+    assert [a["id"] for a in made["annotations"]] == [12, 13, 19]
+    was = {"bbox": [3, 3, 9, 9], "category_id": 7}
+    assert made["annotations"][1][NOTE] == {"kind": "wrong class", "certainty": 0.75, "was": was}
+    (gone,) = made[NOTE]["removed"]
+    assert (gone["id"], gone[NOTE]) == (11, {"kind": "duplicate", "certainty": 0.75})
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([correction(Kind.SPURIOUS, 99)], "the annotation file has no annotation 99"),
+        ([correction(Kind.MISSING, None, "dog", (1, 1, 2, 2), image_id=5)], "has no image 5"),
+        ([correction(Kind.MISSING, None, "cow", (1, 1, 2, 2))], "has no class 'cow', only dog, cat"),
+        ([correction(Kind.SPURIOUS, 11), correction(Kind.WRONG_CLASS, 11, "dog", (1, 1, 2, 2))], "11 is to go by one"),
+        ([correction(Kind.WRONG_CLASS, 11, "dog", (1, 1, 2, 2)), correction(Kind.SPURIOUS, 11)], "11 is to go by one"),
+    ],
+)
+def test_corrections_that_fit_no_annotation(rows, message):
+    with pytest.raises(ConfigError, match=message):
+        correct(CONTENT, rows)
+
+
+ROWS = [
+    Correction(
+        Kind.MISPLACED, 0.8125, -0.25, 0.5, "a,b.png", 1, 12, "cat", (20, 2, 10, 12), "cat", (21.25, 2.5, 8.0, 11.0)
+    ),
+    Correction(Kind.SPURIOUS, 0.5, 0.0, None, "a,b.png", 2, 19, "cat", (30, 3, 9, 9), None, None),
+    Correction(Kind.MISSING, 0.5, 1.0, None, "a,b.png", 1, None, None, None, "dog", (40, 30, 5, 6)),
+]
+
+
+def edited(path, accept, **cells):
+    """The table of ``ROWS`` with ``accept`` in that column, and other cells changed in the first row."""
+    rows = list(csv.DictReader(as_csv(ROWS).splitlines()))
+    for row, word in zip(rows, accept, strict=True):
+        row["accept"] = word
+    rows[0].update(cells)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def test_what_is_accepted_is_read_as_it_was_written(tmp_path):
+    assert read_accepted(edited(tmp_path / "a.csv", ["", "no", "0"])) == ([], 3)
+    assert read_accepted(edited(tmp_path / "a.csv", ["yes", "X", " 1 "])) == (ROWS, 3)
+    (one,), _ = read_accepted(edited(tmp_path / "a.csv", ["y", "", ""], new_class="dog", new_x="3.5"))
+    assert (one.new_name, one.new_box) == ("dog", (3.5, 2.5, 8.0, 11.0)), "a person may change the proposal"
+    german = (tmp_path / "a.csv").read_text().replace(",", ";").replace("a;b", "a,b").replace("3.5", "3,5")
+    (tmp_path / "german.csv").write_text("\ufeff" + german)
+    assert read_accepted(tmp_path / "german.csv") == ([one], 3)
+
+
+@pytest.mark.parametrize(
+    ("accept", "cells", "message"),
+    [
+        ("maybe", {}, r"a\.csv, line 2: accept must be one of yes, y, 1, true, x, no, n, .* or empty, not 'maybe'"),
+        ("yes", {"kind": "odd"}, "line 2: kind must be one of missing, no object, .*, not 'odd'"),
+        ("yes", {"new_w": "wide"}, "line 2: new_w must be a number, not 'wide'"),
+        ("yes", {"new_w": "0"}, "line 2: new_w and new_h must be above 0, not 0 and 11"),
+        ("yes", {"new_class": ""}, "line 2: misplaced needs new_class, new_x, new_y, new_w, new_h"),
+        ("yes", {"annotation_id": ""}, "line 2: misplaced needs image_id and annotation_id"),
+    ],
+)
+def test_cells_that_say_nothing(tmp_path, accept, cells, message):
+    with pytest.raises(ConfigError, match=message):
+        read_accepted(edited(tmp_path / "a.csv", [accept, "", ""], **cells))
+
+
+def test_a_table_that_is_none(tmp_path):
+    (tmp_path / "a.csv").write_text("accept,kind\n")
+    with pytest.raises(ConfigError, match=r"a\.csv: has no column certainty, loss_gain, "):
+        read_accepted(tmp_path / "a.csv")
+
+
+# What is found
+
+
+class Fixed(Detector):
+    """Sees one object of class 1 at (10, 10, 30, 30) of the input; its loss is the share of labels that are not it."""
+
+    def forward(self, images, targets=None):
+        box, label = torch.tensor([[10.0, 10, 30, 30]]), torch.tensor([1])
+        if targets is None:
+            return [Detections(box, torch.tensor([0.9]), label)]
+        (target,) = targets
+        right = (target.boxes == box).all(1) & (target.labels == label)
+        return Losses({"wrong": (~right).double().mean() if len(right) else torch.tensor(2.0)})
+
+
+def looked_at(boxes, classes, least=0.0):
+    """What ``Fixed`` has against labels x y w h of an image of 50 x 100, shown at half its size."""
+    n = len(boxes)
+    truth = GroundTruth(
+        5, "a.png", (100, 200), np.array(boxes, float).reshape(n, 4), np.array(classes, np.int64), np.ones(n),
+        np.zeros(n, bool), np.arange(n) + 40,
+    )  # fmt: skip
+    meta = ImageMeta(5, "a.png", (50, 100), (100, 200), Affine(0.5, 0.5), key=0)
+    batch = Batch(Images(torch.zeros(1, 3, 64, 128), (meta,)), (Target.empty(),))
+    (image,) = look(Fixed(), torch.device("cpu"), [batch], [truth], Categories(("cat", "dog"), (3, 7)), "fp32", least)
+    return image
+
+
+def test_the_losses_are_those_of_the_labels_with_and_without_the_correction():
+    found = looked_at([[20, 20, 40, 40], [120, 20, 40, 40]], [0, 0])
+    wrong, spurious = sorted(found.findings, key=lambda f: f.suspicion.index)
+    assert wrong.suspicion.kind is Kind.WRONG_CLASS
+    assert wrong.loss_gain == pytest.approx(1 - 0.5)
+    assert spurious.suspicion.kind is Kind.SPURIOUS
+    assert spurious.loss_gain == 0, "half of two labels would be all of one"
+    assert (wrong.rank, spurious.rank) == (pytest.approx(0.9), 0.5), "certain, but its loss falls not"
+    assert found.score == pytest.approx(0.9)
+    row = wrong.correction(Categories(("cat", "dog"), (3, 7)), "a.png")
+    assert (row.annotation_id, row.name, row.new_name, row.new_box) == (40, "cat", "dog", (20, 20, 40, 40))
+
+
+def test_an_object_without_a_box_is_proposed_in_px_of_the_original():
+    (missing,) = looked_at([], []).findings
+    assert (missing.suspicion.box, missing.suspicion.label) == ((20, 20, 60, 60), 1)
+    assert missing.loss_gain == pytest.approx(2.0)
+
+
+def test_a_confusion_that_many_images_share_is_no_finding():
+    """The same wrong class in fifty images: the detector's own mistake, most likely."""
+    one = looked_at([[20, 20, 40, 40]], [0])
+    categories = Categories(("cat", "dog"), (3, 7))
+    (alone,) = LabelReport.of(categories, [one], 0.3).findings
+    assert alone.rank == pytest.approx(0.9)
+    assert not LabelReport.of(categories, [one] * 50, 0.3).findings
+    assert LabelReport.of(categories, [one] * 50, 0.0).findings[0].rank == pytest.approx(0.9 * 0.02 / (49 / 50))
+
+
+def test_right_labels_give_nothing():
+    assert not looked_at([[20, 20, 40, 40]], [1], least=0.01).findings
+
+
+def test_ranks_are_halved_where_the_losses_speak_for_the_label():
+    truth = GroundTruth(*(1, "a", (9, 9), np.zeros((0, 4)), np.zeros(0, np.int64)), np.zeros(0), np.zeros(0, bool), np.zeros(0, np.int64))  # fmt: skip
+    suspicion = Suspicion(Kind.MISSING, 0.8, None, 0)
+    assert Finding(truth, suspicion, 0.1, None).rank == 0.8
+    assert Finding(truth, suspicion, -0.1, None).rank == 0.4
+
+
+def test_the_same_picture_under_another_name_is_known(tmp_path):
+    for name, content in (("a", b"one"), ("b", b"two"), ("c", b"three"), ("copy", b"two"), ("far", b"longer")):
+        (tmp_path / name).write_bytes(content)
+    files = [str(tmp_path / name) for name in ("a", "copy", "far", "gone")]
+    assert same_pictures(files, [str(tmp_path / name) for name in ("b", "c")]).tolist() == [False, True, False, False]
+
+
+# The tool
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return train_briefly(tmp_path_factory.mktemp("run"))
+
+
+def test_from_the_report_to_the_corrected_file(checkpoint, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "out"
+    start_of = (labels.main, monkeypatch, capsys)
+    said = call(*start_of, f"checkpoint={checkpoint}", "device=cpu", "least=0", f"output={folder}", "num_pictures=2")
+    assert f"next: python tools/labels.py apply={folder / 'findings.csv'}" in said
+    numbers = json.loads((folder / "labels.json").read_text())
+    annotations = next(checkpoint.parent.glob("shapes/*/val.json"))
+    assert numbers["annotations"] == str(annotations)
+    assert numbers["sha256"] == hashlib.sha256(annotations.read_bytes()).hexdigest()
+    assert (numbers["images_looked_at"], numbers["images_left_out"]) == (2, 0)
+    rows = list(csv.DictReader((folder / "findings.csv").open()))
+    assert sum(numbers["findings"].values()) == len(rows) > 1
+    assert [float(row["certainty"]) for row in rows] == sorted((float(r["certainty"]) for r in rows), reverse=True)
+    html = (folder / "labels.html").read_text()
+    assert not re.search(r"(src|href)=\"(?!data:)", html), "it needs no other file and no network"
+    assert html.count("<figure>") == 2 * sum(min(2, count) for count in numbers["findings"].values())
+    proposed = json.loads((folder / "corrected.json").read_text())
+    assert len(proposed["images"]) == 2
+
+    table = folder / "findings.csv"
+    assert "none of its" in call(*start_of, f"apply={table}", code=2)
+    target = next(i for i, row in enumerate(rows) if row["annotation_id"])
+    for i, row in enumerate(rows):
+        row["accept"] = "yes" if i == target else ""
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    said = call(*start_of, f"apply={table}")
+    assert f"1 of {len(rows)} findings are corrected in" in said
+    assert f"to train on it: data.train.annotations={folder / 'accepted.json'}" in said
+    before, after = (json.loads(p.read_text()) for p in (annotations, folder / "accepted.json"))
+    changed = [a for a in before["annotations"] if a not in after["annotations"]]
+    assert [a["id"] for a in changed] == [int(rows[target]["annotation_id"])]
+    pictures = annotations.parent / "images"
+    assert len(CocoDataset(root=str(folder), annotations="accepted.json", images=str(pictures))) == 2
+
+    again = [f"checkpoint={checkpoint}", "device=cpu", f"output={folder}"]
+    assert "has accepted rows, and would be written over" in call(*start_of, *again, code=2)
+    assert "is the file that is corrected" in call(*start_of, f"apply={table}", f"output={annotations}", code=2)
+    shutil.copy(annotations, tmp_path / "kept.json")
+    try:
+        annotations.write_text(annotations.read_text() + "\n")
+        assert "has changed since" in call(*start_of, f"apply={table}", code=2)
+    finally:
+        shutil.copy(tmp_path / "kept.json", annotations)
+
+
+def test_images_that_were_trained_on_are_refused_or_said(checkpoint, tmp_path, monkeypatch, capsys):
+    start_of = (labels.main, monkeypatch, capsys, f"checkpoint={checkpoint}", "device=cpu")
+    said = call(*start_of, "split=train", f"output={tmp_path / 'a'}", code=2)
+    assert "has trained on all 4 images of data.train and knows their labels; folds=5 trains detectors that" in said
+    assert not (tmp_path / "a").exists()
+    shapes = next(checkpoint.parent.glob("shapes/*/train.json")).parent
+    files = sorted((shapes / "images").iterdir())
+    categories = json.loads((shapes / "val.json").read_text())["categories"]
+    sizes = [cv_size(file) for file in (files[0], files[4])]
+    images = [image(i, *size, file_name=f"{i}.jpg") for i, size in enumerate(sizes, start=1)]
+    write_coco(tmp_path / "mixed", images, [], categories, pictures=False)
+    (tmp_path / "mixed" / "images").mkdir()
+    for number, file in enumerate((files[0], files[4]), start=1):
+        shutil.copy(file, tmp_path / "mixed" / "images" / f"{number}.jpg")
+    (tmp_path / "mixed" / "train.json").rename(tmp_path / "mixed" / "val.json")
+    mixed = ["data=coco", f"data.root={tmp_path / 'mixed'}", f"output={tmp_path / 'b'}"]
+    said = call(*start_of, *mixed)
+    assert "1 of 2 images are left out" in said
+    numbers = json.loads((tmp_path / "b" / "labels.json").read_text())
+    assert [row["image_id"] for row in numbers["images"]] == [2]
+    assert numbers["images_left_out"] == 1
+
+
+def cv_size(file):
+    import cv2
+
+    return cv2.imread(str(file)).shape[:2]
+
+
+def in_this_process(monkeypatch):
+    """Let the folds train here, one after the other, and tell with which images."""
+    seen = []
+
+    def run_jobs(jobs, slots):
+        for job in jobs:
+            monkeypatch.setattr(sys, "argv", ["fold.py", *job.program[1:]])
+            fold.main()
+            seen.append(job.folder)
+        return {job.key: {"best": None} for job in jobs}
+
+    monkeypatch.setattr(folds, "run_jobs", run_jobs)
+    return seen
+
+
+def test_each_fold_is_judged_by_a_detector_that_trained_on_the_others(checkpoint, tmp_path, monkeypatch, capsys):
+    trained = in_this_process(monkeypatch)
+    judged = []
+    plain = labels._look
+    monkeypatch.setattr(
+        labels, "_look", lambda stored, data, places, options: (judged.append((stored, places)), plain(stored, data, places, options))[1]
+    )  # fmt: skip
+    said = call(
+        labels.main, monkeypatch, capsys, f"checkpoint={checkpoint}", "device=cpu", "folds=2", "seed=3",
+        f"output={tmp_path / 'out'}",
+    )  # fmt: skip
+    assert "report with pictures" in said
+    shapes = next(checkpoint.parent.glob("shapes/*/train.json")).parent
+    whole = CocoDataset(root=str(shapes))
+    assert len(trained) == len(judged) == 2
+    for i, (stored, places) in enumerate(judged):
+        subset = stored.checkpoint.config["data"]["subset"]
+        assert (subset["fold"], subset["folds"], subset["seed"]) == (i, 2, 3)
+        assert not set(places) & set(Subset(**subset).places(whole)), "a detector that knows the image"
+    assert sorted(np.concatenate([places for _, places in judged])) == [0, 1, 2, 3]
+    numbers = json.loads((tmp_path / "out" / "labels.json").read_text())
+    assert numbers["images_looked_at"] == 4
+
+
+def test_the_recipe_of_a_fold_starts_as_the_checkpoint_did(checkpoint):
+    from omegaconf import OmegaConf
+
+    from detkit.app.assemble.schema import LabelsOptions
+    from detkit.app.assemble.stored import load_stored
+
+    _, stored = load_stored(OmegaConf.create({"checkpoint": str(checkpoint), "device": "cpu"}), LabelsOptions, {})
+    stored.checkpoint.config["model"]["backbone"]["weights"] = "somewhere.pth"
+    assert stored.config["model"]["backbone"]["weights"] is None, "held back for everything but a training"
+    recipe = folds.fold_recipe(stored, Subset(fold=1, folds=3))
+    assert recipe["model"]["backbone"]["weights"] == "somewhere.pth"
+    assert recipe["data"]["val"] is None
+    assert recipe["data"]["subset"]["fold"] == 1
+    assert recipe["trainer"] == stored.config["trainer"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "checkpoint: one is wanted, a best.pt or last.pt; or apply"),
+        (["checkpoint=a", "apply=b"], "checkpoint: one is wanted"),
+        (["checkpoint=CHECKPOINT", "folds=1"], "folds: must be 2 or more, not 1"),
+        (["checkpoint=CHECKPOINT", "folds=2", "split=val"], "folds: are made of data.train, not of split=val"),
+        (["checkpoint=CHECKPOINT", "group=folder"], "group: says which images stay together in a fold"),
+        (["checkpoint=CHECKPOINT", "least=2"], "least: must lie in [0, 1], not 2"),
+        (["checkpoint=CHECKPOINT", "folds=9"], "folds: 9 cannot be made of 4 images"),
+        (["apply=nowhere.csv"], "apply: nowhere.csv: No such file or directory"),
+    ],
+)
+def test_mistakes_get_one_clear_line(words, message, checkpoint, tmp_path, monkeypatch, capsys):
+    words = [word.replace("CHECKPOINT", str(checkpoint)) for word in words]
+    monkeypatch.chdir(tmp_path)
+    where = [] if any(word.startswith("apply") for word in words) else [f"output={tmp_path / 'out'}"]
+    assert message in call(labels.main, monkeypatch, capsys, *words, *where, code=2)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_folds_that_were_killed_go_on(tmp_path):
+    common = [*SMALL, f"data.root={tmp_path / 'data'}", "trainer.steps=6", "trainer.save_every=1"]
+    run("train", *common, f"hydra.run.dir={tmp_path / 'run'}")
+    command = [f"checkpoint={tmp_path / 'run' / 'last.pt'}", "device=cpu", "folds=2", f"output={tmp_path / 'out'}"]
+    process = start("labels", *command)
+    while not finished(tmp_path / "out" / "folds"):
+        assert process.poll() is None, "it ended before it could be killed"
+    process.kill()
+    process.communicate()
+    assert "of 2 jobs are finished already" in run("labels", *command)
+    assert (tmp_path / "out" / "findings.csv").is_file()
