@@ -48,6 +48,7 @@ class AnchorGrid(Anchors):
 
     Args:
         scales: anchor side (square root of the area) in strides of the level.
+        in_px: scales are px instead, and every level has the same anchors (torchvision's MobileNetV3 detectors).
         ratios: height / width.
         rounded: round the corners to whole px around the centre, as torchvision does.
         offset: from a cell's top left corner to the centres of its anchors, in cells; 0.5 is its middle.
@@ -67,6 +68,7 @@ class AnchorGrid(Anchors):
         offset: float = 0.0,
         in_padding: bool = False,
         whole_sides: bool = False,
+        in_px: bool = False,
     ) -> None:
         for name, values in (("scales", scales), ("ratios", ratios)):
             if not values or min(values) <= 0:
@@ -74,8 +76,10 @@ class AnchorGrid(Anchors):
         if not 0 <= offset < 1:
             raise ValueError(f"offset must lie in [0, 1), a place in the cell, not {offset}")
         self.strides, self.in_padding, self.offset = in_spec.strides, in_padding, offset
+        self.in_px = in_px
         self.num_per_cell = len(scales) * len(ratios)
-        self._base = [_base_anchors(stride, scales, ratios, rounded, whole_sides) for stride in self.strides]
+        units = [1.0 if in_px else stride for stride in self.strides]
+        self._base = [_base_anchors(unit, scales, ratios, rounded, whole_sides) for unit in units]
 
     def __call__(self, shapes: Sequence[tuple[int, int]], device: torch.device) -> list[Tensor]:
         return [
@@ -122,7 +126,7 @@ def misfit(anchors: Anchors, sides: np.ndarray, long_side: float) -> str:
     if not isinstance(anchors, AnchorGrid):
         return ""
     least, largest = anchors.sides
-    scales = "AnchorGrid's scales count strides of the level, not px"
+    scales = f"AnchorGrid's scales count {'px' if anchors.in_px else 'strides of the level, not px'}"
     if least > long_side:
         return f"every anchor ({_range(least, largest)} px) is larger than the image of {long_side:g} px: {scales}"
     if not len(sides):
@@ -148,11 +152,11 @@ def cell_origins(shape: tuple[int, int], steps: tuple[float, float], device: tor
 
 
 def _base_anchors(
-    stride: float, scales: Sequence[float], ratios: Sequence[float], rounded: bool, whole_sides: bool
+    unit: float, scales: Sequence[float], ratios: Sequence[float], rounded: bool, whole_sides: bool
 ) -> Tensor:
     """(A, 4) anchors around the origin, ratios outermost."""
     height = torch.tensor(ratios).sqrt()
-    sides = torch.tensor(scales) * stride
+    sides = torch.tensor(scales) * unit
     sides = sides.floor() if whole_sides else sides
     w = (sides[None, :] / height[:, None]).flatten()
     h = (sides[None, :] * height[:, None]).flatten()

@@ -7,6 +7,7 @@ import torch
 import torchvision
 from torchvision.ops import FrozenBatchNorm2d
 
+from detkit.app.assemble import init_from
 from detkit.app.assemble import weights_origin as origin
 from detkit.app.assemble.init_from import class_layers, initialize
 from detkit.app.assemble.weights_origin import check_norms
@@ -213,5 +214,29 @@ def test_retinanet_without_its_prefix_is_told_of_and_names_are_fetched_once(mode
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: {})
     (tmp_path / "checkpoints").mkdir()
     path.rename(tmp_path / "checkpoints" / "retinanet_resnet50_fpn_coco-eeacb38b.pth")
-    with pytest.raises(ConfigError, match=r"'head.classification_head.a' is not a key of torchvision's retinanet"):
+    with pytest.raises(ConfigError, match=r"'head.classification_head.a' is not a key of torchvision's RetinaNet"):
         initialize(build_detector(model, ONE), "torchvision:retinanet_resnet50_fpn", ONE, model)
+
+
+def test_weights_of_another_model_name_the_preset_that_takes_them(tmp_path):
+    state = theirs(torch.nn.BatchNorm2d).state_dict()
+    torch.save(state, tmp_path / "theirs.pth")
+    other = compose_model("faster_rcnn_fpn_torchvision_v2")
+    with pytest.raises(ConfigError, match=r"theirs.pth: the weights do not fit the model: .*; these are weights for "
+                       r"model=faster_rcnn_fpn_torchvision$"):  # fmt: skip
+        initialize(build_detector(other, ONE), f"torchvision:{tmp_path / 'theirs.pth'}", ONE, other)
+
+
+def test_the_epsilon_of_mobilenetv3_is_known(tmp_path):
+    (tmp_path / "w.pth").write_bytes(b"")
+    state = {**norms(1.0, 1e-7), origin._OF_MOBILENET: torch.zeros(1)}
+    assert check_norms(Norms(1e-5), state, tmp_path / "w.pth") == ""
+    with pytest.raises(ValueError, match=r"the epsilon 1e-05 \(torchvision's MobileNetV3 detectors all have it\)"):
+        check_norms(Norms(1e-3), state, tmp_path / "w.pth")
+
+
+def test_each_name_of_torchvisions_has_weights_and_others_are_told_which_there_are(model):
+    for name in init_from._PUBLISHED:
+        assert torchvision.models.get_model_weights(name)["COCO_V1"].url
+    with pytest.raises(ConfigError, match=r"no file 'fasterrcnn'; allowed: .* one of fasterrcnn_resnet50_fpn, "):
+        initialize(build_detector(model, ONE), "torchvision:fasterrcnn", ONE, model)

@@ -22,6 +22,11 @@ _SMALL_MODELS = {
     "faster_rcnn_fpn": _SMALL_RCNN,
     "faster_rcnn_fpn_torchvision": [*_SMALL_RCNN, "model.backbone.norm_eps=1e-5"],  # its 0 is for published statistics
     "retinanet_torchvision": ["model/backbone=resnet18", *SMALL, "model.backbone.norm_eps=1e-5"],
+    "faster_rcnn_fpn_torchvision_v2": [*_SMALL_RCNN, "model.head.roi.network.convs=[16]"],
+    "faster_rcnn_mobilenetv3_torchvision": [
+        *("model.backbone.norm=bn", "model.backbone.frozen_stages=0", "model.head.roi.network.hidden=[64]"),
+        "model.head.rpn.min_score=0.0",  # it says nothing yet
+    ],
     "rfcn": ["model/backbone=resnet18", *SMALL, "model.backbone.dilate_last=true"],
     "tridentnet": [
         *("model/backbone=resnet18", *SMALL, "model.backbone.trident=[1,2,3]", "model.backbone.levels=[4]"),

@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 from detkit.config import ConfigError, build
-from detkit.models.backbones import MobileNetV2, ResNet, Timm
+from detkit.models.backbones import MobileNetV2, MobileNetV3, ResNet, Timm
 
 PIXELS = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
 
@@ -53,6 +53,30 @@ def test_mobilenet_loads_its_imagenet_weights():
                 expected.append(x)
         for mine, other in zip(ours(PIXELS), expected, strict=True):
             torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+
+
+def test_mobilenetv3_takes_torchvisions_state_dict_and_gives_any_of_its_layers(tmp_path):
+    torch.manual_seed(0)
+    theirs = torchvision.models.mobilenet_v3_large(weights=None).eval()
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var.uniform_(0.01, 0.1)  # so small that the epsilon of 1e-3 matters
+            module.running_mean.normal_(0, 0.1)
+    torch.save(theirs.state_dict(), tmp_path / "mobilenet.pth")
+    for layers in ((3, 6, 12, 16), (13, 16), (0, 4)):
+        ours = MobileNetV3(weights=str(tmp_path / "mobilenet.pth"), layers=layers, frozen_stages=3)
+        with torch.no_grad():
+            x, expected = PIXELS, []
+            for i, layer in enumerate(theirs.features):
+                x = layer(x)
+                if i in layers:
+                    expected.append(x)
+            for mine, other in zip(ours(PIXELS), expected, strict=True):
+                torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4 * float(other.abs().max()))
+        assert ours.out_spec.channels == tuple(m.shape[1] for m in expected)
+        assert not any(p.requires_grad for stage in ours.stages[:3] for p in stage.parameters())
+    with pytest.raises(ValueError, match=r"layers must be ascending and different, out of 0 to 16; not \[3, 17\]"):
+        MobileNetV3(weights=None, layers=(3, 17))
 
 
 def test_missing_weights_say_what_to_do(monkeypatch, tmp_path):

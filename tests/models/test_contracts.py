@@ -23,10 +23,17 @@ BACKBONE_OPTIONS = {
     "Darknet24": {"width": 4},
     "ResNet": {"weights": None, "depth": 18},
     "MobileNetV2": {"weights": None},
+    "MobileNetV3": {"weights": None},
     "Timm": {"name": "test_resnet", "pretrained": False},
 }
 NECK_OPTIONS = {
-    "FPN": [{}, {"num_extra": 0}, {"num_extra": 2, "extra": "conv_p5"}, {"num_extra": 2, "extra": "conv_c5"}],
+    "FPN": [
+        {},
+        {"num_extra": 0},
+        {"num_extra": 2, "extra": "conv_p5"},
+        {"num_extra": 2, "extra": "conv_c5"},
+        {"norm": "bn"},
+    ],
     "ImagePyramid": [{"scales": [2.0, 1.0, 0.75, 0.5]}, {"stride": None, "out_channels": 8}, {"merge": "sum"}],
     "SingleLevel": [{}, {"stride": 8}, {"out_channels": 7}],
     "Upsample": [{}, {"channels": [8], "mode": "bilinear"}, {"lateral": True}, {"conv": "modulated_deform"}],

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights, RetinaNet_ResNet50_FPN_Weights
+from torchvision.models import get_model_weights
 
 from detkit.app.assemble.parts import without_pretrained_weights
 from detkit.app.assemble.weights_origin import check_norms, describe_origin
@@ -17,7 +17,7 @@ from detkit.config import ConfigError
 from detkit.engine.state.checkpoint import CheckpointError, load_checkpoint
 from detkit.models import build_detector
 from detkit.models.backbones.weights import read_state
-from detkit.models.converters import from_torchvision, load_converted
+from detkit.models.converters import from_torchvision, load_converted, preset_of
 from detkit.models.mtcnn.published import from_published
 from detkit.structures import Categories
 from detkit.utils.download import is_url, local_copy
@@ -27,20 +27,20 @@ _TORCHVISION = "torchvision:"
 _MTCNN = "mtcnn:"
 
 #: Models of torchvision's that are taken by their names.
-_PUBLISHED = {
-    "fasterrcnn_resnet50_fpn": FasterRCNN_ResNet50_FPN_Weights,
-    "retinanet_resnet50_fpn": RetinaNet_ResNet50_FPN_Weights,
-}
+_PUBLISHED = (
+    *("fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2"),
+    *("fasterrcnn_mobilenet_v3_large_fpn", "fasterrcnn_mobilenet_v3_large_320_fpn"),
+    *("retinanet_resnet50_fpn", "retinanet_resnet50_fpn_v2"),
+)
 
 
 def initialize(detector: nn.Module, source: str, categories: Categories, model: Mapping[str, Any]) -> None:
     """Load the weights of ``source`` into ``detector``.
 
     Args:
-        source: path or URL of a checkpoint of detkit's; or ``torchvision:`` and the name of its
-            ``fasterrcnn_resnet50_fpn`` or ``retinanet_resnet50_fpn``, or the path of a state dict of either; or
-            ``mtcnn:`` and the folder of pnet.pt, rnet.pt and onet.pt. Layers for other classes than ``categories`` keep
-            their random weights.
+        source: path or URL of a checkpoint of detkit's; or ``torchvision:`` and the name of one of its detectors (see
+            docs/models.md), or the path of a state dict of one; or ``mtcnn:`` and the folder of pnet.pt, rnet.pt and
+            onet.pt. Layers for other classes than ``categories`` keep their random weights.
         model: the configuration that ``detector`` was built from.
 
     Raises:
@@ -49,7 +49,7 @@ def initialize(detector: nn.Module, source: str, categories: Categories, model: 
     try:
         path = local_copy(source) if is_url(source) else _path(source.removeprefix(_TORCHVISION), source)
         if source.startswith(_TORCHVISION):
-            _from_torchvision(detector, path, categories)
+            _from_torchvision(detector, path, categories, model)
         elif source.startswith(_MTCNN):
             _from_mtcnn(detector, Path(source.removeprefix(_MTCNN)))
         else:
@@ -62,21 +62,26 @@ def _path(name: str, source: str) -> Path:
     """The file that ``name`` means: its path, or torchvision's published file of a model of that name, fetched once."""
     if not source.startswith(_TORCHVISION) or name not in _PUBLISHED:
         return Path(name)
-    url = _PUBLISHED[name].COCO_V1.url
+    url = get_model_weights(name)["COCO_V1"].url
     torch.hub.load_state_dict_from_url(url, progress=True, check_hash=True, weights_only=True)
     return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
 
 
-def _from_torchvision(detector: nn.Module, path: Path, categories: Categories) -> None:
+def _from_torchvision(detector: nn.Module, path: Path, categories: Categories, model: Mapping[str, Any]) -> None:
     try:
-        published = read_state(path)
+        published = read_state(path, f"the path of a state dict, or one of {', '.join(_PUBLISHED)}")
         state, with_classes = from_torchvision(published, categories)
     except ValueError as error:
         hint = describe_origin(path)
         raise ValueError(f"{error}{hint if _TORCHVISION not in hint else ''}") from error
     if doubt := check_norms(detector, published, path):
         logger.warning("%s", doubt)
-    missing = load_converted(detector, state)
+    try:
+        missing = load_converted(detector, state)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; these are weights for model={preset_of(published)}") from error
+    if not with_classes:
+        missing = [name for name in missing if name not in class_layers(model, categories)]
     if missing:
         logger.warning("%s: %d tensors keep their random values: %s", path, len(missing), ", ".join(missing))
     if not with_classes:

@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FrozenBatchNorm2d
 
-#: How torchvision's published files begin (their own names have these digits), of Faster R-CNN and RetinaNet; their
-#: batch norms are meant without epsilon.
+#: How torchvision's published files begin (their own names have these digits), of the first Faster R-CNN and
+#: RetinaNet; their batch norms are meant without epsilon.
 _PUBLISHED_SHA256 = ("258fb6c6", "eeacb38b")
+
+#: A tensor that MobileNetV3 has: torchvision's detectors with it are all of torch's epsilon.
+_OF_MOBILENET = "backbone.body.0.0.weight"
 
 #: torch's epsilon of a batch norm; torchvision's detectors have it unless they come from the published weights.
 _TORCH_EPS = 1e-5
@@ -82,14 +85,14 @@ def check_norms(detector: nn.Module, state: Mapping[str, Tensor], path: Path) ->
         return ""
     eps, least = found.pop(), float(torch.stack(variances).min())
     is_trained = any(k.endswith("num_batches_tracked") for k in state)
-    sure = _TORCH_EPS if is_trained else 0.0 if _is_published(path) else None
+    sure = _TORCH_EPS if is_trained or _OF_MOBILENET in state else 0.0 if _is_published(path) else None
     other = (_TORCH_EPS if eps == 0 else 0.0) if sure is None else sure
     factor = _scale(least, min(eps, other)) / _scale(least, max(eps, other))
     if factor < _FACTOR:
         return ""
     change = f"with the other a channel (of variance {least:.2g}) is scaled {factor:.3g} times"
     if sure is not None:
-        why = "they count their batches, so they are torch's own" if is_trained else "these are the published weights"
+        why = _why(sure, is_trained)
         raise ValueError(
             f"{path}: its batch norms have the epsilon {sure:g} ({why}), the model has {eps:g}; {change}: set "
             f"model.backbone.norm_eps={sure:g}"
@@ -98,6 +101,13 @@ def check_norms(detector: nn.Module, state: Mapping[str, Tensor], path: Path) ->
         f"{path} does not tell the epsilon of its batch norms: 0 where it was fine-tuned from torchvision's COCO "
         f"weights, else 1e-05; the model has {eps:g}, and {change}: see that model.backbone.norm_eps is right"
     )
+
+
+def _why(sure: float, is_trained: bool) -> str:
+    """What gives the epsilon away."""
+    if is_trained:
+        return "they count their batches, so they are torch's own"
+    return "these are the published weights" if sure == 0 else "torchvision's MobileNetV3 detectors all have it"
 
 
 def _scale(variance: float, eps: float) -> float:

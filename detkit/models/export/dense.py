@@ -21,6 +21,8 @@ from detkit.structures.boxes import cxcywh_to_xyxy
 def _inside(head: DenseHead, features: Sequence[Tensor], view: View) -> tuple[list[Tensor], list[Tensor]]:
     """The maps that ``head`` reads, 0 in the padding, and where that is: (1, 1, H_l, W_l) each."""
     own = [features[level] for level in head.levels]
+    if head.in_padding:
+        return own, [torch.ones_like(f[:1, :1], dtype=torch.bool) for f in own]
     masks = [
         inside_marks(map_shape(f), stride, view.size, f.device)[None, None]
         for f, stride in zip(own, head.strides, strict=True)

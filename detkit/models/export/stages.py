@@ -20,7 +20,7 @@ from detkit.matching.fixed import (
     unsuppressed,
 )
 from detkit.models.export.dense import decoded
-from detkit.models.export.form import NoFormError, View, found_by, scaled_up
+from detkit.models.export.form import NoFormError, View, found_by, inside_marks, map_shape, scaled_up
 from detkit.models.export.pools import grids_of
 from detkit.models.heads.roi import RoIHead
 from detkit.models.heads.rpn import RPN
@@ -42,7 +42,8 @@ def _(head: TwoStageHead, features: Sequence[Tensor], view: View) -> Marked:
 
 def proposals_of(rpn: RPN, features: Sequence[Tensor], view: View) -> Marked:
     """:meth:`RPN.propose` as ``num_proposals`` rows, empty ones with the label -1."""
-    raw = rpn(features)
+    marks = [inside_marks(map_shape(f), s, view.size, f.device) for f, s in zip(features, rpn.strides, strict=True)]
+    raw = rpn(features, None if rpn.in_padding else [mark[None, None] for mark in marks])
     anchors = rpn.anchors(raw.shapes, features[0].device)
     inside = rpn.anchors.inside(raw.shapes, view.size, features[0].device)
     levels = []
@@ -54,7 +55,8 @@ def proposals_of(rpn: RPN, features: Sequence[Tensor], view: View) -> Marked:
         levels.append(only_of_size(found, view.size, own))
     found = joined(levels)
     boxes = clip(found.boxes, view.size)
-    scores = torch.where(is_large(boxes, rpn.min_size), found.scores, ABSENT)
+    taken = is_large(boxes, rpn.min_size) & (found.scores >= rpn.min_score)
+    scores = torch.where(taken, found.scores, ABSENT)
     scores = unsuppressed(boxes, scores, found.labels, len(levels), rpn.nms_iou)
     return best_rows(Marked(boxes, scores, found.labels), rpn.num_proposals[1])
 

@@ -22,10 +22,12 @@ class DenseHead(Head):
 
     ``forward`` runs in the precision of the network, the two others in float32. ``levels``: the maps that it reads, of
     those it is given; ``strides``: input px per cell of each of these. The three see only them.
+    ``in_padding``: maps are read as they are, padding and all.
     """
 
     levels: tuple[int, ...]
     strides: tuple[float, ...]
+    in_padding: bool = False
 
     @abstractmethod
     def forward(self, features: Sequence[Tensor], masks: CellMasks = None) -> Any:
@@ -60,12 +62,17 @@ class DenseHead(Head):
 
     def masks(self, features: Sequence[Tensor], images: Images) -> CellMasks:
         """Where each level has cells of the image, see :data:`CellMasks`."""
-        if all(size == images.padded_size for size in images.sizes):
-            return None
-        return [
-            cells_inside((f.shape[2], f.shape[3]), stride, images)[:, None]
-            for f, stride in zip(features, self.strides, strict=True)
-        ]
+        return None if self.in_padding else cell_masks(features, self.strides, images)
+
+
+def cell_masks(features: Sequence[Tensor], strides: Sequence[float], images: Images) -> CellMasks:
+    """Where maps of ``strides`` have cells of the image, see :data:`CellMasks`."""
+    if all(size == images.padded_size for size in images.sizes):
+        return None
+    return [
+        cells_inside((f.shape[2], f.shape[3]), stride, images)[:, None]
+        for f, stride in zip(features, strides, strict=True)
+    ]
 
 
 def cells_inside(shape: tuple[int, int], stride: float, images: Images) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from detkit.config import REGION_NETWORKS, Count
 from detkit.losses import ClassificationLoss
 from detkit.models.interfaces import RawRegions, RegionNetwork, RegionPool
+from detkit.models.layers import NormName, conv_with_norm
 from detkit.structures import FeatureSpec
 
 
@@ -20,6 +22,9 @@ class RegionMLP(RegionNetwork):
 
     Args:
         hidden: widths of the fully connected layers.
+        convs: channels of 3x3 convolutions before them, each with a ReLU (He et al., Rethinking ImageNet pre-training,
+            ICCV 2019, section 4: four of 256 and one layer of 1024).
+        norm: normalisation after each of these, in place of its bias; null for none.
         class_agnostic: one box per region rather than one per class.
         agnostic_above: the same where there are more classes than this, whose boxes would outweigh all other layers;
             null for never.
@@ -33,20 +38,25 @@ class RegionMLP(RegionNetwork):
         pool: RegionPool,
         cls_loss: ClassificationLoss,
         hidden: tuple[Count, ...] = (1024, 1024),
+        convs: tuple[Count, ...] = (),
+        norm: NormName | None = None,
         class_agnostic: bool = False,
         agnostic_above: Count | None = None,
     ) -> None:
         super().__init__()
-        widths = (pool.out_channels(in_spec.channels[0]) * pool.resolution**2, *hidden)
+        if norm is not None and not convs:
+            raise ValueError(f"norm={norm} normalises the maps of convolutions, and convs names none: norm=null")
+        channels = (pool.out_channels(in_spec.channels[0]), *convs)
+        self.convs = nn.ModuleList(conv_with_norm(a, b, 3, norm) for a, b in pairwise(channels))
+        widths = (channels[-1] * pool.resolution**2, *hidden)
         self.fcs = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, hidden, strict=False))
         self.cls_score = cls_loss.make_layer(widths[-1], num_classes)
         self.takes_classes = self.cls_score.takes_classes
         shared = class_agnostic or (agnostic_above is not None and num_classes > agnostic_above)
         self.bbox_pred = nn.Linear(widths[-1], 4 if shared else 4 * num_classes)
-        for fc in self.fcs:
-            assert isinstance(fc, nn.Linear)
-            nn.init.kaiming_uniform_(fc.weight, a=1)
-            nn.init.zeros_(fc.bias)
+        for layer in (*self.convs.modules(), *self.fcs):
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                _initialize(layer)
         self.cls_score.initialize()
         nn.init.normal_(self.bbox_pred.weight, std=0.001)
         nn.init.zeros_(self.bbox_pred.bias)
@@ -55,6 +65,8 @@ class RegionMLP(RegionNetwork):
         return features
 
     def forward(self, pooled: Tensor, classes: Tensor | None = None) -> RawRegions:
+        for conv in self.convs:
+            pooled = conv(pooled).relu()
         x = pooled.flatten(1)
         for fc in self.fcs:
             x = F.relu(fc(x))
@@ -119,6 +131,15 @@ class ScoreMaps(RegionNetwork):
         assert classes is None, "takes_classes is False"
         votes = pooled.float().mean(dim=(2, 3))
         return RawRegions(votes[:, : self.num_logits], votes[:, None, self.num_logits :])
+
+
+def _initialize(layer: nn.Conv2d | nn.Linear) -> None:
+    if isinstance(layer, nn.Conv2d):
+        nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    else:
+        nn.init.kaiming_uniform_(layer.weight, a=1)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def _wide(inputs: int, outputs: int) -> nn.Conv2d:

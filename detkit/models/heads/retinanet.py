@@ -26,7 +26,7 @@ from detkit.models.heads.anchors import (
 from detkit.models.heads.common import mean_count, per_anchor, regression_losses
 from detkit.models.heads.dense import CellMasks, DenseHead
 from detkit.models.interfaces import AssigningHead
-from detkit.models.layers import ConvTower
+from detkit.models.layers import ConvTower, NormName
 from detkit.structures import Detections, FeatureSpec, Images, Losses, Target, size_ranges
 
 
@@ -39,6 +39,9 @@ class RetinaHead(DenseHead, AssigningHead):
         num_convs: 3x3 convolutions before the predictions, for classes and boxes each.
         init_std: deviation of the towers' random weights, 0.01 in section 4.1. With fewer than 256 channels the signal
             fades through four such layers; null keeps its size, which a short run needs.
+        norm: normalisation after each convolution of the towers (gn in torchvision's second RetinaNet); null for none.
+        in_padding: read the maps as a whole, as torchvision and others do in padded batches, and let a group norm count
+            the padding. Results for an image then depend on the other images of its batch.
         num_before_nms: the best (anchor, class) pairs of each level that enter NMS.
         valid_ranges: SNIP: for each level [from, to], the sizes of its objects, px of the network input, null for no
             upper bound; see ``matching.ranges``. null lets every level answer for every object.
@@ -57,6 +60,8 @@ class RetinaHead(DenseHead, AssigningHead):
         selector: Selector,
         num_convs: Whole = 4,
         init_std: float | None = 0.01,
+        norm: NormName | None = None,
+        in_padding: bool = False,
         num_before_nms: Count = 1000,
         valid_ranges: tuple[tuple[float, float | None], ...] | None = None,
     ) -> None:
@@ -67,10 +72,10 @@ class RetinaHead(DenseHead, AssigningHead):
         self.valid_ranges = size_ranges(valid_ranges, len(self.levels), "levels")
         self.anchors, self.assigner, self.coder = anchors, assigner, coder
         self.cls_loss, self.box_loss, self.selector = cls_loss, box_loss, selector
-        self.num_before_nms = num_before_nms
+        self.num_before_nms, self.in_padding = num_before_nms, in_padding
         self.num_outputs = cls_loss.num_outputs(num_classes)
-        self.cls_tower = ConvTower(channels, channels, num_convs, init_std)
-        self.box_tower = ConvTower(channels, channels, num_convs, init_std)
+        self.cls_tower = ConvTower(channels, channels, num_convs, init_std, norm)
+        self.box_tower = ConvTower(channels, channels, num_convs, init_std, norm)
         self.cls_logits = cls_loss.make_map(channels, anchors.num_per_cell, num_classes)
         self.bbox_pred = nn.Conv2d(channels, anchors.num_per_cell * 4, 3, padding=1)
         initialize_predictions(self.cls_logits, self.bbox_pred, cls_loss, num_classes)

@@ -30,6 +30,7 @@ from detkit.models.heads.anchors import (
     initialize_predictions,
 )
 from detkit.models.heads.common import mean_count, per_anchor, regression_losses
+from detkit.models.heads.dense import CellMasks, cell_masks
 from detkit.models.interfaces import ProposalHead
 from detkit.ops import can_conv_at, conv_at
 from detkit.structures import FeatureSpec, Images, Losses, Target, size_ranges
@@ -57,9 +58,12 @@ class RPN(ProposalHead):
         num_proposals: proposals per image after NMS, in training and at test.
         nms_iou: NMS threshold, within a level.
         min_size: px; smaller proposals go.
+        min_score: proposals that score less go (torchvision's MobileNetV3 detectors: 0.05).
         valid_ranges: SNIP: for each level [from, to], the sizes of its objects, px of the network input, null for no
             upper bound; see ``matching.ranges``. null lets every level answer for every object.
         num_convs: 3x3 convolutions before the predictions; with more than one the loss costs dense maps.
+        in_padding: let the second of several read what the first makes of the padding, as torchvision does; else that
+            is 0, and results for an image do not depend on the other images of its batch.
     """
 
     def __init__(
@@ -76,8 +80,10 @@ class RPN(ProposalHead):
         num_proposals: tuple[Count, Count] = (1000, 1000),
         nms_iou: Share = 0.7,
         min_size: float = 1e-3,
+        min_score: Share = 0.0,
         valid_ranges: tuple[tuple[float, float | None], ...] | None = None,
         num_convs: Count = 1,
+        in_padding: bool = False,
     ) -> None:
         super().__init__()
         if cls_loss.needs_own_layer:
@@ -86,14 +92,15 @@ class RPN(ProposalHead):
                 "take BCE, CrossEntropy or Focal"
             )
         channels = equal_channels(in_spec, "the RPN")
-        self.levels = tuple(range(len(in_spec.strides)))
+        self.levels, self.strides = tuple(range(len(in_spec.strides))), in_spec.strides
+        self.in_padding = in_padding
         self.valid_ranges = size_ranges(valid_ranges, len(self.levels), "levels")
         self.anchors, self.assigner, self.sampler, self.coder = anchors, assigner, sampler, coder
         self.cls_loss, self.box_loss = cls_loss, box_loss
         self.num_before_nms = num_before_nms
         self.num_proposals = num_proposals
         self.nms_iou = nms_iou
-        self.min_size = min_size
+        self.min_size, self.min_score = min_size, min_score
         self.num_outputs = cls_loss.num_outputs(1)
         convs = [nn.Conv2d(channels, channels, 3, padding=1) for _ in range(num_convs)]
         self.conv = convs[0] if num_convs == 1 else nn.Sequential(*_with_relus(convs))
@@ -105,18 +112,37 @@ class RPN(ProposalHead):
             nn.init.zeros_(conv.bias)
         initialize_predictions(self.cls_logits, self.bbox_pred, cls_loss, 1)
 
-    def forward(self, features: Sequence[Tensor]) -> RawAnchors:
-        """The raw outputs for ``features``, L maps (B, C, H_l, W_l)."""
+    def forward(self, features: Sequence[Tensor], masks: CellMasks = None) -> RawAnchors:
+        """The raw outputs for ``features``, L maps (B, C, H_l, W_l).
+
+        Args:
+            masks: between several convolutions the maps are 0 where these are False.
+        """
         logits, deltas = [], []
-        for x in features:
-            x = F.relu(self.conv(x))
+        for level, x in enumerate(features):
+            x = self._convolved(x, None if masks is None else masks[level])
             logits.append(per_anchor(self.cls_logits(x), self.num_outputs))
             deltas.append(per_anchor(self.bbox_pred(x), 4))
         return RawAnchors(logits, deltas, [(f.shape[2], f.shape[3]) for f in features])
 
+    def _convolved(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is None or not isinstance(self.conv, nn.Sequential):
+            return F.relu(self.conv(x))
+        for layer in self.conv:
+            x = layer(x)
+            if isinstance(layer, nn.ReLU):
+                x = x.masked_fill(~mask, 0)
+        return F.relu(x)
+
+    def masks(self, features: Sequence[Tensor], images: Images) -> CellMasks:
+        """Where the maps between several convolutions have cells of the image; None where nothing asks for it."""
+        if self.in_padding or not isinstance(self.conv, nn.Sequential):
+            return None
+        return cell_masks(features, self.strides, images)
+
     def propose(self, features: Sequence[Tensor], images: Images) -> list[Tensor]:
         with torch.no_grad():
-            raw = self(features)
+            raw = self(features, self.masks(features, images))
         return self._decode(raw, self.anchors(raw.shapes, images.pixels.device), images, training=False)
 
     def loss(
@@ -124,7 +150,7 @@ class RPN(ProposalHead):
     ) -> tuple[Losses, list[Tensor]]:
         sparse = self._is_plain()  # the loss looks at a few hundred anchors: see at()
         with torch.set_grad_enabled(torch.is_grad_enabled() and not sparse):
-            raw = self(features)
+            raw = self(features, self.masks(features, images))
         by_level = self.anchors(raw.shapes, images.pixels.device)
         anchors = torch.cat(by_level)
         samples = self.sample(raw, anchors, images, targets)
@@ -230,12 +256,20 @@ class RPN(ProposalHead):
         found = candidates_of(raw, self.anchors, anchors, images, best, self.valid_ranges, of_image=False)
         for (columns, level, valid), size in zip(found, images.sizes, strict=True):
             boxes, scores = columns
+            valid = self._scoring(scores, valid)
             kept, _ = select_proposals(
                 boxes, scores, level, size,
                 iou_threshold=self.nms_iou, max_proposals=num_after, min_size=self.min_size, valid=valid,
             )  # fmt: skip
             proposals.append(kept)
         return proposals
+
+    def _scoring(self, scores: Tensor, valid: Tensor | None) -> Tensor | None:
+        """Which of the ``valid`` (P,) score enough; None for all."""
+        if self.min_score == 0:
+            return valid
+        enough = scores >= self.min_score
+        return enough if valid is None else enough & valid
 
     def _best(self, of_level: LevelAnchors, size: tuple[int, int], num: int) -> tuple[Tensor, Tensor]:
         """Boxes and scores of the best ``num`` anchors of one level that are inside the image."""

@@ -75,8 +75,33 @@ class ConvNorm(nn.Module):
         self.conv = conv
         self.norm = norm
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """As :func:`conv_norm`; where ``mask`` (B, 1, H, W) is given, a group norm's statistics are those of its cells
+        alone."""
+        if mask is not None and isinstance(self.norm, nn.GroupNorm):
+            return group_norm_inside(self.conv(x), self.norm, mask)
         return conv_norm(x, self.conv, self.norm)
+
+
+def conv_with_norm(in_channels: int, channels: int, kernel_size: int, norm: NormName | None) -> nn.Conv2d | ConvNorm:
+    """A convolution that keeps the size, with a bias, or with ``norm`` in its place."""
+    conv = nn.Conv2d(in_channels, channels, kernel_size, padding=kernel_size // 2, bias=norm is None)
+    return conv if norm is None else ConvNorm(conv, make_norm(norm, channels))
+
+
+def group_norm_inside(x: Tensor, norm: nn.GroupNorm, mask: Tensor) -> Tensor:
+    """``norm(x)``, x (B, C, H, W), by the mean and variance of the cells where ``mask`` (B, 1, H, W) is True.
+
+    So padding does not move what a norm makes of an image.
+    """
+    assert norm.weight is not None
+    grouped, cells = x.float().unflatten(1, (norm.num_groups, -1)), mask[:, None]
+    count = cells.sum(dim=(2, 3, 4), keepdim=True).clamp(min=1) * grouped.shape[2]
+    mean = grouped.masked_fill(~cells, 0).sum(dim=(2, 3, 4), keepdim=True) / count
+    centred = (grouped - mean).masked_fill(~cells, 0)
+    variance = centred.square().sum(dim=(2, 3, 4), keepdim=True) / count
+    scaled = (centred * torch.rsqrt(variance + norm.eps)).flatten(1, 2)
+    return (scaled * norm.weight[:, None, None] + norm.bias[:, None, None]).to(x.dtype)
 
 
 def fold_frozen_norms(module: nn.Module) -> None:

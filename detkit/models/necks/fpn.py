@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from detkit.config import NECKS, Count
 from detkit.models.interfaces import Neck
-from detkit.models.layers import Attention
+from detkit.models.layers import Attention, NormName, conv_with_norm
 from detkit.structures import FeatureSpec
 
 
@@ -23,7 +23,10 @@ class FPN(Neck):
         num_extra: levels beyond the backbone's coarsest, each at twice the stride of the one before.
         extra: how they are made: ``pool`` subsamples the coarsest output (Lin et al., footnote 2: for the RPN),
             ``conv_p5`` and ``conv_c5`` are 3x3 convolutions of stride 2 on the coarsest output or on the backbone's
-            coarsest map (RetinaNet, Lin et al. ICCV 2017, section 4), with a ReLU between two of them.
+            coarsest map (RetinaNet, Lin et al. ICCV 2017, section 4).
+        extra_relu: a ReLU between two of those convolutions; false as mmdetection has it.
+        norm: normalisation after each lateral and output convolution, in place of its bias (torchvision's second
+            Faster R-CNN: bn); null for none. The extra levels have none.
         min_stride: finest backbone level to use, by its stride; null for all. RetinaNet starts at 8.
         attention: rescales every level of the result (``attention@model.neck.attention=SE``), one for each.
     """
@@ -36,6 +39,8 @@ class FPN(Neck):
         num_extra: int = 1,
         extra: Literal["pool", "conv_p5", "conv_c5"] = "pool",
         min_stride: int | None = None,
+        extra_relu: bool = True,
+        norm: NormName | None = None,
         attention: Callable[..., Attention] | None = None,
     ) -> None:
         super().__init__()
@@ -47,10 +52,10 @@ class FPN(Neck):
         in_spec = FeatureSpec(in_spec.channels[self.first :], in_spec.strides[self.first :])
         if num_extra < 0:
             raise ValueError(f"num_extra must not be negative, but is {num_extra}")
-        self.extra = extra
+        self.extra, self.extra_relu = extra, extra_relu
         self.num_extra = num_extra
-        self.lateral = nn.ModuleList(nn.Conv2d(c, out_channels, 1) for c in in_spec.channels)
-        self.output = nn.ModuleList(nn.Conv2d(out_channels, out_channels, 3, padding=1) for _ in in_spec.channels)
+        self.lateral = nn.ModuleList(conv_with_norm(c, out_channels, 1, norm) for c in in_spec.channels)
+        self.output = nn.ModuleList(conv_with_norm(out_channels, out_channels, 3, norm) for _ in in_spec.channels)
         self.extra_convs = nn.ModuleList()
         if extra != "pool":
             sources = [in_spec.channels[-1] if extra == "conv_c5" else out_channels]
@@ -58,9 +63,9 @@ class FPN(Neck):
                 self.extra_convs.append(nn.Conv2d(c, out_channels, 3, stride=2, padding=1))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                assert module.bias is not None
                 nn.init.kaiming_uniform_(module.weight, a=1)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         coarse = tuple(in_spec.strides[-1] * 2 ** (i + 1) for i in range(num_extra))
         strides = in_spec.strides + coarse
         self.attention = nn.ModuleList([] if attention is None else [attention(channels=out_channels) for _ in strides])
@@ -84,6 +89,6 @@ class FPN(Neck):
         levels = []
         x = c5 if self.extra == "conv_c5" else p5
         for i, conv in enumerate(self.extra_convs):
-            x = conv(x if i == 0 else x.relu())
+            x = conv(x.relu() if i > 0 and self.extra_relu else x)
             levels.append(x)
         return levels
