@@ -18,6 +18,7 @@ from detkit.config import LOSSES
 from detkit.losses.checks import between_0_and_1, non_negative
 from detkit.losses.layers import ClassLayer, LinearClassLayer
 from detkit.losses.priors import checked_weights, class_shares, sigmoid_bias, softmax_bias
+from detkit.utils.transfer import constant
 
 
 class ClassificationLoss(ABC):
@@ -141,7 +142,7 @@ class CrossEntropy(_WithPrior):
         if self.class_weights is None and self.background_weight == 1:
             return None
         of_classes = self.class_weights or (1.0,) * (logits.shape[-1] - 1)
-        return logits.new_tensor([*of_classes, self.background_weight])
+        return constant((*of_classes, self.background_weight), logits.device, logits.dtype)
 
     def scores(self, logits: Tensor) -> Tensor:
         return logits.softmax(dim=-1)[..., :-1]
@@ -182,7 +183,8 @@ class SoftmaxFocal(_WithPrior):
         cross_entropy = F.cross_entropy(logits, labels, reduction="none")  # -log(p_y)
         of_classes, of_background = (1.0, 1.0) if self.alpha == -1 else (self.alpha, 1 - self.alpha)
         each = self.class_weights or (1.0,) * (logits.shape[-1] - 1)
-        factor = logits.new_tensor([*(of_classes * w for w in each), of_background])[labels]
+        weights = (*(of_classes * w for w in each), of_background)
+        factor = constant(weights, logits.device, logits.dtype)[labels]
         return self.weight * factor * focusing(1 - torch.exp(-cross_entropy), self.gamma) * cross_entropy
 
     def scores(self, logits: Tensor) -> Tensor:
@@ -218,7 +220,9 @@ class BCE(_WithPrior):
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         target = one_hot(labels, logits)
-        weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
+        weights = None
+        if self.class_weights is not None:
+            weights = constant(self.class_weights, logits.device, logits.dtype)
         return self.weight * F.binary_cross_entropy_with_logits(logits, target, weights, reduction="none").sum(-1)
 
     def scores(self, logits: Tensor) -> Tensor:

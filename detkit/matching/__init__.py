@@ -5,6 +5,7 @@ from detkit.matching.assigners import IGNORED, NEGATIVE, Assigner, Assignment, M
 from detkit.matching.coders import Coder, DeltaCoder
 from detkit.matching.fusion import NMS, WBF, Merge, OverSmaller, SoftNMS
 from detkit.matching.groups import nms_by_group
+from detkit.matching.proposals import NO_SCORE, select_proposals, top_proposals
 from detkit.matching.ranges import (
     allowed_pairs,
     assign_allowed,
@@ -14,14 +15,7 @@ from detkit.matching.ranges import (
     only_in_range,
 )
 from detkit.matching.samplers import BalancedSampler, HardExamples, Sampler
-from detkit.matching.select import (
-    select_candidates,
-    select_detections,
-    select_proposals,
-    top_candidates,
-    top_peaks,
-    top_proposals,
-)
+from detkit.matching.select import select_candidates, select_detections, top_candidates, top_peaks
 from detkit.matching.selector import Selector
 from detkit.matching.trace import Fate, Selection, Trace, tracing
 
@@ -29,6 +23,7 @@ __all__ = [
     "IGNORED",
     "NEGATIVE",
     "NMS",
+    "NO_SCORE",
     "WBF",
     "AnchorGrid",
     "Anchors",

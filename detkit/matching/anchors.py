@@ -11,6 +11,7 @@ from torch import Tensor
 
 from detkit.config import ANCHORS
 from detkit.structures import FeatureSpec
+from detkit.utils.transfer import constant
 
 #: Objects differ in size by such a factor in themselves; anchors that do from all of them are a mistake.
 _ORDER = 8.0
@@ -111,7 +112,7 @@ class AnchorGrid(Anchors):
     def _centres(self, shape: tuple[int, int], steps: tuple[float, float], device: torch.device) -> Tensor:
         """(H * W, 2) x, y in px."""
         origins = cell_origins(shape, steps, device)
-        return origins + origins.new_tensor(steps[::-1]) * self.offset if self.offset else origins
+        return origins + constant(steps[::-1], device, origins.dtype) * self.offset if self.offset else origins
 
 
 def misfit(anchors: Anchors, sides: np.ndarray, long_side: float) -> str:

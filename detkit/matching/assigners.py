@@ -38,6 +38,12 @@ class Assignment:
             return torch.full_like(self.matched, num_classes)
         return torch.where(self.positive, target.labels[self.matched.clamp(min=0)], num_classes)
 
+    def boxes(self, target: Target) -> Tensor:
+        """Box (M, 4) px of each reference's object; of those without one any."""
+        if len(target) == 0:
+            return target.boxes.new_zeros(len(self.matched), 4)
+        return target.boxes[self.matched.clamp(min=0)]
+
     def without(self, mask: Tensor) -> Assignment:
         """The same with the references in ``mask`` (M,) ignored."""
         return Assignment(torch.where(mask, IGNORED, self.matched))
@@ -84,12 +90,12 @@ class MaxIoUAssigner(Assigner):
         matched = torch.full((len(references),), NEGATIVE, dtype=torch.int64, device=references.device)
         if len(references) == 0 or len(target) == 0:
             return Assignment(matched)
-        wanted = (~target.ignore).nonzero().squeeze(1)
+        wanted, ignored = target.kinds
         if len(wanted):
             matched = self._match(references, target.boxes[wanted], None if allowed is None else allowed[wanted])
             matched = torch.where(matched >= 0, wanted[matched.clamp(min=0)], matched)
-        if target.ignore.any():
-            cover = pairwise_cover(references, target.boxes[target.ignore]).amax(1)
+        if len(ignored):
+            cover = pairwise_cover(references, target.boxes[ignored]).amax(1)
             matched = torch.where((matched == NEGATIVE) & (cover >= self.crowd_cover), IGNORED, matched)
         return Assignment(matched)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from detkit.config import CODERS
 from detkit.structures.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from detkit.utils.precision import widened
+from detkit.utils.transfer import constant
 
 
 class Coder(ABC):
@@ -45,13 +46,13 @@ class DeltaCoder(Coder):
         target, source = xyxy_to_cxcywh(boxes), xyxy_to_cxcywh(references)
         centre = (target[:, :2] - source[:, :2]) / source[:, 2:]
         size = torch.log(target[:, 2:] / source[:, 2:])
-        return torch.cat([centre, size], dim=1) * centre.new_tensor(self.weights)
+        return torch.cat([centre, size], dim=1) * constant(self.weights, centre.device, centre.dtype)
 
     def decode(self, deltas: Tensor, references: Tensor) -> Tensor:
         shape = (references.shape[0],) + (1,) * (deltas.ndim - 2) + (4,)
         source = xyxy_to_cxcywh(references).view(shape)
         deltas = widened(deltas)
-        deltas = deltas / deltas.new_tensor(self.weights)
+        deltas = deltas / constant(self.weights, deltas.device, deltas.dtype)
         centre = source[..., :2] + deltas[..., :2] * source[..., 2:]
         size = source[..., 2:] * deltas[..., 2:].clamp(max=self.MAX_LOG_SIZE).exp()
         return cxcywh_to_xyxy(torch.cat([centre, size], dim=-1))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from detkit.config import SAMPLERS, Count
-from detkit.matching.assigners import IGNORED, Assignment
+from detkit.matching.assigners import IGNORED, NEGATIVE, Assignment
+from detkit.utils.transfer import constant, sent
 
 
 class Sampler(ABC):
@@ -32,6 +37,19 @@ class Sampler(ABC):
             losses: (M,), where the sampler needs them; what is ignored has the loss of background.
         """
 
+    def of_batch(
+        self,
+        assignments: Sequence[Assignment],
+        generators: Sequence[torch.Generator],
+        losses: Sequence[Tensor] | None = None,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """What a call says of each image, its arguments image by image.
+
+        A GPU's host waits for every call, unless a sampler looks at all images together.
+        """
+        of_images = [None] * len(assignments) if losses is None else losses
+        return [self(*of_image) for of_image in zip(assignments, generators, of_images, strict=True)]
+
 
 @SAMPLERS
 class BalancedSampler(Sampler):
@@ -51,11 +69,26 @@ class BalancedSampler(Sampler):
     def __call__(
         self, assignment: Assignment, generator: torch.Generator, losses: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        positive = assignment.positive.nonzero().squeeze(1)
-        negative = assignment.negative.nonzero().squeeze(1)
-        positive = _draw(positive, int(self.num * self.positive_share), generator)
-        negative = _draw(negative, self.num - len(positive), generator)
-        return positive, negative
+        return self.of_batch([assignment], [generator])[0]
+
+    def of_batch(
+        self,
+        assignments: Sequence[Assignment],
+        generators: Sequence[torch.Generator],
+        losses: Sequence[Tensor] | None = None,
+    ) -> list[tuple[Tensor, Tensor]]:
+        matched = torch.cat([a.matched for a in assignments])
+        first = [0, *itertools.accumulate(len(a.matched) for a in assignments)]
+        # how many positives there are before each reference, and behind them negatives: a place is found by its number
+        ranks = F.pad(torch.cat([matched >= 0, matched == NEGATIVE]).cumsum(0, dtype=torch.int32), (1, 0))
+        ends = [*first, *(len(matched) + end for end in first)]
+        of_ends = ranks[constant(tuple(ends), matched.device)].tolist()
+        drawn = []
+        for i, draws in enumerate(generators):
+            chosen = _draw(of_ends[i], of_ends[i + 1], int(self.num * self.positive_share), draws)
+            j = i + len(first)
+            drawn += [chosen, _draw(of_ends[j], of_ends[j + 1], self.num - len(chosen), draws)]
+        return _by_image(ranks, drawn, [start for i in range(len(generators)) for start in ends[i :: len(first)]])
 
 
 @SAMPLERS
@@ -77,13 +110,48 @@ class HardExamples(Sampler):
         self, assignment: Assignment, generator: torch.Generator, losses: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         assert losses is not None
-        usable = (assignment.matched != IGNORED).nonzero().squeeze(1)
-        hardest = usable[losses[usable].argsort(descending=True, stable=True)[: self.num]]
-        return hardest[assignment.positive[hardest]], hardest[assignment.negative[hardest]]
+        return self.of_batch([assignment], [generator], [losses])[0]
+
+    def of_batch(
+        self,
+        assignments: Sequence[Assignment],
+        generators: Sequence[torch.Generator],
+        losses: Sequence[Tensor] | None = None,
+    ) -> list[tuple[Tensor, Tensor]]:
+        assert losses is not None
+        usable = [a.matched != IGNORED for a in assignments]
+        counts = torch.stack([mask.sum() for mask in usable]).tolist()
+        hardest = []
+        for mask, loss, count in zip(usable, losses, counts, strict=True):
+            order = loss.masked_fill(~mask, -math.inf).argsort(descending=True, stable=True)
+            hardest.append(order[: min(self.num, count)])
+        positive = [a.matched[index] >= 0 for a, index in zip(assignments, hardest, strict=True)]
+        counts = torch.stack([mask.sum() for mask in positive]).tolist()
+        sorted_by_kind = [
+            index[mask.byte().argsort(descending=True, stable=True)]
+            for index, mask in zip(hardest, positive, strict=True)
+        ]
+        return [(index[:count], index[count:]) for index, count in zip(sorted_by_kind, counts, strict=True)]
 
 
-def _draw(index: Tensor, num: int, generator: torch.Generator) -> Tensor:
-    """At most ``num`` of ``index``, each equally likely."""
-    if len(index) <= num:
-        return index
-    return index[torch.randperm(len(index), generator=generator)[:num].to(index.device)]
+def _draw(start: int, end: int, num: int, generator: torch.Generator) -> Tensor:
+    """At most ``num`` of the numbers from ``start`` to ``end`` - 1, each equally likely; on the CPU."""
+    count = end - start
+    if count <= num:
+        return torch.arange(start, end)
+    return start + torch.randperm(count, generator=generator)[:num]
+
+
+def _by_image(ranks: Tensor, drawn: Sequence[Tensor], starts: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    """The places where ``ranks`` rise above the numbers ``drawn``, for positives and negatives of each image in turn.
+
+    What is drawn goes to the device in one piece.
+
+    Args:
+        starts: the place from which those of each of ``drawn`` are counted.
+    """
+    counts = [len(numbers) for numbers in drawn]
+    shifts = torch.tensor(starts).repeat_interleave(torch.tensor(counts))
+    numbers, shift = sent(torch.stack([torch.cat(list(drawn)), shifts]), ranks.device)
+    parts = (torch.searchsorted(ranks, numbers.int(), right=True) - 1 - shift).split(counts)
+    return list(zip(parts[::2], parts[1::2], strict=True))

@@ -1,7 +1,7 @@
 """From scored candidates to detections: thresholds, non-maximum suppression, top-k.
 
-Every head's candidates are removed here, and those of a cascade in :mod:`detkit.matching.cascade`, so that
-:mod:`detkit.matching.trace` can tell what became of each.
+Every head's candidates are removed here, proposals in :mod:`detkit.matching.proposals` and those of a cascade in
+:mod:`detkit.matching.cascade`, so that :mod:`detkit.matching.trace` can tell what became of each.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detkit.matching.groups import nms_by_group
-from detkit.matching.trace import MOST_TRACED, NO_CLASS, Fate, Selection, active_trace, best_of, selection_of_nms
+from detkit.matching.trace import MOST_TRACED, Fate, Selection, active_trace, best_of, selection_of_nms
 from detkit.structures import Detections
 from detkit.structures.boxes import clip, is_larger
 
@@ -147,48 +147,6 @@ def top_peaks(
         trace.selections.append(selection)
     peaks = scores.masked_fill(~is_peak, 0).flatten(1).T
     return top_candidates(peaks, boxes_of, size, score_threshold=score_threshold, num=num)
-
-
-def top_proposals(
-    scores: Tensor, boxes_of: Callable[[Tensor], Tensor], size: tuple[int, int], *, num: int
-) -> tuple[Tensor, Tensor]:
-    """:func:`top_candidates` for proposals, which have no class and need no least score: ``scores`` (P,)."""
-    index = scores.topk(min(num, len(scores))).indices
-    if trace := active_trace():
-        rest = best_of(scores, _without(index, len(scores)), MOST_TRACED)
-        no_class = torch.full_like(rest, NO_CLASS)
-        trace.selections.append(Selection.removed(clip(boxes_of(rest), size), scores[rest], no_class, Fate.CUT))
-    return boxes_of(index), scores[index]
-
-
-def select_proposals(
-    boxes: Tensor,
-    scores: Tensor,
-    levels: Tensor,
-    size: tuple[int, int],
-    *,
-    iou_threshold: float,
-    max_proposals: int,
-    min_size: float = 0.0,
-    valid: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The proposals of one image, best first: NMS within each pyramid level, then the best of all levels.
-
-    Args:
-        boxes: (P, 4) px.
-        scores: (P,).
-        levels: (P,) int64, the level that each box comes from.
-        valid: as in :func:`select_candidates`.
-
-    Returns:
-        boxes (R, 4) clipped to ``size`` and their scores (R,).
-    """
-    no_class = torch.full_like(levels, NO_CLASS)
-    boxes, keep = _select(
-        boxes, scores, levels, no_class, size,
-        iou_threshold=iou_threshold, limit=max_proposals, min_size=min_size, valid=valid,
-    )  # fmt: skip
-    return boxes[keep], scores[keep]
 
 
 def _select(

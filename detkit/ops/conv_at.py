@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detkit.ops.sampling import feature_table
+from detkit.utils.transfer import constant
 
 
 def can_conv_at(conv: nn.Module) -> bool:
@@ -48,7 +49,7 @@ def _neighbourhoods(
     """Rows (S, k * k) of the feature table under the kernel at each cell, and which of them exist."""
     device = cell.device
     batch = shapes[0][0]
-    extents = torch.tensor([s[2:] for s in shapes], device=device)
+    extents = constant(tuple(tuple(s[2:]) for s in shapes), device)
     cells = extents.prod(1)
     first_row = (cells.cumsum(0) - cells)[level] * batch + image * cells[level]
     h, w = extents[level].unbind(1)

@@ -25,6 +25,11 @@ def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.stack([x1.clamp(0, w), y1.clamp(0, h), x2.clamp(0, w), y2.clamp(0, h)], dim=-1)
 
 
+def clip_each(boxes: Tensor, sizes: Tensor) -> Tensor:
+    """``boxes`` (B, N, 4) cut at the borders of B images of ``sizes`` (B, 2) h, w."""
+    return torch.minimum(widened(boxes).clamp(min=0), sizes.flip(1).repeat(1, 2)[:, None])
+
+
 def is_larger(boxes: Tensor, min_size: float) -> Tensor:
     """Mask (N,) of the boxes whose width and height are both at least ``min_size`` px."""
     boxes = widened(boxes)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from detkit.structures.affine import Affine
 from detkit.structures.size_range import SizeRange
+from detkit.utils.transfer import constant
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class Images:
     def valid_mask(self) -> Tensor:
         """(B, 1, H, W) bool, False in the padding."""
         h, w = self.padded_size
-        sizes = torch.tensor(self.sizes, device=self.pixels.device)
+        sizes = constant(tuple(self.sizes), self.pixels.device)
         rows = torch.arange(h, device=self.pixels.device) < sizes[:, :1]
         columns = torch.arange(w, device=self.pixels.device) < sizes[:, 1:]
         return rows[:, None, :, None] & columns[:, None, None, :]

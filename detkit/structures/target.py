@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from detkit.structures.columns import check_landmarks, each_field
+from detkit.utils.transfer import sent
+
+
+class Kinds(NamedTuple):
+    """Indices of the objects that are ``wanted`` (W,) and of those ``ignored`` (I,), int64, ascending."""
+
+    wanted: Tensor
+    ignored: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,13 +27,14 @@ class Target:
     ``boxes`` (N, 4) float32 x1 y1 x2 y2 px of the network input; ``labels`` (N,) int64 in [0, K);
     ``ignore`` (N,) bool: crowd or difficult, neither positive nor negative. ``landmarks``, where the data have them,
     (N, L, 3) float32: x, y px and the mark of each of L points, 0 where nobody labelled it (see
-    :class:`~detkit.structures.Landmarks`).
+    :class:`~detkit.structures.Landmarks`). Once made, none of them is written to.
     """
 
     boxes: Tensor
     labels: Tensor
     ignore: Tensor
     landmarks: Tensor | None = None
+    _kinds: Kinds | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.boxes.ndim != 2 or self.boxes.shape[1] != 4:
@@ -46,14 +57,63 @@ class Target:
         return each_field(self, lambda column: column[index])
 
     @property
+    def kinds(self) -> Kinds:
+        """Which objects are wanted and which are not, found once.
+
+        Copies know it: whatever a loader has brought to a GPU says there how many of each there are, and the host does
+        not wait for the answer.
+        """
+        if self._kinds is None:
+            self._know(Kinds(*(mask.nonzero().squeeze(1) for mask in (~self.ignore, self.ignore))))
+        assert self._kinds is not None
+        return self._kinds
+
+    @property
     def wanted(self) -> Target:
         """The objects that are to be found: those not ignored."""
-        return self.select(~self.ignore)
+        return self.select(self.kinds.wanted) if len(self.kinds.ignored) else self
+
+    def with_boxes(self, boxes: Tensor) -> Target:
+        """The same objects at other ``boxes`` (N, 4), without landmarks, which are not known there."""
+        moved = Target(boxes, self.labels, self.ignore)
+        moved._know(self.kinds)
+        return moved
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Target:
         """A copy on ``device``."""
-        return each_field(self, lambda column: column.to(device, non_blocking=non_blocking))
+        return self._copy(lambda column: column.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Target:
         """A copy in memory that a GPU can read by itself."""
-        return each_field(self, lambda column: column.pin_memory())
+        return self._copy(Tensor.pin_memory)
+
+    def _copy(self, copied: Callable[[Tensor], Tensor]) -> Target:
+        copy = each_field(self, copied)
+        copy._know(Kinds(*map(copied, self.kinds)))
+        return copy
+
+    def _know(self, kinds: Kinds) -> None:
+        object.__setattr__(self, "_kinds", kinds)
+
+
+def find_kinds(targets: Sequence[Target]) -> None:
+    """Find out :attr:`Target.kinds` of all of ``targets`` at once: where they are on a GPU, the host waits once."""
+    new = [target for target in targets if target._kinds is None]
+    if not new:
+        return
+    device = new[0].ignore.device
+    masks = torch.cat([target.ignore for target in new]).cpu().split([len(target) for target in new])
+    found = [mask.nonzero().squeeze(1) for each in masks for mask in (~each, each)]
+    indices = sent(torch.cat(found), device).split([len(index) for index in found])
+    for target, wanted, ignored in zip(new, indices[::2], indices[1::2], strict=True):
+        target._know(Kinds(wanted, ignored))
+
+
+def on_host(targets: Sequence[Target]) -> list[Target]:
+    """Copies of all of ``targets`` on the CPU, brought in one piece and without landmarks; as they are if there."""
+    if all(target.boxes.device == torch.device("cpu") for target in targets):
+        return list(targets)
+    dtype = targets[0].boxes.dtype
+    columns = [torch.cat([t.boxes.double(), torch.stack([t.labels, t.ignore], dim=1)], dim=1) for t in targets]
+    rows = torch.cat(columns).cpu().split([len(target) for target in targets])
+    return [Target(row[:, :4].to(dtype), row[:, 4].long(), row[:, 5].bool()) for row in rows]

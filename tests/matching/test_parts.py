@@ -159,9 +159,11 @@ def test_selecting_again_changes_nothing():
 
 
 def test_proposals_suppress_within_a_level_only():
-    boxes, scores = BOXES[:3], torch.tensor([0.5, 0.9, 0.7])
-    kept, _ = select_proposals(boxes, scores, torch.tensor([0, 0, 1]), (100, 100), iou_threshold=0.7, max_proposals=9)
+    scores = torch.tensor([[0.5, 0.9, 0.7]])
+    levels = [(BOXES[None, :2], scores[:, :2]), (BOXES[None, 2:3], scores[:, 2:])]
+    ((kept, best),) = select_proposals(levels, [(100, 100)], iou_threshold=0.7, max_proposals=9)
     assert kept.tolist() == [BOXES[1].tolist(), BOXES[2].tolist()]
+    assert best.tolist() == pytest.approx([0.9, 0.7])
 
 
 def test_nothing_in_nothing_out():

@@ -180,8 +180,8 @@ def test_the_second_stage_learns_nothing_out_of_range(options, images):
     head = roi_head(**options)
     proposals = torch.tensor([SMALL, LARGE, [0.0, 0.0, 50.0, 60.0], [40.0, 40.0, 60.0, 60.0]])
     regions, assignment = head.assign(proposals, target(SMALL, LARGE), images.meta[0])
-    assert regions.tolist() == [*proposals.tolist(), SMALL], "the large object is not added"
-    assert assignment.matched.tolist() == [0, IGNORED, IGNORED, NEGATIVE, 0]
+    assert regions.tolist() == [*proposals.tolist(), SMALL, LARGE]
+    assert assignment.matched.tolist() == [0, IGNORED, IGNORED, NEGATIVE, 0, IGNORED], "the large object is none"
     free, assignment = roi_head().assign(proposals, target(SMALL, LARGE), IMAGES.meta[0])
     assert free.tolist() == [*proposals.tolist(), SMALL, LARGE]
     assert assignment.matched.tolist() == [0, 1, 1, NEGATIVE, 0, 1]

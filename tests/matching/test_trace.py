@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from detkit.matching import (
+    NO_SCORE,
     Fate,
     select_candidates,
     select_detections,
@@ -62,9 +63,11 @@ def test_the_suppressor_is_the_best_that_overlaps_enough():
 
 def test_proposals_have_no_class_and_levels_do_not_suppress_each_other():
     with tracing() as trace:
-        boxes, _ = select_proposals(
-            BOXES[:3], torch.tensor([0.5, 0.9, 0.7]), torch.tensor([0, 0, 1]), SIZE, iou_threshold=0.7, max_proposals=9
-        )
+        levels = [
+            (BOXES[None, :3], torch.tensor([[0.5, NO_SCORE, 0.9]])),
+            (BOXES[None, 2:4], torch.tensor([[0.7, NO_SCORE]])),
+        ]
+        ((boxes, _),) = select_proposals(levels, [SIZE], iou_threshold=0.7, max_proposals=9)
     (selection,) = trace.selections
     assert selection.fates.tolist() == [Fate.SUPPRESSED, Fate.KEPT, Fate.KEPT]
     assert selection.suppressors.tolist() == [1, -1, -1]
@@ -124,13 +127,14 @@ def test_only_the_best_of_what_is_left_behind_is_recorded(monkeypatch):
 
 def test_top_proposals():
     with tracing() as trace:
-        boxes, best = top_proposals(torch.tensor([0.2, 0.9, 0.4]), lambda i: BOXES[i], SIZE, num=1)
-    assert torch.equal(boxes, BOXES[1:2])
-    assert best.tolist() == pytest.approx([0.9])
+        scores = torch.tensor([[0.2, 0.9, 0.4, NO_SCORE]])
+        boxes, best = top_proposals(scores, lambda i: BOXES[i], [SIZE], num=1)
+    assert torch.equal(boxes, BOXES[None, 1:2])
+    assert best.flatten().tolist() == pytest.approx([0.9])
     assert trace.selections[0].fates.tolist() == [Fate.CUT] * 2
     assert torch.equal(trace.selections[0].boxes, BOXES[[0, 2]])
-    boxes, _ = top_proposals(torch.rand(3), lambda i: BOXES[i], SIZE, num=5)
-    assert len(boxes) == 3, "fewer candidates than asked for"
+    boxes, _ = top_proposals(torch.rand(2, 3), lambda i: BOXES[i], [SIZE] * 2, num=5)
+    assert boxes.shape == (2, 3, 4), "fewer candidates than asked for"
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -161,11 +165,11 @@ def test_blocks_may_be_nested_and_end():
     assert active_trace() is None
     with tracing() as outer:
         with tracing() as inner:
-            top_proposals(torch.rand(3), lambda i: BOXES[i], SIZE, num=1)
+            top_proposals(torch.rand(1, 3), lambda i: BOXES[i], [SIZE], num=1)
         assert active_trace() is outer
         with pytest.raises(RuntimeError), tracing():
             raise RuntimeError
-        top_proposals(torch.rand(3), lambda i: BOXES[i], SIZE, num=2)
+        top_proposals(torch.rand(1, 3), lambda i: BOXES[i], [SIZE], num=2)
     assert active_trace() is None
     assert [len(t.selections[0].boxes) for t in (inner, outer)] == [2, 1]
 
@@ -173,7 +177,7 @@ def test_blocks_may_be_nested_and_end():
 def test_nothing_in_nothing_out():
     none = torch.zeros(0, 4)
     with tracing() as trace:
-        select_proposals(none, torch.zeros(0), torch.zeros(0).long(), SIZE, iou_threshold=0.7, max_proposals=3)
+        select_proposals([(none[None], torch.zeros(1, 0))], [SIZE], iou_threshold=0.7, max_proposals=3)
         select_detections(
             none[:, None], torch.zeros(0, 2), SIZE, score_threshold=0.1, iou_threshold=0.5, max_detections=5
         )

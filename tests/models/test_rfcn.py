@@ -135,14 +135,14 @@ def test_score_maps_are_made_once_and_the_hardest_regions_make_the_loss(monkeypa
     """Of all proposals the head learns from those that a sort by their loss puts first."""
     detector = small_rfcn("model.head.roi.sampler.num=12")
     roi, calls, seen = detector.head.roi, [], []
-    maps_of, pick = roi.network.maps, HardExamples.__call__
+    maps_of, pick = roi.network.maps, HardExamples.of_batch
 
-    def picked(sampler, assignment, generator, losses):
-        seen.append(losses[assignment.matched != IGNORED])
-        return pick(sampler, assignment, generator, losses)
+    def picked(sampler, assignments, generators, losses):
+        seen.extend(own[a.matched != IGNORED] for own, a in zip(losses, assignments, strict=True))
+        return pick(sampler, assignments, generators, losses)
 
     monkeypatch.setattr(roi.network, "maps", lambda features: calls.append(1) or maps_of(features))
-    monkeypatch.setattr(HardExamples, "__call__", picked)
+    monkeypatch.setattr(HardExamples, "of_batch", picked)
     given, targets = batch()
     terms = detector(given, targets).terms
     assert len(calls) == 1

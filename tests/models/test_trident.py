@@ -136,13 +136,14 @@ def test_each_branch_draws_its_own_samples(monkeypatch):
     """Of the same assignment: a draw that is shared would leave two thirds of the regions unseen."""
     detector = small_trident("model.head.valid_ranges=null", "model.head.inner.rpn.sampler.num=16")
     drawn = []
-    pick = BalancedSampler.__call__
+    pick = BalancedSampler.of_batch
 
-    def watched(sampler, assignment, generator, losses=None):
-        drawn.append((assignment.matched, pick(sampler, assignment, generator, losses)))
-        return drawn[-1][1]
+    def watched(sampler, assignments, generators, losses=None):
+        found = pick(sampler, assignments, generators, losses)
+        drawn.extend((assignment.matched, chosen) for assignment, chosen in zip(assignments, found, strict=True))
+        return found
 
-    monkeypatch.setattr(BalancedSampler, "__call__", watched)
+    monkeypatch.setattr(BalancedSampler, "of_batch", watched)
     given, targets = batch()
     detector(given, targets)
     for image in range(2):

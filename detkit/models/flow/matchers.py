@@ -13,6 +13,7 @@ from detkit.losses import GIoULoss
 from detkit.matching import IGNORED, NEGATIVE, Assigner, Assignment
 from detkit.structures import Target
 from detkit.structures.boxes import pairwise_cover, pairwise_iou
+from detkit.utils.transfer import constant
 
 
 class Guessed(NamedTuple):
@@ -24,11 +25,10 @@ class Guessed(NamedTuple):
 
 
 class Matched(NamedTuple):
-    """``classes``: the object of each guess for the loss of the classes. ``boxes`` (R,): the guesses in the loss of the
-    boxes, and ``objects`` (R,), whose boxes they should have been."""
+    """``classes``: the object of each guess for the loss of the classes. ``objects`` (N,) int64: the one whose box each
+    should have been, below 0 for a guess that is not in the loss of the boxes."""
 
     classes: Assignment
-    boxes: Tensor
     objects: Tensor
 
 
@@ -57,8 +57,7 @@ class AsCoupled(Matcher):
         self.assigner = assigner
 
     def __call__(self, guessed: Guessed, coupled: Tensor, target: Target) -> Matched:
-        boxes = (coupled >= 0).nonzero().squeeze(1)
-        return Matched(self.assigner(guessed.boxes, target), boxes, coupled[boxes])
+        return Matched(self.assigner(guessed.boxes, target), coupled)
 
 
 @MATCHERS
@@ -93,15 +92,14 @@ class SimOTA(Matcher):
 
     def __call__(self, guessed: Guessed, coupled: Tensor, target: Target) -> Matched:
         matched = torch.full((len(guessed.boxes),), NEGATIVE, device=guessed.boxes.device)
-        wanted = (~target.ignore).nonzero().squeeze(1)
+        wanted, ignored = target.kinds
         if len(wanted):
             of_wanted = self._match(guessed, target.wanted)
             matched = torch.where(of_wanted >= 0, wanted[of_wanted.clamp(min=0)], matched)
-        if target.ignore.any():
-            cover = pairwise_cover(guessed.boxes, target.boxes[target.ignore]).amax(1)
+        if len(ignored):
+            cover = pairwise_cover(guessed.boxes, target.boxes[ignored]).amax(1)
             matched = torch.where((matched == NEGATIVE) & (cover >= self.crowd_cover), IGNORED, matched)
-        boxes = (matched >= 0).nonzero().squeeze(1)
-        return Matched(Assignment(matched), boxes, matched[boxes])
+        return Matched(Assignment(matched), matched)
 
     def _match(self, guessed: Guessed, target: Target) -> Tensor:
         """(N,): the object of each guess, -1 for none."""
@@ -111,19 +109,19 @@ class SimOTA(Matcher):
         rank = cost.argsort(dim=0, stable=True).argsort(dim=0)
         taken = rank < share
         # a guess that several objects take is the cheapest one's; an object without takes the cheapest of the rest
-        several = taken.sum(1) > 1
-        taken[several] = torch.nn.functional.one_hot(cost[several].argmin(1), cost.shape[1]).bool()
-        for k in (taken.sum(0) == 0).nonzero().squeeze(1).tolist():
+        several = taken.sum(1, keepdim=True) > 1
+        taken = torch.where(several, torch.zeros_like(taken).scatter(1, cost.argmin(1, keepdim=True), True), taken)
+        for k in (k for k, is_without in enumerate((taken.sum(0) == 0).tolist()) if is_without):
             free = ~taken.any(1)
-            if free.any():
-                taken[torch.where(free, cost[:, k], torch.inf).argmin(), k] = True
+            cheapest = torch.where(free, cost[:, k], torch.inf).argmin(0, keepdim=True)
+            taken[:, k] |= torch.zeros_like(free).scatter(0, cheapest, True) & free
         return torch.where(taken.any(1), taken.int().argmax(1), NEGATIVE)
 
     def costs(self, guessed: Guessed, target: Target) -> Tensor:
         """(N, M): what it costs that each guess is each object."""
         boxes, scores, (h, w) = guessed
         num, objects = len(boxes), len(target)
-        unit = boxes.new_tensor([w, h, w, h])
+        unit = constant((w, h, w, h), boxes.device, boxes.dtype)
         l1 = ((boxes[:, None] - target.boxes) / unit).abs().sum(-1)
         pairs = boxes.repeat_interleave(objects, 0), target.boxes.repeat(num, 1)
         giou = self.giou(*pairs).view(num, objects)

@@ -9,6 +9,7 @@ from typing import final
 from torch import Tensor
 
 from detkit.config import PATHS, Share
+from detkit.utils.transfer import sent
 
 
 class Path(ABC):
@@ -36,7 +37,7 @@ class Path(ABC):
     def mix(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """The states (B, N, D) at times ``t`` (B,) on the way from ``noise`` to ``data``."""
         shares = [(self.alpha(one), self.sigma(one)) for one in t.tolist()]
-        of_data, of_noise = data.new_tensor(shares)[:, :, None, None].unbind(1)
+        of_data, of_noise = sent(shares, data.device, data.dtype)[:, :, None, None].unbind(1)
         return of_data * data + of_noise * noise
 
     @final

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from detkit.structures.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from detkit.utils.transfer import constant
 
 
 class StateCoder:
@@ -39,4 +40,5 @@ class StateCoder:
 
 def whole(like: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
     """(B, 1, 4): w, h, w, h px of each image, to be multiplied or divided by."""
-    return like.new_tensor([(w, h, w, h) for h, w in sizes]).view(len(sizes), 1, 4)
+    sides = tuple((w, h, w, h) for h, w in sizes)
+    return constant(sides, like.device, like.dtype).view(len(sizes), 1, 4)

@@ -23,7 +23,7 @@ class RawAnchors(NamedTuple):
 
 class LevelAnchors(NamedTuple):
     """One level of one image: ``logits`` (N, O) and ``deltas`` (N, 4) of ``anchors`` (N, 4) px, and which of these are
-    ``inside`` (N,) the image."""
+    ``inside`` (N,) the image. Of a batch all but the anchors have B in front."""
 
     logits: Tensor
     deltas: Tensor
@@ -79,8 +79,6 @@ def candidates_of(
     images: Images,
     best: Callable[[LevelAnchors, tuple[int, int]], tuple[Tensor, ...]],
     valid_ranges: Sequence[SizeRange] | None = None,
-    *,
-    of_image: bool = True,
 ) -> Iterator[Candidates]:
     """What ``best`` finds in every level of each image.
 
@@ -88,7 +86,6 @@ def candidates_of(
         anchors: what ``grid`` makes of ``raw.shapes``.
         best: from a level and the image's size (h, w) to boxes (P, 4) px, scores (P,) and whatever else has P rows.
         valid_ranges: of the levels; what they found of another size is not valid.
-        of_image: an image's own range counts too.
     """
     device = raw.logits[0].device
     ranges = valid_ranges or [None] * len(anchors)
@@ -97,7 +94,15 @@ def candidates_of(
         found, valid = [], []
         for logits, deltas, boxes, mask, own in zip(raw.logits, raw.deltas, anchors, inside, ranges, strict=True):
             found.append(best(LevelAnchors(logits[i], deltas[i], boxes, mask), meta.size))
-            valid.append(found_in_range(found[-1][0], meta.size, own, meta.valid_range if of_image else None))
+            valid.append(found_in_range(found[-1][0], meta.size, own, meta.valid_range))
         level = torch.cat([torch.full((len(f[0]),), k, device=device) for k, f in enumerate(found)])
         columns = tuple(torch.cat(column) for column in zip(*found, strict=True))
         yield Candidates(columns, level, None if valid[0] is None else torch.cat(valid))
+
+
+def inside_images(
+    grid: Anchors, shapes: Sequence[tuple[int, int]], images: Images, device: torch.device
+) -> list[Tensor]:
+    """For each level (B, N_l) bool: which anchors have their centre in their image."""
+    of_sizes = {size: grid.inside(shapes, size, device) for size in set(images.sizes)}
+    return [torch.stack(level) for level in zip(*(of_sizes[size] for size in images.sizes), strict=True)]

@@ -28,12 +28,13 @@ from detkit.losses.classification import sigmoid_bias
 from detkit.matching import Assignment, Selector, found_in_range, top_peaks
 from detkit.matching.assigners import IGNORED
 from detkit.matching.gaussian import RadiusRule, draw_gaussians, gaussian_radius
-from detkit.models.heads.common import mean_count
+from detkit.models.heads.common import matched_objects, mean_count
 from detkit.models.heads.dense import CellMasks, DenseHead, cells_inside
-from detkit.models.heads.grid import assign_centres, cell_corners, centre_cells, matched_objects, targets_in_range
+from detkit.models.heads.grid import assign_centres, cell_corners, centre_cells, targets_in_range
 from detkit.models.interfaces import AssigningHead
 from detkit.structures import Detections, FeatureSpec, Images, Losses, Target
 from detkit.structures.boxes import xyxy_to_cxcywh
+from detkit.utils.transfer import row_owners
 
 
 class RawCentres(NamedTuple):
@@ -111,13 +112,12 @@ class CenterNetHead(DenseHead, AssigningHead):
         matched = torch.stack([a.matched for a in self._assign(shape, images, targets)])
         heat = self.heatmaps(shape, targets_in_range(images, targets))
         ignored = (matched == IGNORED).view_as(heat)
-        num_objects = mean_count(int((matched >= 0).sum()), raw.heat)
+        image, reference, boxes, _ = matched_objects(targets, matched)
+        num_objects = mean_count(len(image), raw.heat)
         # before the loss too: its gradient at an infinite logit is not finite, and 0 times that is NaN
         heat_loss = self.heat_loss(raw.heat.masked_fill(ignored, 0), heat).masked_fill(ignored, 0).sum() / num_objects
 
-        image, reference = (matched >= 0).nonzero().unbind(1)
         cell = reference % (shape[0] * shape[1])
-        boxes, _ = matched_objects(targets, matched)
         true = xyxy_to_cxcywh(boxes) / stride
         offset = true[:, :2] - cell_corners(cell, shape)
         predicted_offset = raw.offsets.flatten(2)[image, :, cell]
@@ -128,15 +128,14 @@ class CenterNetHead(DenseHead, AssigningHead):
                 "offset": self.offset_weight * _mean_l1(predicted_offset, offset) / num_objects,
                 "size": self.size_weight * _mean_l1(predicted_size, true[:, 2:]) / num_objects,
             },
-            {"num_pos": heat.new_tensor(len(cell) / len(targets))},
+            {"num_pos": heat.new_full((), len(cell) / len(targets))},
         )
 
     def heatmaps(self, shape: tuple[int, int], targets: Sequence[Target]) -> Tensor:
         """The target heatmaps (B, K, H, W) of a batch, drawn on its device."""
         wanted = [target.wanted for target in targets]
         boxes, labels = torch.cat([t.boxes for t in wanted]), torch.cat([t.labels for t in wanted])
-        counts = torch.tensor([len(t) for t in wanted], device=boxes.device)
-        image = torch.arange(len(wanted), device=boxes.device).repeat_interleave(counts)
+        image = row_owners([len(t) for t in wanted], boxes.device)
         sizes = ((boxes[:, 2:] - boxes[:, :2]) / self.strides[0]).ceil().flip(1)
         radii = gaussian_radius(sizes, self.min_overlap, self.radius).clamp(min=0).long()
         cells = centre_cells(boxes, self.strides[0], shape)

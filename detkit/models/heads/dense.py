@@ -12,6 +12,7 @@ from torch import Tensor
 from detkit.models.interfaces import Head
 from detkit.structures import Detections, Images, Losses, Target
 from detkit.utils.precision import full_precision
+from detkit.utils.transfer import constant
 
 #: For each level (B, 1, H_l, W_l) bool, False where a cell begins in the padding; None where nothing is padded.
 CellMasks = Sequence[Tensor] | None
@@ -78,7 +79,7 @@ def cell_masks(features: Sequence[Tensor], strides: Sequence[float], images: Ima
 def cells_inside(shape: tuple[int, int], stride: float, images: Images) -> Tensor:
     """(B, H, W) bool: which cells of a map of ``shape`` begin inside their image, not in its padding."""
     device = images.pixels.device
-    sizes = torch.tensor(images.sizes, device=device)
+    sizes = constant(tuple(images.sizes), device)
     y = torch.arange(shape[0], device=device) * stride
     x = torch.arange(shape[1], device=device) * stride
     return (y < sizes[:, :1])[:, :, None] & (x < sizes[:, 1:])[:, None, :]

@@ -17,18 +17,21 @@ from torch import Tensor
 
 from detkit.config import HEADS, Count, Share, Whole
 from detkit.losses import L1, BoxLoss, ClassificationLoss
-from detkit.matching import Selector, found_in_range, only_in_range
+from detkit.matching import Selector, found_in_range
 from detkit.models.flow.coupling import Coupling
 from detkit.models.flow.decoder import BoxDecoder, Guess
 from detkit.models.flow.matchers import Guessed, Matched, Matcher
 from detkit.models.flow.path import Path
 from detkit.models.flow.state import StateCoder, whole
-from detkit.models.heads.common import mean_count
+from detkit.models.heads.common import matched_objects, mean_count
+from detkit.models.heads.grid import targets_in_range
 from detkit.models.interfaces import Head
 from detkit.structures import Detections, FeatureSpec, Images, Losses, Target
 from detkit.structures.boxes import pairwise_iou
+from detkit.structures.target import on_host
 from detkit.utils.precision import full_precision
 from detkit.utils.seed import generator
+from detkit.utils.transfer import sent
 
 #: (boxes (B, N, 4) px, t (B,)) to what is guessed of them: the decoder, or what a test puts in its place.
 Denoise = Callable[[Tensor, Tensor], Guess]
@@ -130,7 +133,7 @@ class FlowHead(Head):
     # --- training
 
     def loss(self, features: Sequence[Tensor], images: Images, targets: Sequence[Target]) -> Losses:
-        wanted = [only_in_range(t, m.valid_range) for t, m in zip(targets, images.meta, strict=True)]
+        wanted = targets_in_range(images, targets)
         start = self.start(wanted, images, None if self.reflow_steps is None else self._denoiser(features, images))
         guesses = self.decoder(features, start.boxes, start.t, images)
         losses = self.loss_of(guesses, start, images, wanted)
@@ -148,22 +151,21 @@ class FlowHead(Head):
         Args:
             denoise: carries the noise to the ends that reflow wants; without it the coupling says where they are.
         """
-        drawn = [self._drawn(t, meta.key, meta.size) for t, meta in zip(targets, images.meta, strict=True)]
+        drawn = [self._drawn(t, meta.key, meta.size) for t, meta in zip(on_host(targets), images.meta, strict=True)]
         device = images.pixels.device
         t, *states = (torch.stack(part) for part in zip(*drawn, strict=True))
-        noise, data, coupled = (part.to(device) for part in states)
+        noise, data, coupled = (sent(part, device) for part in states)
         if denoise is not None:
             data, coupled = self._ends(noise, denoise, images, targets)
         states = self.path.mix(data, noise, t)
-        return Start(noise, data, t.to(device), self.states.decode(states, whole(states, images.sizes)), coupled)
+        return Start(noise, data, sent(t, device), self.states.decode(states, whole(states, images.sizes)), coupled)
 
     def _drawn(self, target: Target, key: int, size: tuple[int, int]) -> tuple[Tensor, ...]:
-        """Of one image, on the CPU: t (), noise and data (N, 4), and coupled (N,)."""
+        """Of one image and its ``target`` on the CPU: t (), noise and data (N, 4), and coupled (N,)."""
         draws = generator(key, "flow")
         t = torch.rand((), generator=draws)
         noise = torch.randn(self.num_boxes, 4, generator=draws)
-        wanted = (~target.ignore).nonzero().squeeze(1).cpu()
-        boxes = target.wanted.boxes.cpu()[None]
+        wanted, boxes = target.kinds.wanted, target.wanted.boxes[None]
         objects = self.states.encode(boxes, whole(boxes, [size]))[0]
         data, number = self.coupling(noise, objects, self.states.scale, draws)
         if len(wanted):
@@ -189,15 +191,17 @@ class FlowHead(Head):
     @full_precision
     def loss_of(self, guesses: Sequence[Guess], start: Start, images: Images, targets: Sequence[Target]) -> Losses:
         """The losses of all stages' ``guesses``, summed over the stages."""
-        terms, stats = [], {}
+        terms, matched, accuracy = [], [], guesses[-1].boxes.new_zeros(())
         for guess in guesses:
             matched = self.match(guess, start, images, targets)
             cls_loss, accuracy = self._cls_loss(guess, matched, targets)
             terms.append((cls_loss, *self._box_losses(guess, matched, images, targets)))
-            num = sum(int(m.classes.positive.sum()) for m in matched) / len(matched)
-            stats = {"flow_accuracy": accuracy, "flow_num_pos": accuracy.new_tensor(num)}  # of the last stage
         cls_term, l1_term, iou_term = (torch.stack(term).sum() for term in zip(*terms, strict=True))
-        return Losses({"flow_cls": cls_term, "flow_l1": l1_term, "flow_iou": iou_term}, stats)
+        num_positive = torch.cat([m.classes.positive for m in matched]).sum() / len(matched)
+        return Losses(
+            {"flow_cls": cls_term, "flow_l1": l1_term, "flow_iou": iou_term},
+            {"flow_accuracy": accuracy, "flow_num_pos": num_positive},  # of the last stage
+        )
 
     @torch.no_grad()
     def match(self, guess: Guess, start: Start, images: Images, targets: Sequence[Target]) -> list[Matched]:
@@ -211,22 +215,22 @@ class FlowHead(Head):
         num_classes = self.cls_loss.scores(guess.logits[0]).shape[1]
         labels = torch.cat([m.classes.labels(t, num_classes) for m, t in zip(matched, targets, strict=True)])
         counted = torch.cat([m.classes.positive | m.classes.negative for m in matched])
-        logits, labels = guess.logits.flatten(0, 1)[counted], labels[counted]
+        # before the loss too: its gradient at an infinite logit is not finite, and 0 times that is NaN
+        logits = guess.logits.flatten(0, 1).masked_fill(~counted[:, None], 0)
         positive = labels < num_classes
-        norm = mean_count(int(positive.sum()) if self.cls_loss.normalizer == "positives" else len(labels), logits)
+        norm = mean_count((positive if self.cls_loss.normalizer == "positives" else counted).sum(), logits)
         with torch.no_grad():
-            found = (self.cls_loss.scores(logits[positive]).argmax(1) == labels[positive]).float()
-        accuracy = found.mean() if len(found) else found.new_zeros(())
-        return self.cls_loss(logits, labels).sum() / norm, accuracy
+            found = (self.cls_loss.scores(logits).argmax(1) == labels) & positive
+        loss = self.cls_loss(logits, labels).masked_fill(~counted, 0).sum() / norm
+        return loss, found.sum() / positive.sum().clamp(min=1)
 
     def _box_losses(
         self, guess: Guess, matched: Sequence[Matched], images: Images, targets: Sequence[Target]
     ) -> tuple[Tensor, Tensor]:
         """L1 in units of the image, and the loss in px, means over the boxes that learn; 0 with a gradient for none."""
-        boxes = torch.cat([b[m.boxes] for b, m in zip(guess.boxes, matched, strict=True)])
-        wanted = torch.cat([t.boxes[m.objects] for t, m in zip(targets, matched, strict=True)])
-        of_image = whole(boxes, images.sizes)
-        unit = torch.cat([u.expand(len(m.boxes), 4) for u, m in zip(of_image, matched, strict=True)])
+        image, number, wanted, _ = matched_objects(targets, torch.stack([m.objects for m in matched]))
+        boxes = guess.boxes[image, number]
+        unit = whole(boxes, images.sizes)[image, 0]
         norm = mean_count(len(boxes), boxes)
         return self.l1(boxes / unit, wanted / unit).sum() / norm, self.box_loss(boxes, wanted).sum() / norm
 
@@ -315,7 +319,7 @@ class FlowHead(Head):
 def _lies_on(boxes: Tensor, target: Target) -> Tensor:
     """(N,): the object that each of ``boxes`` (N, 4) overlaps most, by half at least; -1 for none."""
     number = torch.full((len(boxes),), -1, device=boxes.device)
-    wanted = (~target.ignore).nonzero().squeeze(1)
+    wanted = target.kinds.wanted
     if len(wanted) == 0:
         return number
     best, index = pairwise_iou(boxes, target.boxes[wanted]).max(1)

@@ -12,6 +12,8 @@ from detkit.matching.assigners import IGNORED
 from detkit.models.heads.dense import cells_inside
 from detkit.structures import Images, Target
 from detkit.structures.boxes import area, xyxy_to_cxcywh
+from detkit.structures.target import find_kinds
+from detkit.utils.transfer import constant
 
 
 @torch.no_grad()
@@ -30,9 +32,9 @@ def assign_centres(
     height, width = shape
     assignments = []
     for target, inside in zip(targets_in_range(images, targets), cells_inside(shape, stride, images), strict=True):
-        crowded = cells_in_boxes(target.boxes[target.ignore], shape, stride)
+        objects, ignored = target.kinds
+        crowded = cells_in_boxes(target.boxes[ignored], shape, stride)
         matched = torch.where(inside & ~crowded, NEGATIVE, IGNORED).flatten().repeat(num_classes)
-        objects = (~target.ignore).nonzero().squeeze(1)
         objects = objects[area(target.boxes[objects]).argsort(descending=not largest, stable=True)]  # the last stays
         x, y = centre_cells(target.boxes[objects], stride, shape).unbind(1)
         layer = target.labels[objects] if num_classes > 1 else 0
@@ -42,18 +44,14 @@ def assign_centres(
 
 def targets_in_range(images: Images, targets: Sequence[Target]) -> list[Target]:
     """``targets`` with the objects out of their image's range to be ignored."""
-    return [only_in_range(target, meta.valid_range) for target, meta in zip(targets, images.meta, strict=True)]
-
-
-def matched_objects(targets: Sequence[Target], matched: Tensor) -> tuple[Tensor, Tensor]:
-    """Boxes (P, 4) px and labels (P,) of the objects in ``matched`` (B, M), image by image, reference by reference."""
-    chosen = [target.select(row[row >= 0]) for target, row in zip(targets, matched, strict=True)]
-    return torch.cat([t.boxes for t in chosen]), torch.cat([t.labels for t in chosen])
+    there = [only_in_range(target, meta.valid_range) for target, meta in zip(targets, images.meta, strict=True)]
+    find_kinds(there)
+    return there
 
 
 def centre_cells(boxes: Tensor, stride: float, shape: tuple[int, int]) -> Tensor:
     """(N, 2) int64 x, y of the cell in which the centre of each of ``boxes`` (N, 4) px lies, on a map of ``shape``."""
-    last = boxes.new_tensor([shape[1] - 1, shape[0] - 1])
+    last = constant((shape[1] - 1, shape[0] - 1), boxes.device, boxes.dtype)
     return torch.minimum((xyxy_to_cxcywh(boxes)[:, :2] / stride).floor(), last).long()
 
 

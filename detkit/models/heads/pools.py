@@ -19,6 +19,7 @@ from detkit.ops import deform_roi_pool, multi_level_roi_align
 from detkit.ops.region_pooling import pool_regions
 from detkit.structures import FeatureSpec, Images
 from detkit.structures.boxes import area
+from detkit.utils.transfer import constant, row_owners
 
 
 class Placed(NamedTuple):
@@ -61,13 +62,12 @@ class PyramidPool(RegionPool):
         size = area(boxes).clamp(min=0).sqrt()
         octave = torch.floor(torch.log2(size / self.canonical_size + 1e-8) + 1e-6)
         stride = self.canonical_stride * torch.exp2(octave.nan_to_num())
-        index = torch.bucketize(stride, stride.new_tensor(self.strides))
+        index = torch.bucketize(stride, constant(self.strides, stride.device, stride.dtype))
         return index.clamp(max=len(self.strides) - 1)
 
     def forward(self, features: Sequence[Tensor], regions: Sequence[Tensor], images: Images) -> Tensor:
         boxes = torch.cat(list(regions))
-        counts = torch.tensor([len(r) for r in regions], device=boxes.device)
-        image = torch.arange(len(regions), device=boxes.device).repeat_interleave(counts)
+        image = row_owners([len(r) for r in regions], boxes.device)
         return self.read(
             features[: self.num_levels],
             Placed(boxes, image, self.levels(boxes)),

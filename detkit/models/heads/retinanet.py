@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from detkit.config import HEADS, Count, Whole
 from detkit.losses import BoxLoss, ClassificationLoss
-from detkit.matching import Anchors, Assigner, Assignment, Coder, Selector, assign_anchors, top_candidates
+from detkit.matching import IGNORED, Anchors, Assigner, Assignment, Coder, Selector, assign_anchors, top_candidates
 from detkit.models.heads.anchors import (
     LevelAnchors,
     RawAnchors,
@@ -23,7 +23,7 @@ from detkit.models.heads.anchors import (
     equal_channels,
     initialize_predictions,
 )
-from detkit.models.heads.common import mean_count, per_anchor, regression_losses
+from detkit.models.heads.common import matched_objects, mean_count, per_anchor, regression_losses
 from detkit.models.heads.dense import CellMasks, DenseHead
 from detkit.models.interfaces import AssigningHead
 from detkit.models.layers import ConvTower, NormName
@@ -95,23 +95,26 @@ class RetinaHead(DenseHead, AssigningHead):
     def loss_from_raw(self, raw: RawAnchors, images: Images, targets: Sequence[Target]) -> Losses:
         logits, deltas = torch.cat(raw.logits, dim=1), torch.cat(raw.deltas, dim=1)
         anchors = torch.cat(self.anchors(raw.shapes, logits.device))
-        cls_loss, box_loss, num_positive, num_used = logits.new_zeros(()), deltas.new_zeros(()), 0, 0
-        for i, (assignment, target) in enumerate(zip(self.assign(raw.shapes, images, targets), targets, strict=True)):
-            positive = assignment.positive.nonzero().squeeze(1)
-            used = assignment.positive | assignment.negative
-            labels = assignment.labels(target, self.num_classes)
-            cls_loss = cls_loss + self.cls_loss(logits[i][used], labels[used]).sum()
-            boxes = target.boxes[assignment.matched[positive]]
-            of_boxes = regression_losses(self.box_loss, self.coder, deltas[i, positive], anchors[positive], boxes)
-            box_loss = box_loss + of_boxes.sum()
-            num_positive += len(positive)
-            num_used += int(used.sum())
-        norm = mean_count(num_positive, logits)
-        cls_norm = norm if self.cls_loss.normalizer == "positives" else mean_count(num_used, logits)
+        assigned = self.assign(raw.shapes, images, targets)
+        of_images = zip(logits, assigned, targets, strict=True)
+        cls_loss = torch.stack([self._cls_loss(*of_image) for of_image in of_images]).sum()
+        matched = torch.stack([a.matched for a in assigned])
+        image, positive, boxes, _ = matched_objects(targets, matched)
+        box_loss = regression_losses(self.box_loss, self.coder, deltas[image, positive], anchors[positive], boxes).sum()
+        norm = mean_count(len(positive), logits)
+        by_positives = self.cls_loss.normalizer == "positives"
+        cls_norm = norm if by_positives else mean_count((matched != IGNORED).sum(), logits)
         return Losses(
             {"cls": cls_loss / cls_norm, "box": box_loss / norm},
-            {"num_pos": logits.new_tensor(num_positive / len(targets))},
+            {"num_pos": logits.new_full((), len(positive) / len(targets))},
         )
+
+    def _cls_loss(self, logits: Tensor, assignment: Assignment, target: Target) -> Tensor:
+        """The sum over the anchors of one image. Those ignored are masked: to pick the others is to count them."""
+        ignored = assignment.matched == IGNORED
+        # before the loss too: its gradient at an infinite logit is not finite, and 0 times that is NaN
+        losses = self.cls_loss(logits.masked_fill(ignored[:, None], 0), assignment.labels(target, self.num_classes))
+        return losses.masked_fill(ignored, 0).sum()
 
     @torch.no_grad()
     def decode(self, raw: RawAnchors, images: Images) -> list[Detections]:

@@ -128,9 +128,7 @@ class RoIHead(RegionHead):
         """
         ranges = (meta.valid_range, self.valid_ranges)
         if self.add_ground_truth:
-            objects = target.wanted.boxes
-            learnt = in_own_range(objects, *ranges, self.pool.levels(objects))
-            proposals = torch.cat([proposals, objects if learnt is None else objects[learnt]])
+            proposals = torch.cat([proposals, target.wanted.boxes])
         levels = self.pool.levels(proposals)
         assignment = assign_allowed(self.assigner, proposals, target, allowed_pairs(target.boxes, *ranges, levels))
         learnt = in_own_range(proposals, *ranges, levels)
@@ -142,19 +140,20 @@ class RoIHead(RegionHead):
     ) -> list[Sampled]:
         """The regions of each image that enter the loss, positives first; ``maps`` are the network's."""
         assigned = [self.assign(*of_image) for of_image in zip(proposals, targets, images.meta, strict=True)]
-        losses: Sequence[Tensor | None] = [None] * len(images)
+        losses = None
         if self.sampler.needs_losses:
             raw = self._answer(maps, [regions for regions, _ in assigned], images)
             losses = self._losses_of_all(raw, assigned, targets)
+        draws = [generator(meta.key, "roi") for meta in images.meta]
+        drawn = self.sampler.of_batch([assignment for _, assignment in assigned], draws, losses)
         return [
-            self._drawn(regions, assignment, target, meta.key, loss)
-            for (regions, assignment), target, meta, loss in zip(assigned, targets, images.meta, losses, strict=True)
+            self._sampled(*of_image, target, *chosen)
+            for of_image, target, chosen in zip(assigned, targets, drawn, strict=True)
         ]
 
-    def _drawn(
-        self, regions: Tensor, assignment: Assignment, target: Target, key: int, losses: Tensor | None
+    def _sampled(
+        self, regions: Tensor, assignment: Assignment, target: Target, positive: Tensor, negative: Tensor
     ) -> Sampled:
-        positive, negative = self.sampler(assignment, generator(key, "roi"), losses)
         index = torch.cat([positive, negative])
         labels = assignment.labels(target, self.num_classes)[index]
         return Sampled(regions[index], labels, target.boxes[assignment.matched[positive]])
@@ -165,11 +164,11 @@ class RoIHead(RegionHead):
     ) -> list[Tensor]:
         """(R_i,) for each image: what each region would add to the loss, those ignored as if they were background."""
         labels = torch.cat([a.labels(t, self.num_classes) for (_, a), t in zip(assigned, targets, strict=True)])
-        matched = [t.boxes[a.matched[a.positive]] for (_, a), t in zip(assigned, targets, strict=True)]
+        matched = torch.cat([a.boxes(t) for (_, a), t in zip(assigned, targets, strict=True)])
         positive = (labels < self.num_classes).nonzero().squeeze(1)
         regions = torch.cat([r for r, _ in assigned])
         losses = self.cls_loss(raw.logits, labels)
-        losses = losses.index_add(0, positive, self._box_losses(raw, regions, labels, positive, torch.cat(matched)))
+        losses = losses.index_add(0, positive, self._box_losses(raw, regions, labels, positive, matched[positive]))
         return list(losses.split([len(r) for r, _ in assigned]))
 
     def _box_losses(self, raw: RawRegions, regions: Tensor, labels: Tensor, positive: Tensor, boxes: Tensor) -> Tensor:
@@ -181,7 +180,7 @@ class RoIHead(RegionHead):
     def _loss_from_raw(self, raw: RawRegions, sampled: Sequence[Sampled], classes: Tensor | None = None) -> Losses:
         labels = torch.cat([s.labels for s in sampled])
         regions, boxes = torch.cat([s.regions for s in sampled]), torch.cat([s.boxes for s in sampled])
-        positive = (labels < self.num_classes).nonzero().squeeze(1)
+        positive = torch.nonzero_static(labels < self.num_classes, size=len(boxes)).squeeze(1)
         norm = mean_count(len(labels), raw.logits)  # all regions, so that a positive weighs the same in every image
         cls_norm = mean_count(len(positive), raw.logits) if self.cls_loss.normalizer == "positives" else norm
         loss, among = (self.cls_loss, labels) if classes is None else self._among(labels, classes)
@@ -190,7 +189,7 @@ class RoIHead(RegionHead):
         with torch.no_grad():
             found = loss.scores(raw.logits[positive]).argmax(1) == among[positive]
         stats = {
-            "roi_num_pos": labels.new_tensor(len(positive) / len(sampled), dtype=torch.float32),
+            "roi_num_pos": raw.logits.new_full((), len(positive) / len(sampled)),
             "roi_accuracy": found.float().mean() if len(positive) else labels.new_zeros((), dtype=torch.float32),
         }
         return Losses({"roi_cls": cls_loss, "roi_box": box_loss / norm}, stats)

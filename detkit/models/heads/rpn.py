@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from detkit.config import PROPOSAL_HEADS, Count, Share
 from detkit.losses import BoxLoss, ClassificationLoss
 from detkit.matching import (
+    NO_SCORE,
     Anchors,
     Assigner,
     Assignment,
@@ -25,9 +27,9 @@ from detkit.matching import (
 from detkit.models.heads.anchors import (
     LevelAnchors,
     RawAnchors,
-    candidates_of,
     equal_channels,
     initialize_predictions,
+    inside_images,
 )
 from detkit.models.heads.common import mean_count, per_anchor, regression_losses
 from detkit.models.heads.dense import CellMasks, cell_masks
@@ -36,6 +38,7 @@ from detkit.ops import can_conv_at, conv_at
 from detkit.structures import FeatureSpec, Images, Losses, Target, size_ranges
 from detkit.utils.precision import full_precision
 from detkit.utils.seed import generator
+from detkit.utils.transfer import constant, row_owners
 
 
 class SampledAnchors(NamedTuple):
@@ -185,11 +188,9 @@ class RPN(ProposalHead):
         """Image, level, cell and number within the cell (S,) of each sampled anchor."""
         device = features[0].device
         index = torch.cat([s.index for s in samples])
-        counts = torch.tensor([len(s.index) for s in samples], device=device)
-        image = torch.arange(len(samples), device=device).repeat_interleave(counts)
-        num_anchors = torch.tensor([f.shape[2] * f.shape[3] for f in features], device=device)
-        num_anchors = num_anchors * self.anchors.num_per_cell
-        first_anchor = num_anchors.cumsum(0) - num_anchors
+        image = row_owners([len(s.index) for s in samples], device)
+        num_anchors = [f.shape[2] * f.shape[3] * self.anchors.num_per_cell for f in features]
+        first_anchor = constant((0, *itertools.accumulate(num_anchors[:-1])), device)
         level = torch.bucketize(index, first_anchor, right=True) - 1
         place = index - first_anchor[level]
         return image, level, place // self.anchors.num_per_cell, place % self.anchors.num_per_cell
@@ -203,16 +204,18 @@ class RPN(ProposalHead):
         self, raw: RawAnchors, anchors: Tensor, images: Images, targets: Sequence[Target]
     ) -> list[SampledAnchors]:
         """The anchors of each image that enter the loss; ``anchors`` (N, 4) px are those of all levels."""
-        samples = []
-        for i, assignment in enumerate(self.assign(raw.shapes, images, targets)):
-            losses = None
-            if self.sampler.needs_losses:
-                logits, deltas = (torch.cat([level[i] for level in part]) for part in raw[:2])
-                losses = self._losses_of_all(logits, deltas, anchors, assignment, targets[i])
-            positive, negative = self.sampler(assignment, generator(images.meta[i].key, "rpn"), losses)
-            index = torch.cat([positive, negative])
-            samples.append(SampledAnchors(index, assignment.matched[positive]))
-        return samples
+        assigned, losses = self.assign(raw.shapes, images, targets), None
+        if self.sampler.needs_losses:
+            of_images = [[torch.cat([level[i] for level in part]) for part in raw[:2]] for i in range(len(images))]
+            losses = [
+                self._losses_of_all(*of_image, anchors, *own)
+                for of_image, *own in zip(of_images, assigned, targets, strict=True)
+            ]
+        drawn = self.sampler.of_batch(assigned, [generator(meta.key, "rpn") for meta in images.meta], losses)
+        return [
+            SampledAnchors(torch.cat([positive, negative]), assignment.matched[positive])
+            for (positive, negative), assignment in zip(drawn, assigned, strict=True)
+        ]
 
     @full_precision
     def _losses_of_all(
@@ -235,50 +238,45 @@ class RPN(ProposalHead):
         targets: Sequence[Target],
     ) -> Losses:
         is_positive = torch.cat([torch.arange(len(s.index), device=logits.device) < len(s.matched) for s in samples])
+        of_images = deltas.split([len(s.index) for s in samples])
+        of_positives = torch.cat([d[: len(s.matched)] for d, s in zip(of_images, samples, strict=True)])
         labels = torch.where(is_positive, 0, 1)  # one class, "object"; 1 is background
         references = torch.cat([anchors[s.index[: len(s.matched)]] for s in samples])
         boxes = torch.cat([target.boxes[s.matched] for s, target in zip(samples, targets, strict=True)])
         norm = mean_count(len(labels), logits)
         cls_norm = mean_count(len(boxes), logits) if self.cls_loss.normalizer == "positives" else norm
-        box_loss = regression_losses(self.box_loss, self.coder, deltas[is_positive], references, boxes).sum()
+        box_loss = regression_losses(self.box_loss, self.coder, of_positives, references, boxes).sum()
         return Losses(
             {"rpn_cls": self.cls_loss(logits, labels).sum() / cls_norm, "rpn_box": box_loss / norm},
-            {"rpn_num_pos": anchors.new_tensor(len(boxes) / len(targets))},
+            {"rpn_num_pos": anchors.new_full((), len(boxes) / len(targets))},
         )
 
     @torch.no_grad()
     @full_precision
     def _decode(self, raw: RawAnchors, anchors: Sequence[Tensor], images: Images, *, training: bool) -> list[Tensor]:
         num_before, num_after = (counts[0 if training else 1] for counts in (self.num_before_nms, self.num_proposals))
-        best = functools.partial(self._best, num=num_before)
-        proposals = []
+        inside = inside_images(self.anchors, raw.shapes, images, images.pixels.device)
+        of_levels = zip(raw.logits, raw.deltas, anchors, inside, strict=True)
+        found = [self._best(LevelAnchors(*level), images.sizes, num_before) for level in of_levels]
         # an image's own range is the second stage's to keep: a proposal may still grow or shrink
-        found = candidates_of(raw, self.anchors, anchors, images, best, self.valid_ranges, of_image=False)
-        for (columns, level, valid), size in zip(found, images.sizes, strict=True):
-            boxes, scores = columns
-            valid = self._scoring(scores, valid)
-            kept, _ = select_proposals(
-                boxes, scores, level, size,
-                iou_threshold=self.nms_iou, max_proposals=num_after, min_size=self.min_size, valid=valid,
-            )  # fmt: skip
-            proposals.append(kept)
-        return proposals
+        selected = select_proposals(
+            found, images.sizes, iou_threshold=self.nms_iou, max_proposals=num_after, min_size=self.min_size,
+            valid_ranges=self.valid_ranges,
+        )  # fmt: skip
+        return [boxes for boxes, _ in selected]
 
-    def _scoring(self, scores: Tensor, valid: Tensor | None) -> Tensor | None:
-        """Which of the ``valid`` (P,) score enough; None for all."""
-        if self.min_score == 0:
-            return valid
-        enough = scores >= self.min_score
-        return enough if valid is None else enough & valid
-
-    def _best(self, of_level: LevelAnchors, size: tuple[int, int], num: int) -> tuple[Tensor, Tensor]:
-        """Boxes and scores of the best ``num`` anchors of one level that are inside the image."""
+    def _best(self, of_level: LevelAnchors, sizes: Sequence[tuple[int, int]], num: int) -> tuple[Tensor, Tensor]:
+        """Boxes (B, Q, 4) and scores (B, Q) of the best ``num`` anchors of one level that are inside each image."""
         logits, deltas, anchors, inside = of_level
-        index = inside.nonzero().squeeze(1)
-        scores = self.cls_loss.scores(logits[index]).squeeze(-1)
-        return top_proposals(
-            scores, lambda best: self.coder.decode(deltas[index[best]], anchors[index[best]]), size, num=num
-        )
+        scores = self.cls_loss.scores(logits).squeeze(-1)
+        enough = inside if self.min_score == 0 else inside & (scores >= self.min_score)
+        scores = scores.masked_fill(~enough, NO_SCORE)
+        return top_proposals(scores, functools.partial(self._boxes_of, deltas, anchors), sizes, num=num)
+
+    def _boxes_of(self, deltas: Tensor, anchors: Tensor, index: Tensor) -> Tensor:
+        """Boxes (B, Q, 4) px of the anchors ``index`` (B, Q), by the ``deltas`` (B, N, 4) of all."""
+        chosen = deltas.gather(1, index[:, :, None].expand(-1, -1, 4))
+        return self.coder.decode(chosen.flatten(0, 1), anchors[index.flatten()]).view_as(chosen)
 
 
 def _picked(raw: RawAnchors, samples: Sequence[SampledAnchors]) -> tuple[Tensor, Tensor]:

@@ -139,7 +139,7 @@ def _at_scale(images: Images, number: int, scale: float, sizes: SizeRange | None
 
 
 def _scaled(target: Target, scale: float) -> Target:
-    return Target(target.boxes * scale, target.labels, target.ignore)
+    return target.with_boxes(target.boxes * scale)
 
 
 def _mean(parts: Sequence[Losses]) -> Losses:

@@ -33,13 +33,14 @@ from detkit.config import HEADS, Count, Whole
 from detkit.losses.checks import non_negative
 from detkit.matching import Assignment, Selector, found_in_range, top_candidates
 from detkit.matching.assigners import IGNORED
-from detkit.models.heads.common import mean_count
+from detkit.models.heads.common import matched_objects, mean_count
 from detkit.models.heads.dense import CellMasks, DenseHead, cells_inside
-from detkit.models.heads.grid import assign_centres, cell_corners, matched_objects, targets_in_range
+from detkit.models.heads.grid import assign_centres, cell_corners, targets_in_range
 from detkit.models.interfaces import AssigningHead
 from detkit.models.layers import LEAK, ConvTower
 from detkit.structures import Detections, FeatureSpec, Images, Losses, Target
 from detkit.structures.boxes import cxcywh_to_xyxy, paired_iou, xyxy_to_cxcywh
+from detkit.utils.transfer import constant
 
 
 class RawGrid(NamedTuple):
@@ -137,8 +138,7 @@ class YOLOv1Head(DenseHead, AssigningHead):
     def loss_from_raw(self, raw: RawGrid, images: Images, targets: Sequence[Target]) -> Losses:
         shape = (raw.boxes.shape[1], raw.boxes.shape[2])
         matched = torch.stack([a.matched for a in self._assign(shape, images, targets)])
-        image, cell = (matched >= 0).nonzero().unbind(1)  # obj_i
-        objects, labels = matched_objects(targets, matched)
+        image, cell, objects, labels = matched_objects(targets, matched)  # obj_i
 
         confidence = raw.boxes[..., 4].flatten(1, 2)  # (N, S_h * S_w, B)
         predictors = raw.boxes.flatten(1, 2)[image, cell]  # (P, B, 5)
@@ -151,7 +151,7 @@ class YOLOv1Head(DenseHead, AssigningHead):
         row = torch.arange(len(cell), device=cell.device)
         chosen = predictors[row, responsible]  # obj_ij
         no_object = (matched != IGNORED)[:, None].repeat(1, self.num_boxes, 1).transpose(1, 2)
-        no_object[image, cell, responsible] = False  # noobj_ij
+        no_object = no_object.index_put((image, cell, responsible), no_object.new_zeros(()))  # noobj_ij
 
         difference = (chosen[:, :4] - truth).square()
         classes = raw.classes.flatten(1, 2)[image, cell]
@@ -163,10 +163,10 @@ class YOLOv1Head(DenseHead, AssigningHead):
             "noobj": self.lambda_noobj * torch.where(no_object, confidence, 0).square().sum(),
             "cls": (classes - one_hot).square().sum(),
         }
-        num_wanted = sum(int((~t.ignore).sum()) for t in targets_in_range(images, targets))
+        num_wanted = sum(len(t.kinds.wanted) for t in targets_in_range(images, targets))
         stats = {
-            "num_pos": confidence.new_tensor(len(cell) / len(targets)),
-            "num_collided": confidence.new_tensor((num_wanted - len(cell)) / len(targets)),
+            "num_pos": confidence.new_full((), len(cell) / len(targets)),
+            "num_collided": confidence.new_full((), (num_wanted - len(cell)) / len(targets)),
         }
         num_images = mean_count(len(targets), confidence)
         return Losses({name: term / num_images for name, term in terms.items()}, stats)
@@ -210,4 +210,4 @@ class YOLOv1Head(DenseHead, AssigningHead):
 
 def _image_sizes(images: Images, like: Tensor) -> Tensor:
     """(N, 2) w, h of each image in px."""
-    return like.new_tensor(images.sizes).flip(1)
+    return constant(tuple(images.sizes), like.device, like.dtype).flip(1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from detkit.utils.transfer import constant
+
 
 def squared(boxes: Tensor) -> Tensor:
     """``boxes`` (N, 4) px made square about their centres, by their longer side."""
@@ -47,7 +49,7 @@ def pixel_ranges(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     h, w = size
     corners = boxes.trunc().long()
     first = corners[:, :2].clamp(min=1) - 1
-    last = torch.minimum(corners[:, 2:], corners.new_tensor([w, h]))
+    last = torch.minimum(corners[:, 2:], constant((w, h), corners.device, corners.dtype))
     return torch.cat([first, last], dim=1)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from detkit.models.mtcnn.crops import squared
 from detkit.structures import Target
 from detkit.structures.boxes import pairwise_cover, pairwise_iou
+from detkit.utils.transfer import sent
 
 NEGATIVE, PART, POSITIVE, LANDMARKS, UNUSED = 0, 1, 2, 3, -1
 
@@ -58,16 +59,19 @@ class Samples(NamedTuple):
 
 
 def draw_squares(target: Target, size: tuple[int, int], least: float, generator: torch.Generator) -> Tensor:
-    """Squares (N, 4) px: anywhere in an image of ``size`` (h, w), of ``least`` px or more, and about each object."""
+    """Squares (N, 4) px: anywhere in an image of ``size`` (h, w), of ``least`` px or more, and about each object.
+
+    All on the CPU, ``target`` too.
+    """
     h, w = size
     most = max(least, min(h, w) / 2)
     sides = least + torch.rand(_NUM_RANDOM, 1, generator=generator) * (most - least)
     corner = torch.rand(_NUM_RANDOM, 2, generator=generator) * (torch.tensor([float(w), float(h)]) - sides).clamp(min=0)
     anywhere = torch.cat([corner, corner + sides], dim=1)
-    objects = target.wanted.boxes.cpu()
+    objects = target.wanted.boxes
     around = _about(objects.repeat_interleave(_NUM_AROUND, 0), 0.8, 1.25, 0.2, generator)
     beside = _about(objects.repeat_interleave(_NUM_BESIDE, 0), 0.5, 1.5, 0.8, generator)
-    return torch.cat([anywhere, around, beside]).to(target.boxes.device)
+    return torch.cat([anywhere, around, beside])
 
 
 def _about(objects: Tensor, least: float, most: float, shift: float, generator: torch.Generator) -> Tensor:
@@ -102,8 +106,9 @@ def label(boxes: Tensor, target: Target, as_squares: bool) -> Samples:
     kinds[best < _NEGATIVE_IOU] = NEGATIVE
     kinds[(best >= _PART_IOU) & (best <= _POSITIVE_IOU)] = PART
     kinds[best > _POSITIVE_IOU] = POSITIVE
-    if target.ignore.any():
-        inside = pairwise_cover(boxes, target.boxes[target.ignore]).max(dim=1).values
+    ignored = target.kinds.ignored
+    if len(ignored):
+        inside = pairwise_cover(boxes, target.boxes[ignored]).max(dim=1).values
         kinds[(kinds == NEGATIVE) & (inside >= _NEGATIVE_IOU)] = UNUSED
     return Samples(boxes, kinds, labels, objects, points)
 
@@ -119,8 +124,9 @@ def sample(
         num_first: so many of the boxes, the first, have come through the stage before: of the negatives these are taken
             before the others.
     """
-    order = torch.randperm(len(labelled.boxes), generator=generator).to(labelled.boxes.device)
-    negatives = torch.cat([order[order < num_first], order[order >= num_first]])
+    drawn = torch.randperm(len(labelled.boxes), generator=generator)
+    first_ones = torch.cat([drawn[drawn < num_first], drawn[drawn >= num_first]])
+    order, negatives = sent(torch.stack([drawn, first_ones]), labelled.boxes.device)
     parts = []
     for kind, share in zip((NEGATIVE, PART, POSITIVE), _SHARES, strict=True):
         of_kind = negatives if kind == NEGATIVE else order

@@ -15,7 +15,9 @@ from detkit.models.mtcnn.nets import Answers, ONet, PNet, RNet
 from detkit.models.mtcnn.pyramid import normalized
 from detkit.models.mtcnn.samples import UNUSED, Samples, draw_squares, label, sample
 from detkit.structures import Images, Losses, Target
+from detkit.structures.target import on_host
 from detkit.utils.seed import generator
+from detkit.utils.transfer import sent
 
 Nets = tuple[PNet, RNet, ONet]
 
@@ -45,15 +47,15 @@ def cascade_losses(
         pixels: of each image (3, h, w) float, without the padding.
     """
     cascade = replace(cascade, max_candidates=min(_MAX_CANDIDATES, cascade.max_candidates or _MAX_CANDIDATES))
-    sums = [integral_image(p) for p in pixels]
+    sums, copies = [integral_image(p) for p in pixels], on_host(targets)
     boxes: list[Tensor] = [p.new_zeros(0, 4) for p in pixels]  # what the stage before lets through
     parts = []
     for stage, net in zip(("pnet", "rnet", "onet"), nets, strict=True):
         marked = stage == "onet" and nets[2].dense6_3 is not None and how.landmark_weight > 0
         if stage in how.stages:
             chosen = [
-                _choose(b, t, meta.size, cascade.min_size, generator(meta.key, f"mtcnn {stage}"), how, marked)
-                for b, t, meta in zip(boxes, targets, images.meta, strict=True)
+                _choose(b, t, copy, meta.size, cascade.min_size, generator(meta.key, f"mtcnn {stage}"), how, marked)
+                for b, t, copy, meta in zip(boxes, targets, copies, images.meta, strict=True)
             ]
             parts.append(_loss_of(net, sums, chosen, stage, how, marked))
         if not any(later in how.stages for later in _AFTER[stage]):
@@ -77,11 +79,12 @@ _HAND_ON: dict[str, Callable[..., Tensor]] = {"pnet": _hand_on_first, "rnet": _h
 
 
 def _choose(
-    let_through: Tensor, target: Target, size: tuple[int, int], least: float, chance: torch.Generator,
+    let_through: Tensor, target: Target, copy: Target, size: tuple[int, int], least: float, chance: torch.Generator,
     how: TrainingSettings, with_landmarks: bool,
 ) -> Samples:  # fmt: skip
-    """The samples of one image: of the boxes ``let_through`` (P, 4) by the stage before, and of drawn ones."""
-    boxes = torch.cat([let_through, draw_squares(target, size, least, chance)])
+    """The samples of one image: of the boxes ``let_through`` (P, 4) by the stage before, and of drawn ones, for which
+    there is a ``copy`` of the target on the CPU."""
+    boxes = torch.cat([let_through, sent(draw_squares(copy, size, least, chance), let_through.device)])
     labelled = label(boxes, target, how.as_squares)
     ranges = pixel_ranges(boxes, size)
     beside = (ranges[:, 2:] <= ranges[:, :2]).any(dim=1)

@@ -339,18 +339,17 @@ class TestSimOTA:
         matched = SimOTA()(self.guessed(), torch.zeros(5), target((10, 10, 30, 30), labels=[1]))
         # IoUs 1, .95, .667: 2.6 in sum, so two
         assert matched.classes.matched.tolist() == [0, 0, -1, -1, -1]
-        assert matched.boxes.tolist() == [0, 1]
+        assert matched.objects.tolist() == [0, 0, -1, -1, -1]
 
     def test_two_objects_never_share_a_guess_and_each_has_one(self):
         objects = target((10, 10, 30, 30), (10, 10, 30, 31), (70, 5, 80, 9), labels=[1, 1, 0])
         matched = SimOTA()(self.guessed(), torch.zeros(5), objects)
-        assert set(matched.objects.tolist()) == {0, 1, 2}
-        assert len(matched.boxes.unique()) == len(matched.boxes)
+        assert set(matched.objects.tolist()) == {-1, 0, 1, 2}
 
     def test_no_objects_are_background_alone(self):
         matched = SimOTA()(self.guessed(), torch.zeros(5), target())
         assert matched.classes.negative.all()
-        assert len(matched.boxes) == 0
+        assert (matched.objects < 0).all()
 
 
 def test_as_coupled_gives_every_box_its_own_object():
@@ -359,8 +358,7 @@ def test_as_coupled_gives_every_box_its_own_object():
     objects = target((0, 0, 10, 11), (45, 45, 70, 70))
     matched = matcher(Guessed(boxes, torch.zeros(3, 3), (100, 100)), torch.tensor([1, -1, 0]), objects)
     assert matched.classes.matched.tolist() == [0, 1, -1], "the second object's best box is it, however far"
-    assert matched.boxes.tolist() == [0, 2]
-    assert matched.objects.tolist() == [1, 0]
+    assert matched.objects.tolist() == [1, -1, 0]
 
 
 def test_gradients_are_finite_for_margin_free_losses_in_the_recipe_of_diffusiondet():

@@ -1,0 +1,49 @@
+"""Numbers of the host as tensors on a device, without the host waiting for the copy.
+
+A GPU copies from page-locked memory by itself; from ordinary memory, as ``torch.tensor(..., device=)`` and
+``new_tensor`` copy, only once all that it was told before is done, and so long the host waits.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: Constants that are kept: those of the parts, and a few of each batch (the sizes of its images).
+_KEPT = 1024
+
+
+def sent(values: Tensor | Sequence[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """``values``, numbers or a tensor of the host, on ``device``."""
+    host = values if isinstance(values, Tensor) else torch.tensor(values, dtype=dtype)
+    if device.type == "cuda":
+        host = host.pin_memory()
+    return host.to(device, non_blocking=True)
+
+
+def constant(values: tuple[Any, ...], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """:func:`sent` once, and kept for whoever asks again; nobody may write to it."""
+    if torch.compiler.is_compiling():  # a constant of the graph
+        return torch.tensor(values, dtype=dtype, device=device)
+    return _kept(values, device, dtype)
+
+
+def forget_constants() -> None:
+    """Let go of what :func:`constant` keeps."""
+    _kept.cache_clear()
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def _kept(values: tuple[Any, ...], device: torch.device, dtype: torch.dtype | None) -> Tensor:
+    with torch.inference_mode(False):  # what is made inside it can take no part in training
+        return sent(values, device, dtype)
+
+
+def row_owners(counts: Sequence[int], device: torch.device) -> Tensor:
+    """(sum,) int64: 0 ``counts[0]`` times, 1 ``counts[1]`` times, and so on."""
+    owners = torch.arange(len(counts), device=device)
+    return owners.repeat_interleave(sent(counts, device, torch.int64), output_size=sum(counts))

@@ -1,0 +1,145 @@
+"""What a GPU's host would wait for in a training step of each detector, and that each kind of wait is seen."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from detkit.analysis.waits import watched
+from detkit.engine.update import Updater, read_losses
+from detkit.structures import Batch, Categories, Images, Target
+from detkit.utils.transfer import constant, row_owners, sent
+from tests.models.builders import build_awake, images
+
+CATEGORIES = Categories(("a", "b", "c"), (1, 4, 9))
+
+#: For a whole step, whatever the batch: the last is for the losses' values, which the trainer reads.
+WAITS = {
+    "faster_rcnn_fpn": 6,
+    "rfcn": 8,
+    "tridentnet": 6,
+    "faster_rcnn_snip": 16,  # three scales, each with a first and a second stage
+    "retinanet": 2,
+    "centernet": 2,
+    "yolov1": 2,
+    "flow": 10,
+}
+#: The same, with what each image adds. A step of SimOTA asks at each stage for the objects that no guess is left for.
+#: MTCNN is a cascade of many small selections, image by image and scale by scale.
+WAITS_OF_IMAGES = {"diffusiondet": (4, 2), "mtcnn": (20, 26)}
+
+X = torch.arange(12.0).view(3, 4)
+MASK = torch.tensor([True, False, True])
+INDEX = torch.tensor([0, 2])
+
+
+def fill(index):
+    X.clone()[index] = 1.0
+
+
+ONE_WAIT = {
+    "nonzero": lambda: X.nonzero(),
+    "a number": lambda: float(X.sum()),
+    "a truth": lambda: bool((X > 3).any()),
+    "a list": lambda: X.tolist(),
+    "to the host": lambda: X.cpu(),
+    "to the device": lambda: torch.zeros(2).to(X.device),
+    "a mask": lambda: X[MASK],
+    "a mask's gradient": lambda: torch.ops.aten.index_put(X, [MASK], X[:2]),
+    "an index of the host": lambda: X[torch.tensor([0, 1])],
+    "a constant": lambda: torch.tensor([1.0], device=X.device),
+    "a new tensor": lambda: X.new_tensor([1.0]),
+    "a number by index": lambda: fill(INDEX),
+    "unique": lambda: INDEX.unique(),
+    "repeat_interleave": lambda: INDEX.repeat_interleave(INDEX),
+}
+NO_WAIT = {
+    "arithmetic": lambda: torch.where(X > 1, X * 2, 0).sum(),
+    "made there": lambda: torch.arange(3, device=X.device) + torch.full((), 2.0, device=X.device) + X.new_zeros(3),
+    "a number by mask": lambda: fill(MASK),
+    "whole numbers": lambda: X[INDEX],
+    "one_hot": lambda: F.one_hot(INDEX, 4),
+    "the host's own": lambda: (torch.rand(3) > 0.5).nonzero().tolist(),
+    "a known size": lambda: row_owners([2, 1], X.device),
+    "a type": lambda: X.to(torch.float64).long(),
+}
+
+
+@pytest.mark.parametrize("name", ONE_WAIT)
+def test_each_wait_is_seen(name):
+    with watched() as found:
+        ONE_WAIT[name]()
+    assert len(found.waits) == 1, found.waits
+
+
+@pytest.mark.parametrize("name", NO_WAIT)
+def test_what_is_none_is_not(name):
+    with watched() as found:
+        NO_WAIT[name]()
+    assert found.waits == []
+
+
+def test_numbers_are_sent_without_a_wait_and_constants_once():
+    with watched() as found:
+        for _ in range(2):
+            constant((1.0, 2.0), X.device)
+            sent([1, 2], X.device)
+    assert found.waits == []
+    assert len(found.sent) == 3
+
+
+def test_tensors_of_host_and_device_do_not_go_together():
+    with watched(), pytest.raises(RuntimeError, match="aten::add has tensors of the host and of the device"):
+        X + torch.zeros(3, 4)
+
+
+def made_batch(num):
+    """Images of two sizes with one to four objects, every other one with one to be ignored; brought to the device."""
+    seen = images(*[(64, 96), (50, 76)] * (num // 2))
+    g = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, seen.pixels.shape, generator=g, dtype=torch.uint8)
+    targets = []
+    for i, (h, w) in enumerate(seen.sizes):
+        corner = torch.rand(1 + i % 4, 2, generator=g) * torch.tensor([w / 2, h / 2])
+        boxes = torch.cat([corner, corner + 4 + torch.rand(len(corner), 2, generator=g) * (h / 2)], dim=1)
+        labels = torch.randint(0, 3, (len(boxes),), generator=g)
+        targets.append(Target(boxes, labels, torch.arange(len(boxes)) == (1 if i % 2 else 9)))
+    return Batch(Images(pixels, seen.meta), tuple(targets)).to("cpu")
+
+
+def waits_of_steps(name, monkeypatch):
+    """Of one step each with two and eight images."""
+    monkeypatch.setattr("detkit.matching.groups._PARCEL", {})  # as many boxes at once as on a GPU
+    detector = build_awake(name, CATEGORIES).train()
+    updater = Updater(
+        detector=detector, optimizer=torch.optim.SGD(detector.parameters(), lr=1e-4, momentum=0.9),
+        device=torch.device("cpu"), precision="fp32", accumulate=1, clip_norm=None, ema_decay=None,
+    )  # fmt: skip
+    found = []
+    for num in (2, 8):
+        batch = made_batch(num)
+        with watched() as waits:
+            losses = updater.backward(batch, is_last=True)
+            norm = updater.gradient_norm()
+            read_losses([(batch, losses)], norm)
+            updater.finish(norm, apply=True)
+        found.append(waits)
+    return found
+
+
+def slowly(names, *slow):
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
+
+
+@pytest.mark.parametrize("name", slowly(WAITS, "tridentnet"))
+def test_a_step_waits_as_often_whatever_the_batch(name, monkeypatch):
+    two, eight = waits_of_steps(name, monkeypatch)
+    assert len(two.waits) == WAITS[name], two.waits
+    assert len(eight.waits) == WAITS[name], eight.waits
+    assert len(eight.sent) <= 40, eight.sent
+
+
+@pytest.mark.parametrize("name", slowly(WAITS_OF_IMAGES, "mtcnn"))
+def test_where_images_are_looked_at_one_by_one_it_is_known_what_each_costs(name, monkeypatch):
+    fixed, each = WAITS_OF_IMAGES[name]
+    for num, found in zip((2, 8), waits_of_steps(name, monkeypatch), strict=True):
+        assert len(found.waits) <= fixed + each * num, found.waits
