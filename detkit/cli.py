@@ -36,6 +36,7 @@ TOOLS = {
     "calibrate": Tool("detkit.app.calibrate.tool", "after training: a threshold for each class that keeps a promise"),
     "add-class": Tool("detkit.app.add_class.tool", "after training: new classes from a few examples, without training"),
     "export": Tool("detkit.app.export.tool", "a detector as a file for other runtimes, checked against itself"),
+    "import": Tool("detkit.app.import_weights.tool", "a detector of detectron2's or mmdetection's as a checkpoint"),
     "publish": Tool("detkit.app.publish.tool", "a checkpoint to be given away, in one file without code, and a card"),
     "compare": Tool("detkit.app.compare.tool", "which run is better, and is it more than chance"),
     "inspect-model": Tool("detkit.app.inspect.model", "what each level of a detector sees, and what it costs"),

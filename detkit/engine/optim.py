@@ -48,6 +48,7 @@ class ParameterPolicy:
         bias_decay: weight decay of all other biases; None takes ``weight_decay``.
         bias_lr_factor: times ``lr`` for biases outside normalisation layers (Caffe's detectors took 2).
         backbone_lr_factor: times ``lr`` for everything in ``detector.backbone``.
+        neck_lr_factor: times ``lr`` for everything in ``detector.neck``; what is left, the head, has ``lr`` itself.
         layer_decay: layer i of the backbone's L layers (stem first) gets ``layer_decay ** (L - i)`` times its rate, as
             in BEiT (Bao et al. 2021, appendix H); 1 is off. A layer is a child of the backbone that has parameters.
         lr_scaling: multiply ``lr`` by batch_size / base_batch_size ("linear": Goyal et al. 2017, section 2.1) or by its
@@ -61,12 +62,13 @@ class ParameterPolicy:
     bias_decay: float | None = 0.0
     bias_lr_factor: float = 1.0
     backbone_lr_factor: float = 1.0
+    neck_lr_factor: float = 1.0
     layer_decay: float = 1.0
     lr_scaling: LrScaling = "none"
     base_batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("lr", "bias_lr_factor", "backbone_lr_factor"):
+        for name in ("lr", "bias_lr_factor", "backbone_lr_factor", "neck_lr_factor"):
             if not (math.isfinite(value := getattr(self, name)) and value > 0):
                 raise ValueError(f"{name} must be above 0, not {value}")
         for name in ("weight_decay", "norm_decay", "bias_decay"):
@@ -90,7 +92,7 @@ class ParameterPolicy:
         """
         lr = self.lr * self._scale(batch_size)
         members: dict[tuple[float, float], list[nn.Parameter]] = {}
-        rates = self._backbone_rates(detector)
+        rates = self._backbone_rates(detector) | self._neck_rates(detector)
         for module, name, parameter in _trainable(detector):
             kind = _kind(module, name)
             factor = rates.get(parameter, 1.0) * (self.bias_lr_factor if kind == "bias" else 1.0)
@@ -116,6 +118,17 @@ class ParameterPolicy:
     def _decay(self, kind: str) -> float:
         special = {"norm": self.norm_decay, "bias": self.bias_decay}.get(kind)
         return self.weight_decay if special is None else special
+
+    def _neck_rates(self, detector: nn.Module) -> dict[nn.Parameter, float]:
+        """The share of ``lr`` of each parameter of the neck; empty when it is 1."""
+        if self.neck_lr_factor == 1:
+            return {}
+        neck = getattr(detector, "neck", None)
+        if not isinstance(neck, nn.Module):
+            raise ValueError(
+                f"neck_lr_factor={self.neck_lr_factor} needs a detector with a neck; {type(detector).__name__} has none"
+            )
+        return dict.fromkeys(neck.parameters(), self.neck_lr_factor)
 
     def _backbone_rates(self, detector: nn.Module) -> dict[nn.Parameter, float]:
         """The share of ``lr`` of each parameter of the backbone; empty when all shares are 1."""

@@ -240,3 +240,39 @@ def test_each_name_of_torchvisions_has_weights_and_others_are_told_which_there_a
         assert torchvision.models.get_model_weights(name)["COCO_V1"].url
     with pytest.raises(ConfigError, match=r"no file 'fasterrcnn'; allowed: .* one of fasterrcnn_resnet50_fpn, "):
         initialize(build_detector(model, ONE), "torchvision:fasterrcnn", ONE, model)
+
+
+def test_weights_of_detectron2_and_mmdetection_ask_for_a_model_of_their_style(tmp_path):
+    small = ["model.neck.out_channels=16", "model.head.roi.network.hidden=[32]"]
+    preset = compose_model("faster_rcnn_fpn_detectron2", small)
+    detector = build_detector(preset, ONE)
+    path = tmp_path / "theirs.pth"
+    names = {"backbone.bottom_up.stem.conv1.weight": torch.zeros(64, 3, 7, 7), "pixel_std": torch.full((3, 1, 1), 57.0)}
+    last = {
+        f"roi_heads.box_predictor.{n}.{k}": torch.zeros(1)
+        for n in ("cls_score", "bbox_pred")
+        for k in ("weight", "bias")
+    }
+    torch.save({"model": {**names, **last}}, path)
+    words = r"style pytorch, the model of caffe: set model.backbone.stride_in_1x1=false model.backbone.pixel_std=null$"
+    with pytest.raises(ConfigError, match=words):
+        initialize(detector, f"detectron2:{path}", ONE, preset)
+    half = compose_model("faster_rcnn_fpn_detectron2", [*small, "model.backbone.pixel_std=null"])
+    with pytest.raises(
+        ConfigError, match=r"model.backbone has stride_in_1x1=true and pixel_std=None; weights of other"
+    ):
+        initialize(detector, f"detectron2:{path}", ONE, half)
+    names["pixel_std"] = torch.ones(3, 1, 1)
+    torch.save({"model": {**names, **last}}, path)
+    before = detector.head.roi.network.cls_score.weight.clone()
+    missing = init_from.from_foreign(detector, f"detectron2:{path}", OTHER, preset)
+    assert "backbone.layer1.0.conv1.weight" in missing
+    assert not {"backbone.conv1.weight", *LAYERS} & set(missing), "the layers of the classes start anew, as was said"
+    assert torch.equal(detector.head.roi.network.cls_score.weight, before)
+    names["backbone.bottom_up.stem.conv1.norm.running_var"] = torch.full((64,), 1e-8)
+    torch.save({"model": {**names, **last}}, path)
+    other_eps = compose_model("faster_rcnn_fpn_detectron2", [*small, "model.backbone.norm_eps=0.0"])
+    with pytest.raises(
+        ConfigError, match=r"its batch norms have the epsilon 1e-05 \(detectron2 has it\), the model has 0"
+    ):
+        initialize(build_detector(other_eps, ONE), f"detectron2:{path}", ONE, other_eps)

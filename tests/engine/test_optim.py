@@ -195,6 +195,18 @@ def test_a_policy_for_a_backbone_needs_one() -> None:
         SGD(lr=0.1, backbone_lr_factor=0.1)(nn.Linear(1, 1), 16)
 
 
+def test_the_neck_has_a_rate_of_its_own() -> None:
+    net = Net()
+    net.neck = nn.Linear(2, 2)
+    found = settings(SGD(lr=0.1, backbone_lr_factor=0.1, neck_lr_factor=0.5, bias_lr_factor=2.0)(net, 16), net)
+    rates = [found[name][0] for name in ("backbone.stem.weight", "neck.weight", "neck.bias", "head.weight")]
+    assert rates == pytest.approx([0.01, 0.05, 0.1, 0.1])
+    with pytest.raises(ValueError, match=r"^neck_lr_factor=0.5 needs a detector with a neck; Linear has none$"):
+        SGD(lr=0.1, neck_lr_factor=0.5)(nn.Linear(1, 1), 16)
+    with pytest.raises(ValueError, match=r"^neck_lr_factor must be above 0, not 0$"):
+        SGD(lr=0.1, neck_lr_factor=0)
+
+
 def test_nothing_to_train_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"^Linear has no trainable parameters$"):
         SGD(lr=0.1)(nn.Linear(1, 1).requires_grad_(False), 16)

@@ -18,6 +18,7 @@ SMALL = [
     "model.backbone.width=16",
 ]
 _SMALL_RCNN = ["model/backbone=resnet18", *SMALL, "model.head.roi.network.hidden=[64]"]
+_PLAIN_STRIDES = ["model.backbone.stride_in_1x1=false"]  # its blocks have no 1x1 convolution
 _SMALL_MODELS = {
     "faster_rcnn_fpn": _SMALL_RCNN,
     "faster_rcnn_fpn_torchvision": [*_SMALL_RCNN, "model.backbone.norm_eps=1e-5"],  # its 0 is for published statistics
@@ -27,6 +28,9 @@ _SMALL_MODELS = {
         *("model.backbone.norm=bn", "model.backbone.frozen_stages=0", "model.head.roi.network.hidden=[64]"),
         "model.head.rpn.min_score=0.0",  # it says nothing yet
     ],
+    "faster_rcnn_fpn_detectron2": [*_SMALL_RCNN, *_PLAIN_STRIDES],
+    "retinanet_detectron2": ["model/backbone=resnet18", *SMALL, *_PLAIN_STRIDES],
+    "faster_rcnn_fpn_mmdetection": _SMALL_RCNN,
     "rfcn": ["model/backbone=resnet18", *SMALL, "model.backbone.dilate_last=true"],
     "tridentnet": [
         *("model/backbone=resnet18", *SMALL, "model.backbone.trident=[1,2,3]", "model.backbone.levels=[4]"),

@@ -40,6 +40,7 @@ from tests.models.test_torchvision_parity import (
 
 WHOLE = ((128, 256), (128, 256))  # multiples of every stride
 PADDED = ((96, 160), (160, 96))
+SIZES = [pytest.param(PADDED, id="padded"), pytest.param(WHOLE, id="whole", marks=pytest.mark.slow)]
 SAMPLERS = {"rpn_batch_size_per_image": ALL, "box_batch_size_per_image": ALL, "rpn_post_nms_top_n_train": 100}
 R18 = ["model.backbone.depth=18", "model.neck.out_channels=64"]
 EVERYTHING = [f"model.head.{stage}.sampler.num={ALL}" for stage in ("rpn", "roi")]
@@ -162,7 +163,7 @@ RCNNS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("sizes", [WHOLE, PADDED], ids=["whole", "padded"])
+@pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize(("make", "preset", "overrides"), RCNNS)
 def test_faster_rcnn_equals_torchvision(make, preset, overrides, sizes):
     """Losses of the same regions and detections, padded batches too where the padding is read as there."""
@@ -189,7 +190,7 @@ RETINAS = [
 ]
 
 
-@pytest.mark.parametrize("sizes", [WHOLE, PADDED], ids=["whole", "padded"])
+@pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize(("make", "overrides"), RETINAS)
 @torch.no_grad()
 def test_retinanet_equals_torchvision(make, overrides, sizes):

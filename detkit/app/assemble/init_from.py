@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from detkit.config import ConfigError
 from detkit.engine.state.checkpoint import CheckpointError, load_checkpoint
 from detkit.models import build_detector
 from detkit.models.backbones.weights import read_state
-from detkit.models.converters import from_torchvision, load_converted, preset_of
+from detkit.models.converters import Library, Style, from_torchvision, load_converted, preset_of, read_foreign
 from detkit.models.mtcnn.published import from_published
 from detkit.structures import Categories
 from detkit.utils.download import is_url, local_copy
@@ -25,6 +25,9 @@ from detkit.utils.log import logger
 
 _TORCHVISION = "torchvision:"
 _MTCNN = "mtcnn:"
+
+#: Libraries whose checkpoint files are read.
+FOREIGN: tuple[Library, ...] = ("detectron2", "mmdetection")
 
 #: Models of torchvision's that are taken by their names.
 _PUBLISHED = (
@@ -39,8 +42,9 @@ def initialize(detector: nn.Module, source: str, categories: Categories, model: 
 
     Args:
         source: path or URL of a checkpoint of detkit's; or ``torchvision:`` and the name of one of its detectors (see
-            docs/models.md), or the path of a state dict of one; or ``mtcnn:`` and the folder of pnet.pt, rnet.pt and
-            onet.pt. Layers for other classes than ``categories`` keep their random weights.
+            docs/models.md), or the path of a state dict of one; or ``detectron2:`` or ``mmdetection:`` and the path of
+            a checkpoint; or ``mtcnn:`` and the folder of pnet.pt, rnet.pt and onet.pt. Layers for other classes than
+            ``categories`` keep their random weights.
         model: the configuration that ``detector`` was built from.
 
     Raises:
@@ -52,6 +56,8 @@ def initialize(detector: nn.Module, source: str, categories: Categories, model: 
             _from_torchvision(detector, path, categories, model)
         elif source.startswith(_MTCNN):
             _from_mtcnn(detector, Path(source.removeprefix(_MTCNN)))
+        elif library_of(source) is not None:
+            from_foreign(detector, source, categories, model)
         else:
             _from_checkpoint(detector, path, categories, model)
     except (ValueError, OSError) as error:
@@ -76,16 +82,80 @@ def _from_torchvision(detector: nn.Module, path: Path, categories: Categories, m
         raise ValueError(f"{error}{hint if _TORCHVISION not in hint else ''}") from error
     if doubt := check_norms(detector, published, path):
         logger.warning("%s", doubt)
-    try:
-        missing = load_converted(detector, state)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}; these are weights for model={preset_of(published)}") from error
+    missing = _placed(detector, state, path, preset_of(published))
     if not with_classes:
-        missing = [name for name in missing if name not in class_layers(model, categories)]
+        missing = _without_class_layers(missing, path, model, categories)
+    _warn_of(missing, path)
+
+
+def from_foreign(detector: nn.Module, source: str, categories: Categories, model: Mapping[str, Any]) -> list[str]:
+    """:func:`initialize` of a checkpoint of detectron2's or mmdetection's.
+
+    Returns:
+        the tensors of ``detector`` that the file lacks, without the layers of other classes.
+
+    Raises:
+        ValueError: it cannot be read, or does not fit the model.
+    """
+    library = library_of(source)
+    assert library is not None
+    path = Path(source.partition(":")[2])
+    foreign = read_foreign(library, path)
+    try:
+        state, with_classes = foreign.converted(categories, _style_of(model, foreign.style))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    check_norms(detector, foreign.state, path, known=library)
+    missing = _placed(detector, state, path, foreign.preset)
+    if not with_classes:
+        missing = _without_class_layers(missing, path, model, categories)
+    _warn_of(missing, path)
+    return missing
+
+
+def library_of(source: str) -> Library | None:
+    """Whose checkpoint ``source`` names, by its beginning; None where it is another kind."""
+    return next((library for library in FOREIGN if source.startswith(f"{library}:")), None)
+
+
+def _style_of(model: Mapping[str, Any], told: Style | None) -> Style:
+    """How the backbone of ``model`` takes pixels and strides, which must be as the file has ``told``."""
+    backbone = model.get("backbone") or {}
+    strides, deviation = bool(backbone.get("stride_in_1x1")), backbone.get("pixel_std")
+    style: Style = "caffe" if strides else "pytorch"
+    if strides != (deviation is not None and all(float(value) == 1 for value in deviation)):
+        raise ValueError(
+            f"model.backbone has stride_in_1x1={str(strides).lower()} and pixel_std={deviation}; weights of other "
+            "libraries go with true and [1, 1, 1] (the style caffe) or with false and null (pytorch)"
+        )
+    if told not in (None, style):
+        strides, deviation = ("true", "[1,1,1]") if told == "caffe" else ("false", "null")
+        raise ValueError(
+            f"the file is of the style {told}, the model of {style}: set model.backbone.stride_in_1x1={strides} "
+            f"model.backbone.pixel_std={deviation}"
+        )
+    return style
+
+
+def _placed(detector: nn.Module, state: Mapping[str, Tensor], path: Path, preset: str) -> list[str]:
+    """Load ``state``; the names that it lacks."""
+    try:
+        return load_converted(detector, state)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; these are weights for model={preset}") from error
+
+
+def _without_class_layers(
+    missing: Sequence[str], path: Path, model: Mapping[str, Any], categories: Categories
+) -> list[str]:
+    logger.warning("%s is of other classes: the last layers start anew", path)
+    layers = class_layers(model, categories)
+    return [name for name in missing if name not in layers]
+
+
+def _warn_of(missing: Sequence[str], path: Path) -> None:
     if missing:
         logger.warning("%s: %d tensors keep their random values: %s", path, len(missing), ", ".join(missing))
-    if not with_classes:
-        logger.warning("%s is of other classes: the last layers start anew", path)
 
 
 def _from_mtcnn(detector: nn.Module, folder: Path) -> None:

@@ -26,7 +26,8 @@ _TORCH_EPS = 1e-5
 #: A change of scale that is worth a word: of the batch norm channel with the least variance.
 _FACTOR = 1.01
 
-#: Beginnings of names that only one kind of file has, the more special first; what that is, and what to do with it.
+#: Beginnings of names that only one kind of file has, the more special first; what that is, and what to do with it. A
+#: {path} is of a state dict, a {file} may have one inside.
 _KINDS = (
     (("backbone.body.", "roi_heads.mask_"), "torchvision's Mask R-CNN, which detkit does not have"),
     (("backbone.body.", "roi_heads.keypoint_"), "torchvision's Keypoint R-CNN, which detkit does not have"),
@@ -34,9 +35,9 @@ _KINDS = (
     (("backbone.body.", "head.regression_head.bbox_ctrness."), "torchvision's FCOS, which detkit does not have"),
     (("backbone.body.", "head.classification_head."), "torchvision's RetinaNet: init_from=torchvision:{path}"),
     (("backbone.body.", "head."), "another detector of torchvision's; its Faster R-CNN and RetinaNet alone are taken"),
-    (("backbone.bottom_up.",), "detectron2, whose weights are not taken"),
-    (("backbone.", "rpn_head."), "mmdetection, whose weights are not taken"),
-    (("backbone.", "bbox_head."), "mmdetection, whose weights are not taken"),
+    (("backbone.bottom_up.",), "detectron2's: init_from=detectron2:{file}"),
+    (("backbone.", "rpn_head."), "mmdetection's: init_from=mmdetection:{file}"),
+    (("backbone.", "bbox_head."), "mmdetection's: init_from=mmdetection:{file}"),
     (("transformer.", "class_embed."), "DETR, whose weights are not taken"),
     (("model.0.", "model.1."), "a YOLO of ultralytics', whose weights are not taken"),
     (("backbone.", "neck.", "head."), "a detector of detkit's without its checkpoint: take a last.pt or best.pt"),
@@ -65,15 +66,18 @@ def describe_origin(path: Path) -> str:
     for beginnings, what in _KINDS:
         if all(any(name.startswith(b) for name in names) for b in beginnings):
             wrapped = f" (under {inside!r}: save that alone first)" if inside and "{path}" in what else ""
-            return f"; it looks like {what.format(path=path)}{wrapped}"
+            return f"; it looks like {what.format(path=path, file=path)}{wrapped}"
     return ""
 
 
-def check_norms(detector: nn.Module, state: Mapping[str, Tensor], path: Path) -> str:
+def check_norms(detector: nn.Module, state: Mapping[str, Tensor], path: Path, known: str | None = None) -> str:
     """What is to be said of the epsilon of the batch norms in ``state``, which a file does not hold; mostly nothing.
 
     torchvision's published ``fasterrcnn_resnet50_fpn`` and what was fine-tuned from it has 0 (``overwrite_eps``), all
     else 1e-5. Batch norms that were trained count their batches, and such a model is never of the first kind.
+
+    Args:
+        known: a library other than torchvision that the file is of: its batch norms have torch's epsilon.
 
     Raises:
         ValueError: the epsilon of ``detector`` is surely another one, and a channel has so little variance that it
@@ -85,14 +89,14 @@ def check_norms(detector: nn.Module, state: Mapping[str, Tensor], path: Path) ->
         return ""
     eps, least = found.pop(), float(torch.stack(variances).min())
     is_trained = any(k.endswith("num_batches_tracked") for k in state)
-    sure = _TORCH_EPS if is_trained or _OF_MOBILENET in state else 0.0 if _is_published(path) else None
+    sure = _TORCH_EPS if is_trained or known or _OF_MOBILENET in state else 0.0 if _is_published(path) else None
     other = (_TORCH_EPS if eps == 0 else 0.0) if sure is None else sure
     factor = _scale(least, min(eps, other)) / _scale(least, max(eps, other))
     if factor < _FACTOR:
         return ""
     change = f"with the other a channel (of variance {least:.2g}) is scaled {factor:.3g} times"
     if sure is not None:
-        why = _why(sure, is_trained)
+        why = f"{known} has it" if known else _why(sure, is_trained)
         raise ValueError(
             f"{path}: its batch norms have the epsilon {sure:g} ({why}), the model has {eps:g}; {change}: set "
             f"model.backbone.norm_eps={sure:g}"

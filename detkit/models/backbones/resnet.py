@@ -1,7 +1,7 @@
 """ResNet (He et al., CVPR 2016), in torchvision's form, whose ImageNet state dicts load unchanged.
 
 Departure from the paper, as in torchvision ("v1.5"): the stride of a bottleneck stands in its 3x3 convolution, not in
-the first 1x1.
+the first 1x1, unless ``stride_in_1x1``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from detkit.models.layers import (
     make_norm,
 )
 from detkit.structures import FeatureSpec
-from detkit.structures.feature_spec import IMAGENET_STATS
+from detkit.structures.feature_spec import IMAGENET_STATS, PixelStats
 
 
 class BasicBlock(nn.Module):
@@ -38,16 +38,16 @@ class BasicBlock(nn.Module):
     expansion = 1
 
     def __init__(
-        self, in_channels: int, channels: int, stride: int, norm: NormName, norm_eps: float, conv: ConvName
+        self, in_channels: int, channels: int, strides: tuple[int, int], norm: NormName, norm_eps: float, conv: ConvName
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, max(strides), padding=1, bias=False)
         self.bn1 = make_norm(norm, channels, norm_eps)
         self.conv2 = make_conv(conv, channels, channels, 3)
         self.bn2 = make_norm(norm, channels, norm_eps)
         self.relu = nn.ReLU(inplace=True)
         self.attention: nn.Module = nn.Identity()
-        self.downsample = _projection(in_channels, channels, stride, norm, norm_eps)
+        self.downsample = _projection(in_channels, channels, max(strides), norm, norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(conv_norm(x, self.conv1, self.bn1))
@@ -61,19 +61,19 @@ class Bottleneck(nn.Module):
     expansion = 4
 
     def __init__(
-        self, in_channels: int, channels: int, stride: int, norm: NormName, norm_eps: float, conv: ConvName
+        self, in_channels: int, channels: int, strides: tuple[int, int], norm: NormName, norm_eps: float, conv: ConvName
     ) -> None:
         super().__init__()
         out_channels = channels * self.expansion
-        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, strides[0], bias=False)
         self.bn1 = make_norm(norm, channels, norm_eps)
-        self.conv2 = make_conv(conv, channels, channels, 3, stride)
+        self.conv2 = make_conv(conv, channels, channels, 3, strides[1])
         self.bn2 = make_norm(norm, channels, norm_eps)
         self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
         self.bn3 = make_norm(norm, out_channels, norm_eps)
         self.relu = nn.ReLU(inplace=True)
         self.attention: nn.Module = nn.Identity()
-        self.downsample = _projection(in_channels, out_channels, stride, norm, norm_eps)
+        self.downsample = _projection(in_channels, out_channels, max(strides), norm, norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.relu(conv_norm(x, self.conv1, self.bn1))
@@ -108,6 +108,9 @@ class ResNet(Backbone):
         trident: dilations of branches that share the weights of the last stage that is read, all but its first block
             (TridentNet): maps then hold the batch once for each branch. One dilation makes no branches.
         width: channels of the first stage; 64 is the paper's, less makes a narrow network without pretrained weights.
+        stride_in_1x1: halve the map in a bottleneck's first 1x1 convolution, as the paper and weights of Caffe's do.
+        pixel_std: deviation of R, G and B in 0..255 that the weights were trained with, [1, 1, 1] for those of Caffe's;
+            null for ImageNet's.
         attention: rescales the residual of every block that trains (``attention@model.backbone.attention=SE``). It
             starts as the identity by default; with ``identity: false`` pretrained weights are hurt.
     """
@@ -127,12 +130,20 @@ class ResNet(Backbone):
         dilate_last: bool = False,
         trident: tuple[Count, ...] | None = None,
         width: Count = 64,
+        stride_in_1x1: bool = False,
+        pixel_std: tuple[float, float, float] | None = None,
         attention: Callable[..., Attention] | None = None,
     ) -> None:
         super().__init__()
         if not levels or list(levels) != sorted(set(levels)):
             raise ValueError(f"levels must be ascending and different, out of 2, 3, 4, 5; not {list(levels)}")
         block, counts, imagenet = _DEPTHS[depth]
+        if stride_in_1x1 and block is BasicBlock:
+            raise ValueError(f"stride_in_1x1: the blocks of ResNet-{depth} have no 1x1 convolution")
+        if pixel_std is not None:
+            if not min(pixel_std) > 0:
+                raise ValueError(f"pixel_std must be positive, not {list(pixel_std)}")
+            self.pixel_stats = PixelStats(IMAGENET_STATS.mean, pixel_std)
         self.levels = levels
         self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = make_norm(norm, width, norm_eps)
@@ -143,7 +154,9 @@ class ResNet(Backbone):
         for i, (planes, count) in enumerate(zip(channels, counts, strict=True)):
             blocks = []
             for j in range(count):
-                blocks.append(block(in_channels, planes, 2 if i > 0 and j == 0 else 1, norm, norm_eps, stage_conv[i]))
+                step = 2 if i > 0 and j == 0 else 1
+                strides = (step, 1) if stride_in_1x1 else (1, step)
+                blocks.append(block(in_channels, planes, strides, norm, norm_eps, stage_conv[i]))
                 in_channels = planes * block.expansion
             setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
         _initialize(self)

@@ -1,6 +1,18 @@
 """State dicts of other libraries under detkit's names: every tensor is placed, or named in an error."""
 
+from detkit.models.converters.foreign import Foreign, Library, read_foreign
 from detkit.models.converters.loading import load_converted
+from detkit.models.converters.mmdetection_config import Style
+from detkit.models.converters.naming import coco_categories
 from detkit.models.converters.torchvision import from_torchvision, preset_of
 
-__all__ = ["from_torchvision", "load_converted", "preset_of"]
+__all__ = [
+    "Foreign",
+    "Library",
+    "Style",
+    "coco_categories",
+    "from_torchvision",
+    "load_converted",
+    "preset_of",
+    "read_foreign",
+]

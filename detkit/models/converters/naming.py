@@ -70,3 +70,58 @@ def class_rows(num_rows: int, categories: Categories, published: Sequence[str], 
     if num_rows - first == len(categories):
         return list(range(first, num_rows))
     return None
+
+
+def of_rows(
+    found: dict[str, Tensor],
+    last: Sequence[str],
+    categories: Categories,
+    names: Sequence[str] | None,
+    what: str,
+    anchors: int = 1,
+) -> tuple[dict[str, Tensor], bool]:
+    """``found`` with the rows of ``categories`` in its ``last`` tensors (A * K, ...), and whether they are in it.
+
+    Args:
+        names: of the K classes of the file; COCO's where they are not known and K is 80.
+        anchors: A, for each of which there are K rows.
+    """
+    check_present(found, last, what)
+    rows = _rows_of(len(found[last[-1]]) // anchors, categories, names)
+    kept = {name: value for name, value in found.items() if name not in last}
+    if rows is not None:
+        kept |= {n: found[n].unflatten(0, (anchors, -1))[:, rows].flatten(0, 1) for n in last}
+    return kept, rows is not None
+
+
+def of_dense_classes(
+    found: dict[str, Tensor], categories: Categories, names: Sequence[str] | None, what: str
+) -> tuple[dict[str, Tensor], bool]:
+    """:func:`of_rows` of RetinaNet's class layer, which has K rows for each anchor."""
+    boxes, last = "head.bbox_pred.bias", ("head.cls_logits.weight", "head.cls_logits.bias")
+    check_present(found, (*last, boxes), what)
+    return of_rows(found, last, categories, names, what, len(found[boxes]) // 4)
+
+
+def of_region_classes(
+    found: dict[str, Tensor], categories: Categories, names: Sequence[str] | None, what: str
+) -> tuple[dict[str, Tensor], bool]:
+    """The same of a region network, whose class layer has a row more, for background, and is last in both libraries."""
+    network = "head.roi.network"
+    scores, boxes = (
+        [f"{network}.{layer}.{kind}" for kind in ("weight", "bias")] for layer in ("cls_score", "bbox_pred")
+    )
+    check_present(found, (*scores, *boxes), what)
+    rows = _rows_of(len(found[scores[0]]) - 1, categories, names)
+    is_shared = len(found[boxes[0]]) == 4  # one box for all classes
+    left_out = {*scores, *(() if is_shared else boxes)}
+    kept = {name: value for name, value in found.items() if name not in left_out}
+    if rows is not None:
+        kept |= {name: found[name][[*rows, -1]] for name in scores}
+        kept |= {n: found[n] if is_shared else found[n].unflatten(0, (-1, 4))[rows].flatten(0, 1) for n in boxes}
+    return kept, rows is not None
+
+
+def _rows_of(num: int, categories: Categories, names: Sequence[str] | None) -> Sequence[int] | None:
+    coco = coco_categories().names
+    return class_rows(num, categories, names or (coco if num == len(coco) else ()), 0)

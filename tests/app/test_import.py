@@ -1,0 +1,185 @@
+"""``tools/import.py``: a file of another library becomes a checkpoint that every tool reads, or nothing is written."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+import detkit
+from detkit.app.assemble.stored import Stored
+from detkit.app.import_weights import tool
+from detkit.app.import_weights.certificate import DiffersError, certified, read_expected
+from detkit.config import ConfigError
+from detkit.engine.state.checkpoint import load_checkpoint
+from detkit.models import build_detector
+from tests.app.tools import call
+from tests.models.test_foreign_weights import detectron2_rcnn, mmdetection_centernet
+
+STYLE = "model = dict(backbone=dict(type='ResNet', depth={depth}, style='{style}'))"
+NAMES = ["nut", "bolt"]
+
+
+def trained(shapes):
+    """Random weights that keep the size of what goes through them, as those of a trained network do."""
+    generator, state = torch.Generator().manual_seed(0), {}
+    for name, shape in shapes.items():
+        inputs = torch.Size(shape[1:]).numel() if len(shape) > 1 else 1
+        value = torch.randn(shape, generator=generator) * (2 / inputs) ** 0.5
+        is_norm = f"{name.rpartition('.')[0]}.running_var" in shapes
+        ones = is_norm and name.endswith(("weight", "running_var"))
+        state[name] = torch.ones(shape) if ones else value if len(shape) > 1 else value * 0.1
+    return state
+
+
+def centernet():
+    state = trained(mmdetection_centernet(2))
+    for name in state:
+        if "conv_offset" in name:
+            state[name] = state[name] * 0.01  # else they all lead out of the map
+    state["bbox_head.heatmap_head.2.weight"] = state["bbox_head.heatmap_head.2.weight"] * 5  # peaks, not a plain
+    state["bbox_head.wh_head.2.bias"] = torch.tensor([8.0, 6.0])  # in cells
+    return state
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory):
+    """A folder with a file of mmdetection's, and a picture."""
+    folder = tmp_path_factory.mktemp("theirs")
+    torch.save(
+        {"state_dict": centernet(), "meta": {"config": STYLE.format(depth=18, style="pytorch")}}, folder / "a.pth"
+    )
+    noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "photo.png")
+    return folder
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    return lambda *words, code=0: call(tool.main, monkeypatch, capsys, *words, code=code)
+
+
+def given_of(folder, out, **more):
+    given = {"source": f"mmdetection:{folder / 'a.pth'}", "output": str(out / "own.pt"), "names": NAMES}
+    return given | {key: str(value) for key, value in more.items()}
+
+
+def words_of(folder, out, **more):
+    return [f"{key}={value}" for key, value in (given_of(folder, out, **more) | {"names": "[nut,bolt]"}).items()]
+
+
+def numbers(found):
+    columns = {"boxes": found.boxes.tolist(), "scores": found.scores.tolist(), "classes": found.names}
+    return {"image": "photo.png", **columns}
+
+
+def test_a_file_becomes_a_checkpoint_with_its_configuration_beside_it(theirs, tmp_path):
+    tool.run(OmegaConf.create(given_of(theirs, tmp_path)), tmp_path)
+    own = load_checkpoint(tmp_path / "own.pt")
+    assert own.categories.names == tuple(NAMES)
+    config = OmegaConf.load(tmp_path / "own.yaml")
+    assert config == OmegaConf.create(dict(own.config))
+    assert config.model.neck.conv == "modulated_deform"
+    assert (tmp_path / "own.yaml").read_text().startswith(f"# mmdetection:{theirs / 'a.pth'} as own.pt has it: ")
+
+
+@pytest.mark.slow
+def test_an_imported_detector_is_read_by_every_tool_and_certified_against_stored_numbers(theirs, tmp_path, run):
+    assert "imported:" in run(*words_of(theirs, tmp_path))
+    own = load_checkpoint(tmp_path / "own.pt")
+    found = detkit.load(tmp_path / "own.pt", device="cpu").predict(theirs / "photo.png")
+    assert (found.scores >= 0.4).sum() > 3
+    row = numbers(found)
+    (theirs / "found.json").write_text(json.dumps([row]))
+    certify_planted_differences(row, theirs, own)
+    torch.save({"state_dict": centernet()}, theirs / "bgr.pth")
+    words = words_of(
+        theirs, tmp_path / "other", source=f"mmdetection:{theirs / 'bgr.pth'}", style="pytorch",
+        certify=theirs / "found.json",
+    )  # fmt: skip
+    assert "certified: " in run(*words)
+    assert "certified: " in (tmp_path / "other" / "own.yaml").read_text()
+    state = centernet()
+    state["backbone.conv1.weight"] = state["backbone.conv1.weight"].flip(1)
+    torch.save({"state_dict": state}, theirs / "bgr.pth")
+    for file in (tmp_path / "other").iterdir():
+        file.unlink()
+    assert "Another style or other settings? Nothing was written" in run(*words, code=1)
+    assert not list((tmp_path / "other").iterdir())
+
+
+def certify_planted_differences(row, theirs, own):
+    """Another box, score or class, and one too many are each seen."""
+    config = OmegaConf.to_container(OmegaConf.create(dict(own.config)), resolve=True)
+    detector = build_detector(config["model"], own.categories)
+    detector.load_state_dict(own.weights)
+    stored = Stored(own, config, detector.eval(), torch.device("cpu"))
+
+    def certify(**changes):
+        (theirs / "other.json").write_text(json.dumps([{**row, **changes}]))
+        return certified(stored, read_expected(theirs / "other.json", own.categories))
+
+    assert certify().least_iou == pytest.approx(1.0, abs=1e-4)
+    for changes in (
+        {"boxes": [[x + 9, y, z + 9, w] for x, y, z, w in row["boxes"]]},
+        {"scores": [min(1.0, score + 0.1) for score in row["scores"]]},
+        {"classes": [NAMES[1 - NAMES.index(name)] for name in row["classes"]]},
+        {key: row[key][1:] for key in ("boxes", "scores", "classes")},
+    ):
+        with pytest.raises(DiffersError, match="only one of both libraries finds"):
+            certify(**changes)
+    with pytest.raises(ConfigError, match=r"certify: .*other.json: photo.png: no class is called nail"):
+        certify(classes=["nail"] * len(row["classes"]))
+    with pytest.raises(ConfigError, match=r"certify: .*other.json: there is no image .*nowhere.png"):
+        certify(image="nowhere.png")
+    with pytest.raises(ConfigError, match=r"certify: .*other.json: photo.png: .* boxes, 1 scores"):
+        certify(scores=[0.5])
+    with pytest.raises(ConfigError, match=r"certify: .*nowhere.json"):
+        read_expected(theirs / "nowhere.json", own.categories)
+
+
+def test_what_is_wrong_is_told_with_its_key_and_nothing_is_written(theirs, tmp_path, run):
+    def refused(words, **more):
+        given = {
+            "source": f"mmdetection:{theirs / 'a.pth'}",
+            "output": str(tmp_path / "own.pt"),
+            "names": NAMES,
+            **more,
+        }
+        with pytest.raises(ConfigError, match=words):
+            tool.run(OmegaConf.create(given), tmp_path)
+
+    refused("source: must be detectron2:FILE or mmdetection:FILE, not 'a.pth'", source="a.pth")
+    refused(r"source: nowhere.pth: there is no such file", source="mmdetection:nowhere.pth")
+    refused("names: the file has 2 classes, not 1", names=["nut"])
+    refused("names: the file has 2 classes and does not name them", names=None)
+    refused("says that it is of the style pytorch, not caffe", style="caffe")
+    refused("output: the checkpoint ends in .pt, not here.onnx", output="here.onnx")
+    (tmp_path / "own.yaml").write_text("mine")
+    refused("own.yaml is there; nothing is written over")
+    (tmp_path / "own.yaml").unlink()
+    torch.save({"state_dict": {"bbox_head.heatmap_head.2.bias": torch.zeros(2)}}, tmp_path / "b.pth")
+    few = {"source": f"mmdetection:{tmp_path / 'b.pth'}"}
+    refused("style: the file does not tell it: style=caffe for BGR", **few)
+    refused("style: CenterNet's ResNet-18 is of the style pytorch alone", style="caffe", **few)
+    state = centernet()
+    del state["backbone.conv1.weight"], state["neck.deconv_layers.0.bn.bias"]
+    torch.save({"state_dict": state}, tmp_path / "b.pth")
+    words = "lacks 2 tensors of the model: backbone.conv1.weight, neck.steps.0.conv_norm.bias"
+    refused(words, style="pytorch", **few)
+    assert not list(tmp_path.glob("own.*"))
+
+
+@pytest.mark.slow
+def test_a_faster_rcnn_of_detectron2_finds_something(tmp_path, theirs, run):
+    state = trained(detectron2_rcnn(80))
+    state["pixel_std"] = torch.ones(3, 1, 1)
+    torch.save({"model": state}, tmp_path / "model_final.pth")
+    run(f"source=detectron2:{tmp_path / 'model_final.pth'}", f"output={tmp_path / 'own.pt'}")
+    own = load_checkpoint(tmp_path / "own.pt")
+    assert len(own.categories) == 80
+    backbone = own.config["model"]["backbone"]
+    assert (backbone["stride_in_1x1"], backbone["pixel_std"]) == (True, [1.0, 1.0, 1.0])
+    assert detkit.load(tmp_path / "own.pt", device="cpu").predict(theirs / "photo.png").boxes.shape[1] == 4

@@ -1,0 +1,6 @@
+"""See `python tools/import.py --help`."""
+
+from detkit.cli import run
+
+if __name__ == "__main__":
+    run("import")
