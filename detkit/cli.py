@@ -30,6 +30,7 @@ TOOLS = {
     "predict": Tool("detkit.app.use.predict", "boxes on images, folders and videos, and a results file"),
     "inspect-data": Tool("detkit.app.inspect.data", "what is in a data set, and what is wrong with it"),
     "convert": Tool("detkit.app.convert", "COCO, VOC and YOLO into each other, and splits"),
+    "recipe": Tool("detkit.app.recipe.tool", "before training: an experiment file for your data, time and computer"),
     "audit": Tool("detkit.app.audit.tool", "before training: the objects that nothing would be learnt from"),
     "explain": Tool("detkit.app.explain.tool", "after training: why objects are missed and others made up"),
     "labels": Tool("detkit.app.labels.tool", "labels that are likely wrong, by detectors that did not train on them"),

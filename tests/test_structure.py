@@ -66,7 +66,7 @@ def test_imports_point_left():
 SUBJECTS = [
     {"assemble"}, {"pages"}, {"cli"}, {"run"}, {"sweep"},
     {"compare", "use", "audit", "explain", "inspect", "calibrate", "add_class", "export", "publish"},
-    {"train", "import_weights"}, {"labels", "library", "convert"},
+    {"train", "import_weights"}, {"labels", "library", "convert", "recipe"},
 ]  # fmt: skip
 SUBJECT = {name: i for i, names in enumerate(SUBJECTS) for name in names}
 

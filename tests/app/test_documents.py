@@ -53,6 +53,7 @@ NOT_RUN = {
 #: The tool that the text means by a piece of a command; the first that fits.
 TOOL_OF_PIECE = (
     (r"tta|data\.root=/elsewhere|model\.head\.roi\.selector", "evaluate.py checkpoint=RUN_FOLDER/best.pt {}"),
+    (r"^(minutes|speed|overwrite|pretrained|try_\w+)=", "recipe.py data=coco data.root=ROOT minutes=10 name=mine {}"),
     (r"^val_loss=", "evaluate.py checkpoint=RUN_FOLDER/best.pt {}"),
     (r"^target\.", "calibrate.py checkpoint=RUN_FOLDER/best.pt {}"),
     (r"^scores=", "calibrate.py checkpoint=RUN_FOLDER/best.pt target.recall=0.8 {}"),
@@ -73,6 +74,7 @@ TOOL_OF_PIECE = (
 
 #: What the reader fills in, and what he would; WHERE is the folder that the command runs in.
 FILL = (
+    (r"(recipe\.py.*) minutes=\d+", r"\1 minutes=0.2"),
     (r"target\.\w+=[\d.]+( delta=[\d.]+)?", "target.false_alarms=0.9 delta=0.5"),  # four images prove no more
     (r"inspect_data\.py data=\.\.\. data\.root=\.\.\.", "inspect_data.py data=coco data.root=ROOT"),
     (r"annotations=\.\.\. data\.train\.images=\.\.\.", "annotations=train.json data.train.images=images"),
@@ -110,6 +112,7 @@ PROMISED = {
     "train": ("best.pt", "last.pt", "config.yaml", "manifest.json", "metrics.csv", "log.txt", "evaluation.json",
               "detections.npz", "detections.png", "result.json"),
     "audit": ("audit.html", "audit.json"),
+    "recipe": ("mine.yaml",),
     "explain": ("explanation.html", "explanation.json"),
     "evaluate": ("evaluation.json", "detections.json"),
     "calibrate": ("calibration.html", "calibration.json", "best.pt"),
@@ -157,6 +160,8 @@ class Place:
             self.run("python tools/train.py experiment=quickstart seed=1 hydra.run.dir=runs/other")
         if "runs/flow/" in text and not (self.folder / "runs" / "flow").is_dir():
             self.run("python tools/train.py experiment=flow/shapes hydra.run.dir=runs/flow")
+        if re.search(r"--config-dir recipes|=recipes/", text) and not (self.folder / "recipes").is_dir():
+            self.run(next(found.text for found in commands() if tool_of(found.text) == "recipe"))
         if "replay.py" in text and not (self.folder / "runs" / "hot").is_dir():
             self.run(next(found.text for found in commands() if "optim.lr=2 " in found.text), code=1)
         if "/elsewhere" in text:
@@ -204,10 +209,13 @@ def tool_of(command: str) -> str:
 def small(command: str) -> list[str]:
     """What makes ``command`` take seconds."""
     tool = tool_of(command)
-    few = list(FEW) if "data.root=" not in command or "my data" in command else list(FEW[2:])
+    is_generated = not re.search(r"data\.root=(?!my data)|--config-dir", command)
+    few = list(FEW) if is_generated else list(FEW[2:])
     if tool == "train":
         is_run = "experiment=" in command and "--cfg" not in command and "modell" not in command
         return [*few, *BRIEFLY, *_of_one(command)] if is_run else []
+    if tool == "recipe":
+        return ["device=cpu", "threads=1", "pretrained=false", "overwrite=true"]
     if tool in ("audit", "inspect_model"):
         own = ["device=cpu", "num_inputs=1"] if tool == "inspect_model" else []
         return [*own, *_of_one(command), *([] if "data=null" in command else few)]
@@ -301,7 +309,7 @@ def test_training_commands_compose_and_pass_the_checker():
     checked = 0
     for command in (filled(found.text) for found in commands() if found.whole):
         words = [word for word in shlex.split(command) if re.match(r"[~+]?[a-z][\w@./]*=", word)]
-        if tool_of(command) != "train" or not words or any(key in command for key in EXIT_CODES):
+        if tool_of(command) != "train" or not words or any(key in command for key in (*EXIT_CODES, "--config-dir")):
             continue
         if " -m " in command:  # of each list the first; what sweep= files hold has a test of its own
             words = [word.partition(",")[0] for word in words if not word.startswith("sweep=")]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from detkit.config import Count
+from detkit.config import Count, Share
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.subset import Subset
 from detkit.data.transforms import Transform
@@ -106,6 +106,24 @@ class AuditSchema(TrainSchema):
     split: Literal["train", "val"] = "train"
     num_images: int | None = None
     num_pictures: int = 12
+
+
+@dataclass
+class RecipeOptions:
+    """``tools/recipe.py``: its own keys (``try`` apart, which Python keeps for itself), and the data."""
+
+    data: DataSection
+    minutes: float
+    name: str | None = None
+    output: str = "recipes"
+    overwrite: bool = False
+    speed: str | None = None
+    pretrained: bool | None = None
+    try_share: Share = 0.5
+    try_seeds: Count = 1
+    device: str = "auto"
+    threads: int | None = None
+    run_root: str = "runs"
 
 
 @dataclass

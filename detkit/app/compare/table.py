@@ -109,7 +109,7 @@ def cells(row: Row, shown: Sequence[str]) -> list[str]:
         row.system.name,
         ", ".join(str(run.seed) for run in row.system.runs),
         *numbers,
-        *_difference(row.difference),
+        *difference_words(row.difference),
         _number(c["parameters"], 1e6, " M", 2),
         _number(c["flops"], 1e9, "", 2),
         _number(c["images_per_second"], 1, "", 1),
@@ -167,7 +167,8 @@ def _mean(value: float, deviation: float) -> str:
     return score(value) if np.isnan(deviation) else f"{score(value)} ± {deviation:.3f}"
 
 
-def _difference(difference: Difference | None) -> tuple[str, str]:
+def difference_words(difference: Difference | None) -> tuple[str, str]:
+    """The difference to the baseline, None for the baseline itself, and its interval with what it means."""
     if difference is None:
         return "baseline", ""
     if np.isnan(difference.value):

@@ -1,0 +1,132 @@
+"""``tools/recipe.py``: looks at data, times this computer, and writes an experiment with the reason for each line.
+
+Nothing is trained but a few steps for the timings, unless ``try=true``.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import rich
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict
+from rich.text import Text
+
+from detkit.app.assemble.parts import build_dataset, check_same_classes, choose_device
+from detkit.app.assemble.schema import RecipeOptions
+from detkit.app.cli.entry import run_tool
+from detkit.app.recipe.files import Place, data_choices, name_of
+from detkit.app.recipe.findings import look
+from detkit.app.recipe.given import DETECTORS, Given
+from detkit.app.recipe.made import Option, options
+from detkit.app.recipe.measure import time_all
+from detkit.app.recipe.speed import Speeds, read_speeds
+from detkit.app.recipe.tries import Trial, Tried
+from detkit.app.recipe.weights import at_hand
+from detkit.app.recipe.writer import Writer
+from detkit.app.run.next_command import tell_next
+from detkit.config import ConfigError, validate
+from detkit.config.ranges import check_range
+from detkit.config.validate import plain
+from detkit.data.datasets.base import DetectionDataset
+from detkit.utils.commands import command
+from detkit.utils.files import output_folder
+from detkit.utils.log import logger, set_up_logging
+
+#: The shortest and longest time that can be given, in minutes: six seconds and thirty days.
+_SHORTEST, _LONGEST = 0.1, 30 * 24 * 60
+
+
+def main() -> None:
+    """The command line."""
+    run_tool(run, "recipe")
+
+
+def run(cfg: DictConfig, _: Path) -> None:
+    """Write the experiment for ``cfg.data`` into ``cfg.output``."""
+    is_tried = _taken_out(cfg)
+    validate(cfg, RecipeOptions)
+    set_up_logging()
+    check_range("minutes", cfg.minutes, _SHORTEST, _LONGEST)
+    check_range("threads", cfg.threads, 1)
+    place = Place(Path(cfg.output), name_of(cfg.name, cfg.data.root))
+    if place.file.exists() and not cfg.overwrite:
+        raise ConfigError(f"{place.file} is there already: overwrite=true replaces it, name=NAME writes another")
+    train, val = _open(cfg)
+    if is_tried and (val is None or all(truth.crowd.all() for truth in val.truths)):
+        raise ConfigError("try: needs data.val with objects, since it compares by AP")
+    with tempfile.TemporaryDirectory() as folder:
+        writer = _writer(cfg, train, val, Place(Path(folder), "timed"))
+        speeds = _speeds(cfg, writer, place, is_tried)
+        found = options(writer.given, speeds)
+        tried = _try(cfg, writer, speeds, found) if is_tried else Tried(found[0], _doubts(found[1:]))
+        writer.write(place, writer.given, speeds, tried.best, tried.words)
+    rich.print("recipe:", Text(str(place.file), "bold"))
+    tell_next("train", *place.words)
+
+
+def _taken_out(cfg: DictConfig) -> bool:
+    """The value of ``try``, which no field of Python's can be called."""
+    with open_dict(cfg):
+        value = cfg.pop("try")
+    if not isinstance(value, bool):
+        raise ConfigError(f"try: must be true or false, not {value!r}")
+    return value
+
+
+def _open(cfg: DictConfig) -> tuple[DetectionDataset, DetectionDataset | None]:
+    """The data to learn from and to measure by; the latter None where the configuration has none.
+
+    Raises:
+        ConfigError: they cannot be opened; where it is the latter, the message tells what to do.
+    """
+    node = plain(cfg)["data"]
+    train = build_dataset(node["train"], "data.train")
+    if node["val"] is None:
+        return train, None
+    try:
+        val = build_dataset(node["val"], "data.val")
+    except ConfigError as error:
+        split = f"{command('convert')} ... 'into={{train: 0.8, val: 0.2}}' splits data"
+        raise ConfigError(f"{error}\n  without images to measure by: data.val=null; {split}") from error
+    check_same_classes(train.categories, val.categories, "data.val")
+    return train, val
+
+
+def _writer(cfg: DictConfig, train: DetectionDataset, val: DetectionDataset | None, scratch: Place) -> Writer:
+    device: Any = choose_device(cfg.device).type
+    given = Given(look(train, val), cfg.minutes, device, is_pretrained=True)
+    is_pretrained = at_hand(given.backbone) if cfg.pretrained is None else cfg.pretrained
+    preset = HydraConfig.get().runtime.choices["data"]
+    said = data_choices(cfg.data, preset)
+    return Writer(replace(given, is_pretrained=is_pretrained), train, preset, said, cfg.threads, scratch)
+
+
+def _speeds(cfg: DictConfig, writer: Writer, place: Place, is_tried: bool) -> Speeds:
+    """Those of ``cfg.speed``; of an earlier call that was to try the same; or measured now, and kept in ``place``."""
+    if cfg.speed is not None:
+        return read_speeds(cfg.speed, DETECTORS)
+    if is_tried and place.speeds.is_file():  # other steps would be other runs, and a killed try could not go on
+        logger.info("timed before: %s; without that file this computer is timed anew", place.speeds)
+        return read_speeds(place.speeds, DETECTORS)
+    measured = time_all(writer.bench, cfg.device, cfg.threads)
+    with output_folder(place.speeds.parent):
+        measured.write(place.speeds)
+    return measured
+
+
+def _try(cfg: DictConfig, writer: Writer, speeds: Speeds, found: Sequence[Option]) -> Tried:
+    folder = Path(cfg.run_root) / "recipe" / name_of(cfg.name, cfg.data.root)
+    return Trial(folder, writer.writer_at(speeds), cfg.minutes * cfg.try_share, cfg.try_seeds).run(found)
+
+
+def _doubts(doubted: Sequence[Option]) -> list[str]:
+    return [f"In doubt: {option.name}, since {option.doubt}; try=true compares" for option in doubted]
+
+
+if __name__ == "__main__":
+    main()

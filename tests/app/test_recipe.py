@@ -1,0 +1,272 @@
+"""``tools/recipe.py``: the file it writes trains, is the same again for the same timings, and strange sets are told of."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from detkit.app import train
+from detkit.app.recipe import tool, weights
+from detkit.app.recipe.files import name_of
+from detkit.app.recipe.findings import look
+from detkit.app.recipe.given import DETECTORS, Fits, Given, Measured
+from detkit.app.recipe.made import make, options
+from detkit.app.recipe.measure import RATIOS
+from detkit.app.recipe.notes import notes
+from detkit.app.recipe.speed import Line, Pace, Speeds
+from detkit.app.recipe.written import experiment
+from detkit.app.run.folder import RunFolder
+from detkit.app.sweep.folder import read_jobs
+from detkit.config import ConfigError
+from detkit.data import CocoDataset
+from tests.app.tools import call
+from tests.data.builders import annotation, image, write_coco
+from tests.data.test_configs import write
+
+PACE = Pace(Line(0.05, 2.0), Line(0.05, 0.5))
+SPEEDS = Speeds("2 CPU threads", 1.0, dict.fromkeys(DETECTORS, PACE))
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch, capsys):
+    """Runs the tool on ``data`` with given timings; the file's text, and what was said."""
+    SPEEDS.write(tmp_path / "given.json")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words, code=0):
+        start = ("minutes=10", "pretrained=false", "device=cpu", "threads=1", "speed=given.json", "name=mine")
+        said = call(tool.main, monkeypatch, capsys, *start, *words, code=code)
+        file = tmp_path / "recipes" / "experiment" / "mine.yaml"
+        return (file.read_text() if file.is_file() else ""), said
+
+    return run
+
+
+def one_set(root, boxes, size=(48, 64), names=("cat",), val=True, num_images=2, **more):
+    """A data set of pictures that all have ``boxes``, x y w h px."""
+    images = [image(i + 1, *size) for i in range(num_images)]
+    categories = [{"id": k + 1, "name": name} for k, name in enumerate(names)]
+    rows = [(i, k, box) for i in range(num_images) for k, box in enumerate(boxes)]
+    annotations = [
+        annotation(n + 1, i + 1, box, category_id=k % len(names) + 1, **more) for n, (i, k, box) in enumerate(rows)
+    ]
+    write_coco(root, images, annotations, categories)
+    if val:
+        (root / "val.json").write_bytes((root / "train.json").read_bytes())
+    return root
+
+
+def test_what_is_found_by_hand(tmp_path):
+    root = one_set(tmp_path / "set", [[0, 0, 16, 4], [8, 8, 32, 32]], names=("cat", "dog", "owl"), num_images=3)
+    found = look(CocoDataset(root=str(root)), CocoDataset(root=str(root), annotations="val.json"))
+    assert (found.num_images, found.num_val, found.num_shared, found.names) == (3, 3, 3, ("cat", "dog", "owl"))
+    assert found.boxes.tolist() == found.images.tolist() == found.val_boxes.tolist() == [3, 3, 0]
+    assert found.per_image.tolist() == [2, 2, 2]
+    assert (found.long_side, found.aspect) == (64, 0.75)
+    assert found.own_sides == pytest.approx([8, 32] * 3)
+    assert found.sides == pytest.approx([1 / 8, 1 / 2] * 3)
+    assert found.side(0.5, 128) == pytest.approx(40), "between 16 and 64 px"
+    assert found.share_below(17, 128) == 0.5
+    assert found.megapixels(1000) == pytest.approx(0.75)
+    assert not found.is_grey
+
+
+def test_the_file_composes_and_is_the_same_for_the_same_timings(recipe, tmp_path):
+    write("coco", tmp_path / "set")
+    text, said = recipe("data.root=set")
+    assert "next: python tools/train.py --config-dir recipes experiment=mine" in said
+    assert "12 images to learn from, 12 to measure by" in text
+    assert "NOTE: 12 of the 12 images to measure by are learnt from too" in text
+    content = yaml.safe_load(text)
+    assert content["data"]["root"] == str(tmp_path / "set")
+    assert content["threads"] == 1
+    assert content["trainer"]["precision"] == "fp32"
+    assert recipe("data.root=set", "overwrite=true")[0] == text, "to the bit"
+
+
+@pytest.mark.slow
+def test_a_file_that_is_there_stays_unless_it_is_told(recipe, tmp_path):
+    write("coco", tmp_path / "set")
+    text, _ = recipe("data.root=set")
+    _, said = recipe("data.root=set", "minutes=1", code=2)
+    assert "recipes/experiment/mine.yaml is there already: overwrite=true replaces it, name=NAME writes another" in said
+    other, _ = recipe("data.root=set", "minutes=1", "overwrite=true")
+    assert yaml.safe_load(other)["trainer"]["steps"] < yaml.safe_load(text)["trainer"]["steps"]
+
+
+@pytest.mark.slow
+def test_what_the_command_line_says_of_the_data_stands_in_the_file(recipe, tmp_path):
+    write("voc", tmp_path / "set")
+    text, _ = recipe("data=voc", "data.root=set", "data.train.zero_based=true", "data.loader.train.num_workers=0")
+    data = yaml.safe_load(text)["data"]
+    assert data["train"] == {"zero_based": True}
+    assert data["loader"]["train"]["num_workers"] == 0
+    assert {"override /data": "voc"} in yaml.safe_load(text)["defaults"]
+
+
+@pytest.mark.slow
+def test_timings_are_kept_and_nothing_else_is_trained(recipe, tmp_path):
+    write("coco", tmp_path / "set")
+    _, said = recipe("data.root=set", "speed=null")
+    speeds = json.loads((tmp_path / "recipes" / "experiment" / "mine.speed.json").read_text())
+    assert set(speeds["paces"]) == set(DETECTORS)
+    assert said.count("s an image") == 6
+    assert speeds["machine"] == "1 CPU thread"
+    assert all(pace["train"]["fixed"] + pace["train"]["per_megapixel"] > 0 for pace in speeds["paces"].values())
+    assert sorted(os.listdir(tmp_path)) == ["given.json", "recipes", "set"], "no run, no leftover"
+
+
+def written(root, val="val.json", minutes=10.0):
+    """What the rules make of a data set: its lines by key, and the notes above them."""
+    train_set = CocoDataset(root=str(root))
+    situation = Given(look(train_set, val and CocoDataset(root=str(root), annotations=val)), minutes, "cpu", False)
+    option = options(situation, SPEEDS)[0]
+    fits = Fits({(4.0,): 0.0}, dict.fromkeys(RATIOS, 0.0))
+    lines = make(situation, Measured(SPEEDS, fits), option, "coco")
+    assert yaml.safe_load(experiment("mine", "train", [], lines))["trainer"]["steps"] >= 20
+    return {line.key: line.value for line in lines}, " ".join(notes(situation, PACE, option.view))
+
+
+@pytest.mark.parametrize(
+    ("make", "val", "expected", "words"),
+    [
+        ({"boxes": [[4, 4, 20, 20]], "num_images": 1}, "val.json", {"data.loader.train.batch_size": 4}, "1 image to learn"),
+        ({"boxes": [[4, 4, 20, 20]]}, "val.json", {}, "all objects are of about one size (20 to 20 px)"),
+        (
+            {"boxes": [[4, 4, 20, 20]] * 240, "names": tuple(f"k{i}" for i in range(240))}, "val.json",
+            {"/loss@model.head.roi.cls_loss": "NormalizedSoftmax", "evaluator.max_detections": [1, 10, 300]},
+            "240 classes have fewer than 20 boxes",
+        ),
+        ({"boxes": [[4, 4, 3, 3]]}, "val.json", {"transform.train.resize.size": 128}, "100.0% of the objects are below 8 px"),
+        ({"boxes": [[4, 4, 20, 20]]}, None, {"trainer.eval_every": None}, "nothing to measure by"),
+        ({"boxes": [[0, 0, 40, 40]], "size": (24, 4000)}, "val.json", {"/transform": "fit"}, "all objects"),
+    ],
+    ids=("one image", "one size", "240 classes", "tiny", "no validation", "a strip"),
+)  # fmt: skip
+def test_strange_sets_give_recipes_that_say_what_they_lack(tmp_path, make, val, expected, words):
+    lines, said = written(one_set(tmp_path / "set", **make), val)
+    assert expected.items() <= lines.items()
+    assert words in said
+
+
+def test_long_grey_pictures_with_tiny_objects(tmp_path):
+    root = one_set(tmp_path / "set", [[4000, 100, 20, 20], [10, 10, 24, 24]], size=(600, 8000), num_images=1)
+    assert cv2.imwrite(str(root / "images" / "1.png"), np.zeros((600, 8000), np.uint8))
+    lines, said = written(root)
+    assert (lines["/transform"], lines["transform.train.tile.tile"]) == ("tiles", 256)
+    assert lines["transform.val.resize"] == {"_target_": "ResizeFit", "size": 2048}
+    assert "tta=tiles" in said
+    assert "the images are grey" in said
+
+
+def test_mistakes_are_told(tmp_path):
+    with pytest.raises(ConfigError, match="nothing to learn: not one box to train on in 2 images"):
+        written(one_set(tmp_path / "set", []))
+    with pytest.raises(ConfigError, match="name: must be letters, digits, _ and -, not 'a/b'"):
+        name_of("a/b", "set")
+    with pytest.raises(ConfigError, match="name: needs a value"):
+        name_of(None, None)
+    assert (name_of(None, "my set/"), name_of("mine", None)) == ("my_set", "mine")
+    with pytest.raises(ConfigError, match="try: must be true or false, not 'perhaps'"):
+        tool._taken_out(OmegaConf.create({"try": "perhaps"}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("minutes=0",), "minutes: must lie in [0.1, 43200], not 0"),
+        (("speed=none.json",), "speed: there is no file none.json"),
+        (("minute=3",), "no key 'minute'; did you mean 'minutes'?"),
+        (("try=true", "data.val=null"), "try: needs data.val with objects"),
+    ],
+)
+def test_a_mistake_on_the_command_line_leaves_nothing(recipe, tmp_path, words, message):
+    one_set(tmp_path / "set", [[1, 1, 9, 9]])
+    text, said = recipe("data.root=set", *words, code=2)
+    assert message in said
+    assert text == ""
+    assert not (tmp_path / "recipes").exists()
+
+
+@pytest.mark.slow
+def test_without_a_validation_split_both_ways_out_are_told(recipe, tmp_path):
+    one_set(tmp_path / "set", [[1, 1, 9, 9]], val=False)
+    _, said = recipe("data.root=set", code=2)
+    assert "val.json" in said
+    assert "without images to measure by: data.val=null; python tools/convert.py ... 'into=" in said
+
+
+def test_weights_are_at_hand_in_the_cache_or_where_their_server_answers(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(weights, "_answers", lambda url: url.startswith("https://download.pytorch.org/models/resnet50"))
+    assert weights.at_hand("resnet50")
+    assert not weights.at_hand("mobilenetv2")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "mobilenet_v2-b0353104.pth").touch()
+    assert weights.at_hand("mobilenetv2")
+
+
+SHAPES = ("data=shapes_small", "data.root=shapes", "data.train.num_train=60", "data.train.num_val=20")
+
+
+@pytest.mark.slow
+def test_the_written_recipe_learns_by_the_real_command(tmp_path):
+    """Of generated shapes; some 500 steps, of which the quickstart has 1800."""
+    fast = Pace(Line(0.02, 1.0), Line(0.02, 0.5))
+    Speeds("a computer", 1.0, dict.fromkeys(DETECTORS, fast)).write(tmp_path / "given.json")
+    tools = Path(__file__).resolve().parents[2] / "tools"
+    env = {**os.environ, "PYTHONPATH": str(tools.parent), "OMP_NUM_THREADS": "1"}
+    own = ("minutes=2", "speed=given.json", "pretrained=false", "device=cpu")
+    recipe = [sys.executable, tools / "recipe.py", "data=shapes_small", "data.root=shapes", *own]
+    subprocess.run(recipe, cwd=tmp_path, env=env, check=True)
+    run = ("--config-dir", "recipes", "experiment=shapes", "hydra.run.dir=run")
+    subprocess.run([sys.executable, tools / "train.py", *run], cwd=tmp_path, env=env, check=True)
+    assert RunFolder(tmp_path / "run").metrics()["AP50"] > 0.2
+
+
+@pytest.mark.slow
+def test_a_killed_try_goes_on_and_names_an_interval(tmp_path):
+    tools = Path(__file__).resolve().parents[2] / "tools"
+    env = {**os.environ, "PYTHONPATH": str(tools.parent), "OMP_NUM_THREADS": "1"}
+    own = ("minutes=1", "pretrained=false", "threads=1", "device=cpu", "try=true", "name=mine")
+    command = [sys.executable, str(tools / "recipe.py"), *SHAPES, *own]
+    first = subprocess.Popen(command, cwd=tmp_path, env=env)
+    folder = tmp_path / "runs" / "recipe" / "mine" / "round1"
+    deadline = time.monotonic() + 400
+    while not list(folder.glob("*/result.json")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    finished = {path: path.stat().st_mtime_ns for path in folder.glob("*/result.json")}
+    assert finished
+    assert not (tmp_path / "recipes" / "experiment" / "mine.yaml").exists()
+    subprocess.run(command, cwd=tmp_path, env=env, check=True)
+    assert all(path.stat().st_mtime_ns == when for path, when in finished.items()), "not run again"
+    assert len(read_jobs(folder)) == 3
+    assert len(read_jobs(folder.with_name("round2"))) == 2
+    text = " ".join((tmp_path / "recipes" / "experiment" / "mine.yaml").read_text().replace("#", "").split())
+    assert "Tried for 0.1 minutes each: " in text
+    assert "(images alone)" in text
+    assert "; written: " in text
+
+
+@pytest.mark.slow
+def test_a_recipe_trains_a_step(recipe, tmp_path, monkeypatch, capsys):
+    write("coco", tmp_path / "set")
+    recipe("data.root=set")
+    workers = [f"data.loader.{split}.num_workers=0" for split in ("train", "val")]
+    call(
+        train.main, monkeypatch, capsys, "--config-dir=recipes", "experiment=mine", "device=cpu", "trainer.steps=1",
+        "trainer.eval_every=null", "callbacks=null", "hydra.run.dir=run", *workers,
+    )  # fmt: skip
+    assert RunFolder(tmp_path / "run").result() is not None
