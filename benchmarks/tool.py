@@ -16,6 +16,7 @@ from torch import Tensor
 from benchmarks import cascade as benchmark_cascade
 from benchmarks import divergence as benchmark_divergence
 from benchmarks import evaluation as benchmark_evaluation
+from benchmarks import labels as benchmark_labels
 from benchmarks import ops as benchmark_ops
 from benchmarks import vocabulary as benchmark_vocabulary
 from benchmarks.timing import time_alternately
@@ -31,11 +32,12 @@ _OWN_OPTIONS = {
     "mtcnn": benchmark_cascade.main,
     "divergence": benchmark_divergence.main,
     "vocabulary": benchmark_vocabulary.main,
+    "labels": benchmark_labels.main,
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line: ``training``, ``ops``, ``evaluation``, ``divergence``, ``vocabulary`` or ``mtcnn``."""
+    """The command line: ``training``, ``ops``, or what has options of its own."""
     with told_plainly():
         run(arguments)
 

@@ -89,6 +89,32 @@ def test_seeds_are_one_system_and_differences_have_a_verdict(
     assert "images alone" not in output + markdown[3]
 
 
+def make_share(folder: Path, seed: int, share: float, lost: float) -> Path:
+    """A run on a share of the images that misses the share ``lost`` of what there is to find."""
+    run = make_run(folder, seed, "FPN", lost)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"] = {"subset": {"share": share, "seed": "${seed}"}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    return run
+
+
+def test_shares_of_the_images_are_read_as_a_learning_curve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shares = {0.25: 0.7, 0.5: 0.5, 1.0: 0.35}
+    runs = [
+        make_share(tmp_path / f"{share}_{seed}", seed, share, lost) for share, lost in shares.items() for seed in (0, 1)
+    ]
+    tool.main([*map(str, runs), "--output", str(tmp_path / "out"), "--samples", "100"])
+    said = re.sub(r"\s+", " ", capsys.readouterr().out)
+    means = [float(row["AP_mean"]) for row in table(tmp_path / "out").values()]
+    told = ", ".join(f"{mean:.3f} of {share:g}" for mean, share in zip(means, shares, strict=True))
+    assert f"Number of images: AP is {told} of them" in said
+    assert "twice as many images would bring +0." in said
+    assert (tmp_path / "out" / "index.html").read_text().count('src="data:image/png;base64,') == 3
+    two = [run for run in runs if "0.5" not in run.name]
+    tool.main([*map(str, two), "--output", str(tmp_path / "two"), "--samples", "100"])
+    assert "Number of images" not in capsys.readouterr().out, "two points lie on any line"
+
+
 def test_the_page_needs_nothing_else(runs: list[Path], tmp_path: Path) -> None:
     tool.main([*map(str, runs[:6]), "--output", str(tmp_path / "out"), "--samples", "100"])
     page = (tmp_path / "out" / "index.html").read_text()

@@ -15,7 +15,7 @@ from detkit.evaluation.summary import with_nan
 from detkit.pictures.draw import PNG_METADATA
 
 #: Okabe and Ito's colours, which the colour-blind can tell apart.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 
 
 def draw_bars(path: Path, rows: Sequence[Row], metric: str) -> None:
@@ -124,4 +124,4 @@ def _name_rows(axis, names: Sequence[str]) -> None:
 
 
 def _color(i: int) -> str:
-    return _COLORS[i % len(_COLORS)]
+    return COLORS[i % len(COLORS)]

@@ -33,7 +33,8 @@ class Row:
 
     ``means`` and ``deviations``: of each metric over the runs, the standard deviation nan for a single one.
     ``difference``: to the baseline in the compared metric; None for the baseline itself. ``costs``: parameters, flops,
-    images/s of training, and bytes of memory; means over the runs, None where it was not measured.
+    images/s of training, and bytes of memory; means over the runs, None where it was not measured. ``resampled``:
+    (S, 1 + B), the compared metric of each run with the weights of the images' samples.
     """
 
     system: System
@@ -41,6 +42,7 @@ class Row:
     deviations: Mapping[str, float]
     difference: Difference | None
     costs: Mapping[str, float | None]
+    resampled: np.ndarray
 
 
 def make_rows(
@@ -68,6 +70,7 @@ def make_rows(
                 deviations={name: float(v.std(ddof=1)) if len(v) > 1 else float("nan") for name, v in numbers.items()},
                 difference=difference,
                 costs=_costs(system),
+                resampled=resampled[system.name],
             )
         )
     return rows

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from detkit.app.cli.failure import told_plainly
 from detkit.app.compare.figures import draw_bars, draw_curves
+from detkit.app.compare.images import draw_images, in_words, read_curve
 from detkit.app.compare.page import make_page
 from detkit.app.compare.runs import System, made_unlike, read_systems
 from detkit.app.compare.table import IMAGES_ALONE, NOT_DEFINED, Row, as_csv, as_markdown, as_rich, make_rows
@@ -66,13 +67,18 @@ def compare(
             notes.append(f"Not all runs were made alike, by value how many: {'; '.join(unlike)}.")
         if missing:
             notes.append(f"Left out, since they have not come to their end: {'; '.join(missing)}.")
-        bars, curves = output / "differences.png", output / "learning_curves.png"
+        pictures = [output / "differences.png", output / "learning_curves.png"]
+        bars, curves = pictures
+        if (of_images := read_curve(rows)) is not None:
+            notes.insert(0, in_words(of_images, metric))
+            pictures.append(output / "number_of_images.png")
+            draw_images(pictures[-1], of_images, metric)
         draw_bars(bars, rows, metric)
         draw_curves(curves, systems, metric)
         atomic_write(output / "table.md", as_markdown(rows, metric, shown))
         atomic_write(output / "table.csv", as_csv(rows, metric, shown))
         title = f"{len(systems)} systems, {sum(len(s.runs) for s in systems)} runs"
-        atomic_write(output / "index.html", make_page(title, rows, metric, shown, notes, [bars, curves]))
+        atomic_write(output / "index.html", make_page(title, rows, metric, shown, notes, pictures))
     console = rich.get_console()
     console.print(*as_rich(rows, metric, shown))
     for note in notes:
