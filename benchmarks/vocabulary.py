@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> None:
         "--classes", type=int, nargs="+", default=[80, 1200, 5000, 20000], help="(default: %(default)s)"
     )
     parser.add_argument("--batch", type=int, default=2, help="images in a step (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="steps of each head (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="steps of each head (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of torch (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="(default: %(default)s)")
     options = parser.parse_args(arguments)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from detkit.losses.cosine_layers import CosineClassLayer, cosines, directions
+from detkit.losses.cosine_layers import CosineClassLayer, CosineClassMap, cosines, directions
 from detkit.models.detector import ComposedDetector, normalize
 from detkit.models.heads.roi import RoIHead
 from detkit.models.heads.two_stage import TwoStageHead
@@ -38,9 +38,10 @@ class CosineRegions:
         layers = [(n, m) for n, m in detector.named_modules() if isinstance(m, CosineClassLayer)]
         if not isinstance(roi, RoIHead) or not layers:
             what = type(detector if head is None else head).__name__
-            loss = "" if roi is None else f" with {type(getattr(roi, 'cls_loss', roi)).__name__}"
+            loss = getattr(roi or head, "cls_loss", None)
+            of = "" if loss is None else f" with {type(loss).__name__}"
             raise ValueError(
-                f"{what}{loss} has no cosine layer for regions: train a two-stage head with "
+                f"{what}{of} {_why_not(detector)}: train a two-stage head with "
                 "loss@model.head.roi.cls_loss=NormalizedSoftmax, CosFace, ArcFace or another loss on cosines"
             )
         assert isinstance(detector, ComposedDetector)
@@ -77,6 +78,15 @@ class CosineRegions:
         finally:
             handle.remove()
         return list(caught[0].split([len(b) for b in boxes]))
+
+
+def _why_not(detector: Detector) -> str:
+    """What keeps a ``detector`` from having one direction for each class of regions."""
+    if any(isinstance(part, CosineClassMap) for part in detector.modules()):
+        return "has weights of a class for each anchor of a cell, which a few examples do not show"
+    if any(isinstance(part, CosineClassLayer) for part in detector.modules()):
+        return "has weights of a class for each of its stages, which look at boxes of their own and not at given ones"
+    return "has no cosine layer for regions"
 
 
 def prototype(examples: Tensor, common: Tensor, weight: Tensor) -> Tensor:

@@ -192,8 +192,18 @@ def test_a_head_without_a_cosine_layer_is_refused(tmp_path, monkeypatch, capsys)
     dense = build_model(
         "retinanet", Categories(("a",), (1,)), [*small("retinanet"), "loss@model.head.cls_loss=NormalizedSoftmax"]
     )
-    with pytest.raises(ValueError, match="RetinaHead has no cosine layer for regions"):
+    with pytest.raises(
+        ValueError, match="RetinaHead with NormalizedSoftmax has weights of a class for each anchor of a"
+    ):
         CosineRegions.of(dense)
+    staged = build_model("flow", Categories(("a",), (1,)), [*small("flow"), "loss@model.head.cls_loss=CosFace"])
+    with pytest.raises(ValueError, match="FlowHead with CosFace has weights of a class for each of its stages, which"):
+        CosineRegions.of(staged)
+    plain_cells = build_model("retinanet", Categories(("a",), (1,)), small("retinanet"))
+    with pytest.raises(
+        ValueError, match="RetinaHead with Focal has no cosine layer for regions: train a two-stage head"
+    ):
+        CosineRegions.of(plain_cells)
 
 
 def test_ids_and_names_are_looked_at():

@@ -122,6 +122,49 @@ def test_every_tta_preset_validates_and_builds(tool, name):
     assert type(detector.merge).__name__ == "WBF"
 
 
+ROI = "model.head.roi"
+PEERS_OPTIONS = [
+    (f"{ROI}.cls_loss", {"class_weights": (1, 2, 1, 1, 1, 0.5), "background_weight": 0.3}, []),
+    (f"{ROI}.cls_loss", {"class_weights": (1, 2, 1, 1, 1, 0.5)}, [f"loss@{ROI}.cls_loss=BCE"]),
+    (f"{ROI}.cls_loss", {"alpha": 0.4, "gamma": 1.5}, [f"loss@{ROI}.cls_loss=SoftmaxFocal"]),
+    (f"{ROI}.selector", {"class_agnostic": True}, []),
+    ("tta.merge", {"least_score": 0.01}, ["tta=flip", "tta/merge=SoftNMS"]),
+    (
+        "tta.merge",
+        {"weights": (2, 1), "confidence": "absent_model_aware_avg", "least_score": 0.1},
+        ["tta=flip", "tta/merge=WBF"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("key", "options", "choice"), PEERS_OPTIONS)
+def test_what_peers_let_one_choose_is_chosen_by_a_key(key, options, choice):
+    said = [*choice, *(f"{key}.{name}={list(v) if isinstance(v, tuple) else v}" for name, v in options.items())]
+    if key.startswith("tta"):
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            cfg = compose("evaluate", overrides=["checkpoint=none.pt", *said])
+        validate(cfg, EvaluateOptions)
+    else:
+        cfg = composed("experiment=quickstart", *said)
+        validate(cfg, TrainSchema)
+    made = build(OmegaConf.select(cfg, key))
+    assert {name: getattr(made, name) for name in options} == options
+
+
+def test_an_evaluator_scores_what_its_keys_say(tmp_path):
+    said = ["iou_thresholds=[0.4,0.9]", "recall_thresholds=[0,0.5,1]", "areas={tiny:[0,99],rest:[99,null]}"]
+    cfg = composed("experiment=quickstart", *(f"evaluator.{words}" for words in [*said, "class_agnostic=true"]))
+    validate(cfg, TrainSchema)
+    data = ShapesDataset(root=str(tmp_path), num_train=1, num_val=1, image_size=64)
+    evaluator = build(cfg.evaluator)(categories=data.categories, truths=data.truths)
+    assert evaluator.class_agnostic
+    assert {"AP_tiny", "AP_rest"} <= set(evaluator.metric_names)
+    evaluator.update([], [])
+    found = evaluator.compute(allow_missing=True)
+    assert len(found.curves.precision) == 2, "IoU thresholds"
+    assert found.curves.precision.shape[1] == 3, "points of recall"
+
+
 @pytest.mark.parametrize("group", ["tta", "tta/merge", "data", "evaluator"])
 def test_evaluate_tells_a_misspelt_choice(group):
     with initialize_config_dir(str(config_dir()), version_base="1.3"), pytest.raises(MissingConfigException) as caught:

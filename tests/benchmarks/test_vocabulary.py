@@ -68,7 +68,7 @@ def test_every_case_is_a_row_and_one_that_is_killed_says_so(monkeypatch, capsys)
 
     monkeypatch.setattr(benchmark_vocabulary, "ProcessPoolExecutor", Pool)
     benchmark.run(["vocabulary", "--classes", "8", "9000", "--batch", "3"])
-    assert cases == [(head, count, 3, 5, 1, "cpu") for head in HEADS for count in (8, 9000)]
+    assert cases == [(head, count, 3, 3, 1, "cpu") for head in HEADS for count in (8, 9000)]
     rows = [[cell.strip() for cell in line.split("│")] for line in capsys.readouterr().out.splitlines() if "│" in line]
     assert [row[2:7] for row in rows if row[2] == "8"] == [["8", "1500", "250", "1250", "7"]] * 4
     assert sum(row[3] == "killed: not enough memory?" for row in rows if row[2] == "9,000") == 4

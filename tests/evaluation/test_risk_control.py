@@ -67,11 +67,23 @@ def test_the_aim_is_missed_in_at_most_delta_of_the_splits(risk, level, ties):
     assert found > 0.75 * NUM_SPLITS, "a rule that finds nothing would keep any promise"
 
 
-@pytest.mark.parametrize("wanted", range(NUM_CLASSES))
-def test_it_holds_for_each_class(wanted):
-    missed, found = num_missed(population(1), "precision", 0.2, wanted=wanted, size=1500)
+OF_CLASSES = [
+    *(("precision", 0.2, wanted, ties) for wanted in range(NUM_CLASSES) for ties in (False, True)),
+    ("recall", 0.5, 1, True),
+    ("false_alarms", 0.08, 1, True),
+]
+
+
+@pytest.mark.parametrize(("risk", "level", "wanted", "ties"), OF_CLASSES)
+def test_it_holds_for_each_class_with_ties_too(risk, level, wanted, ties):
+    missed, found = num_missed(population(1, ties), risk, level, wanted=wanted, size=1500)
     assert missed <= BAND
     assert found > 0.5 * NUM_SPLITS
+
+
+def test_a_leak_is_seen_of_a_class_by_itself_and_with_ties():
+    missed, _ = num_missed(population(1, ties=True), "precision", 0.2, leaking, wanted=0, size=1500)
+    assert missed > 2 * BAND
 
 
 @pytest.mark.parametrize(("risk", "level"), AIMS)
