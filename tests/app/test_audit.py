@@ -17,8 +17,9 @@ from detkit.app.audit.advice import _larger_input, advise
 from detkit.app.audit.found import Audit
 from detkit.app.audit.pictures import albums
 from detkit.app.audit.plan import Planner
+from detkit.app.audit.shown import Shown
 from detkit.config import ConfigError
-from detkit.data import ShapesDataset, TrainLoader
+from detkit.data import RandomTile, ShapesDataset, TrainLoader
 from detkit.models import Detector, build_detector
 from detkit.structures import Batch, ImageMeta, Images, Target
 from tests.app.test_configs import composed
@@ -120,6 +121,22 @@ def test_of_many_images_the_first_batches_are_looked_at_and_it_is_said(shapes, t
     assert "black images" not in output
     message = call(audit.main, monkeypatch, capsys, *options, "num_images=0", code=2)
     assert "num_images: must be 1 or more, or null, not 0" in message
+
+
+def test_it_counts_the_landmarks_that_are_shown(tmp_path):
+    data = ShapesDataset(root=str(tmp_path), num_train=6, num_val=1, image_size=128, landmarks=True)
+    bare = ShapesDataset(root=str(tmp_path), num_train=6, num_val=1, image_size=128)
+    loader = TrainLoader(dataset=data, transforms=[RandomTile(tile=64)], batch_size=3, num_workers=0)
+    shown = Shown(data)
+    batches = list(shown.counted(itertools.islice(loader.lay(), 2)))
+    points = torch.cat([target.landmarks[~target.ignore] for batch in batches for target in batch.targets])
+    seen, of_all = int((points[..., 2] > 0).sum()), sum(int(t.landmarks.is_labelled.sum()) for t in data.truths)
+    assert 0 < seen < of_all
+    assert shown.to_dict().items() >= {"landmarks": of_all, "landmarks_shown": seen}.items()
+    assert f"Of {of_all} labelled landmarks the transforms show {seen} in an epoch" in shown.in_words()
+    plain = Shown(bare)
+    list(plain.counted(itertools.islice(TrainLoader(dataset=bare, transforms=[], num_workers=0).lay(), 1)))
+    assert plain.in_words() == []
 
 
 def test_it_counts_what_tiles_show_cut_and_leave_out(shapes, tmp_path, monkeypatch, capsys):

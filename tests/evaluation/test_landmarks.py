@@ -67,7 +67,7 @@ def test_the_best_detection_of_the_class_finds_an_object():
     wrong = [[0, 0], [0, 0], [0, 0]]
     box, beside = [30, 40, 66, 89], [60, 40, 96, 89]
     # in the order of a detector that does not sort
-    found = detections([beside, box, box, box], [wrong, wrong, right, wrong], [0.99, 0.5, 0.9, 0.95], [0, 0, 0, 1])
+    found = detections([box, box, beside, box], [wrong, right, wrong, wrong], [0.5, 0.9, 0.99, 0.95], [0, 0, 0, 1])
     errors = normalised_errors(truths, results_of(found), FACES, landmark_rule(NAMES, None, None))
     assert errors.tolist() == [0.0]
 

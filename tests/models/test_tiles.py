@@ -1,6 +1,7 @@
 """Tiles of large images: SAHI's slices, boxes cut by borders, every object once, and memory that does not grow."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from detkit.matching import NMS, WBF, OverSmaller, SoftNMS
 from detkit.models import Detector, Tiles
 from detkit.models.tiles import _View, is_cut, slices, without_cut
 from detkit.structures import Affine, Detections, ImageMeta, Images, Losses
+from detkit.structures.boxes import clip, is_larger, pairwise_intersection, pairwise_iou
 
 GOLDEN = json.loads((Path(__file__).parent / "slices.json").read_text())
 
@@ -163,3 +165,61 @@ def test_the_detector_never_sees_more_than_a_few_tiles_of_an_image_of_8000_px():
     (found,) = Tiles(detector=detector, tile=640, batch_size=4, whole=False)(images)
     assert len(found) == 0
     assert detector.most == 4 * 3 * 640 * 640
+
+
+class Marked(Detector):
+    """Marks exact boxes: of each object what its view shows, if that has an area, and one more like it, scored less."""
+
+    def __init__(self, boxes, labels):
+        super().__init__()
+        self.boxes, self.labels = boxes, labels
+
+    def forward(self, images, targets=None):
+        return [self.of_view(meta) for meta in images.meta]
+
+    def of_view(self, meta):
+        boxes = clip(meta.affine.apply(self.boxes), meta.size)
+        seen = is_larger(boxes, 1.0)
+        scores = torch.full((int(seen.sum()),), 0.9)
+        points = meta.affine.apply(self.boxes)[seen].view(-1, 2, 2)  # beyond the view, as a network may say
+        one = Detections(boxes[seen], scores, self.labels[seen], points)
+        return Detections.join([one, replace(one, boxes=clip(one.boxes + 0.5, meta.size), scores=scores - 0.3)])
+
+
+def scattered(size, spots, least=12, most=60):
+    """Boxes of ``least`` to ``most`` px, none overlapping: about each of ``spots`` (x, y), and anywhere beside them."""
+    rng, taken = torch.Generator().manual_seed(4), torch.zeros(0, 4)
+    anywhere = [None] * 400
+    for spot in [*spots, *anywhere]:
+        w, h = (least + torch.rand(2, generator=rng) * (most - least)).tolist()
+        at = torch.rand(2, generator=rng).tolist()
+        x, y = (spot[0] - at[0] * w, spot[1] - at[1] * h) if spot else (at[0] * (size[1] - w), at[1] * (size[0] - h))
+        x, y = min(max(x, 0), size[1] - w), min(max(y, 0), size[0] - h)
+        box = torch.tensor([[x, y, x + w, y + h]])
+        if not (pairwise_intersection(box, taken) > 0).any():
+            taken = torch.cat([taken, box])
+    return taken
+
+
+@pytest.mark.parametrize("merge", [NMS(), OverSmaller(), WBF()], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("whole", [True, False])
+def test_every_object_of_a_large_image_is_found_once(merge, whole):
+    """2,048 x 1,700 px, tiles of 640: objects on each seam, where four tiles meet, and in the image's corners."""
+    size, tile = (1700, 2048), 640
+    borders = slices(size, (tile, tile), (0.2, 0.2))
+    xs, ys = ({b[i] for b in borders} | {b[i + 2] for b in borders} for i in (0, 1))
+    spots = [(x, y) for x in sorted(xs) for y in sorted(ys)]  # crossings of borders, and the corners of the image
+    spots += [(x, 333.0) for x in sorted(xs)] + [(777.0, y) for y in sorted(ys)]
+    boxes = scattered(size, spots)
+    labels = torch.arange(len(boxes)) % 3
+    assert len(boxes) > 250
+    pixels = torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(1, 3, *size)  # one byte of memory
+    images = Images(pixels, (ImageMeta(0, "large.png", size, size, Affine()),))
+    tiles = Tiles(detector=Marked(boxes, labels), tile=tile, whole=whole, merge=merge, max_detections=1000)
+    (found,) = tiles(images)
+    least = 0.7 if isinstance(merge, WBF) else 0.95  # a mean with a box beside it is not exact
+    matched = (pairwise_iou(boxes, found.boxes) > least) & (labels[:, None] == found.labels)
+    assert matched.sum(dim=1).tolist() == [1] * len(boxes), "each object once"
+    assert matched.sum(dim=0).tolist() == [1] * len(found), "and nothing else"
+    corners = boxes[matched.int().argmax(dim=0)].view(-1, 2, 2)
+    torch.testing.assert_close(found.landmarks, corners, rtol=0, atol=0.01)
