@@ -48,8 +48,9 @@ class Results:
 
     def select(self, index: np.ndarray | slice) -> Results:
         """The detections that ``index`` (a bool mask or integers) names, in that order."""
-        columns = (getattr(self, f.name) for f in fields(self))
-        return Results(*(None if column is None else column[index] for column in columns))
+        columns: list[Any] = [getattr(self, f.name) for f in fields(self)]
+        chosen: list[Any] = [None if column is None else column[index] for column in columns]
+        return Results(*chosen)
 
     def sort(self) -> Results:
         """The same by ascending image id; the order inside an image stays, since it decides between equal scores."""

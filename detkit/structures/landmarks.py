@@ -49,13 +49,13 @@ class Landmarks:
         scale = np.array([affine.scale_x, affine.scale_y], points.dtype)
         shift = np.array([affine.shift_x, affine.shift_y], points.dtype)
         points[..., :2] = points[..., :2] * scale + shift
-        return _blanked(replace(self, points=points), points[..., 2] == UNLABELLED)
+        return _blanked(replace(self, points=points), np.asarray(points[..., 2] == UNLABELLED))
 
     def inside(self, size: tuple[int, int]) -> Landmarks:
         """Those outside an image of ``size`` (h, w) px become unlabelled: it does not show them."""
         xy = self.points[..., :2]
         there = ((xy >= 0) & (xy <= np.array([size[1], size[0]]))).all(axis=-1)
-        return _blanked(self, ~there)
+        return _blanked(self, np.asarray(~there))
 
     def as_float32(self) -> Landmarks:
         """The same in float32."""

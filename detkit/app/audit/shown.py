@@ -27,8 +27,8 @@ class Shown:
                 ignore = layout.ignore
                 if layout.landmarks is not None:
                     self.points += int(layout.landmarks.is_labelled[~ignore].sum())
-                if target.landmarks is not None:
-                    self.points_shown += int((target.wanted.landmarks[..., 2] > 0).sum())
+                if (points := target.wanted.landmarks) is not None:
+                    self.points_shown += int((points[..., 2] > 0).sum())
                 self.num_images += 1
                 self.objects, self.crowds = self.objects + int((~ignore).sum()), self.crowds + int(ignore.sum())
                 wanted = int((~target.ignore).sum())

@@ -233,7 +233,8 @@ def _astray(table: TruthTable) -> np.ndarray:
         return np.zeros(len(table.labels), bool)
     sizes = table.sizes[table.owners][:, None, ::-1]
     xy = table.landmarks.points[..., :2]
-    return (((xy < 0) | (xy > sizes)).any(axis=-1) & table.landmarks.is_labelled).any(axis=1)
+    beside = ((xy < 0) | (xy > sizes)).any(axis=-1)
+    return np.asarray((beside & table.landmarks.is_labelled).any(axis=1))
 
 
 def _tiny(boxes: np.ndarray) -> np.ndarray:

@@ -57,7 +57,7 @@ def landmarks_of(points: np.ndarray | None, names: Sequence[str]) -> tuple[Landm
     """The landmarks that ``points`` of :func:`points_of` are, and which annotations' are none; None for no names."""
     if points is None or not names:
         return None, ()
-    wrong = np.isnan(points).any(axis=(1, 2))
+    wrong = np.asarray(np.isnan(points).any(axis=(1, 2)))
     problem = f"keypoints that are not {len(names)} times x, y and v of 0, 1 or 2"
     oddity = Oddity(problem, "taken for not labelled", wrong)
     return Landmarks(np.where(wrong[:, None, None], 0.0, points), mirror_of(names)), (oddity,)

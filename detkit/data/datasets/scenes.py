@@ -85,7 +85,9 @@ def draw_scene(
             tips.append(np.stack([points, np.full_like(points, mask.shape[0] / 2)]) + np.array(place)[::-1])
     boxes = [cv2.boundingRect((owner == k).astype(np.uint8)) for k in range(len(labels))]
     areas = [int((owner == k).sum()) for k in range(len(labels))]
-    marked = np.array([_marked(*points, owner, k) for k, points in enumerate(tips)]).reshape(-1, len(TIP_NAMES), 3)
+    marked = np.array([_marked(points[0], points[1], owner, k) for k, points in enumerate(tips)]).reshape(
+        -1, len(TIP_NAMES), 3
+    )
     boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)
     return Scene(_expose(rng, image), boxes, np.array(labels), np.array(areas), marked)
 

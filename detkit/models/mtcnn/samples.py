@@ -8,7 +8,7 @@ any shape have positives. With faces, which are nearly square, the two are nearl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,13 +49,15 @@ class Samples(NamedTuple):
 
     def select(self, index: Tensor) -> Samples:
         """The samples that ``index`` (integers) names."""
-        return Samples(*(None if column is None else column[index] for column in self))
+        chosen: list[Any] = [None if column is None else column[index] for column in self]
+        return Samples(*chosen)
 
     @staticmethod
     def join(parts: Sequence[Samples]) -> Samples:
         """All samples of ``parts``; they have landmarks where all parts have."""
         columns = zip(*parts, strict=True)
-        return Samples(*(None if any(c is None for c in column) else torch.cat(column) for column in columns))
+        joined: list[Any] = [None if any(c is None for c in column) else torch.cat(column) for column in columns]
+        return Samples(*joined)
 
 
 def draw_squares(target: Target, size: tuple[int, int], least: float, generator: torch.Generator) -> Tensor:
