@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import rich
 import torch
@@ -93,7 +93,7 @@ def _cells(cost: StepCost | None) -> list[str]:
     return [*(f"{1e3 * seconds:.0f}" for seconds in times), f"{cost.memory / 2**20:,.0f}"]
 
 
-def _in_a_process_of_its_own(*case: str | int) -> StepCost | None:
+def _in_a_process_of_its_own(*case: Any) -> StepCost | None:
     """What ``measure`` finds, in a process whose memory no other case has been in; None if that was killed."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:

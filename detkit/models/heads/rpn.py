@@ -206,10 +206,10 @@ class RPN(ProposalHead):
         """The anchors of each image that enter the loss; ``anchors`` (N, 4) px are those of all levels."""
         assigned, losses = self.assign(raw.shapes, images, targets), None
         if self.sampler.needs_losses:
-            of_images = [[torch.cat([level[i] for level in part]) for part in raw[:2]] for i in range(len(images))]
+            logits, deltas = torch.cat(raw.logits, dim=1), torch.cat(raw.deltas, dim=1)
             losses = [
-                self._losses_of_all(*of_image, anchors, *own)
-                for of_image, *own in zip(of_images, assigned, targets, strict=True)
+                self._losses_of_all(logits[i], deltas[i], anchors, assigned[i], target)
+                for i, target in enumerate(targets)
             ]
         drawn = self.sampler.of_batch(assigned, [generator(meta.key, "rpn") for meta in images.meta], losses)
         return [
