@@ -18,7 +18,7 @@ from tests.app.tools import call
 load_components()
 TOOLS = (
     *("train", "evaluate", "predict", "audit", "explain", "calibrate", "labels", "add_class", "export", "publish"),
-    *("inspect_data", "inspect_model", "convert"),
+    *("inspect_data", "inspect_model", "convert", "recipe"),
 )
 NEED_AN_EXPERIMENT = ("train", "audit", "inspect_model")
 

@@ -60,11 +60,12 @@ def _of_images(f: Findings) -> Iterator[str]:
 
 
 def _of_classes(f: Findings) -> Iterator[str]:
+    total = f"of {len(f.names)} classes"
     if without := [name for name, boxes in rarest(f, 1) if not boxes]:
         named = ", ".join(without[:_MOST_NAMED]) + _dots(len(without))
-        yield f"{len(without)} classes have no box to learn from: {named}"
+        yield f"without a box to learn from: {len(without)} {total}: {named}"
     if few := [row for row in rarest(f, _FEW_BOXES) if row[1]]:
-        yield f"{len(few)} classes have fewer than {_FEW_BOXES} boxes and will be found rarely: {_listed(few)}"
+        yield f"with fewer than {_FEW_BOXES} boxes, and so rarely found: {len(few)} {total}: {_listed(few)}"
 
 
 def _of_time(given: Given, pace: Pace, view: View) -> Iterator[str]:

@@ -266,7 +266,7 @@ def choose_regions(findings: Findings, is_pretrained: bool) -> Choice:
     number = least
     while number < min(largest, 6 * most):
         number *= 2
-    words = f"nine of ten images have up to {most:.0f} objects, and a quarter of the regions may be on them"
+    words = f"{most:.0f} objects at most in nine of ten images, and a quarter of the regions may be on them"
     if is_pretrained:
         words += "; on bccd 128 took a quarter less time than the usual 512, and AP was 0.580 after 1000 images"
     return Choice("model.head.roi.sampler.num", number, words)

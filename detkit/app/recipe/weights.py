@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -24,5 +25,5 @@ def _answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=_PATIENCE):
             return True
-    except OSError:
+    except (OSError, HTTPException):
         return False
