@@ -21,6 +21,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from benchmarks import cascade as benchmark_cascade
 from benchmarks import divergence as benchmark_divergence
 from benchmarks import evaluation as benchmark_evaluation
+from benchmarks import host as benchmark_host
 from benchmarks import ops as benchmark_ops
 from benchmarks.timing import time_alternately
 from detkit.app.assemble.parts import choose_device
@@ -38,7 +39,7 @@ NUM_CLASSES = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line: ``training``, ``ops``, ``evaluation``, ``divergence`` or ``mtcnn``."""
+    """The command line: ``training``, ``ops``, ``host``, ``evaluation``, ``divergence`` or ``mtcnn``."""
     with told_plainly():
         run(arguments)
 
@@ -54,12 +55,14 @@ def run(arguments: Sequence[str] | None) -> None:
         return benchmark_evaluation.main(arguments[1:])
     if arguments[:1] == ["mtcnn"]:
         return benchmark_cascade.main(arguments[1:])
+    if arguments[:1] == ["host"]:
+        return benchmark_host.main(arguments[1:])
     if arguments[:1] == ["divergence"]:
         return benchmark_divergence.main(arguments[1:])
     parser = argparse.ArgumentParser(
         description="Time detkit beside its peers; `evaluation --help` and `mtcnn --help` for those."
     )
-    parser.add_argument("what", choices=("training", "ops", "evaluation", "divergence", "mtcnn"))
+    parser.add_argument("what", choices=("training", "ops", "host", "evaluation", "divergence", "mtcnn"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, help="rounds of one run of each contestant; 10, for ops on a CPU 3")
     parser.add_argument("--batch", type=int, default=4, help="images in a training step")
