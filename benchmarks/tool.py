@@ -16,6 +16,7 @@ from torch import Tensor
 from benchmarks import cascade as benchmark_cascade
 from benchmarks import divergence as benchmark_divergence
 from benchmarks import evaluation as benchmark_evaluation
+from benchmarks import host as benchmark_host
 from benchmarks import labels as benchmark_labels
 from benchmarks import ops as benchmark_ops
 from benchmarks import vocabulary as benchmark_vocabulary
@@ -33,6 +34,7 @@ _OWN_OPTIONS = {
     "divergence": benchmark_divergence.main,
     "vocabulary": benchmark_vocabulary.main,
     "labels": benchmark_labels.main,
+    "host": benchmark_host.main,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -107,8 +108,13 @@ def _levels(
     arguments: list[Tensor | np.generic | None] = []
     for one, into, shape, scale in zip(maps, sums, shapes, pooling.scales, strict=True):
         strides = (0, 0, 0, 0) if one is None else one.stride()
-        arguments += [one, into, *(np.int64(s) for s in strides), *(np.int32(n) for n in shape[2:]), np.float32(scale)]
+        arguments += [one, into, *_level(strides, shape[2], shape[3], scale)]
     return arguments
+
+
+@functools.lru_cache(maxsize=1024)
+def _level(strides: tuple[int, ...], height: int, width: int, scale: float) -> tuple[np.generic, ...]:
+    return (*(np.int64(s) for s in strides), np.int32(height), np.int32(width), np.float32(scale))
 
 
 def _places(
@@ -119,10 +125,15 @@ def _places(
     return [boxes.float().contiguous(), images.long().contiguous(), levels.long().contiguous(), moves, sizes]
 
 
-def _sizes(channels: int, groups: int, pooling: Pooling) -> list[np.generic]:
+def _sizes(channels: int, groups: int, pooling: Pooling) -> tuple[np.generic, ...]:
     h, w = pooling.output_size
     counts = (channels, groups, pooling.channel_sets, h, w, pooling.sampling_ratio, int(pooling.aligned))
-    return [*(np.int32(n) for n in counts), np.float32(pooling.gamma)]
+    return _numbers(counts, pooling.gamma)
+
+
+@functools.lru_cache(maxsize=1024)
+def _numbers(counts: tuple[int, ...], gamma: float) -> tuple[np.generic, ...]:
+    return (*(np.int32(n) for n in counts), np.float32(gamma))
 
 
 def _vector(maps: Sequence[Tensor], depth: int, element: Tensor | None = None) -> int:
