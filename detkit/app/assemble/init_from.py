@@ -43,7 +43,7 @@ def initialize(detector: nn.Module, source: str, categories: Categories, model: 
 
     Args:
         source: path or URL of a checkpoint of detkit's; or ``torchvision:`` and the name of one of its detectors (see
-            docs/models.md), or the path of a state dict of one; or ``detectron2:`` or ``mmdetection:`` and the path of
+            docs/weights.md), or the path of a state dict of one; or ``detectron2:`` or ``mmdetection:`` and the path of
             a checkpoint; or ``mtcnn:`` and the folder of pnet.pt, rnet.pt and onet.pt. Layers for other classes than
             ``categories`` keep their random weights.
         model: the configuration that ``detector`` was built from.
