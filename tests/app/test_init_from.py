@@ -248,11 +248,9 @@ def test_weights_of_detectron2_and_mmdetection_ask_for_a_model_of_their_style(tm
     detector = build_detector(preset, ONE)
     path = tmp_path / "theirs.pth"
     names = {"backbone.bottom_up.stem.conv1.weight": torch.zeros(64, 3, 7, 7), "pixel_std": torch.full((3, 1, 1), 57.0)}
-    last = {
-        f"roi_heads.box_predictor.{n}.{k}": torch.zeros(1)
-        for n in ("cls_score", "bbox_pred")
-        for k in ("weight", "bias")
-    }
+    rows = (("cls_score", 6), ("bbox_pred", 20))  # of five classes
+    last = {f"roi_heads.box_predictor.{n}.weight": torch.zeros(num, 32) for n, num in rows}
+    last |= {f"roi_heads.box_predictor.{n}.bias": torch.zeros(num) for n, num in rows}
     torch.save({"model": {**names, **last}}, path)
     words = r"style pytorch, the model of caffe: set model.backbone.stride_in_1x1=false model.backbone.pixel_std=null$"
     with pytest.raises(ConfigError, match=words):

@@ -244,6 +244,30 @@ def test_classes_of_regions_are_matched_by_name_and_background_stays_last(librar
     ]
     other = foreign(tmp_path, library, last_layers(library, "rcnn", 7)).converted(ANIMALS, "pytorch")
     assert other == ({}, False)
+    one = foreign(tmp_path, library, last_layers(library, "rcnn", 1)).converted(ANIMALS, "pytorch")
+    assert one == ({}, False), "four rows of boxes are those of the one class"
+    state = last_layers(library, "rcnn", 2)
+    told = Foreign(library, state, None, ("nut", "bolt")).converted(ANIMALS, "pytorch")
+    assert told == ({}, False), "as many, but of other names"
+    assert Foreign(library, state, None, None).converted(ANIMALS, "pytorch")[1], "by place, for want of names"
+
+
+@pytest.mark.parametrize(
+    ("library", "kind"), [(lib, kind) for lib in ("detectron2", "mmdetection") for kind in ("rcnn", "retina")]
+)
+def test_last_layers_that_do_not_fit_each_other_are_named(library, kind):
+    state = last_layers(library, kind, 2)
+    name = next(n for n in state if n.endswith(("cls_score.weight", "fc_cls.weight", "retina_cls.weight")))
+    state[name] = torch.zeros(5, 1)
+    with pytest.raises(
+        ValueError, match=r"last layers of .* do not fit each other: head\..*weight \(5, 1\), not \d+ rows"
+    ):
+        Foreign(library, state, None, None).converted(ANIMALS, "pytorch")
+    if kind == "retina":
+        boxes = next(n for n in state if n.endswith(("bbox_pred.bias", "retina_reg.bias")))
+        state[boxes] = torch.zeros(12)
+        with pytest.raises(ValueError, match=r"head.bbox_pred.bias \(12,\), not 36 rows"):
+            Foreign(library, state, None, None).converted(ANIMALS, "pytorch")
 
 
 @pytest.mark.parametrize("library", ["detectron2", "mmdetection"])

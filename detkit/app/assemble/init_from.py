@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def initialize(detector: nn.Module, source: str, categories: Categories, model: 
 
     Args:
         source: path or URL of a checkpoint of detkit's; or ``torchvision:`` and the name of one of its detectors (see
-            docs/models.md), or the path of a state dict of one; or ``detectron2:`` or ``mmdetection:`` and the path of
+            docs/weights.md), or the path of a state dict of one; or ``detectron2:`` or ``mmdetection:`` and the path of
             a checkpoint; or ``mtcnn:`` and the folder of pnet.pt, rnet.pt and onet.pt. Layers for other classes than
             ``categories`` keep their random weights.
         model: the configuration that ``detector`` was built from.
@@ -88,8 +89,17 @@ def _from_torchvision(detector: nn.Module, path: Path, categories: Categories, m
     _warn_of(missing, path)
 
 
-def from_foreign(detector: nn.Module, source: str, categories: Categories, model: Mapping[str, Any]) -> list[str]:
+def from_foreign(
+    detector: nn.Module,
+    source: str,
+    categories: Categories,
+    model: Mapping[str, Any],
+    names: tuple[str, ...] | None = None,
+) -> list[str]:
     """:func:`initialize` of a checkpoint of detectron2's or mmdetection's.
+
+    Args:
+        names: of the classes in the file, whatever that says; None for what it says.
 
     Returns:
         the tensors of ``detector`` that the file lacks, without the layers of other classes.
@@ -101,6 +111,7 @@ def from_foreign(detector: nn.Module, source: str, categories: Categories, model
     assert library is not None
     path = Path(source.partition(":")[2])
     foreign = read_foreign(library, path)
+    foreign = foreign if names is None else dataclasses.replace(foreign, names=names)
     try:
         state, with_classes = foreign.converted(categories, _style_of(model, foreign.style))
     except ValueError as error:

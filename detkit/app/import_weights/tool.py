@@ -158,7 +158,7 @@ def configuration(foreign: Foreign, style: Style) -> dict[str, Any]:
 def _detector(source: str, config: dict[str, Any], categories: Categories) -> Detector:
     detector = build_detector(config["model"], categories)
     try:
-        missing = from_foreign(detector, source, categories, config["model"])
+        missing = from_foreign(detector, source, categories, config["model"], categories.names)
     except (ValueError, OSError) as error:
         raise ConfigError(f"source: {error}") from error
     if missing:

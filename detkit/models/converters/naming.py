@@ -46,6 +46,14 @@ def check_present(found: Mapping[str, Tensor], last: Sequence[str], what: str) -
         raise ValueError(f"the state dict of {what} must have all of its last layers; missing: {', '.join(missing)}")
 
 
+def check_rows(found: Mapping[str, Tensor], rows: Mapping[str, int], what: str) -> None:
+    """Refuse last layers that do not agree on the classes: ``rows`` are those that each tensor must have."""
+    if wrong := [
+        f"{name} {tuple(found[name].shape)}, not {n} rows" for name, n in rows.items() if len(found[name]) != n
+    ]:
+        raise ValueError(f"the last layers of {what} do not fit each other: {'; '.join(wrong)}")
+
+
 def _rename(key: str, renames: Sequence[Rename]) -> str | None:
     for pattern, replacement in renames:
         name, count = re.subn(pattern, replacement, key)
@@ -87,7 +95,9 @@ def of_rows(
         anchors: A, for each of which there are K rows.
     """
     check_present(found, last, what)
-    rows = _rows_of(len(found[last[-1]]) // anchors, categories, names)
+    num = len(found[last[-1]]) // anchors
+    check_rows(found, dict.fromkeys(last, num * anchors), what)
+    rows = _rows_of(num, categories, names)
     kept = {name: value for name, value in found.items() if name not in last}
     if rows is not None:
         kept |= {n: found[n].unflatten(0, (anchors, -1))[:, rows].flatten(0, 1) for n in last}
@@ -95,12 +105,13 @@ def of_rows(
 
 
 def of_dense_classes(
-    found: dict[str, Tensor], categories: Categories, names: Sequence[str] | None, what: str
+    found: dict[str, Tensor], categories: Categories, names: Sequence[str] | None, what: str, anchors: int = 9
 ) -> tuple[dict[str, Tensor], bool]:
-    """:func:`of_rows` of RetinaNet's class layer, which has K rows for each anchor."""
+    """:func:`of_rows` of RetinaNet's class layer, which has K rows for each of the anchors of a cell."""
     boxes, last = "head.bbox_pred.bias", ("head.cls_logits.weight", "head.cls_logits.bias")
-    check_present(found, (*last, boxes), what)
-    return of_rows(found, last, categories, names, what, len(found[boxes]) // 4)
+    check_present(found, (*last, boxes, "head.bbox_pred.weight"), what)
+    check_rows(found, dict.fromkeys((boxes, "head.bbox_pred.weight"), 4 * anchors), what)
+    return of_rows(found, last, categories, names, what, anchors)
 
 
 def of_region_classes(
@@ -112,8 +123,11 @@ def of_region_classes(
         [f"{network}.{layer}.{kind}" for kind in ("weight", "bias")] for layer in ("cls_score", "bbox_pred")
     )
     check_present(found, (*scores, *boxes), what)
-    rows = _rows_of(len(found[scores[0]]) - 1, categories, names)
-    is_shared = len(found[boxes[0]]) == 4  # one box for all classes
+    num = len(found[scores[-1]]) - 1
+    is_shared = len(found[boxes[-1]]) == 4 and num > 1  # one box for all classes
+    num_boxes = 4 if is_shared else 4 * num
+    check_rows(found, dict.fromkeys(scores, num + 1) | dict.fromkeys(boxes, num_boxes), what)
+    rows = _rows_of(num, categories, names)
     left_out = {*scores, *(() if is_shared else boxes)}
     kept = {name: value for name, value in found.items() if name not in left_out}
     if rows is not None:
@@ -123,5 +137,8 @@ def of_region_classes(
 
 
 def _rows_of(num: int, categories: Categories, names: Sequence[str] | None) -> Sequence[int] | None:
+    """:func:`class_rows`; where the file tells its ``names``, by these alone."""
+    if names is not None and not set(categories.names) <= set(names):
+        return None
     coco = coco_categories().names
     return class_rows(num, categories, names or (coco if num == len(coco) else ()), 0)

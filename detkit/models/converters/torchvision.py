@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from detkit.models.backbones.mobilenet_v3 import STAGE_STARTS
-from detkit.models.converters.naming import COCO_91, Rename, check_present, class_rows, renamed
+from detkit.models.converters.naming import COCO_91, Rename, check_present, check_rows, class_rows, renamed
 from detkit.structures import Categories
 
 #: Names before and after torchvision's change of 2022 (a ``.0`` for each wrapped convolution, ``.1`` for its norm).
@@ -89,7 +89,9 @@ def _from_retinanet(state: Mapping[str, Tensor], categories: Categories) -> tupl
     layer, boxes = "head.cls_logits", "head.bbox_pred.bias"
     check_present(found, (f"{layer}.weight", f"{layer}.bias", boxes), "torchvision's RetinaNet")
     anchors = len(found[boxes]) // 4
-    rows = class_rows(len(found[f"{layer}.bias"]) // anchors, categories, COCO_91, 1)
+    num = len(found[f"{layer}.bias"]) // anchors
+    check_rows(found, dict.fromkeys((f"{layer}.weight", f"{layer}.bias"), num * anchors), "torchvision's RetinaNet")
+    rows = class_rows(num, categories, COCO_91, 1)
     for kind in ("weight", "bias"):
         value = found.pop(f"{layer}.{kind}")
         if rows is not None:
@@ -103,7 +105,10 @@ def _from_faster_rcnn(state: Mapping[str, Tensor], categories: Categories) -> tu
     found = renamed({_staged(key): v for key, v in state.items()}, (*rpn, *_RCNN), "torchvision's Faster R-CNN")
     last = [f"{network}.{layer}.{kind}" for layer in ("cls_score", "bbox_pred") for kind in ("weight", "bias")]
     check_present(found, last, "torchvision's Faster R-CNN")
-    rows = class_rows(len(found[last[0]]), categories, COCO_91, 1)
+    num = len(found[last[1]])
+    rows_of = {name: num if "cls_score" in name else 4 * num for name in last}
+    check_rows(found, rows_of, "torchvision's Faster R-CNN")
+    rows = class_rows(num, categories, COCO_91, 1)
     for name in last:
         value = found.pop(name)
         if rows is not None and "cls_score" in name:
