@@ -223,11 +223,11 @@ SHAPES = ("data=shapes_small", "data.root=shapes", "data.train.num_train=60", "d
 
 @pytest.mark.slow
 def test_the_written_recipe_learns_by_the_real_command(tmp_path):
-    """Of generated shapes; some 500 steps, of which the quickstart has 1800."""
+    """Of generated shapes; some 600 steps, of which the quickstart has 1800 (after 600 it has an AP50 of 0.435)."""
     FAST.write(tmp_path / "given.json")
     tools = Path(__file__).resolve().parents[2] / "tools"
     env = {**os.environ, "PYTHONPATH": str(tools.parent), "OMP_NUM_THREADS": "1"}
-    own = ("minutes=2", "speed=given.json", "pretrained=false", "device=cpu")
+    own = ("minutes=3", "speed=given.json", "pretrained=false", "device=cpu")
     recipe = [sys.executable, tools / "recipe.py", "data=shapes_small", "data.root=shapes", *own]
     subprocess.run(recipe, cwd=tmp_path, env=env, check=True)
     run = ("--config-dir", "recipes", "experiment=shapes", "hydra.run.dir=run")
