@@ -14,7 +14,7 @@ it is. Detections and labelled boxes are paired, whatever their classes, so that
 - Of two boxes of one class with an IoU of at least 0.7 the one without a partner is a duplicate, by their IoU times the
   s_l of the other's detection.
 
-What detectors often take for something else says little: :func:`rarities` of wrong classes.
+What detectors often take for something else, or do not see, says little: :func:`rarities`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from detkit.evaluation.errors import BACKGROUND_IOU, POSITIVE_IOU
 from detkit.structures import GroundTruth
 from detkit.structures.boxes import pairwise_cover, pairwise_iou, xywh_to_xyxy
 
-#: A class that is seen in place of another for more than this share of its labels is taken for the detectors' own
-#: confusion: labellers are seldom as bad.
+#: A class that is seen in place of another for more than this share of its labels, or nothing in their place, is taken
+#: for the detectors' own mistake: labellers are seldom as bad.
 COMMON = 0.02
 
 #: Two boxes of one class that overlap by this are taken for one object labelled twice.
@@ -76,7 +76,7 @@ class Suspicion(NamedTuple):
 
 class Judged(NamedTuple):
     """Of one image with G labels: the suspicions, the surest first, and ``seen`` (G,), the class that the detector sees
-    in the place of each label, -1 for none and for crowds."""
+    in the place of each label, -1 for none; for crowds their own."""
 
     suspicions: list[Suspicion]
     seen: np.ndarray
@@ -95,7 +95,7 @@ def label_errors(truth: GroundTruth, found: Candidates, candidates: Candidates, 
     iou = _overlap(found.boxes, labels.corners) * ~truth.crowd
     own = np.where(found.labels[:, None] == truth.labels, 1.0, 0.999)  # of two boxes at one place that of its class
     partner = _pair(detections.object[:, None] * iou * own * (iou >= BACKGROUND_IOU))
-    seen = np.full(len(truth), -1)
+    seen = np.where(truth.crowd, truth.labels, -1)
     paired = np.flatnonzero(partner >= 0)
     near = paired[iou[partner[paired], paired] >= POSITIVE_IOU]
     seen[near] = detections.scores[partner[near]].argmax(axis=1)
@@ -108,19 +108,18 @@ def label_errors(truth: GroundTruth, found: Candidates, candidates: Candidates, 
 
 
 def rarities(labels: np.ndarray, seen: np.ndarray, num_classes: int) -> np.ndarray:
-    """(N,) in [0, 1], of N labels with the class that is seen in their place: 1 where that is rarely seen for their
-    class, and the less the more other labels of it share the confusion.
+    """(N,) in [0, 1], of N labels with the class that is seen in their place, or nothing: 1 where that is rarely seen
+    for their class, and the less the more other labels of it share the confusion, or are not seen.
 
     Args:
         labels: (N,) int64, of all images together.
         seen: (N,) int64, see :class:`Judged`.
     """
-    counts = np.zeros((num_classes, num_classes))
-    known = seen >= 0
-    np.add.at(counts, (labels[known], seen[known]), 1)
+    counts = np.zeros((num_classes, num_classes + 1))  # the last column: nothing
+    np.add.at(counts, (labels, seen), 1)
     others = counts[labels, seen] - 1  # itself is no witness
-    share = np.where(known, others / counts.sum(axis=1)[labels].clip(min=1), 0)
-    return np.minimum(1, COMMON / share.clip(min=COMMON))
+    of = np.where(seen < 0, counts[labels].sum(axis=1), counts[labels, :-1].sum(axis=1))
+    return np.minimum(1, COMMON / (others / of).clip(min=COMMON))
 
 
 class _Boxes:

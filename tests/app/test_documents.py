@@ -56,6 +56,7 @@ TOOL_OF_PIECE = (
     (r"^(minutes|speed|overwrite|pretrained|try_\w+)=", "recipe.py data=coco data.root=ROOT minutes=10 name=mine {}"),
     (r"^val_loss=", "evaluate.py checkpoint=RUN_FOLDER/best.pt {}"),
     (r"^target\.", "calibrate.py checkpoint=RUN_FOLDER/best.pt {}"),
+    (r"^(folds|group|split|least|slots)=", "labels.py checkpoint=RUN_FOLDER/best.pt folds=2 {} split=train"),
     (r"^scores=", "calibrate.py checkpoint=RUN_FOLDER/best.pt target.recall=0.8 {}"),
     (r"data=null", "inspect_model.py experiment=quickstart {}"),
     (r"data\.train\.(inclusive|zero_based)", "inspect_data.py data=voc data.root=ROOT {}"),
@@ -116,6 +117,7 @@ PROMISED = {
     "explain": ("explanation.html", "explanation.json"),
     "evaluate": ("evaluation.json", "detections.json"),
     "calibrate": ("calibration.html", "calibration.json", "best.pt"),
+    "labels": ("labels.html", "labels.json"),  # apply= leaves what the table says
     "predict": ("detections.json",),
     "export": (),  # named by the command
     "publish": (),
@@ -164,12 +166,21 @@ class Place:
             self.run(next(found.text for found in commands() if tool_of(found.text) == "recipe"))
         if "replay.py" in text and not (self.folder / "runs" / "hot").is_dir():
             self.run(next(found.text for found in commands() if "optim.lr=2 " in found.text), code=1)
+        if "apply=" in text:
+            text = self._edited(text)
         if "/elsewhere" in text:
             shutil.copytree(self.folder / "datasets/shapes", self.folder / "elsewhere")
         if "resume=auto" in text:  # a run that was stopped
             ignored = shutil.ignore_patterns("result.json")
             shutil.copytree(self.folder / "runs/short", self.folder / "runs/quickstart/stopped", ignore=ignored)
         return text.replace("SWEEP", self._sweep() if "SWEEP" in text else "").replace("WHERE", str(self.folder))
+
+    def _edited(self, text: str) -> str:
+        """``text`` about a table in which a row is accepted."""
+        if not (table := self.folder / "labelled/findings.csv").is_file():
+            self.run("python tools/labels.py checkpoint=RUN_FOLDER/best.pt least=0 output=labelled")
+            table.write_text(table.read_text().replace("\n,", "\nyes,", 1))
+        return re.sub(r"apply=\S+", "apply=labelled/findings.csv", text)
 
     def _sweep(self) -> str:
         if not (found := list(self.folder.glob("runs/sweep/quickstart_neck_*"))):
@@ -225,6 +236,12 @@ def small(command: str) -> list[str]:
         return _briefly_timed(command)
     if tool == "export":
         return ["num_images=2", "evaluate=false"]
+    if tool == "labels":
+        return (
+            []
+            if "apply=" in command
+            else ["device=cpu", *(["folds=2", "trainer.steps=2"] if "folds=" in command else [])]
+        )
     return ["device=cpu"] if tool in ("evaluate", "explain", "calibrate", "predict") else []
 
 
@@ -248,6 +265,8 @@ def _of_one(command: str) -> list[str]:
 
 def _briefly_timed(command: str) -> list[str]:
     what = command.split()[2]
+    if what == "labels":
+        return ["--samples", "10", "--device", "cpu"]
     return ["--repeats", "1", *{"ops": ["--shrink", "16"], "training": ["--batch", "1"]}.get(what, [])]
 
 
@@ -342,5 +361,7 @@ def test_runs(found: Found, place: Place) -> None:
     elif code == 0 and "--cfg" not in command:
         # of a run that goes on the best may be an old one
         promised = ("result.json",) if "resume=" in command else PROMISED.get(tool_of(command), ())
+        if "apply=" in command:
+            promised = ("accepted.json",)
         missing = set(promised) - place.made_since(start)
         assert not missing, f"{command} left no {missing}\n{output}"

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,12 +15,12 @@ import torch
 from detkit.app.labels import fold, folds
 from detkit.app.labels import tool as labels
 from detkit.app.labels.corrections import COLUMNS, NOTE, Correction, as_csv, correct, read_accepted
-from detkit.app.labels.found import Finding, LabelReport, look
+from detkit.app.labels.found import LabelReport, look
 from detkit.app.labels.known import same_pictures
 from detkit.config import ConfigError
 from detkit.data import CocoDataset
 from detkit.data.subset import Subset
-from detkit.evaluation.label_errors import Kind, Suspicion
+from detkit.evaluation.label_errors import Kind
 from detkit.models import Detector
 from detkit.structures import (
     Affine,
@@ -197,9 +198,11 @@ def test_the_losses_are_those_of_the_labels_with_and_without_the_correction():
     assert wrong.suspicion.kind is Kind.WRONG_CLASS
     assert wrong.loss_gain == pytest.approx(1 - 0.5)
     assert spurious.suspicion.kind is Kind.SPURIOUS
-    assert spurious.loss_gain == 0, "half of two labels would be all of one"
-    assert (wrong.rank, spurious.rank) == (pytest.approx(0.9), 0.5), "certain, but its loss falls not"
-    assert found.score == pytest.approx(0.9)
+    assert spurious.loss_gain is None, "the loss of one box is another sum than that of two"
+    assert (wrong.rank, spurious.rank) == (pytest.approx(0.9), 1)
+    assert found.score == 1
+    (moved,) = looked_at([[24, 20, 40, 40]], [1]).findings
+    assert (moved.suspicion.kind, moved.loss_gain) == (Kind.MISPLACED, pytest.approx(1.0))
     row = wrong.correction(Categories(("cat", "dog"), (3, 7)), "a.png")
     assert (row.annotation_id, row.name, row.new_name, row.new_box) == (40, "cat", "dog", (20, 20, 40, 40))
 
@@ -207,7 +210,7 @@ def test_the_losses_are_those_of_the_labels_with_and_without_the_correction():
 def test_an_object_without_a_box_is_proposed_in_px_of_the_original():
     (missing,) = looked_at([], []).findings
     assert (missing.suspicion.box, missing.suspicion.label) == ((20, 20, 60, 60), 1)
-    assert missing.loss_gain == pytest.approx(2.0)
+    assert missing.loss_gain is None
 
 
 def test_a_confusion_that_many_images_share_is_no_finding():
@@ -215,20 +218,25 @@ def test_a_confusion_that_many_images_share_is_no_finding():
     one = looked_at([[20, 20, 40, 40]], [0])
     categories = Categories(("cat", "dog"), (3, 7))
     (alone,) = LabelReport.of(categories, [one], 0.3).findings
-    assert alone.rank == pytest.approx(0.9)
+    assert alone.rank == pytest.approx(0.9 / 2), "its gain is the middle one"
     assert not LabelReport.of(categories, [one] * 50, 0.3).findings
-    assert LabelReport.of(categories, [one] * 50, 0.0).findings[0].rank == pytest.approx(0.9 * 0.02 / (49 / 50))
+    assert LabelReport.of(categories, [one] * 50, 0.0).findings[0].rank == pytest.approx(0.45 * 0.02 / (49 / 50))
 
 
 def test_right_labels_give_nothing():
     assert not looked_at([[20, 20, 40, 40]], [1], least=0.01).findings
 
 
-def test_ranks_are_halved_where_the_losses_speak_for_the_label():
-    truth = GroundTruth(*(1, "a", (9, 9), np.zeros((0, 4)), np.zeros(0, np.int64)), np.zeros(0), np.zeros(0, bool), np.zeros(0, np.int64))  # fmt: skip
-    suspicion = Suspicion(Kind.MISSING, 0.8, None, 0)
-    assert Finding(truth, suspicion, 0.1, None).rank == 0.8
-    assert Finding(truth, suspicion, -0.1, None).rank == 0.4
+def test_a_wrong_class_weighs_by_what_the_loss_gains():
+    """Of three findings with gains of 0.4, 0.2 and none; the middle one of those above 0 is 0.3."""
+    image = looked_at([[20, 20, 40, 40]], [0])
+    (finding,) = image.findings
+    images = [
+        replace(image, findings=[finding._replace(loss_gain=gain)], seen=np.array([k]))
+        for k, gain in enumerate((0.4, 0.2, -0.1))
+    ]
+    report = LabelReport.of(Categories(("cat", "dog", "cow"), (3, 7, 8)), images, 0.0)
+    assert [f.weight for f in report.findings] == pytest.approx([0.4 / 0.7, 0.2 / 0.5, 0])
 
 
 def test_the_same_picture_under_another_name_is_known(tmp_path):
@@ -388,6 +396,7 @@ def test_the_recipe_of_a_fold_starts_as_the_checkpoint_did(checkpoint):
         (["checkpoint=CHECKPOINT", "group=folder"], "group: says which images stay together in a fold"),
         (["checkpoint=CHECKPOINT", "least=2"], "least: must lie in [0, 1], not 2"),
         (["checkpoint=CHECKPOINT", "folds=9"], "folds: 9 cannot be made of 4 images"),
+        (["checkpoint=a.onnx"], "checkpoint: a.onnx is an exported file, which has no losses"),
         (["apply=nowhere.csv"], "apply: nowhere.csv: No such file or directory"),
     ],
 )

@@ -96,6 +96,8 @@ def test_what_is_often_taken_for_another_class_says_little():
     assert made[:4] == pytest.approx([COMMON / (3 / 10)] * 4)
     assert made[10] == 1, "no other label shares it"
     assert made[14] == 1
+    seen[12:] = -1
+    assert rarities(labels, seen, 2)[12:] == pytest.approx([COMMON / (2 / 5)] * 3), "two more are not seen"
 
 
 def test_what_is_seen_is_told_for_each_label():

@@ -189,7 +189,7 @@ class LabelsOptions:
     seed: int = 0
     slots: int = 1
     split: Literal["train", "val"] | None = None
-    least: float = 0.3
+    least: float = 0.2
     output: str | None = None
     device: str = "auto"
     precision: Literal["fp32", "bf16", "fp16"] | None = None

@@ -118,7 +118,7 @@ def correct(content: Mapping[str, Any], corrections: Sequence[Correction], score
             head = {"id": max(known, default=0) + 1 + len(new), "image_id": one.image_id}
             new.append({**head, **_placed({}, one.new_box, category, one.new_name), "iscrowd": 0, **note})
             continue
-        before = changed.get(one.annotation_id, known[one.annotation_id])
+        before: Mapping[str, Any] = changed.get(one.annotation_id) or known[one.annotation_id]
         if one.new_box is None:
             if one.annotation_id in changed:
                 raise ConfigError(_CONTRADICTION.format(one.annotation_id))

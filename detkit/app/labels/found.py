@@ -28,23 +28,23 @@ from detkit.structures.boxes import xywh_to_xyxy, xyxy_to_xywh
 class Finding(NamedTuple):
     """A suspicion about a label of ``truth``.
 
-    ``rarity``: of a wrong class, see :func:`~detkit.evaluation.label_errors.rarities`; 1 for all others.
-    ``loss_gain``: by how much the detector's loss on this image falls when the label is corrected as proposed; below 0
-    where it rises. ``objectlab``: the baseline's score of the same label or detection, the lower the worse; None where
-    it has none for this kind.
+    ``loss_gain``: by how much the detector's loss on this image falls when the label is corrected as proposed, below 0
+    where it rises; None where the number of boxes would change, since a loss of more boxes is another sum.
+    ``objectlab``: the baseline's score of the same label or detection, the lower the worse; None where it has none for
+    this kind. ``weight`` in [0, 1]: what the other images say of a wrong class, or of a box that no candidate supports;
+    1 for all others.
     """
 
     truth: GroundTruth
     suspicion: Suspicion
-    loss_gain: float
+    loss_gain: float | None
     objectlab: float | None
-    rarity: float = 1.0
+    weight: float = 1.0
 
     @property
     def rank(self) -> float:
-        """How sure it is, in [0, 1]: the certainty, less for a confusion that detectors often make, and half where the
-        losses speak for the label."""
-        return self.suspicion.certainty * self.rarity * (1.0 if self.loss_gain > 0 else 0.5)
+        """How sure it is, in [0, 1]: the certainty with its weight."""
+        return self.suspicion.certainty * self.weight
 
     def correction(self, categories: Categories, file: str) -> Correction:
         """In the file's own terms; ``file``: the image as a reader knows it."""
@@ -92,15 +92,22 @@ class LabelReport:
 
     @classmethod
     def of(cls, categories: Categories, images: Sequence[LookedAt], least: float, num_known: int = 0) -> LabelReport:
-        """With confusions that many images share made less of, and what is below ``least`` left out."""
+        """The findings of ``images``, weighed, and what is below ``least`` then left out.
+
+        A box without an object weighs by how rarely labels of its class are not seen. A wrong class weighs by how rare
+        the confusion is, and by g / (g + m), with g the gain in loss and m the median of those above 0: the scale of a
+        loss is the head's own. What gains nothing has no weight.
+        """
         labels, seen = (
             np.concatenate([np.zeros(0, np.int64), *column])
             for column in ([image.truth.labels for image in images], [image.seen for image in images])
         )
         rarity = rarities(labels, seen, len(categories))
+        gains = [_gain(f) for image in images for f in image.findings if f.suspicion.kind is Kind.WRONG_CLASS]
+        middle = float(np.median([gain for gain in gains if gain > 0] or [1.0]))
         starts = np.cumsum([0, *(len(image.truth) for image in images)])
         kept = [
-            _weighed(image, rarity[start:end], least)
+            _weighed(image, rarity[start:end], middle, least)
             for image, start, end in zip(images, starts[:-1], starts[1:], strict=True)
         ]
         return cls(categories, kept, num_known)
@@ -199,24 +206,38 @@ def _look_at(detector: Detector, image: Images, truth: GroundTruth, categories: 
     return LookedAt(truth, findings, found, judged.seen, scored)
 
 
-def _weighed(image: LookedAt, rarity: np.ndarray, least: float) -> LookedAt:
-    """``image`` with the ``rarity`` (G,) of its labels in the findings, the surest first."""
-    findings = [
-        f._replace(rarity=float(rarity[f.suspicion.index])) if f.suspicion.kind is Kind.WRONG_CLASS else f
-        for f in image.findings
-    ]
+def _weighed(image: LookedAt, rarity: np.ndarray, middle: float, least: float) -> LookedAt:
+    """``image`` with the weights of its findings, the surest first, by the ``rarity`` (G,) of its labels."""
+    findings = [f._replace(weight=_weight(f, rarity, middle)) for f in image.findings]
     return replace(image, findings=sorted((f for f in findings if f.rank >= least), key=lambda f: -f.rank))
 
 
-def _loss_gains(detector: Detector, image: Images, truth: GroundTruth, suspicions: Sequence[Suspicion]) -> list[float]:
-    """What the loss of the image falls by with each of ``suspicions`` corrected by itself.
+def _weight(finding: Finding, rarity: np.ndarray, middle: float) -> float:
+    kind, index = finding.suspicion.kind, finding.suspicion.index
+    if index is None or kind not in (Kind.WRONG_CLASS, Kind.SPURIOUS):
+        return 1.0
+    return float(rarity[index]) * (_gain(finding) / (_gain(finding) + middle) if kind is Kind.WRONG_CLASS else 1.0)
+
+
+def _gain(finding: Finding) -> float:
+    return max(finding.loss_gain or 0.0, 0.0)
+
+
+def _loss_gains(
+    detector: Detector, image: Images, truth: GroundTruth, suspicions: Sequence[Suspicion]
+) -> list[float | None]:
+    """What the loss of the image falls by with each of ``suspicions`` corrected by itself, where boxes stay as many.
 
     The samples that a loss is of are drawn by the image's key, so that they are the same with the label and without.
     """
-    if not suspicions:
-        return []
+    alike = [s.index is not None and s.box is not None for s in suspicions]
+    if not any(alike):
+        return [None] * len(suspicions)
     as_is = _loss(detector, image, truth, None)
-    return [as_is - _loss(detector, image, truth, suspicion) for suspicion in suspicions]
+    return [
+        as_is - _loss(detector, image, truth, s) if comparable else None
+        for s, comparable in zip(suspicions, alike, strict=True)
+    ]
 
 
 def _loss(detector: Detector, image: Images, truth: GroundTruth, correction: Suspicion | None) -> float:
@@ -234,7 +255,7 @@ def _target(truth: GroundTruth, affine: Affine, size: tuple[int, int], correctio
     if correction is not None:
         if correction.index is not None:
             kept = kept & (np.arange(len(labels)) != correction.index)
-        if correction.box is not None:
+        if correction.box is not None and correction.label is not None:
             new = clipped_corners(_xywh(correction.box)[None], np.array(truth.size))
             corners, labels = np.concatenate([corners, new]), np.append(labels, correction.label)
             crowd, kept = np.append(crowd, False), np.append(kept, is_usable(new))

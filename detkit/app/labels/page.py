@@ -21,9 +21,9 @@ _WORDS = {
 _ROLES = {"label": OBJECT, "as it should be": DETECTION, "the label that stays": CANDIDATE}
 
 _NOTE = (
-    "Certainty: what the detector's scores and boxes say against the label, less where it often takes that class for "
-    "the other, and half where its loss would not fall with the correction. Loss: by how much it would change. "
-    "ObjectLab: the published score of the same, low where it is suspicious."
+    "Certainty: what the detector's scores and boxes say against the label; less where it often takes that class for "
+    "the other or sees nothing in its place, and where its loss would fall but little with another class. Loss: by how "
+    "much it would change. ObjectLab: the published score of the same, low where it is suspicious."
 )
 
 #: Images in the table of the worst.
@@ -91,7 +91,9 @@ def _shots(finding: Finding, row: int, names: Sequence[str]) -> tuple[Shot, Shot
     annotation = None if s.index is None else int(truth.annotation_ids[s.index])
     where = place_of(truth.file, truth.image_id, annotation)
     frame = [box for box, _, _ in (*as_is, *proposed)]
-    said = f"certainty {finding.rank:.2f}, loss {-finding.loss_gain:+.2f}"
+    said = f"certainty {finding.rank:.2f}"
+    if finding.loss_gain is not None:
+        said += f", loss {-finding.loss_gain:+.2f}"
     if finding.objectlab is not None:
         said += f", ObjectLab {finding.objectlab:.2f}"
     return (

@@ -16,6 +16,7 @@ import rich
 from omegaconf import DictConfig
 from rich.text import Text
 
+from detkit.app.assemble.exported import is_exported
 from detkit.app.assemble.schema import LabelsOptions
 from detkit.app.assemble.stored import Stored, eval_loader, load_stored, open_split, with_weights_of
 from detkit.app.cli.entry import run_tool
@@ -56,6 +57,8 @@ def run(cfg: DictConfig, _: Path) -> None:
         validate(cfg, LabelsOptions)
         apply(Path(cfg.apply), None if cfg.output is None else Path(cfg.output))
         return
+    if is_exported(cfg.checkpoint):
+        raise ConfigError(f"checkpoint: {cfg.checkpoint} is an exported file, which has no losses; give a best.pt")
     options, stored = load_stored(cfg, LabelsOptions)
     _check(options)
     find(options, stored)
