@@ -182,8 +182,8 @@ class RPN(ProposalHead):
         if self.sampler.needs_losses:
             of_images = [[torch.cat([level[i] for level in part]) for part in raw[:2]] for i in range(len(images))]
             losses = [
-                self._losses_of_all(*of_image, anchors, *own)
-                for of_image, *own in zip(of_images, assigned, targets, strict=True)
+                self._losses_of_all(logits, deltas, anchors, assignment, target)
+                for (logits, deltas), assignment, target in zip(of_images, assigned, targets, strict=True)
             ]
         drawn = self.sampler.of_batch(assigned, [generator(meta.key, "rpn") for meta in images.meta], losses)
         return [
