@@ -130,7 +130,7 @@ def slowly(names, *slow):
     return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
 
 
-@pytest.mark.parametrize("name", slowly(WAITS, "tridentnet"))
+@pytest.mark.parametrize("name", slowly(WAITS, "tridentnet", "faster_rcnn_snip"))
 def test_a_step_waits_as_often_whatever_the_batch(name, monkeypatch):
     two, eight = waits_of_steps(name, monkeypatch)
     assert len(two.waits) == WAITS[name], two.waits
