@@ -51,7 +51,7 @@ TOOL_OF_PIECE = (
     (r"tta|data\.root=/elsewhere|model\.head\.roi\.selector", "evaluate.py checkpoint=RUN_FOLDER/best.pt {}"),
     (r"^val_loss=", "evaluate.py checkpoint=RUN_FOLDER/best.pt {}"),
     (r"^target\.", "calibrate.py checkpoint=RUN_FOLDER/best.pt {}"),
-    (r"^(folds|group|split|least|slots)=", "labels.py checkpoint=RUN_FOLDER/best.pt folds=2 {} split=train"),
+    (r"^(folds|least|slots)=", "labels.py checkpoint=RUN_FOLDER/best.pt folds=2 {} split=train"),
     (r"^scores=", "calibrate.py checkpoint=RUN_FOLDER/best.pt target.recall=0.8 {}"),
     (r"data=null", "inspect_model.py experiment=quickstart {}"),
     (r"data\.train\.(inclusive|zero_based)", "inspect_data.py data=voc data.root=ROOT {}"),
@@ -215,11 +215,8 @@ def small(command: str) -> list[str]:
     if tool == "export":
         return ["num_images=2", "evaluate=false"]
     if tool == "labels":
-        return (
-            []
-            if "apply=" in command
-            else ["device=cpu", *(["folds=2", "trainer.steps=2"] if "folds=" in command else [])]
-        )
+        folds = ["folds=2", "trainer.steps=2"] if "folds=" in command else []
+        return [] if "apply=" in command else ["device=cpu", *folds]
     return ["device=cpu"] if tool in ("evaluate", "explain", "calibrate", "predict") else []
 
 
