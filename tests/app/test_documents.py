@@ -233,6 +233,7 @@ def _of_one(command: str) -> list[str]:
         ],
         "resume.allow": ["trainer.steps=3"],
         "sweep=neck": ["seed=0"],
+        "sweep=learning_curve": ["seed=0"],
         "optim.lr=2 ": ["hydra.run.dir=runs/hot", "trainer.steps=20", "data.loader.train.batch_size=4"],
     }
     return [word for key, words in rules.items() if key in command for word in words]
