@@ -56,7 +56,7 @@ TOOL_OF_PIECE = (
     (r"^(minutes|speed|overwrite|pretrained|try_\w+)=", "recipe.py data=coco data.root=ROOT minutes=10 name=mine {}"),
     (r"^val_loss=", "evaluate.py checkpoint=RUN_FOLDER/best.pt {}"),
     (r"^target\.", "calibrate.py checkpoint=RUN_FOLDER/best.pt {}"),
-    (r"^(folds|group|split|least|slots)=", "labels.py checkpoint=RUN_FOLDER/best.pt folds=2 {} split=train"),
+    (r"^(folds|least|slots)=", "labels.py checkpoint=RUN_FOLDER/best.pt folds=2 {} split=train"),
     (r"^scores=", "calibrate.py checkpoint=RUN_FOLDER/best.pt target.recall=0.8 {}"),
     (r"data=null", "inspect_model.py experiment=quickstart {}"),
     (r"data\.train\.(inclusive|zero_based)", "inspect_data.py data=voc data.root=ROOT {}"),
@@ -237,11 +237,8 @@ def small(command: str) -> list[str]:
     if tool == "export":
         return ["num_images=2", "evaluate=false"]
     if tool == "labels":
-        return (
-            []
-            if "apply=" in command
-            else ["device=cpu", *(["folds=2", "trainer.steps=2"] if "folds=" in command else [])]
-        )
+        folds = ["folds=2", "trainer.steps=2"] if "folds=" in command else []
+        return [] if "apply=" in command else ["device=cpu", *folds]
     return ["device=cpu"] if tool in ("evaluate", "explain", "calibrate", "predict") else []
 
 
@@ -258,6 +255,7 @@ def _of_one(command: str) -> list[str]:
         ],
         "resume.allow": ["trainer.steps=3"],
         "sweep=neck": ["seed=0"],
+        "sweep=learning_curve": ["seed=0"],
         "optim.lr=2 ": ["hydra.run.dir=runs/hot", "trainer.steps=20", "data.loader.train.batch_size=4"],
     }
     return [word for key, words in rules.items() if key in command for word in words]
