@@ -48,6 +48,8 @@ NOT_RUN = {
     "sampler@model.head.roi.sampler=MySampler": "a class of the reader's, which the page does not give",
     "sweep=": "speaks of the key, not of a value",
     "python tools/benchmark.py ops --device cpu --repeats 5": "made brief it is `ops`, which is run",
+    "python tools/benchmark.py labels --checkpoint runs/.../best.pt --annotations datasets/shapes/3e9fc27172dd/train.json "
+    "--output planted": "of the pictures of the command before it, which made brief makes others",
 }  # fmt: skip
 
 #: The tool that the text means by a piece of a command; the first that fits.
