@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from detkit.config import Count
+from detkit.config import Count, Share
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.transforms import Transform
 from detkit.engine.callbacks import Callback
@@ -164,6 +164,7 @@ class AddClassOptions:
     checkpoint: str
     classes: Sequence[str] | None = None
     num_examples: Count | None = None
+    reserve: Share = 0.2
     split: Literal["train", "val"] = "train"
     output: str | None = None
     device: str = "auto"
