@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import multiprocessing.context
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--classes", type=int, nargs="+", default=[80, 1200, 5000, 20000], help="(default: %(default)s)"
     )
-    parser.add_argument("--batch", type=int, default=2, help="images in a step (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=1, help="images in a step (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="steps of each head (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of torch (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="(default: %(default)s)")
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str]) -> None:
 def benchmark_vocabulary(classes: Sequence[int], batch: int, repeats: int, threads: int, device: str) -> None:
     """Print a table of every head with each number of classes; what is interrupted, as far as it came."""
     table = Table(
-        title=f"training step, {batch} images of {SIZE[1]} x {SIZE[0]} px, {threads} thread(s), {device}: "
+        title=f"training step, {batch} image(s) of {SIZE[1]} x {SIZE[0]} px, {threads} thread(s), {device}: "
         f"{'seconds' if device != 'cpu' else 'processor time'}, medians of {repeats}",
         title_justify="left",
     )
@@ -95,11 +96,20 @@ def _cells(cost: StepCost | None) -> list[str]:
 
 def _in_a_process_of_its_own(*case: Any) -> StepCost | None:
     """What ``measure`` finds, in a process whose memory no other case has been in; None if that was killed."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=_fresh()) as pool:
         try:
             return pool.submit(measure, *case).result()
         except BrokenProcessPool:
             return None
+
+
+def _fresh() -> multiprocessing.context.BaseContext:
+    """Processes that start with torch imported, where the system can, and with nothing else in their memory."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
 
 
 def measure(head: str, num_classes: int, batch: int, repeats: int, threads: int, device: str) -> StepCost:

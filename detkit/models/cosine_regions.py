@@ -89,18 +89,18 @@ def _why_not(detector: Detector) -> str:
     return "has no cosine layer for regions"
 
 
-def prototype(examples: Tensor, common: Tensor, weight: Tensor) -> Tensor:
+def prototype(examples: Tensor, common: Tensor, weight: Tensor, reserve: float) -> Tensor:
     """(C,): the weight of a new class, from the features of its ``examples`` (E, C).
 
     The mean of their directions (imprinting: Qi, Brown, Lowe, CVPR 2018), with one change. After a ReLU all features
     point the same way, more or less, which trained weights have learnt to allow for and a mean has not: it would be
     near to everything. Along ``common`` (C,), the mean direction of regions of any kind, the new weight is therefore
-    given the least that one of the trained ones ``weight`` (K, C) has there, and what is left comes from the examples.
-    All its cosines are lower by that, as by a threshold: it says its class as seldom as the most reserved of them, so
-    that they keep their objects. Its length is their mean length.
+    given the least that one of the trained ones ``weight`` (K, C) has there, less ``reserve``, and what is left comes
+    from the examples. All its cosines are lower by that, as by a threshold: it says its class more seldom than the most
+    reserved of them, so that they keep their objects. Its length is their mean length.
     """
     axis = directions(common[None])[0]
     mean = directions(examples).mean(0)
     own = directions((mean - (mean @ axis) * axis)[None])[0]
-    along = (directions(weight) @ axis).min()
+    along = ((directions(weight) @ axis).min() - reserve).clamp(min=-1)
     return weight.norm(dim=1).mean() * ((1 - along**2).sqrt() * own + along * axis)

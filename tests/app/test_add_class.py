@@ -111,14 +111,14 @@ def test_features_are_those_of_each_box_in_its_own_image(small_detector):
     assert not regions.layer._forward_pre_hooks
 
 
-def test_a_prototype_points_to_its_examples_and_to_everything_as_little_as_a_trained_weight():
+def test_a_prototype_points_to_its_examples_and_to_everything_less_than_a_trained_weight():
     common = torch.tensor([1.0, 0, 0, 0])
     weight = torch.tensor([[0.3, 0.9, 0, 0], [0.1, 0, 2.0, 0]])
     examples = torch.tensor([[5.0, 0, 0, 1.0], [7.0, 0, 0, 1.5]])
-    made = prototype(examples, common, weight)
-    along = min(0.3 / (0.09 + 0.81) ** 0.5, 0.1 / 4.01**0.5)
     length = ((0.09 + 0.81) ** 0.5 + 4.01**0.5) / 2
-    assert made.tolist() == pytest.approx([length * along, 0, 0, length * (1 - along**2) ** 0.5], abs=1e-6)
+    for reserve, along in ((0.0, 0.1 / 4.01**0.5), (0.25, 0.1 / 4.01**0.5 - 0.25), (2.0, -1.0)):
+        made = prototype(examples, common, weight, reserve)
+        assert made.tolist() == pytest.approx([length * along, 0, 0, length * (1 - along**2) ** 0.5], abs=1e-6)
 
 
 def test_only_so_many_examples_of_the_right_class_count(small_detector):
@@ -167,6 +167,7 @@ def test_classes_that_cannot_be_added_are_named(checkpoint, examples, tmp_path, 
     said = call(*start, code=1)
     assert "data.train: the detector knows " in said
     assert "already; classes=[...] names those of the data to add" in said
+    assert "reserve: must be float from 0 to 1, not 1.5" in call(*start, "reserve=1.5", code=2)
     assert "classes: data.train has no lorry; it has " in call(*start, *coco(examples), "classes=[lorry]", code=1)
     content = json.loads(examples.read_text())
     first, second = (category["name"] for category in content["categories"][:2])

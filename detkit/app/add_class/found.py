@@ -87,9 +87,9 @@ def check_examples(examples: Examples, new: Categories, source: str) -> None:
         raise ValueError(f"{source}: not one box to learn from of {', '.join(empty)}")
 
 
-def weights_of(examples: Examples, weight: Tensor) -> Tensor:
+def weights_of(examples: Examples, weight: Tensor, reserve: float) -> Tensor:
     """(N, C): the weights of N new classes beside those that were trained, ``weight`` (K, C)."""
-    return torch.stack([prototype(x, examples.common, weight) for x in examples.features])
+    return torch.stack([prototype(x, examples.common, weight, reserve) for x in examples.features])
 
 
 def describe(examples: Examples, new: Categories, added: Tensor, known: Categories, weight: Tensor) -> list[Added]:

@@ -41,7 +41,7 @@ def run(cfg: DictConfig, _: Path) -> None:
     examples = look_at(regions, batches, labels, options.num_examples, stored.device)
     check_examples(examples, new, dataset.report.source)
     weight = regions.layer.weight.detach().cpu()
-    added = weights_of(examples, weight)
+    added = weights_of(examples, weight, options.reserve)
     rows = describe(examples, new, added, known, weight)
     copy = grown(checkpoint, regions, stored.config["model"], new, added)
     load_weights(build_detector(stored.config["model"], copy.categories), copy.weights, checkpoint.source)

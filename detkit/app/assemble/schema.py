@@ -203,6 +203,7 @@ class AddClassOptions:
     checkpoint: str
     classes: Sequence[str] | None = None
     num_examples: Count | None = None
+    reserve: Share = 0.2
     split: Literal["train", "val"] = "train"
     output: str | None = None
     device: str = "auto"
