@@ -233,7 +233,7 @@ def test_what_predict_draws_is_compared_after_the_map(checkpoint, tmp_path, monk
     image = next(checkpoint.parent.rglob("train_*.jpg"))
     drawn = []
     draw = predict.draw_boxes
-    monkeypatch.setattr(predict, "draw_boxes", lambda *given: drawn.append(given[4]) or draw(*given))
+    monkeypatch.setattr(predict, "draw_boxes", lambda *given, **more: drawn.append(given[4]) or draw(*given, **more))
     for name, of, threshold in (("a", checkpoint, 0.1), ("b", tmp_path / "half.pt", 0.1), ("c", checkpoint, 0.2)):
         call(
             predict.main, monkeypatch, capsys, f"checkpoint={of}", f"input={image}", "device=cpu",

@@ -187,12 +187,12 @@ def test_no_weights_are_fetched(place, monkeypatch):
 def test_a_bundle_is_no_other_than_a_checkpoint(stored, monkeypatch):
     monkeypatch.setenv("DETKIT_SECRET", SECRET)
     config, _, categories = stored
-    assert replay.detector_of(SimpleNamespace(config=config, categories=categories))
+    assert replay.detector_of(SimpleNamespace(config=config, categories=categories, class_counts=None))
     model = config["model"] | {"neck": config["model"]["neck"] | {"out_channels": "${oc.env:DETKIT_SECRET}"}}
     with pytest.raises(
         ConfigError, match=re.escape("model.neck.out_channels: must be int of 1 or more, not '${oc.env:DETKIT_SECRET}'")
     ):
-        replay.detector_of(SimpleNamespace(config=config | {"model": model}, categories=categories))
+        replay.detector_of(SimpleNamespace(config=config | {"model": model}, categories=categories, class_counts=None))
 
 
 def test_two_checkpoints_are_compared_without_the_environment(crafted, tmp_path, monkeypatch, capsys):

@@ -73,7 +73,7 @@ def test_predict_says_what_is_unknown_in_its_rows_and_pictures(checkpoint, tmp_p
     some = with_least(checkpoint, tmp_path / "some.pt", [middle] * 6)
     drawn = []
     draw = predict.draw_boxes
-    monkeypatch.setattr(predict, "draw_boxes", lambda *given: drawn.append(given) or draw(*given))
+    monkeypatch.setattr(predict, "draw_boxes", lambda *given, **more: drawn.append(given) or draw(*given, **more))
     rows, other = predicted(some, monkeypatch, capsys, tmp_path, "unknown=true", image)
     ((_, _, labels, names, _),) = drawn
     assert [names[label] == "unknown" for label in labels] == [row["unknown"] for row in rows if row["score"] > 0]

@@ -181,7 +181,7 @@ def test_tensorboard_names_its_folder_where_it_cannot_write(tmp_path: Path, monk
 def test_only_sure_detections_and_wanted_truth_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[Any, ...]] = []
 
-    def draw(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, names: Any, scores: Any = None) -> np.ndarray:
+    def draw(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, names: Any, scores: Any = None, **_: Any) -> Any:
         drawn.append((boxes.tolist(), labels.tolist(), names, None if scores is None else scores.tolist()))
         return image
 

@@ -39,9 +39,10 @@ def as_format_1(weights, model):
     roi |= {k: v for part in (network, selector) for k, v in part.items() if not k.startswith("_")}
     for name in ("rpn_levels", "roi_levels"):
         del model["head"][name]
-    for name in ("valid_ranges", "class_share", "agnostic_above"):
+    for name in ("valid_ranges", "class_share", "agnostic_above", "convs", "norm"):
         del roi[name]
-    del model["head"]["rpn"]["num_convs"]
+    for name in ("num_convs", "min_score", "in_padding"):
+        del model["head"]["rpn"][name]
     for name in ("offset", "in_padding"):
         del model["head"]["rpn"]["anchors"][name]
     return old, model

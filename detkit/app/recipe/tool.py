@@ -85,11 +85,11 @@ def _open(cfg: DictConfig) -> tuple[DetectionDataset, DetectionDataset | None]:
         ConfigError: they cannot be opened; where it is the latter, the message tells what to do.
     """
     node = plain(cfg)["data"]
-    train = build_dataset(node["train"], "data.train")
+    train = build_dataset(node, "train")
     if node["val"] is None:
         return train, None
     try:
-        val = build_dataset(node["val"], "data.val")
+        val = build_dataset(node, "val")
     except ConfigError as error:
         split = f"{command('convert')} ... 'into={{train: 0.8, val: 0.2}}' splits data"
         raise ConfigError(f"{error}\n  without images to measure by: data.val=null; {split}") from error

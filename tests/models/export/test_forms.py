@@ -28,6 +28,7 @@ CHANCE = [
     "model.head.path.eta=1.0",
     "model.head.renewal=0.3",
 ]
+TINY_DECODER = ["model.head.decoder.num_stages=2", "model.head.decoder.width=32", "model.head.num_boxes=40"]
 MODULATED = ["model/head=two_stage_modulated_deform_pool", "model.head.roi.pool.hidden=16"]
 
 #: Every detector with each of its poolings and convolutions: its preset, overrides, the side that two cells of each
@@ -49,7 +50,7 @@ TABLE = {
     "YOLOv1, the paper's": ("yolov1_paper", [], 64, False),
     "Flow": ("flow", ["model.head.steps=2"], 160, False),
     "Flow, with chance": ("flow", CHANCE, 160, False),
-    "DiffusionDet": ("flow", ["model/head=diffusiondet", "model.head.steps=2"], 160, False),
+    "DiffusionDet": ("flow", ["model/head=diffusiondet", "model.head.steps=2", *TINY_DECODER], 160, False),
 }
 
 
@@ -166,7 +167,9 @@ def test_what_has_no_form_is_named():
     with pytest.raises(NoFormError, match="maps scores"):
         made_program(Calibrated(detector, [0.1] * 3, lambda s: s), size_divisor=32)
     strange = ComposedDetector(backbone=detector.backbone, neck=detector.neck, head=torch.nn.Identity())
-    with pytest.raises(NoFormError, match=r"Identity has no export form; there are those of CenterNetHead, RetinaHead"):
+    with pytest.raises(
+        NoFormError, match=r"Identity has no export form; there are those of CenterNetHead, FlowHead, RetinaHead"
+    ):
         made_program(strange, size_divisor=32)(pixels(1, 3, 64, 64))
     merged = awake("faster_rcnn_snip", ["model.head.merge={_target_:SoftNMS}"])
     with pytest.raises(NoFormError, match="SoftNMS has no export form"):
