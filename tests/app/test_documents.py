@@ -267,7 +267,8 @@ def _briefly_timed(command: str) -> list[str]:
     what = command.split()[2]
     if what == "labels":
         return ["--samples", "10", "--device", "cpu"]
-    return ["--repeats", "1", *{"ops": ["--shrink", "16"], "training": ["--batch", "1"]}.get(what, [])]
+    short = {"ops": ["--shrink", "16"], "training": ["--batch", "1"], "vocabulary": ["--classes", "9"]}
+    return ["--repeats", "1", *short.get(what, [])]
 
 
 def write_data(folder: Path) -> None:
