@@ -170,7 +170,7 @@ def test_predict_on_a_folder_and_a_video(trained, where, tmp_path):
     assert cv2.VideoCapture(str(tmp_path / "film" / "detections.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 5
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_killed_and_resumed_ends_in_the_same_bits(settings, where, workers):
     """SIGKILL in the middle; the continuation ends like a run that was never killed, mid-epoch and with workers."""
     common = [

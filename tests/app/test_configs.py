@@ -14,7 +14,7 @@ from detkit.app.assemble.stored import Stored
 from detkit.app.cli.components import load_components
 from detkit.app.cli.overrides import normalize_overrides
 from detkit.app.cli.paths import config_dir
-from detkit.app.cli.slots import settle_slots
+from detkit.app.cli.slots import Compositions, settle_slots
 from detkit.config import ConfigError, Registry, build, validate
 from detkit.data import ShapesDataset
 from detkit.engine.state.checkpoint import Checkpoint
@@ -25,6 +25,11 @@ EXPERIMENTS = sorted(
     str(p.relative_to(config_dir() / "experiment").with_suffix(""))
     for p in (config_dir() / "experiment").rglob("*.yaml")
 )
+LARGE = {  # the parts of each are run in another experiment or pair
+    *(f"faster_rcnn/coco_r50_{kind}fpn_1x" for kind in ("", "dcnv1_", "dpool_", "mdpool_")),
+    "rfcn/coco_r101",
+    "tridentnet/coco_r101_2x",
+}
 SECTIONS = ["data", "transform", "optim", "schedule", "trainer", "evaluator", "callbacks", "model"]
 
 
@@ -37,7 +42,7 @@ def settled(*overrides):
     overrides = normalize_overrides(overrides)
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         cfg = compose("train", overrides=overrides)
-        return cfg, settle_slots(cfg, overrides, "train", GlobalHydra.instance().config_loader())
+        return cfg, settle_slots(cfg, overrides, "train", Compositions(GlobalHydra.instance().config_loader()))
 
 
 def presets(group):
@@ -62,7 +67,9 @@ def test_every_experiment_validates_and_says_how_to_run_it(experiment):
     assert f"python tools/train.py experiment={experiment}" in header
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "experiment", [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in EXPERIMENTS]
+)
 def test_every_experiment_runs_two_steps(experiment, coco_layout, tmp_path):
     overrides = [
         f"experiment={experiment}",

@@ -57,6 +57,10 @@ REFUSED = {
         for name in ("faster_rcnn_fpn", "retinanet")
     },
     **{
+        f"model={name}_detectron2": ("have no 1x1 convolution to stride in: take depth 50 or 101",)
+        for name in ("faster_rcnn_fpn", "retinanet")
+    },
+    **{
         f"region_pool@model.head.{pool}=PSRoIAlign": (
             "position-sensitive pooling to 7 x 7 bins needs maps of a multiple of 49",
         )
@@ -85,7 +89,7 @@ OF_RECIPE = {
 
 @pytest.fixture(scope="module")
 def composer():
-    return Composer()
+    return Composer(keep=True)
 
 
 def reasons(pair):

@@ -11,7 +11,7 @@ from detkit.app.assemble.schema import TrainSchema
 from detkit.app.cli.components import load_components
 from detkit.app.cli.overrides import normalize_overrides
 from detkit.app.cli.paths import config_dir
-from detkit.app.cli.slots import settle_slots
+from detkit.app.cli.slots import Compositions, settle_slots
 from detkit.app.inspect import components as list_components
 from detkit.config import (
     ANCHORS,
@@ -260,7 +260,7 @@ def composed(model, slot, edit):
     )
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         cfg = compose("train", overrides=overrides)
-        settle_slots(cfg, overrides, "train", GlobalHydra.instance().config_loader())
+        settle_slots(cfg, overrides, "train", Compositions(GlobalHydra.instance().config_loader()))
         return cfg
 
 

@@ -9,7 +9,7 @@ from detkit.app.assemble.schema import TrainSchema
 from detkit.app.cli.components import load_components
 from detkit.app.cli.overrides import normalize_overrides
 from detkit.app.cli.paths import config_dir
-from detkit.app.cli.slots import settle_slots
+from detkit.app.cli.slots import Compositions, settle_slots
 from detkit.config import ConfigError, validate
 from detkit.matching import IGNORED, Selector, SoftNMS
 from detkit.models import build_detector
@@ -123,7 +123,7 @@ def test_any_head_takes_the_scales(inner):
     overrides = normalize_overrides(given)
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         cfg = compose("train", overrides=overrides)
-        settle_slots(cfg, overrides, "train", GlobalHydra.instance().config_loader())
+        settle_slots(cfg, overrides, "train", Compositions(GlobalHydra.instance().config_loader()))
     validate(cfg, TrainSchema)
     detector = build_detector(cfg.model, CATEGORIES)
     assert isinstance(detector.head, ScaleHead)

@@ -12,7 +12,7 @@ from detkit.app.cli.components import load_components
 from detkit.app.cli.idle import Idle, compose, leaving_out, told
 from detkit.app.cli.overrides import normalize_overrides, parse, wrong_choices
 from detkit.app.cli.paths import search_path
-from detkit.app.cli.slots import Settled, settle_slots
+from detkit.app.cli.slots import Compositions, Settled, settle_slots
 from detkit.config import ConfigError
 
 
@@ -38,15 +38,17 @@ class Composer:
     Args:
         config_name: the root: "train", "predict", ...
         own_configs: a folder of the user's own configurations, which are found first.
+        keep: do not compose the same twice, for many configurations of files that do not change between them.
 
     Raises:
         ConfigError: there is no such folder.
     """
 
-    def __init__(self, config_name: str = "train", own_configs: str | None = None) -> None:
+    def __init__(self, config_name: str = "train", own_configs: str | None = None, keep: bool = False) -> None:
         load_components()
         self.config_name = config_name
         self.loader = ConfigLoaderImpl(search_path(own_configs, key="own_configs"))
+        self._kept = Compositions(self.loader) if keep else None
 
     def __call__(self, *overrides: str) -> Composed:
         """The configuration that ``overrides`` (``"model/neck=fpn"``, ``"optim.lr=0.1"``) give.
@@ -67,7 +69,8 @@ class Composer:
         with open_dict(cfg):
             del cfg["hydra"]
         with leaving_out(idle):
-            notes = settle_slots(cfg, said, self.config_name, self.loader, settled)
+            known = Compositions(self.loader) if idle or self._kept is None else self._kept
+            notes = settle_slots(cfg, said, self.config_name, known, settled)
         composed = Composed(cfg, [told(one, said) for one in idle] + notes, choices)
         return composed, Parts([Settled("", self.config_name, tuple(said)), *settled], idle)
 

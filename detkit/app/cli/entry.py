@@ -27,7 +27,7 @@ from detkit.app.cli.failure import TOLD, fail, in_words, told_once, told_plainly
 from detkit.app.cli.idle import leaving_out
 from detkit.app.cli.idle import told as tell_idle
 from detkit.app.cli.paths import config_dir
-from detkit.app.cli.slots import search_paths, settle_slots
+from detkit.app.cli.slots import Compositions, search_paths, settle_slots
 from detkit.data.workers import worker_deaths_explained
 from detkit.utils.commands import command
 from detkit.utils.lock import LOCK
@@ -61,7 +61,7 @@ def run_tool(task: Task, config_name: str, sweep_task: Task | None = None) -> No
         try:
             given, name = HydraConfig.get().overrides, HydraConfig.get().job.config_name
             said = [*search_paths(given.hydra), *given.task]
-            tell([tell_idle(one, said) for one in idle] + settle_slots(cfg, said, name, _loader()))
+            tell([tell_idle(one, said) for one in idle] + settle_slots(cfg, said, name, Compositions(_loader())))
             with worker_deaths_explained():
                 return task(cfg, folder)
         except (*TOLD, KeyboardInterrupt) as error:

@@ -8,9 +8,11 @@ the command line itself says inside it stays, and so does what the new class has
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -46,11 +48,26 @@ class Settled(NamedTuple):
     arguments: tuple[str, ...]
 
 
+class Compositions:
+    """Configurations by what they are composed of, each composed once; as long as no file changes."""
+
+    def __init__(self, loader: ConfigLoader) -> None:
+        self.loader = loader
+        self._known: dict[tuple[str | None, tuple[str, ...]], DictConfig] = {}
+
+    def __call__(self, config_name: str | None, overrides: Sequence[str]) -> DictConfig:
+        """What ``overrides`` make of the root ``config_name``; not to be changed."""
+        key = config_name, tuple(overrides)
+        if key not in self._known:
+            self._known[key] = self.loader.load_configuration(config_name, list(overrides), run_mode=RunMode.RUN)
+        return self._known[key]
+
+
 def settle_slots(
     cfg: DictConfig,
     overrides: Sequence[str],
     config_name: str | None,
-    loader: ConfigLoader,
+    composed: Compositions,
     settled: list[Settled] | None = None,
 ) -> list[str]:
     """Clear the slots of ``cfg`` to which ``overrides`` gave another class than the recipe has.
@@ -59,13 +76,14 @@ def settle_slots(
         cfg: as Hydra has composed it; changed in place.
         overrides: the command line, normalised, with its ``hydra.searchpath``.
         config_name: of the root configuration.
+        composed: what has been composed of the files as they are, which saves doing it again.
         settled: takes a record of each slot that has another content now.
 
     Returns:
         a line for each slot in which something was left out.
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    choices, recipe, values = _sorted_out(parsed, loader)
+    choices, recipe, values = _sorted_out(parsed, composed.loader)
     if not choices:
         return []
     elsewhere = search_paths(recipe)
@@ -73,13 +91,13 @@ def settle_slots(
     settled = [] if settled is None else settled
     for choice in choices:
         around = [c.argument for c in choices if c != choice and _is_within(choice.slot, c.slot)]
-        before = _composed(loader, config_name, [*recipe, *around])
-        brought = _brought_by(choice, elsewhere, loader)
+        before = composed(config_name, [*recipe, *around])
+        brought = _brought_by(choice, elsewhere, composed)
         swapped = [*_swapped(before, cfg, choice.slot), *_overruled(brought, cfg, choice)]
         for slot in dict.fromkeys(swapped):
             if _nearest(slot, choices) != choice:
                 continue
-            alone, made = _alone(slot, choice, choices, elsewhere, values, loader)
+            alone, made = _alone(slot, choice, choices, elsewhere, values, composed)
             old = OmegaConf.select(cfg, slot)
             if (fresh := OmegaConf.select(alone, slot)) is None:
                 if "_target_" not in old and not any(_is_within(_key(v), slot) for v in values):
@@ -93,7 +111,7 @@ def settle_slots(
         for slot in _swapped(brought, cfg, choice.slot):
             if slot in swapped or _nearest(slot, choices) != choice or OmegaConf.select(before, slot) is None:
                 continue
-            whole, made = _with_values([*recipe, *around], slot, values, loader, config_name)
+            whole, made = _with_values([*recipe, *around], slot, values, composed, config_name)
             mine = OmegaConf.select(whole, slot)
             notes.append(_note_of_preset(slot, choice, OmegaConf.select(cfg, slot), mine))
             _put(cfg, slot, mine)
@@ -101,14 +119,14 @@ def settle_slots(
     return [note for note in notes if note is not None]
 
 
-def _brought_by(choice: Choice, elsewhere: Sequence[str], loader: ConfigLoader) -> DictConfig:
+def _brought_by(choice: Choice, elsewhere: Sequence[str], composed: Compositions) -> DictConfig:
     """What ``choice`` makes without any recipe; nothing where it does not stand alone.
 
     Where the recipe's own class stays in a slot all the same (its ``override /model/backbone``), what the choice says
     there is for another class: a preset's ``norm_eps`` of a ResNet.
     """
     try:
-        return _composed(loader, None, [*elsewhere, "+" + choice.argument.lstrip("+")])
+        return composed(None, [*elsewhere, "+" + choice.argument.lstrip("+")])
     except HydraException:
         return OmegaConf.create()
 
@@ -162,16 +180,13 @@ def _sorted_out(parsed: Sequence[Override], loader: ConfigLoader) -> tuple[list[
 
 
 def _has_options(loader: ConfigLoader, group: str) -> bool:
-    return bool(loader.get_group_options(group))
+    assert isinstance(loader, ConfigLoaderImpl)  # there is no other
+    return bool(loader.repository.get_group_options(group))
 
 
 def _line(override: Override) -> str:
     assert override.input_line is not None
     return override.input_line
-
-
-def _composed(loader: ConfigLoader, config_name: str | None, overrides: Sequence[str]) -> DictConfig:
-    return loader.load_configuration(config_name, list(overrides), run_mode=RunMode.RUN)
 
 
 def _swapped(before: DictConfig, after: DictConfig, slot: str) -> Iterator[str]:
@@ -197,28 +212,28 @@ def _alone(
     choices: Sequence[Choice],
     elsewhere: Sequence[str],
     values: Sequence[Override],
-    loader: ConfigLoader,
+    composed: Compositions,
 ) -> tuple[DictConfig, Settled]:
     """What ``choice`` alone makes, with what the command line says inside ``slot``, and of what that is composed."""
     inside = [c.argument.lstrip("+") for c in choices if c != choice and _is_within(c.slot, slot)]
     chosen = [*elsewhere, "+" + choice.argument.lstrip("+")]
     try:
-        return _with_values([*chosen, *inside], slot, values, loader)
+        return _with_values([*chosen, *inside], slot, values, composed)
     except HydraException:  # a slot that the chosen preset leaves empty
-        return _with_values([*chosen, *("+" + argument for argument in inside)], slot, values, loader)
+        return _with_values([*chosen, *("+" + argument for argument in inside)], slot, values, composed)
 
 
 def _with_values(
     arguments: Sequence[str],
     slot: str,
     values: Sequence[Override],
-    loader: ConfigLoader,
+    composed: Compositions,
     config_name: str | None = None,
 ) -> tuple[DictConfig, Settled]:
     """What ``arguments`` compose, with those of ``values`` that act inside ``slot``, removals too."""
     said = [v for v in values if _is_within(_key(v), slot)]
     whole = [*arguments, *(_line(v) for v in said if not v.is_delete())]
-    cfg = _composed(loader, config_name, whole)
+    cfg = copy.deepcopy(composed(config_name, whole))
     for removal in said:
         if removal.is_delete():
             _remove(cfg, _key(removal))

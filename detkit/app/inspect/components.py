@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _list_pairs(wanted: Sequence[str]) -> None:
-    console, composer = Console(), Composer()
+    console, composer = Console(), Composer(keep=True)
     known = options_of("experiment", composer.loader.repository)
     if wrong := [name for name in wanted if name not in known]:
         raise ConfigError([f"--pairs: no experiment {name!r}{did_you_mean(name, known)}" for name in wrong])

@@ -139,7 +139,10 @@ class ResNet(Backbone):
             raise ValueError(f"levels must be ascending and different, out of 2, 3, 4, 5; not {list(levels)}")
         block, counts, imagenet = _DEPTHS[depth]
         if stride_in_1x1 and block is BasicBlock:
-            raise ValueError(f"stride_in_1x1: the blocks of ResNet-{depth} have no 1x1 convolution")
+            raise ValueError(
+                f"stride_in_1x1: the blocks of ResNet-{depth} have no 1x1 convolution to stride in: take depth 50 or 101, "
+                "or stride_in_1x1=false"
+            )
         if pixel_std is not None:
             if not min(pixel_std) > 0:
                 raise ValueError(f"pixel_std must be positive, not {list(pixel_std)}")

@@ -10,6 +10,8 @@ typedef TYPE T;
 constexpr int BM = 64, BK = 32, THREADS = 256;
 
 #if TENSOR
+// The widest tile, read one number at a time, leaves no registers for the addresses of two steps.
+constexpr int STEPS_AT_ONCE = BN > 128 && !PACKED ? 1 : 2;
 typedef T Cell;
 constexpr int ROW = BK;
 __device__ inline Cell cell_of(float x) { return from_float<T>(x); }
@@ -68,7 +70,7 @@ __device__ inline void multiply(float* sums, const Cell* a, const Cell* b) {
     int warp = thread_number() / 32, lane = thread_number() % 32;
     unsigned from_a = cell_at(warp % 2 * 32 + lane / 4, lane % 4 * 2);
     unsigned from_b = cell_at(warp / 2 * (BN / 4) + lane / 4, lane % 4 * 2);
-#pragma unroll
+#pragma unroll STEPS_AT_ONCE
     for (int k = 0; k < BK; k += 16) {  // counted alike by all lanes: mma wants the warp together
         unsigned left[2][4];
 #pragma unroll
