@@ -57,7 +57,7 @@ REFUSED = {
         for name in ("faster_rcnn_fpn", "retinanet")
     },
     **{
-        f"model={name}_detectron2": ("have no 1x1 convolution to stride in: take depth 50 or 101",)
+        f"model={name}_detectron2": ("have no 1x1 convolution to stride in: take depth 50 or 101, or",)
         for name in ("faster_rcnn_fpn", "retinanet")
     },
     **{

@@ -140,8 +140,8 @@ class ResNet(Backbone):
         block, counts, imagenet = _DEPTHS[depth]
         if stride_in_1x1 and block is BasicBlock:
             raise ValueError(
-                f"stride_in_1x1: the blocks of ResNet-{depth} have no 1x1 convolution to stride in: take depth 50 or 101, "
-                "or stride_in_1x1=false"
+                f"stride_in_1x1: the blocks of ResNet-{depth} have no 1x1 convolution to stride in: take depth 50 or "
+                "101, or stride_in_1x1=false"
             )
         if pixel_std is not None:
             if not min(pixel_std) > 0:
