@@ -84,7 +84,7 @@ OF_RECIPE = {
     "scale/tridentnet": OF_BRANCHES,
     "scale/single_level": OF_BRANCHES,
     "scale/": OF_FINE_MAPS,
-    "rfcn/coco_r101": ("must be one of [16, 16]",),  # C4 and a dilated C5
+    "rfcn/": ("must be one of [16, 16]",),  # C4 and a dilated C5
 }
 
 
