@@ -22,7 +22,7 @@ RUN = [*TWO_STAGE, "retinanet/bccd_mobilenetv2_fpn", "centernet/bccd_mobilenetv2
 #: Why a choice is refused, by its beginning: nobody who reads these would expect otherwise.
 FIXED_SIZE = "the fully connected layers are made for a grid of"
 FEWER_MAPS, BRANCHES = "min_stride must be one of [16", "trident makes 3 branches"
-WITHOUT_C5 = "dilate_last changes the stride of C5, which levels=[4] leave out"
+WITHOUT_C5 = "dilate_last changes the stride of C5, which levels="
 MARGINS = ("ASoftmax", "ArcFace", "CombinedMargin", "CosFace", "LSoftmax", "NormalizedSoftmax", "Seesaw")
 REFUSED = {
     "optim=CustomOptimizer": ("optim.factory: needs a value",),
