@@ -59,7 +59,8 @@ def run_again(
     """
     seen = Rerun()
     detector.zero_grad(set_to_none=True)
-    with _watched(detector, seen), _buffers_kept(detector):
+    # a compiled graph knows nothing of the watches on its layers
+    with _watched(detector, seen), _buffers_kept(detector), torch.compiler.set_stance("force_eager"):
         try:
             with autocast(device, precision):
                 losses = detector(batch.images, batch.targets)
