@@ -58,7 +58,7 @@ class Trainer:
         clip_norm: largest L2 norm of the gradient.
         ema_decay: keep a moving average of the weights (see WeightAverage), which is then what is evaluated.
         channels_last: keep weights and pixels in that memory format.
-        compile: run backbone, neck and raw head as graphs of ``torch.compile``, one for each padded size of a batch.
+        compile: train on graphs of ``torch.compile``, one for each padded size of a batch (see compile_networks).
         eval_every: steps from one evaluation to the next; null: at the end alone.
         save_every: steps from one ``last.pt`` to the next; it is also saved before and after each evaluation and at the
             end.
@@ -128,7 +128,7 @@ class Trainer:
         if channels_last:
             self.detector = detector.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         if compile:
-            compile_networks(self.detector)
+            compile_networks(self.detector, self.device)
         self.updater = Updater(
             detector=self.detector,
             optimizer=optimizer,
@@ -149,9 +149,8 @@ class Trainer:
             max_loss_ratio=max_loss_ratio,
             class_counts=class_counts,
         )
-        self.progress = Progress()
+        self.progress, self._saved_step = Progress(), 0
         self.metrics: dict[str, float] = {}
-        self._saved_step = 0
 
     def fit(self) -> FitResult:
         """Train to the last step, or until patience ends, from where :meth:`restore` left off.
