@@ -1,10 +1,10 @@
 """Pictures that were made ready once, in one file that all workers, processes and runs share.
 
-The file is a log. Behind its head, which tells where the log ends, stand the entries: a head of ``_HEAD`` bytes with the
-entry's key, size and checksum, and its pixels. Who adds one holds a lock, writes it behind the end, and only then moves
-the end: what a killed process has left half-written is beyond it, and the next one writes over it. A power cut may
-leave an end whose pixels never reached the disk: a head that is damaged ends the log there, and pixels that are not
-those of their checksum are made anew.
+The file is a log. Behind its head, which tells where the log ends, stand the entries: a head of ``_HEAD`` bytes with
+the entry's key, size and checksum, and its pixels. Who adds one holds a lock, writes it behind the end, and only then
+moves the end: what a killed process has left half-written is beyond it, and the next one writes over it. A power cut
+may leave an end whose pixels never reached the disk: a head that is damaged ends the log there, and pixels that are
+not those of their checksum are made anew.
 
 Nothing is ever thrown out. Each epoch shows each image once, so what was thrown out to make room is missed just as
 much as what finds no room, and the file would be written in every epoch.
