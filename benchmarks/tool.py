@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import rich
 import torch
 import torchvision
-from rich.table import Table
 from torch import Tensor
 
 from benchmarks import cascade as benchmark_cascade
 from benchmarks import divergence as benchmark_divergence
 from benchmarks import evaluation as benchmark_evaluation
 from benchmarks import host as benchmark_host
+from benchmarks import inference as benchmark_inference
 from benchmarks import labels as benchmark_labels
+from benchmarks import loading as benchmark_loading
 from benchmarks import ops as benchmark_ops
+from benchmarks import scaling as benchmark_scaling
 from benchmarks import vocabulary as benchmark_vocabulary
-from benchmarks.timing import time_alternately
-from benchmarks.training import SIZE, benchmark_training
+from benchmarks.models import RECIPES, SIZE
+from benchmarks.shown import timing_table
+from benchmarks.timing import clock_for, time_alternately
+from benchmarks.training import benchmark_training
 from detkit.app.assemble.parts import choose_device
 from detkit.app.cli.failure import told_plainly
 from detkit.config.ranges import check_range
@@ -35,6 +38,9 @@ _OWN_OPTIONS = {
     "vocabulary": benchmark_vocabulary.main,
     "labels": benchmark_labels.main,
     "host": benchmark_host.main,
+    "inference": benchmark_inference.main,
+    "loading": benchmark_loading.main,
+    "scaling": benchmark_scaling.main,
 }
 
 
@@ -60,18 +66,26 @@ def run(arguments: Sequence[str] | None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, help="rounds of one run of each contestant; 10, for ops on a CPU 3")
     parser.add_argument("--batch", type=int, default=4, help="images in a training step")
+    parser.add_argument("--models", nargs="+", choices=RECIPES, default=["faster_rcnn"], help="training: of which")
+    parser.add_argument("--compile", action="store_true", help="training: compiled as well, which takes minutes first")
+    parser.add_argument("--threads", type=int, help="threads of torch; with 1 the process's own time is taken")
     parser.add_argument("--batches", type=int, nargs="+", help="ops: images at once; 2 16 on a GPU, 1 on a CPU")
     parser.add_argument("--shrink", type=int, help="ops: divide the sides of images; 1 on a GPU, 4 on a CPU")
     options = parser.parse_args(arguments)
-    for name in ("repeats", "batch", "shrink"):
+    for name in ("repeats", "batch", "shrink", "threads"):
         check_range(f"--{name}", getattr(options, name), 1)
     check_range("--batches", min(options.batches or [1]), 1)
     device = choose_device(options.device)
     on_gpu = device.type == "cuda"
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     repeats = options.repeats or (10 if on_gpu or options.what == "training" else 3)
     if options.what == "training":
-        times = benchmark_training(device, options.batch, repeats)
-        rich.print(timing_table(times, f"training step, {options.batch} images of {SIZE[1]} x {SIZE[0]} px, float32"))
+        clock = clock_for(device, options.threads)
+        for name in options.models:
+            times = benchmark_training(device, options.batch, repeats, clock, name, options.compile)
+            title = f"training step of {name}, {options.batch} images of {SIZE[1]} x {SIZE[0]} px, float32"
+            rich.print(timing_table(times, title, options.batch))
     else:
         for title, times in benchmark_roi_align(device, repeats).items():
             rich.print(timing_table(times, title))
@@ -103,18 +117,6 @@ def benchmark_roi_align(device: torch.device, repeats: int) -> dict[str, dict[st
             results[f"RoIAlign forward, {name}"] = time_alternately(contestants(x), repeats, device)
         results[f"RoIAlign forward and backward, {name}"] = time_alternately(both, repeats, device)
     return results
-
-
-def timing_table(times: Mapping[str, Sequence[float]], title: str) -> Table:
-    """Median, range, and how many times as fast as the first."""
-    table = Table(title=title, title_justify="left")
-    for heading in ("", "median ms", "range ms", "times as fast"):
-        table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
-    first = statistics.median(next(iter(times.values())))
-    for name, values in times.items():
-        median, low, high = (1e3 * v for v in (statistics.median(values), min(values), max(values)))
-        table.add_row(name, f"{median:.1f}", f"{low:.1f}-{high:.1f}", f"{1e3 * first / median:.2f}")
-    return table
 
 
 def _with_backward(forward: Callable[[], Tensor], x: Tensor) -> Callable[[], None]:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import multiprocessing.context
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import rich
 import torch
@@ -19,6 +15,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.ops import WIDTH
+from benchmarks.processes import in_a_process_of_its_own
 from benchmarks.timing import time_alternately
 from benchmarks.training import SIZE, made_batch, small_faster_rcnn, training_step
 from detkit.app.assemble.parts import choose_device
@@ -81,7 +78,7 @@ def benchmark_vocabulary(classes: Sequence[int], batch: int, repeats: int, threa
     cases = [(head, count) for head in HEADS for count in classes]
     try:
         for head, count in track(cases, len(cases), "timing heads"):
-            cost = _in_a_process_of_its_own(head, count, batch, repeats, threads, device)
+            cost = in_a_process_of_its_own(measure, head, count, batch, repeats, threads, device)
             table.add_row(head, f"{count:,}", *_cells(cost), end_section=count == classes[-1])
     finally:
         Console(width=max(rich.get_console().width, WIDTH)).print(table)
@@ -92,24 +89,6 @@ def _cells(cost: StepCost | None) -> list[str]:
         return ["killed: not enough memory?", "", "", ""]
     times = (cost.step, cost.class_layer, cost.step - cost.class_layer)
     return [*(f"{1e3 * seconds:.0f}" for seconds in times), f"{cost.memory / 2**20:,.0f}"]
-
-
-def _in_a_process_of_its_own(*case: Any) -> StepCost | None:
-    """What ``measure`` finds, in a process whose memory no other case has been in; None if that was killed."""
-    with ProcessPoolExecutor(1, mp_context=_fresh()) as pool:
-        try:
-            return pool.submit(measure, *case).result()
-        except BrokenProcessPool:
-            return None
-
-
-def _fresh() -> multiprocessing.context.BaseContext:
-    """Processes that start with torch imported, where the system can, and with nothing else in their memory."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
 
 
 def measure(head: str, num_classes: int, batch: int, repeats: int, threads: int, device: str) -> StepCost:

@@ -34,6 +34,7 @@ DATASETS = Registry("data set", "dataset")
 TRANSFORMS = Registry("transform", "transform/step")
 LOADERS = Registry("loader", "loader")
 SAMPLINGS = Registry("sampling of images", "sampling")
+CACHES = Registry("cache of images", "cache")
 EVALUATORS = Registry("evaluator", "evaluator")
 
 OPTIMIZERS = Registry("optimiser", "optim")

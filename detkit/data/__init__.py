@@ -1,6 +1,7 @@
 """From files to batches: data sets, transforms, samplers and loaders."""
 
 from detkit.data.balance import ClassBalanced, RepeatFactor, Sampling
+from detkit.data.cache import ImageCache
 from detkit.data.datasets import (
     CocoDataset,
     DataReport,
@@ -35,6 +36,7 @@ __all__ = [
     "DetectionDataset",
     "EvalLoader",
     "HorizontalFlip",
+    "ImageCache",
     "ImageError",
     "MixUp",
     "MixingTransform",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO
 
 import cv2
@@ -27,6 +29,20 @@ _END_OF_JPEG = b"\xff\xd9"
 
 class ImageError(ValueError):
     """An image that cannot be used, because of its file or of what became of it; the message begins with its path."""
+
+
+@contextmanager
+def naming(file: str) -> Iterator[None]:
+    """Within the block what a transform has to say names ``file``."""
+    try:
+        yield
+    except ImageError:
+        raise  # it names the file of a partner
+    except ValueError as error:
+        raise ImageError(f"{file}: {error}") from error
+    except Exception as error:
+        error.add_note(f"while transforming {file}")
+        raise
 
 
 def read_image(file: str, size: tuple[int, int] | None = None) -> np.ndarray:

@@ -14,10 +14,12 @@ from torch.utils.data import get_worker_info
 
 from detkit.config import LOADERS
 from detkit.data.balance import Sampling
+from detkit.data.cache import ImageCache
 from detkit.data.collate import Collate, Item, Refusal
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.datasets.table import count_wanted
-from detkit.data.decode import ImageError
+from detkit.data.decode import ImageError, naming
+from detkit.data.pixels import Pixels
 from detkit.data.sample import Layout, Sample
 from detkit.data.samplers import TrainSampler, evaluation_batches
 from detkit.data.transforms.base import Transform, apply, before_mixing, lay
@@ -51,6 +53,8 @@ class TrainLoader:
         on_bad_image: what to do about an image that cannot be decoded: "error", or "replace" it by the next one of the
             data set (logged once for each file).
         sampling: how often each image comes in an epoch, such as RepeatFactor for rare classes; null for once.
+        cache: keeps decoded images, resized where the transforms begin with one size for all, for the next epoch; null
+            for none.
         timeout: seconds to wait for a batch before a worker is taken to hang; 0 waits for ever.
         pin_memory: put batches into page-locked memory where a GPU is at hand, so that copies to it overlap.
         seed: seeds the order and all augmentation (run time).
@@ -76,6 +80,7 @@ class TrainLoader:
         group_by_aspect: bool = False,
         on_bad_image: Literal["error", "replace"] = "error",
         sampling: Sampling | None = None,
+        cache: ImageCache | None = None,
         timeout: float = 300.0,
         pin_memory: bool = True,
         seed: int = 0,
@@ -107,7 +112,8 @@ class TrainLoader:
         self.num_images = len(chosen)
         self.batches_per_epoch = -(-length // batch_size)
         self.replaced: dict[str, str] = {}
-        self._source = _Source(dataset, transforms, chosen, seed, replace_bad=on_bad_image == "replace")
+        pixels = Pixels(dataset, transforms, cache, num_workers)
+        self._source = _Source(dataset, transforms, chosen, pixels, seed, replace_bad=on_bad_image == "replace")
         self._workers = Workers(self._source, Collate(size_divisor, square), num_workers, timeout, pin_memory)
 
     def iterate(self, start: int = 0) -> Iterator[Batch]:
@@ -119,12 +125,15 @@ class TrainLoader:
             ValueError: an image or its boxes cannot be used; the message names the file.
             WorkerError: a worker died or hangs; the message names the images that were being loaded.
         """
-        for batch, bad in self._workers.load(self._places(start)):
-            for file, reason in bad:
-                if file not in self.replaced:
-                    self.replaced[file] = reason
-                    logger.warning("replaced by the next image: %s", reason)
-            yield batch
+        try:
+            for batch, bad in self._workers.load(self._places(start)):
+                for file, reason in bad:
+                    if file not in self.replaced:
+                        self.replaced[file] = reason
+                        logger.warning("replaced by the next image: %s", reason)
+                yield batch
+        finally:
+            self._source.pixels.tell()
 
     def lay(self, start: int = 0) -> Iterator[Batch]:
         """The batches of :meth:`iterate` before any image is read: same sizes, boxes and metas, on black pixels.
@@ -156,6 +165,7 @@ class EvalLoader:
         num_workers: processes that load; they stay for the next evaluation. 0 loads in this process.
         size_divisor: padding makes height and width of a batch multiples of this.
         square: pad to a square.
+        cache: keeps decoded images, resized where the transforms begin so, for the next evaluation; null for none.
         timeout: seconds to wait for a batch before a worker is taken to hang; 0 waits for ever.
         pin_memory: put batches into page-locked memory where a GPU is at hand.
         rank: number of this process (run time).
@@ -176,6 +186,7 @@ class EvalLoader:
         num_workers: int = 2,
         size_divisor: int = 32,
         square: bool = False,
+        cache: ImageCache | None = None,
         timeout: float = 300.0,
         pin_memory: bool = True,
         rank: int = 0,
@@ -190,15 +201,17 @@ class EvalLoader:
             )
         batches = evaluation_batches(len(dataset), batch_size, rank, world_size)
         self._batches = [[Place(0, i, 0) for i in batch] for batch in batches]
-        self._source = _Source(dataset, transforms, range(len(dataset)), seed=0, needs_inverse=True)
         num_workers = min(num_workers, len(self._batches))
+        pixels = Pixels(dataset, transforms, cache, num_workers)
+        self._source = _Source(dataset, transforms, range(len(dataset)), pixels, seed=0, needs_inverse=True)
         self._workers = Workers(self._source, Collate(size_divisor, square), num_workers, timeout, pin_memory)
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        return (batch for batch, _ in self._workers.load(self._batches, keep=True))
+        yield from (batch for batch, _ in self._workers.load(self._batches, keep=True))
+        self._source.pixels.tell()
 
     def lay(self) -> Iterator[Batch]:
         """The same batches before any image is read: same sizes, boxes and metas, on black pixels."""
@@ -223,6 +236,7 @@ class _Source(Source):
         dataset: DetectionDataset,
         transforms: Sequence[Transform],
         indices: Sequence[int],
+        pixels: Pixels,
         seed: int,
         replace_bad: bool = False,
         needs_inverse: bool = False,
@@ -231,6 +245,7 @@ class _Source(Source):
         self.transforms = transforms
         self.before_mixing = before_mixing(transforms)
         self.indices = indices
+        self.pixels = pixels
         self.seed = seed
         self.replace_bad = replace_bad
         self.needs_inverse = needs_inverse
@@ -277,8 +292,9 @@ class _Source(Source):
         """
         with self._at_work(index):
             truth, image, bad = self._read(index)
-            with _naming(truth.file):
-                sample = apply(transforms, Sample.from_truth(image, truth), key, batch_key, pool)
+            with naming(truth.file):
+                sample = Sample.of(image, self.pixels.lay(Layout.from_truth(truth)))
+                sample = apply(transforms, sample, key, batch_key, pool, start=len(self.pixels.first))
             if mistake := _find_wrong_pixels(sample.image) or self._find_mistake(sample.layout):
                 raise ImageError(f"{truth.file}: {mistake}")
             return sample, truth, bad
@@ -292,7 +308,7 @@ class _Source(Source):
             ImageError: its boxes, or those of one that it is mixed with, cannot be used.
         """
         truth = self.dataset.truths[self.indices[index]]
-        with _naming(truth.file):
+        with naming(truth.file):
             layout = lay(transforms, Layout.from_truth(truth), key, batch_key, pool)
         if mistake := self._find_mistake(layout):
             raise ImageError(f"{truth.file}: {mistake}")
@@ -336,7 +352,7 @@ class _Source(Source):
             place = self.indices[(index + trial) % len(self.indices)]
             truth = self.dataset.truths[place]
             try:
-                return truth, self.dataset.read(place), tuple(bad)
+                return truth, self.pixels.read(place), tuple(bad)
             except ImageError as error:
                 if not self.replace_bad:
                     raise
@@ -363,20 +379,6 @@ class _Pool:
 
     def lay(self, place: int, key: int) -> Layout:
         return self.source.arrange(place, self.source.before_mixing, key, self.batch_key)[0]
-
-
-@contextmanager
-def _naming(file: str) -> Iterator[None]:
-    """Within the block what a transform has to say names ``file``."""
-    try:
-        yield
-    except ImageError:
-        raise  # it names the file of a partner
-    except ValueError as error:
-        raise ImageError(f"{file}: {error}") from error
-    except Exception as error:
-        error.add_note(f"while transforming {file}")
-        raise
 
 
 def _meta(truth: GroundTruth, layout: Layout, key: int) -> ImageMeta:

@@ -107,6 +107,10 @@ class ImagesOf(DetectionDataset):
             num_trainable=sum(int(trainable_boxes(truth)[1].sum()) for truth in self.truths),
         )
 
+    @property
+    def reader(self) -> type:
+        return self._dataset.reader
+
     def read(self, index: int) -> np.ndarray:
         return self._dataset.read(int(self._places[index]))
 

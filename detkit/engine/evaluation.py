@@ -17,6 +17,7 @@ from detkit.engine.bad_steps.finite import refuse_bad_weights
 from detkit.engine.batches import EvalBatches
 from detkit.engine.precision import Precision, autocast, check_precision
 from detkit.evaluation import Evaluation, Evaluator
+from detkit.models.compiled import as_it_stands
 from detkit.structures import Batch, Detections, ImageMeta, Images, Losses, Target
 from detkit.structures.columns import each_field
 from detkit.utils import dist
@@ -112,7 +113,7 @@ def evaluate(
     examples: list[Example] = []
     if evaluator is not None:
         evaluator.reset()
-    with dist.together(device), _eval_mode(detector), torch.no_grad():
+    with dist.together(device), _eval_mode(detector), as_it_stands(detector), torch.no_grad():
         for batch in track(loader, len(loader), "evaluating"):
             if should_stop():
                 raise EvaluationStopped

@@ -38,6 +38,7 @@ from detkit.engine.state.checkpoint import (
 from detkit.engine.state.resume import process_state, restore_process, warn_of_versions
 from detkit.engine.update import Updater, read_losses
 from detkit.evaluation import Evaluator
+from detkit.models.compiled import compile_networks
 from detkit.structures import Batch, Categories, Losses
 from detkit.utils import dist
 from detkit.utils.log import logger
@@ -57,6 +58,7 @@ class Trainer:
         clip_norm: largest L2 norm of the gradient.
         ema_decay: keep a moving average of the weights (see WeightAverage), which is then what is evaluated.
         channels_last: keep weights and pixels in that memory format.
+        compile: train on graphs of ``torch.compile``, one for each padded size of a batch (see compile_networks).
         eval_every: steps from one evaluation to the next; null: at the end alone.
         save_every: steps from one ``last.pt`` to the next; it is also saved before and after each evaluation and at the
             end.
@@ -91,6 +93,7 @@ class Trainer:
         clip_norm: float | None = None,
         ema_decay: float | None = None,
         channels_last: bool = False,
+        compile: bool = False,
         eval_every: int | None = None,
         save_every: int | None = 500,
         log_every: int = 20,
@@ -124,6 +127,8 @@ class Trainer:
         self.detector = detector.to(self.device)
         if channels_last:
             self.detector = detector.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        if compile:
+            compile_networks(self.detector, self.device)
         self.updater = Updater(
             detector=self.detector,
             optimizer=optimizer,
@@ -144,9 +149,8 @@ class Trainer:
             max_loss_ratio=max_loss_ratio,
             class_counts=class_counts,
         )
-        self.progress = Progress()
+        self.progress, self._saved_step = Progress(), 0
         self.metrics: dict[str, float] = {}
-        self._saved_step = 0
 
     def fit(self) -> FitResult:
         """Train to the last step, or until patience ends, from where :meth:`restore` left off.

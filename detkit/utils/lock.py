@@ -45,6 +45,24 @@ def claim(folder: str | Path, wait: float = 0.0) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def turn(path: str | Path, wait: float) -> Iterator[bool]:
+    """Whether nobody else has a turn at ``path``, a file of its own, within the block; False after ``wait`` seconds.
+
+    For what is done often and takes a moment; the claim to a folder also tells who has it.
+    """
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=wait, poll_interval=0.002)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
 def _owner(path: Path) -> str:
     try:
         name = path.read_text(errors="replace").strip()

@@ -47,6 +47,8 @@ NOT_RUN = {
          'hydra/sweeper=optuna "optim.lr=interval(1e-4,1e-2)" hydra.sweeper.n_trials=20'), "an extra of its own"),
     "sampler@model.head.roi.sampler=MySampler": "a class of the reader's, which the page does not give",
     "sweep=": "speaks of the key, not of a value",
+    "trainer.compile=true": "compiles for minutes; tests/models/test_compiled.py does it",
+    "python tools/benchmark.py training --models centernet --compile --threads 1": "compiles for minutes",
     "python tools/benchmark.py ops --device cpu --repeats 5": "made brief it is `ops`, which is run",
     "python tools/benchmark.py labels --checkpoint runs/.../best.pt --annotations datasets/shapes/3e9fc27172dd/train.json "
     "--output planted": "of the pictures of the command before it, which made brief makes others",
@@ -267,7 +269,14 @@ def _briefly_timed(command: str) -> list[str]:
     what = command.split()[2]
     if what == "labels":
         return ["--samples", "10", "--device", "cpu"]
-    short = {"ops": ["--shrink", "16"], "training": ["--batch", "1"], "vocabulary": ["--classes", "9"]}
+    short = {
+        "ops": ["--shrink", "16"],
+        "training": ["--batch", "1", "--models", "yolov1"],
+        "inference": ["--batches", "1", "--models", "yolov1"],
+        "loading": ["--sizes", "64"],
+        "scaling": ["--what", "prediction", "--most", "2"],
+        "vocabulary": ["--classes", "9"],
+    }
     return ["--repeats", "1", *short.get(what, [])]
 
 

@@ -5,7 +5,9 @@ import torch
 
 from benchmarks import contests as benchmark_contests
 from benchmarks import divergence as benchmark_divergence
+from benchmarks import models as benchmark_models
 from benchmarks import ops as benchmark_ops
+from benchmarks import shown as benchmark_shown
 from benchmarks import tool as benchmark
 from benchmarks import training as benchmark_training
 
@@ -78,15 +80,19 @@ def _refuses(x):
 
 
 def test_training_compares_models_of_one_size():
-    ours, theirs = benchmark_training.small_faster_rcnn(), benchmark_training.torchvision_model()
-    sizes = [sum(p.numel() for p in model.parameters()) for model in (ours, theirs)]
-    assert sizes[1] - sizes[0] == 4 * 1024 + 4, "torchvision alone regresses a box for background"
+    more = {"faster_rcnn": 4 * 1024 + 4, "retinanet": 0}  # torchvision alone regresses a box for background
+    for name, expected in more.items():
+        ours, theirs = benchmark_models.bccd_detector(name), benchmark_models.torchvision_peer(name)
+        sizes = [sum(p.numel() for p in model.parameters()) for model in (ours, theirs)]
+        assert sizes[1] - sizes[0] == expected, name
+    ours = benchmark_training.small_faster_rcnn()
     images, targets = benchmark_training.made_batch(1, CPU)
     assert ours(images, targets).total.isfinite()
 
 
 def test_ratios_are_against_the_first():
-    table = benchmark.timing_table({"peer": [0.2, 0.4, 0.3], "ours": [0.1, 0.1, 0.1]}, "title")
+    table = benchmark_shown.timing_table({"peer": [0.2, 0.4, 0.3], "ours": [0.1, 0.1, 0.1]}, "title", 4)
+    assert list(table.columns[4].cells) == ["13.33", "40.00"]
     assert list(table.columns[3].cells) == ["1.00", "3.00"]
     assert list(table.columns[1].cells) == ["300.0", "100.0"]
 

@@ -6,6 +6,7 @@ from concurrent.futures.process import BrokenProcessPool
 import pytest
 import torch
 
+from benchmarks import processes as benchmark_processes
 from benchmarks import tool as benchmark
 from benchmarks import training as benchmark_training
 from benchmarks import vocabulary as benchmark_vocabulary
@@ -66,7 +67,7 @@ def test_every_case_is_a_row_and_one_that_is_killed_says_so(monkeypatch, capsys)
                 future.set_result(StepCost(1.5, 0.25, 7 * 2**20))
             return future
 
-    monkeypatch.setattr(benchmark_vocabulary, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(benchmark_processes, "ProcessPoolExecutor", Pool)
     benchmark.run(["vocabulary", "--classes", "8", "9000", "--batch", "3"])
     assert cases == [(head, count, 3, 3, 1, "cpu") for head in HEADS for count in (8, 9000)]
     rows = [[cell.strip() for cell in line.split("│")] for line in capsys.readouterr().out.splitlines() if "│" in line]
@@ -82,7 +83,7 @@ def test_what_was_timed_before_an_interruption_is_shown(monkeypatch, capsys):
             raise KeyboardInterrupt
         return cost
 
-    monkeypatch.setattr(benchmark_vocabulary, "_in_a_process_of_its_own", next_one)
+    monkeypatch.setattr(benchmark_vocabulary, "in_a_process_of_its_own", lambda _, *case: next_one(*case))
     with pytest.raises(KeyboardInterrupt):
         benchmark_vocabulary.main([])
     assert "softmax" in (shown := capsys.readouterr().out)

@@ -29,6 +29,11 @@ class DetectionDataset(ABC):
     def __len__(self) -> int:
         return len(self.truths)
 
+    @property
+    def reader(self) -> type:
+        """The class whose code turns the file of an image into its pixels."""
+        return type(self)
+
     @abstractmethod
     def read(self, index: int) -> np.ndarray:
         """The image of ``truths[index]`` as uint8 (H, W, 3) RGB.

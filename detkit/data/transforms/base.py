@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,12 +22,14 @@ class Transform(ABC):
 
     ``training_only``: evaluation refuses it, since it hides objects, brings in others or changes sizes by chance.
     ``per_batch``: it draws once for all images of a batch. ``has_plan``: :meth:`lay` tells where objects go; a step
-    that can only speak once it has seen the pixels has none.
+    that can only speak once it has seen the pixels has none. ``is_fixed``: a planned step that does the same whatever
+    the key, as its attributes tell, so that what it leaves of an image may be kept for the next epoch.
     """
 
     training_only: bool = False
     per_batch: bool = False
     has_plan: bool = False
+    is_fixed: bool = False
 
     @abstractmethod
     def __call__(self, sample: Sample, key: int) -> Sample:
@@ -177,6 +180,7 @@ def apply(
     key: int,
     batch_key: int | None = None,
     pool: Pool | None = None,
+    start: int = 0,
 ) -> Sample:
     """Run ``transforms`` in their order.
 
@@ -189,11 +193,12 @@ def apply(
         key: of the image.
         batch_key: of its batch, for the steps that draw once for a batch; None: ``key``.
         pool: where mixing steps find partners.
+        start: the first steps that the sample has behind it.
 
     Raises:
         ValueError: a step refuses the sample, or a mixing one has no ``pool``.
     """
-    for transform, own in _with_keys(transforms, key, batch_key):
+    for transform, own in itertools.islice(_with_keys(transforms, key, batch_key), start, None):
         if isinstance(transform, MixingTransform) and pool is not None:
             partners = [pool.load(place, k) for place, k in _partners(transform, own, pool)]
             sample = transform.mix(sample, partners, own)

@@ -32,6 +32,7 @@ class ResizeShortestEdge(PlannedTransform):
         self.long = long
         self.per_batch = per_batch
         self.training_only = len(short) > 1
+        self.is_fixed = len(short) == 1
 
     def plan(self, size: tuple[int, int], key: int) -> Plan:
         h, w = size
@@ -59,6 +60,7 @@ class ResizeFit(PlannedTransform):
             raise ValueError(f"size must be positive, not {size if isinstance(size, int) else list(size)}")
         self.per_batch = per_batch
         self.training_only = len(self.sizes) > 1
+        self.is_fixed = len(self.sizes) == 1
 
     def plan(self, size: tuple[int, int], key: int) -> Plan:
         return fitted(size, _one_of(self.sizes, key))
@@ -77,6 +79,8 @@ class Resize(PlannedTransform):
     Raises:
         ValueError: one is not positive.
     """
+
+    is_fixed = True
 
     def __init__(self, *, height: int = 448, width: int = 448) -> None:
         if height < 1 or width < 1:

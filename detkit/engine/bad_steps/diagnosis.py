@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from detkit.engine.bad_steps.finite import culprits, is_finite
 from detkit.engine.precision import Precision, autocast
+from detkit.models.compiled import as_it_stands
 from detkit.structures import Batch
 
 #: A healthy update changes a weight by a thousandth of its size, Adam's first ones by a few hundredths.
@@ -59,7 +60,8 @@ def run_again(
     """
     seen = Rerun()
     detector.zero_grad(set_to_none=True)
-    with _watched(detector, seen), _buffers_kept(detector):
+    # a compiled graph knows nothing of the watches on its layers
+    with _watched(detector, seen), _buffers_kept(detector), as_it_stands(detector):
         try:
             with autocast(device, precision):
                 losses = detector(batch.images, batch.targets)

@@ -1,0 +1,114 @@
+"""The detectors of the blood cells' recipes with random weights, their likes in torchvision, their convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.models import mobilenet_v2
+from torchvision.models.detection import FasterRCNN, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
+
+from detkit.app.cli.composer import Composer
+from detkit.models import Detector, build_detector
+from detkit.structures import Categories
+
+NUM_CLASSES = 3
+#: height, width px: a 4:3 photograph at detectors' small size; divisible by 32, so that no padding differs
+SIZE = (320, 416)
+#: What each is composed by; Faster R-CNN with as many proposals as torchvision's.
+RECIPES = {
+    "faster_rcnn": ("experiment=faster_rcnn/bccd_mobilenetv2_fpn", "model.head.rpn.num_proposals=[2000,1000]"),
+    "retinanet": ("experiment=retinanet/bccd_mobilenetv2_fpn",),
+    "centernet": ("experiment=centernet/bccd_mobilenetv2",),
+    "yolov1": ("experiment=yolov1/bccd_mobilenetv2",),
+    "rfcn": ("experiment=rfcn/bccd_mobilenetv2",),
+    "tridentnet": ("experiment=tridentnet/bccd_mobilenetv2",),
+}
+
+
+def bccd_detector(name: str) -> Detector:
+    """The detector of a recipe in ``RECIPES``, with random weights."""
+    cfg = Composer()(*RECIPES[name], "model.backbone.weights=null").cfg
+    return build_detector(cfg.model, Categories(tuple(f"c{k}" for k in range(NUM_CLASSES)), tuple(range(NUM_CLASSES))))
+
+
+def torchvision_peer(name: str) -> nn.Module | None:
+    """Its like of torchvision, as wide and with as many anchors; None where there is none."""
+    peers = {"faster_rcnn": torchvision_faster_rcnn, "retinanet": torchvision_retinanet}
+    return peers[name]() if name in peers else None
+
+
+def torchvision_faster_rcnn() -> nn.Module:
+    """With as many proposals."""
+    backbone = _backbone({"3": "0", "6": "1", "13": "2", "18": "3"}, [24, 32, 96, 1280])
+    anchors = AnchorGenerator(((16,), (32,), (64,), (128,), (256,)), ((0.5, 1.0, 2.0),) * 5)
+    return FasterRCNN(backbone, NUM_CLASSES + 1, rpn_anchor_generator=anchors, min_size=min(SIZE), max_size=max(SIZE))
+
+
+def torchvision_retinanet() -> nn.Module:
+    """With strides from 8 to 64, as the recipe has them."""
+    backbone = _backbone({"6": "0", "13": "1", "18": "2"}, [32, 96, 1280], _OneMore(1280, 128))
+    sizes = tuple(tuple(int(stride * scale) for scale in (3.0, 3.78, 4.762)) for stride in (8, 16, 32, 64))
+    anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 4)
+    return RetinaNet(backbone, NUM_CLASSES, anchor_generator=anchors, min_size=min(SIZE), max_size=max(SIZE))
+
+
+class _OneMore(ExtraFPNBlock):
+    """One level above the pyramid, by a convolution on the backbone's last map."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, 2, 1)
+
+    def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+        return [*results, self.conv(x[-1])], [*names, "more"]
+
+
+def _backbone(layers: dict[str, str], channels: list[int], extra: ExtraFPNBlock | None = None) -> BackboneWithFPN:
+    return BackboneWithFPN(
+        mobilenet_v2(norm_layer=FrozenBatchNorm2d).features, layers, channels, 128, extra_blocks=extra
+    )
+
+
+class Convolution(NamedTuple):
+    """A call of a convolution, or of its gradients, below autograd."""
+
+    op: torch._ops.OpOverload
+    arguments: Sequence[Any]
+
+
+class _Convolutions(TorchDispatchMode):
+    """Keeps every one that is run: layers that fold their norms into weights call no module."""
+
+    OPS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Convolution] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self.OPS:
+            assert not kwargs
+            self.calls.append(Convolution(func, [torch.randn_like(a) if isinstance(a, Tensor) else a for a in args]))
+        return func(*args, **(kwargs or {}))
+
+
+def convolutions(run: Callable[[], object]) -> list[Convolution]:
+    """The convolutions in ``run``, in their order, each with random numbers of its shapes and memory formats."""
+    with _Convolutions() as seen:
+        run()
+    return seen.calls
+
+
+def replay(calls: Sequence[Convolution]) -> None:
+    """Run ``calls`` and nothing else."""
+    with torch.no_grad():
+        for op, arguments in calls:
+            op(*arguments)

@@ -1,0 +1,104 @@
+"""The figures of docs/performance.md are of what they say: the parts that are timed, not the times."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import inference, loading, models, scaling, training
+from benchmarks.timing import clock_for
+from detkit.data import CocoDataset
+from tests.data.builders import coco_set
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(training, "SIZE", (96, 128))
+
+
+def test_the_convolutions_alone_are_those_of_the_step():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten(), nn.Linear(32, 1))
+    model[0].weight.requires_grad_(False)
+    calls = models.convolutions(lambda: model(torch.zeros(1, 3, 4, 4)).sum().backward())
+    forward, backward = torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default
+    assert [call.op for call in calls] == [forward, forward, backward, backward]
+    assert [tuple(call.arguments[0].shape) for call in calls[:2]] == [(1, 3, 4, 4), (1, 4, 4, 4)]
+    assert [call.arguments[-1] for call in calls[2:]] == [[True, True, True], [False, False, True]]
+    again = models.convolutions(lambda: models.replay(calls))
+    assert [call.op for call in again] == [call.op for call in calls]
+
+
+@pytest.mark.parametrize(("name", "sides"), [("yolov1", 2), pytest.param("retinanet", 3, marks=pytest.mark.slow)])
+def test_a_step_and_a_prediction_are_timed_on_each_side(small, name, sides):
+    steps = training.benchmark_training(CPU, 1, 1, clock_for(CPU, 1), name)
+    predicted = inference.benchmark_inference(name, 1, 1, CPU, 1)
+    for times in (steps, predicted):
+        assert list(times) == ["torchvision", "detkit", "its convolutions alone"][3 - sides :]
+        ours, alone = times["detkit"][0], times["its convolutions alone"][0]
+        assert 0 < alone < ours
+
+
+def test_every_way_of_loading_gives_the_same_boxes_and_sizes(tmp_path, monkeypatch):
+    dataset = CocoDataset(root=str(coco_set(tmp_path)))
+    monkeypatch.setattr("detkit.data.pixels.SETTLED", -1.0)
+    seen = []
+    monkeypatch.setattr(loading, "_take", lambda batches, n: seen.append([next(batches) for _ in range(n)]))
+    rows = loading.benchmark_loading(dataset, 24, 1, 0.01)
+    assert [row.name for row in rows] == ["torchvision v2", "detkit", "detkit, cached", "decoding alone"]
+    assert all(row.num_images == 12 and row.alone[0] > 0 for row in rows)
+    assert all(row.beside[0] > 0 for row in rows[:3])
+    peers = sorted(len(boxes) for _, boxes_of_images in seen[0] for boxes in boxes_of_images)
+    ours = sorted(len(target) for batch in seen[2] for target in batch.targets)
+    assert ours == peers
+    sizes = {(32, 64), (64, 32), (64, 64)}  # lying, upright, and both in a batch
+    assert {batch.images.padded_size for batch in seen[2]} | {tuple(p.shape[2:]) for p, _ in seen[0]} <= sizes
+    table = loading.loading_table(rows, 24)
+    assert next(iter(table.columns[2].cells)) == "1.00"
+
+
+def test_exponents_are_those_of_the_law():
+    values = [1, 10, 100]
+    fitted, last = scaling.exponents(values, [5.0 * v**1.5 for v in values])
+    assert (fitted, last) == (pytest.approx(1.5), pytest.approx(1.5))
+    fitted, last = scaling.exponents(values, [100.0 + v for v in values])
+    assert 0 < fitted < last < 1
+
+
+@pytest.mark.parametrize("what", ["training step", "prediction", "evaluation"])
+def test_each_row_has_as_much_as_it_says(what, monkeypatch):
+    monkeypatch.setattr(scaling, "_SIZE", (96, 128))
+    monkeypatch.setitem(scaling._USUAL, "pixels", 96 * 128)
+    seen = []
+    original = scaling.synthetic_set, scaling.made_images
+    monkeypatch.setattr(
+        scaling,
+        "synthetic_set",
+        lambda **o: (seen.append(o["num_categories"]), original[0](**o | {"num_images": 5}))[1],
+    )
+    monkeypatch.setattr(scaling, "made_images", lambda *o: (seen.append(o[4]), original[1](*o))[1])
+    point = scaling.measure(what, "classes", 7, 1)
+    assert seen == [7]
+    assert point.seconds > 0
+
+
+def test_a_killed_point_is_told_and_the_plot_has_the_others(tmp_path):
+    rows = [scaling.Row("training step", "boxes", (1, 10)), scaling.Row("prediction", "classes", (1, 10))]
+    measured = [
+        (rows[0], [scaling.Point(1.0, 2**20), scaling.Point(10.0, 2**20)]),
+        (rows[1], [scaling.Point(1.0, 9), None]),
+    ]
+    table = scaling.scaling_table(measured)
+    assert list(table.columns[4].cells) == ["1,000 to 10,000", "killed: not enough memory?"]
+    assert next(iter(table.columns[5].cells)) == "1.00"
+    scaling.draw_scaling(measured, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_process_times_itself_where_it_does_all_the_work():
+    clock = clock_for(CPU, 1)
+    before = clock()
+    np.linalg.norm(np.ones(10))
+    assert clock() - before < 1
+    assert clock_for(CPU, None) is not clock
