@@ -84,6 +84,7 @@ OF_RECIPE = {
     "scale/tridentnet": OF_BRANCHES,
     "scale/single_level": OF_BRANCHES,
     "scale/": OF_FINE_MAPS,
+    "faster_rcnn/finetune_mobilenetv3": ("must be one of [32, 32]", "need a detector with a backbone; MTCNN has none"),
     "rfcn/": ("must be one of [16, 16]",),  # C4 and a dilated C5
 }
 
