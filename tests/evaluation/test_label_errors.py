@@ -136,10 +136,11 @@ def alike(a, b):
     return ALPHA * w * h / union + (1 - ALPHA) * math.exp(-GAMMA * distance)
 
 
-def by_loops(boxes, labels, seen):
+def by_loops(boxes, labels, seen, least=None):
     """ObjectLab's three scores from its definitions, one box after the other."""
     rows = list(zip(seen.boxes.tolist(), seen.labels.tolist(), seen.scores.tolist(), strict=True))
-    least = min((alike(d, b) for d, _, _ in rows for b in boxes), default=0.0)
+    if least is None:
+        least = min((alike(d, b) for d, _, _ in rows for b in boxes), default=1.0)
     overlooked = []
     for d, k, p in rows:
         own = [alike(d, b) for b, label in zip(boxes, labels, strict=True) if label == k]
@@ -168,8 +169,10 @@ def test_objectlab_is_its_definition(seed):
     near = np.concatenate([boxes + rng.normal(0, 3, boxes.shape), boxes[:2] + 30])
     scores = np.array([0.99, 0.96, 0.6, 0.4, 0.97, 0.98, 0.2])
     seen = Candidates(near, rng.integers(0, 3, 7), scores)
-    made = objectlab(boxes, labels, *seen)
-    expected = by_loops(boxes.tolist(), labels.tolist(), seen)
+    least = 1e-4 if seed == 4 else None  # that of another image
+    made = objectlab(boxes, labels, *seen, least)
+    expected = by_loops(boxes.tolist(), labels.tolist(), seen, least)
+    assert made.least == pytest.approx(min(alike(d, b) for d in near.tolist() for b in boxes.tolist()))
     for mine, theirs in zip((made.overlooked, made.badly_located, made.swapped), expected, strict=True):
         assert mine == pytest.approx(np.array(theirs), nan_ok=True)
     kinds = ([x for x in expected[0] if not math.isnan(x)], expected[1], expected[2])
@@ -178,5 +181,5 @@ def test_objectlab_is_its_definition(seed):
 
 def test_objectlab_of_nothing():
     none = objectlab(np.zeros((0, 4)), np.zeros(0, np.int64), *detections())
-    assert none.image == 1
+    assert (none.image, none.least) == (1, 1)
     assert [len(part) for part in none[:3]] == [0, 0, 0]

@@ -31,8 +31,8 @@ class Finding(NamedTuple):
     ``loss_gain``: by how much the detector's loss on this image falls when the label is corrected as proposed, below 0
     where it rises; None where the number of boxes would change, since a loss of more boxes is another sum.
     ``objectlab``: the baseline's score of the same label or detection, the lower the worse; None where it has none for
-    this kind. ``weight`` in [0, 1]: what the other images say of a wrong class, or of a box that no candidate supports;
-    1 for all others.
+    this kind, and before all images are known. ``weight`` in [0, 1]: what the other images say of a wrong class, or of
+    a box that no candidate supports; 1 for all others.
     """
 
     truth: GroundTruth
@@ -92,7 +92,7 @@ class LabelReport:
 
     @classmethod
     def of(cls, categories: Categories, images: Sequence[LookedAt], least: float, num_known: int = 0) -> LabelReport:
-        """The findings of ``images``, weighed, and what is below ``least`` then left out.
+        """The findings of ``images``, weighed and with the baseline's scores, and what is below ``least`` left out.
 
         A box without an object weighs by how rarely labels of its class are not seen. A wrong class weighs by how rare
         the confusion is, and by g / (g + m), with g the gain in loss and m the median of those above 0: the scale of a
@@ -105,6 +105,7 @@ class LabelReport:
         rarity = rarities(labels, seen, len(categories))
         gains = [_gain(f) for image in images for f in image.findings if f.suspicion.kind is Kind.WRONG_CLASS]
         middle = float(np.median([gain for gain in gains if gain > 0] or [1.0]))
+        images = _with_baseline(images)
         starts = np.cumsum([0, *(len(image.truth) for image in images)])
         kept = [
             _weighed(image, rarity[start:end], middle, least)
@@ -198,12 +199,25 @@ def _look_at(detector: Detector, image: Images, truth: GroundTruth, categories: 
         boxes, labels, scores = (torch.cat([getattr(s, key) for s in traced]) for key in ("boxes", "labels", "scores"))
         original = meta.affine.undo(boxes.double()).cpu().numpy()
         candidates = Candidates(original, labels.cpu().numpy(), scores.double().cpu().numpy())
-    scored = objectlab(_xyxy(truth.boxes), truth.labels, *found)
     judged = label_errors(truth, found, candidates, len(categories))
     suspicions = [s for s in judged.suspicions if s.certainty >= least]
     gains = _loss_gains(detector, image, truth, suspicions)
-    findings = [Finding(truth, s, g, _baseline(s, scored)) for s, g in zip(suspicions, gains, strict=True)]
-    return LookedAt(truth, findings, found, judged.seen, scored)
+    findings = [Finding(truth, s, gain, None) for s, gain in zip(suspicions, gains, strict=True)]
+    return LookedAt(truth, findings, found, judged.seen, _scored(truth, found))
+
+
+def _scored(truth: GroundTruth, found: Candidates, least: float | None = None) -> ObjectLab:
+    return objectlab(_xyxy(truth.boxes), truth.labels, *found, least)
+
+
+def _with_baseline(images: Sequence[LookedAt]) -> list[LookedAt]:
+    """``images`` with the baseline's scores, which need the least similarity of all of them."""
+    least = min((image.baseline.least for image in images), default=1.0)
+    scored = [replace(image, baseline=_scored(image.truth, image.found, least)) for image in images]
+    return [
+        replace(image, findings=[f._replace(objectlab=_baseline(f.suspicion, image.baseline)) for f in image.findings])
+        for image in scored
+    ]
 
 
 def _weighed(image: LookedAt, rarity: np.ndarray, middle: float, least: float) -> LookedAt:
