@@ -20,7 +20,7 @@ from detkit.app.assemble.exported import is_exported
 from detkit.app.assemble.schema import LabelsOptions
 from detkit.app.assemble.stored import Stored, eval_loader, load_stored, open_split, with_weights_of
 from detkit.app.cli.entry import run_tool
-from detkit.app.labels.corrections import as_csv, correct, read_accepted, read_coco
+from detkit.app.labels.corrections import as_csv, correct, num_decided, read_accepted, read_coco
 from detkit.app.labels.folds import train_folds
 from detkit.app.labels.found import LabelReport, LookedAt, look
 from detkit.app.labels.known import same_pictures, trained_on
@@ -189,8 +189,8 @@ def _refuse_edited(table: Path) -> None:
     Raises:
         ConfigError: as it says.
     """
-    if table.is_file() and read_accepted(table)[0]:
-        raise ConfigError(f"output: {table} has accepted rows, and would be written over; choose another folder")
+    if table.is_file() and (count := num_decided(table)):
+        raise ConfigError(f"output: {table} has {count} rows that someone has decided on; choose another folder")
 
 
 def _check(options: LabelsOptions) -> None:
