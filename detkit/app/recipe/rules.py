@@ -113,10 +113,10 @@ def why_view(given: Given, pace: Pace, view: View) -> str:
         return f"of whole images of {SIZES[-1]} px {lost:.0%} of the objects would be below {TOLD_APART} px; {words}"
     needed, usual = needed_size(findings), usual_size(given)
     if view.size < needed:
-        return f"{words}: the objects want {needed} px, at which fewer than {LEAST} could be"
+        return f"{words}: the objects want {needed} px, at which {images_shown(given, pace, View(needed)):.0f} could be"
     if view.size < usual:
-        return f"{words}: at the usual {usual} px fewer than {ENOUGH} could be"
-    return f"{words} (bccd has AP 0.580 after {ENOUGH} and 0.591 after 1600, at 427 px)"
+        return f"{words}: at the usual {usual} px {images_shown(given, pace, View(usual)):.0f} could be"
+    return f"{words} (bccd has AP 0.580 after {ENOUGH} and 0.591 after 1600, one run each at 427 px)"
 
 
 def evaluations(given: Given, pace: Pace, view: View) -> tuple[int, float]:
@@ -199,6 +199,8 @@ def choose_precision(speeds: Speeds) -> Choice:
     """bf16 where it is faster here."""
     is_faster = speeds.bf16 >= _FASTER
     words = f"a step in bf16 is {speeds.bf16:.2f} times as fast here as in fp32"
+    if is_faster:
+        words += "; what it costs in AP was not measured by itself"
     return Choice("trainer.precision", "bf16" if is_faster else "fp32", words)
 
 
@@ -217,7 +219,9 @@ def choose_frozen(given: Given) -> Choice:
     """None where that was run."""
     if given.backbone == "resnet50":
         return Choice("model.backbone.frozen_stages", 2, "stem and C2, as COCO's recipes have it")
-    words = "all stages train, as in each recipe of the house on few pictures; 2 is faster and was not measured"
+    words = "all stages train, as in each recipe of the house on few pictures"
+    if given.is_pretrained:
+        words += "; 2 is faster, and what it costs was not measured"
     return Choice("model.backbone.frozen_stages", 0, words)
 
 
