@@ -42,7 +42,7 @@ _OBJECTS_IN_TILE = 4
 #: The longer side of the largest whole image that is measured by: data=shapes_large has it.
 LARGEST_WHOLE = 2048
 
-#: The longest schedule of the house's recipes, in epochs (centernet/coco_r18).
+#: The longest schedule of the house's recipes, in epochs (centernet/coco_r18, as published).
 MOST_EPOCHS = 140
 
 #: Share of the time that evaluations before the last one may take, and how many there are at most.
@@ -154,6 +154,7 @@ def choose_steps(given: Given, pace: Pace, view: View, basis: Basis) -> Choice:
     words = f"{step:.2f} s a step; {steps * batch_size} images, {steps * batch_size / f.num_images:.1f} epochs"
     if shown > longest:
         words += f"; the time would have {shown:.0f} images, but no recipe here is longer than {MOST_EPOCHS} epochs"
+        words += " (CenterNet's published one, not run to its end here)"
     return Choice("trainer.steps", steps, words)
 
 
@@ -174,7 +175,7 @@ def batch_of(given: Given, basis: Basis) -> int:
 
 def choose_batch(given: Given, basis: Basis) -> Choice:
     """See :func:`batch_of`."""
-    words = f"as {basis.source}; small batches of AdamW made 3 points on bccd"
+    words = f"as {basis.source}; small batches of AdamW made 3 points on bccd, one run each"
     if given.device == "cuda":
         words = f"4 times that of {basis.source}, to keep a GPU busy; not measured"
     return Choice("data.loader.train.batch_size", batch_of(given, basis), words)
