@@ -17,6 +17,7 @@ from detkit.app.labels import tool as labels
 from detkit.app.labels.corrections import COLUMNS, NOTE, Correction, as_csv, correct, num_decided, read_accepted
 from detkit.app.labels.found import LabelReport, look
 from detkit.app.labels.known import same_pictures
+from detkit.app.labels.views import Views
 from detkit.config import ConfigError
 from detkit.data import CocoDataset
 from detkit.data.subset import Subset
@@ -212,7 +213,9 @@ def looked_at(boxes, classes, least=0.0):
     )  # fmt: skip
     meta = ImageMeta(5, "a.png", (50, 100), (100, 200), Affine(0.5, 0.5), key=0)
     batch = Batch(Images(torch.zeros(1, 3, 64, 128), (meta,)), (Target.empty(),))
-    (image,) = look(Fixed(), torch.device("cpu"), [batch], [truth], Categories(("cat", "dog"), (3, 7)), "fp32", least)
+    (image,) = look(
+        Fixed(), torch.device("cpu"), [batch], [truth], Categories(("cat", "dog"), (3, 7)), "fp32", least, Views()
+    )
     return image
 
 
@@ -237,14 +240,16 @@ def test_an_object_without_a_box_is_proposed_in_px_of_the_original():
     assert missing.loss_gain is None
 
 
-def test_a_confusion_that_many_images_share_is_no_finding():
-    """The same wrong class in fifty images: the detector's own mistake, most likely."""
-    one = looked_at([[20, 20, 40, 40]], [0])
+def test_what_is_not_seen_in_many_images_is_no_finding():
+    """Boxes of one class without an object in fifty images: the detector's own mistake, most likely."""
+    one = looked_at([[120, 20, 40, 40]], [0])
     categories = Categories(("cat", "dog"), (3, 7))
-    (alone,) = LabelReport.of(categories, [one], 0.3).findings
-    assert alone.rank == pytest.approx(0.9 / 2), "its gain is the middle one"
-    assert not LabelReport.of(categories, [one] * 50, 0.3).findings
-    assert LabelReport.of(categories, [one] * 50, 0.0).findings[0].rank == pytest.approx(0.45 * 0.02 / (49 / 50))
+    (spurious,) = (f for f in LabelReport.of(categories, [one], 0.3).findings if f.suspicion.kind is Kind.SPURIOUS)
+    assert spurious.rank == 1
+    kinds = {f.suspicion.kind for f in LabelReport.of(categories, [one] * 50, 0.3).findings}
+    assert kinds == {Kind.MISSING}
+    ranks = [f.rank for f in LabelReport.of(categories, [one] * 50, 0.0).findings if f.suspicion.kind is Kind.SPURIOUS]
+    assert ranks == pytest.approx([0.02 / (49 / 50)] * 50)
 
 
 def test_right_labels_give_nothing():

@@ -30,7 +30,7 @@ def detections(*rows):
 
 
 def found(labels, seen, candidates=None):
-    return label_errors(labels, seen, seen if candidates is None else candidates, 2).suspicions
+    return label_errors(labels, seen, [seen if candidates is None else candidates], 2).suspicions
 
 
 def sure(suspicions, least=0.3):
@@ -88,23 +88,21 @@ def test_one_object_of_several_detections_is_missing_once():
     assert (second.detection, second.certainty) == (2, pytest.approx(0.7))
 
 
-def test_what_is_often_taken_for_another_class_says_little():
-    """Of ten labels of class 0 four are seen as 1; of five of class 1 one is seen as 0, and one not at all."""
-    labels = np.array([0] * 10 + [1] * 5)
-    seen = np.array([1] * 4 + [0] * 6 + [0, 1, 1, 1, -1])
-    made = rarities(labels, seen, 2)
+def test_a_class_that_is_often_not_seen_says_little():
+    """Of ten labels of class 0 four are not seen; of five of class 1 one, and of class 2 all three."""
+    labels = np.array([0] * 10 + [1] * 5 + [2] * 3)
+    is_unseen = np.array([1] * 4 + [0] * 6 + [1, 0, 0, 0, 0] + [1] * 3, bool)
+    made = rarities(labels, is_unseen, 4)
     assert made[:4] == pytest.approx([COMMON / (3 / 10)] * 4)
     assert made[10] == 1, "no other label shares it"
-    assert made[14] == 1
-    seen[12:] = -1
-    assert rarities(labels, seen, 2)[12:] == pytest.approx([COMMON / (2 / 5)] * 3), "two more are not seen"
+    assert made[15:] == pytest.approx([COMMON / (2 / 3)] * 3)
 
 
 def test_what_is_seen_is_told_for_each_label():
     judged = label_errors(
         truth([*PLACES[:3], [60, 60, 20, 20]], [0, 1, 0, 0]),
         detections((*PLACES[0], 1, 0.9), (*PLACES[1], 1, 0.8), (*PLACES[3], 0, 0.9)),
-        detections((*PLACES[0], 1, 0.9), (*PLACES[1], 1, 0.8), (*PLACES[3], 0, 0.9)),
+        [detections((*PLACES[0], 1, 0.9), (*PLACES[1], 1, 0.8), (*PLACES[3], 0, 0.9))],
         2,
     )
     assert judged.seen.tolist() == [1, 1, -1, -1], "the last overlaps by a seventh"
