@@ -7,7 +7,9 @@ paired, whatever their classes, so that the sum of s times IoU is the greatest.
 
 - A pair in which another class than the label's has the best s_k, at an IoU of at least 0.5: the class is wrong, by
   s_k (1 - s_l), with l the label's class.
-- A pair: the box is misplaced, by s_l (1 - IoU). Of the two a label has the surer one.
+- A pair: the box is misplaced, by s_l (1 - IoU), with the greatest IoU of the label's box with the detection and with
+  what one of the looks has surest of class l there: a look that agrees with the label speaks for it. Of the two a label
+  has the surer one.
 - A detection without a partner: an object has no box, by s (1 - the greatest IoU with a label). One that overlaps a
   label or a detection that has one by half is a second opinion about that and no finding; of several at one place the
   surest is; in crowds none is.
@@ -101,7 +103,7 @@ def label_errors(truth: GroundTruth, found: Candidates, candidates: Sequence[Can
     near = paired[iou[partner[paired], paired] >= POSITIVE_IOU]
     seen[near] = detections.scores[partner[near]].argmax(axis=1)
     suspicions = [
-        *_of_pairs(truth, labels, detections, iou, partner),
+        *_of_pairs(truth, labels, detections, iou, partner, candidates),
         *_of_detections(truth, found, detections, iou, partner),
         *_of_boxes(truth, labels, detections, partner),
     ]
@@ -152,20 +154,38 @@ def _pair(gain: np.ndarray) -> np.ndarray:
 
 
 def _of_pairs(
-    truth: GroundTruth, labels: _Boxes, detections: _Boxes, iou: np.ndarray, partner: np.ndarray
+    truth: GroundTruth,
+    labels: _Boxes,
+    detections: _Boxes,
+    iou: np.ndarray,
+    partner: np.ndarray,
+    looks: Sequence[Candidates],
 ) -> list[Suspicion]:
     suspicions = []
     for j in np.flatnonzero(partner >= 0).tolist():
         i, own = int(partner[j]), int(truth.labels[j])
-        scores, overlap = detections.scores[i], float(iou[i, j])
+        scores = detections.scores[i]
         best = int(scores.argmax())
-        misplaced = float(scores[own]) * (1 - overlap)
+        overlap = float(iou[i, j])
+        nearest = max(overlap, _agreement(labels.corners[j], detections.corners[i], own, looks))
+        misplaced = float(scores[own]) * (1 - nearest)
         wrong = float(scores[best] * (1 - scores[own])) if best != own and overlap >= POSITIVE_IOU else 0.0
         if wrong > misplaced:
             suspicions.append(Suspicion(Kind.WRONG_CLASS, wrong, j, i, _corners(labels.corners[j]), best))
         else:
             suspicions.append(Suspicion(Kind.MISPLACED, misplaced, j, i, _corners(detections.corners[i]), own))
     return suspicions
+
+
+def _agreement(box: np.ndarray, place: np.ndarray, label: int, looks: Sequence[Candidates]) -> float:
+    """The greatest IoU of ``box`` with what a look has surest of class ``label`` at ``place``; 0 where none has any."""
+    agreements = [0.0]
+    for look in looks:
+        near = np.flatnonzero((look.labels == label) & (_overlap(place[None], look.boxes)[0] >= POSITIVE_IOU))
+        if len(near):
+            surest = near[look.scores[near].argmax()]
+            agreements.append(_overlap(box[None], look.boxes[surest][None]).item())
+    return max(agreements)
 
 
 def _of_detections(

@@ -88,6 +88,16 @@ def test_one_object_of_several_detections_is_missing_once():
     assert (second.detection, second.certainty) == (2, pytest.approx(0.7))
 
 
+def test_a_look_that_agrees_with_a_box_speaks_for_it():
+    """Two looks have the object elsewhere and a third where the label is; what it has less sure of is not its word."""
+    off, right = detections((16, 10, 20, 20, 0, 0.9)), detections((10, 10, 20, 20, 0, 0.6))
+    doubtful = detections((16, 10, 20, 20, 0, 0.6), (10, 10, 20, 20, 0, 0.3), (10, 10, 20, 20, 1, 0.6))
+    (moved,) = label_errors(truth(PLACES[:1], [0]), off, [off, doubtful], 2).suspicions
+    assert (moved.kind, moved.certainty) == (Kind.MISPLACED, pytest.approx(0.75 * (1 - 14 / 26)))
+    (kept,) = label_errors(truth(PLACES[:1], [0]), off, [off, off, right], 2).suspicions
+    assert (kept.kind, kept.certainty) == (Kind.MISPLACED, 0)
+
+
 def test_a_class_that_is_often_not_seen_says_little():
     """Of ten labels of class 0 four are not seen; of five of class 1 one, and of class 2 all three."""
     labels = np.array([0] * 10 + [1] * 5 + [2] * 3)
