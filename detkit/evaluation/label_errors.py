@@ -2,11 +2,14 @@
 
 What counts at a place is not the detection alone but every candidate there, kept or removed: s_k is the best score of
 class k among those that overlap the place by half, and s = 1 - prod_k (1 - s_k) says that there is an object, whatever
-it is. Detections and labelled boxes are paired, whatever their classes, so that the sum of s times IoU is the greatest.
+it is. Of an image that was looked at several times s_k is the mean over the looks. Detections and labelled boxes are
+paired, whatever their classes, so that the sum of s times IoU is the greatest.
 
 - A pair in which another class than the label's has the best s_k, at an IoU of at least 0.5: the class is wrong, by
   s_k (1 - s_l), with l the label's class.
-- A pair: the box is misplaced, by s_l (1 - IoU). Of the two a label has the surer one.
+- A pair: the box is misplaced, by s_l (1 - IoU), with the greatest IoU of the label's box with the detection and with
+  what one of the looks has surest of class l there: a look that agrees with the label speaks for it. Of the two a label
+  has the surer one.
 - A detection without a partner: an object has no box, by s (1 - the greatest IoU with a label). One that overlaps a
   label or a detection that has one by half is a second opinion about that and no finding; of several at one place the
   surest is; in crowds none is.
@@ -14,11 +17,12 @@ it is. Detections and labelled boxes are paired, whatever their classes, so that
 - Of two boxes of one class with an IoU of at least 0.7 the one without a partner is a duplicate, by their IoU times the
   s_l of the other's detection.
 
-What detectors often take for something else, or do not see, says little: :func:`rarities`.
+That a class is not seen which detectors often do not see says little: :func:`rarities`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -29,8 +33,7 @@ from detkit.evaluation.errors import BACKGROUND_IOU, POSITIVE_IOU
 from detkit.structures import GroundTruth
 from detkit.structures.boxes import pairwise_cover, pairwise_iou, xywh_to_xyxy
 
-#: A class that is seen in place of another for more than this share of its labels, or nothing in their place, is taken
-#: for the detectors' own mistake: labellers are seldom as bad.
+#: A class of which more than this share of the labels is not seen is hard for the detectors: labellers err less.
 COMMON = 0.02
 
 #: Two boxes of one class that overlap by this are taken for one object labelled twice.
@@ -82,13 +85,13 @@ class Judged(NamedTuple):
     seen: np.ndarray
 
 
-def label_errors(truth: GroundTruth, found: Candidates, candidates: Candidates, num_classes: int) -> Judged:
+def label_errors(truth: GroundTruth, found: Candidates, candidates: Sequence[Candidates], num_classes: int) -> Judged:
     """What speaks against the labels of one image.
 
     Args:
         truth: the labels; crowds are neither paired nor suspected.
         found: the detections.
-        candidates: what the detections were chosen from, or the detections again where that is not known.
+        candidates: of each look at the image what detections were chosen from, or these where that is not known.
     """
     labels = _Boxes(xywh_to_xyxy(torch.from_numpy(truth.boxes.reshape(-1, 4))).numpy(), candidates, num_classes)
     detections = _Boxes(found.boxes, candidates, num_classes)
@@ -100,39 +103,43 @@ def label_errors(truth: GroundTruth, found: Candidates, candidates: Candidates, 
     near = paired[iou[partner[paired], paired] >= POSITIVE_IOU]
     seen[near] = detections.scores[partner[near]].argmax(axis=1)
     suspicions = [
-        *_of_pairs(truth, labels, detections, iou, partner),
+        *_of_pairs(truth, labels, detections, iou, partner, candidates),
         *_of_detections(truth, found, detections, iou, partner),
         *_of_boxes(truth, labels, detections, partner),
     ]
     return Judged(sorted(suspicions, key=lambda one: -one.certainty), seen)
 
 
-def rarities(labels: np.ndarray, seen: np.ndarray, num_classes: int) -> np.ndarray:
-    """(N,) in [0, 1], of N labels with the class that is seen in their place, or nothing: 1 where that is rarely seen
-    for their class, and the less the more other labels of it share the confusion, or are not seen.
+def rarities(labels: np.ndarray, is_unseen: np.ndarray, num_classes: int) -> np.ndarray:
+    """(N,) in [0, 1], of N labels in whose place nothing may be seen: 1 where labels of their class are rarely unseen,
+    and the less the more others of it are.
 
     Args:
         labels: (N,) int64, of all images together.
-        seen: (N,) int64, see :class:`Judged`.
+        is_unseen: (N,) bool, of which of them that is so.
     """
-    counts = np.zeros((num_classes, num_classes + 1))  # the last column: nothing
-    np.add.at(counts, (labels, seen), 1)
-    others = counts[labels, seen] - 1  # itself is no witness
-    of = np.where(seen < 0, counts[labels].sum(axis=1), counts[labels, :-1].sum(axis=1))
-    return np.minimum(1, COMMON / (others / of).clip(min=COMMON))
+    unseen, every = (np.bincount(some, minlength=num_classes)[labels] for some in (labels[is_unseen], labels))
+    others = (unseen - is_unseen) / every  # itself is no witness
+    return np.minimum(1, COMMON / others.clip(min=COMMON))
 
 
 class _Boxes:
     """N boxes, ``corners`` (N, 4), and what the candidates at their places say: ``scores`` (N, K), and of any
     ``object`` (N,)."""
 
-    def __init__(self, corners: np.ndarray, candidates: Candidates, num_classes: int) -> None:
+    def __init__(self, corners: np.ndarray, candidates: Sequence[Candidates], num_classes: int) -> None:
         self.corners = corners
-        self.scores = np.zeros((len(corners), num_classes))
-        near = _overlap(corners, candidates.boxes) >= POSITIVE_IOU
-        for scores, at in zip(self.scores, near, strict=True):
-            np.maximum.at(scores, candidates.labels[at], candidates.scores[at])
+        self.scores = np.mean([_scores_at(corners, one, num_classes) for one in candidates], axis=0)
         self.object = 1 - (1 - self.scores).prod(axis=1)
+
+
+def _scores_at(corners: np.ndarray, candidates: Candidates, num_classes: int) -> np.ndarray:
+    """(N, K) best score of each class at the places ``corners`` (N, 4)."""
+    best = np.zeros((len(corners), num_classes))
+    near = _overlap(corners, candidates.boxes) >= POSITIVE_IOU
+    for scores, at in zip(best, near, strict=True):
+        np.maximum.at(scores, candidates.labels[at], candidates.scores[at])
+    return best
 
 
 def _pair(gain: np.ndarray) -> np.ndarray:
@@ -147,20 +154,38 @@ def _pair(gain: np.ndarray) -> np.ndarray:
 
 
 def _of_pairs(
-    truth: GroundTruth, labels: _Boxes, detections: _Boxes, iou: np.ndarray, partner: np.ndarray
+    truth: GroundTruth,
+    labels: _Boxes,
+    detections: _Boxes,
+    iou: np.ndarray,
+    partner: np.ndarray,
+    looks: Sequence[Candidates],
 ) -> list[Suspicion]:
     suspicions = []
     for j in np.flatnonzero(partner >= 0).tolist():
         i, own = int(partner[j]), int(truth.labels[j])
-        scores, overlap = detections.scores[i], float(iou[i, j])
+        scores = detections.scores[i]
         best = int(scores.argmax())
-        misplaced = float(scores[own]) * (1 - overlap)
+        overlap = float(iou[i, j])
+        nearest = max(overlap, _agreement(labels.corners[j], detections.corners[i], own, looks))
+        misplaced = float(scores[own]) * (1 - nearest)
         wrong = float(scores[best] * (1 - scores[own])) if best != own and overlap >= POSITIVE_IOU else 0.0
         if wrong > misplaced:
             suspicions.append(Suspicion(Kind.WRONG_CLASS, wrong, j, i, _corners(labels.corners[j]), best))
         else:
             suspicions.append(Suspicion(Kind.MISPLACED, misplaced, j, i, _corners(detections.corners[i]), own))
     return suspicions
+
+
+def _agreement(box: np.ndarray, place: np.ndarray, label: int, looks: Sequence[Candidates]) -> float:
+    """The greatest IoU of ``box`` with what a look has surest of class ``label`` at ``place``; 0 where none has any."""
+    agreements = [0.0]
+    for look in looks:
+        near = np.flatnonzero((look.labels == label) & (_overlap(place[None], look.boxes)[0] >= POSITIVE_IOU))
+        if len(near):
+            surest = near[look.scores[near].argmax()]
+            agreements.append(_overlap(box[None], look.boxes[surest][None]).item())
+    return max(agreements)
 
 
 def _of_detections(

@@ -60,7 +60,7 @@ TOOL_OF_PIECE = (
     (r"^(minutes|speed|overwrite|pretrained|try_\w+)=", "recipe.py data=coco data.root=ROOT minutes=10 name=mine {}"),
     (r"^val_loss=", "evaluate.py checkpoint=RUN_FOLDER/best.pt {}"),
     (r"^target\.", "calibrate.py checkpoint=RUN_FOLDER/best.pt {}"),
-    (r"^(folds|least|slots)=", "labels.py checkpoint=RUN_FOLDER/best.pt folds=2 {} split=train"),
+    (r"^(folds|least|slots|mirror|enlarge)=", "labels.py checkpoint=RUN_FOLDER/best.pt folds=2 {} split=train"),
     (r"^scores=", "calibrate.py checkpoint=RUN_FOLDER/best.pt target.recall=0.8 {}"),
     (r"data=null", "inspect_model.py experiment=quickstart {}"),
     (r"data\.train\.(inclusive|zero_based)", "inspect_data.py data=voc data.root=ROOT {}"),

@@ -14,9 +14,10 @@ import torch
 
 from detkit.app.labels import fold, folds
 from detkit.app.labels import tool as labels
-from detkit.app.labels.corrections import COLUMNS, NOTE, Correction, as_csv, correct, read_accepted
+from detkit.app.labels.corrections import COLUMNS, NOTE, Correction, as_csv, correct, num_decided, read_accepted
 from detkit.app.labels.found import LabelReport, look
 from detkit.app.labels.known import same_pictures
+from detkit.app.labels.views import Views
 from detkit.config import ConfigError
 from detkit.data import CocoDataset
 from detkit.data.subset import Subset
@@ -84,6 +85,17 @@ def test_accepted_rows_are_corrected_and_nothing_else_is_touched():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", [Kind.MISPLACED, Kind.WRONG_CLASS])
+def test_what_a_person_changed_of_a_proposal_counts_whatever_its_kind(kind):
+    """Both its class and its box, though each kind proposes but one of them; boxes in a table are rounded."""
+    own = Correction(kind, 0.5, None, None, "a.png", 1, 12, "cat", (20, 2, 10, 12), "dog", (21.5, 2, 10, 12))
+    (made,) = (one for one in correct(CONTENT, [own])["annotations"] if one["id"] == 12)
+    assert (made["category_id"], made["bbox"], made.get("segmentation")) == (7, [21.5, 2, 10, 12], None)
+    rounded = own._replace(new_box=(20.004, 1.996, 10.0, 12.0))
+    (made,) = (one for one in correct(CONTENT, [rounded])["annotations"] if one["id"] == 12)
+    assert ("segmentation" in made) == (kind is Kind.WRONG_CLASS)
+
+
 def test_proposals_say_what_was_and_how_sure_they_are():
     made = correct(
         CONTENT, [correction(Kind.WRONG_CLASS, 13, "cat", (3, 3, 9, 9), 2), correction(Kind.DUPLICATE, 11)], scored=True
@@ -103,6 +115,10 @@ def test_proposals_say_what_was_and_how_sure_they_are():
         ([correction(Kind.MISSING, None, "cow", (1, 1, 2, 2))], "has no class 'cow', only dog, cat"),
         ([correction(Kind.SPURIOUS, 11), correction(Kind.WRONG_CLASS, 11, "dog", (1, 1, 2, 2))], "11 is to go by one"),
         ([correction(Kind.WRONG_CLASS, 11, "dog", (1, 1, 2, 2)), correction(Kind.SPURIOUS, 11)], "11 is to go by one"),
+        ([correction(Kind.SPURIOUS, 11, image_id=2)], "annotation 11 is no None of image 2"),
+        ([correction(Kind.SPURIOUS, 11)._replace(name="dog")], "annotation 11 is no dog of image 1: the cells of that"),
+        ([correction(Kind.MISSING, None, "dog", (64, 1, 2, 2))], "64, 1, 2, 2 lie outside of image 1, 64 x 48 px"),
+        ([correction(Kind.MISPLACED, 11, "cat", (1, -2, 2, 2))], "1, -2, 2, 2 lie outside of image 1"),
     ],
 )
 def test_corrections_that_fit_no_annotation(rows, message):
@@ -140,6 +156,14 @@ def test_what_is_accepted_is_read_as_it_was_written(tmp_path):
     german = (tmp_path / "a.csv").read_text().replace(",", ";").replace("a;b", "a,b").replace("3.5", "3,5")
     (tmp_path / "german.csv").write_text("\ufeff" + german)
     assert read_accepted(tmp_path / "german.csv") == ([one], 3)
+    (tmp_path / "a.csv").write_text((tmp_path / "a.csv").read_text() + "," * (len(COLUMNS) - 1) + "\n\nyes\n")
+    with pytest.raises(ConfigError, match=r"line 7: kind must be one of .*, not ''"):
+        read_accepted(tmp_path / "a.csv")  # the rows before are what spreadsheets leave, and hold nothing
+
+
+def test_a_no_is_a_decision_too(tmp_path):
+    assert num_decided(edited(tmp_path / "a.csv", ["", " ", ""])) == 0
+    assert num_decided(edited(tmp_path / "a.csv", ["no", "maybe", ""])) == 2
 
 
 @pytest.mark.parametrize(
@@ -150,6 +174,7 @@ def test_what_is_accepted_is_read_as_it_was_written(tmp_path):
         ("yes", {"new_w": "wide"}, "line 2: new_w must be a number, not 'wide'"),
         ("yes", {"new_w": "0"}, "line 2: new_w and new_h must be above 0, not 0 and 11"),
         ("yes", {"new_class": ""}, "line 2: misplaced needs new_class, new_x, new_y, new_w, new_h"),
+        ("yes", {"annotation_id": "1.5"}, "line 2: annotation_id must be a whole number, not '1.5'"),
         ("yes", {"annotation_id": ""}, "line 2: misplaced needs image_id and annotation_id"),
     ],
 )
@@ -188,7 +213,9 @@ def looked_at(boxes, classes, least=0.0):
     )  # fmt: skip
     meta = ImageMeta(5, "a.png", (50, 100), (100, 200), Affine(0.5, 0.5), key=0)
     batch = Batch(Images(torch.zeros(1, 3, 64, 128), (meta,)), (Target.empty(),))
-    (image,) = look(Fixed(), torch.device("cpu"), [batch], [truth], Categories(("cat", "dog"), (3, 7)), "fp32", least)
+    (image,) = look(
+        Fixed(), torch.device("cpu"), [batch], [truth], Categories(("cat", "dog"), (3, 7)), "fp32", least, Views()
+    )
     return image
 
 
@@ -213,14 +240,16 @@ def test_an_object_without_a_box_is_proposed_in_px_of_the_original():
     assert missing.loss_gain is None
 
 
-def test_a_confusion_that_many_images_share_is_no_finding():
-    """The same wrong class in fifty images: the detector's own mistake, most likely."""
-    one = looked_at([[20, 20, 40, 40]], [0])
+def test_what_is_not_seen_in_many_images_is_no_finding():
+    """Boxes of one class without an object in fifty images: the detector's own mistake, most likely."""
+    one = looked_at([[120, 20, 40, 40]], [0])
     categories = Categories(("cat", "dog"), (3, 7))
-    (alone,) = LabelReport.of(categories, [one], 0.3).findings
-    assert alone.rank == pytest.approx(0.9 / 2), "its gain is the middle one"
-    assert not LabelReport.of(categories, [one] * 50, 0.3).findings
-    assert LabelReport.of(categories, [one] * 50, 0.0).findings[0].rank == pytest.approx(0.45 * 0.02 / (49 / 50))
+    (spurious,) = (f for f in LabelReport.of(categories, [one], 0.3).findings if f.suspicion.kind is Kind.SPURIOUS)
+    assert spurious.rank == 1
+    kinds = {f.suspicion.kind for f in LabelReport.of(categories, [one] * 50, 0.3).findings}
+    assert kinds == {Kind.MISSING}
+    ranks = [f.rank for f in LabelReport.of(categories, [one] * 50, 0.0).findings if f.suspicion.kind is Kind.SPURIOUS]
+    assert ranks == pytest.approx([0.02 / (49 / 50)] * 50)
 
 
 def test_right_labels_give_nothing():
@@ -246,12 +275,21 @@ def test_the_same_picture_under_another_name_is_known(tmp_path):
     assert same_pictures(files, [str(tmp_path / name) for name in ("b", "c")]).tolist() == [False, True, False, False]
 
 
+def test_the_baseline_takes_its_least_similarity_from_all_images():
+    """An object whose class the image has no label of scores by that: 0.1 exp(-0.1 d), of the farthest pair anywhere."""
+    near, far = looked_at([[20, 20, 40, 40]], [0]), looked_at([[120, 20, 40, 40]], [0])
+    seen = replace(near, found=near.found._replace(scores=np.array([0.96])))
+    scored = LabelReport.of(Categories(("cat", "dog"), (3, 7)), [seen, far], 0.0).images[0].baseline
+    assert scored.overlooked == pytest.approx([0.1 * np.exp(-0.1 * 100) * (1 - 0.96)])
+    assert near.baseline.least == pytest.approx(1)
+
+
 # The tool
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return train_briefly(tmp_path_factory.mktemp("run"))
+    return train_briefly(tmp_path_factory.mktemp("run"), "trainer.eval_every=1", "trainer.patience=2")
 
 
 def test_from_the_report_to_the_corrected_file(checkpoint, tmp_path, monkeypatch, capsys):
@@ -292,7 +330,7 @@ def test_from_the_report_to_the_corrected_file(checkpoint, tmp_path, monkeypatch
     assert len(CocoDataset(root=str(folder), annotations="accepted.json", images=str(pictures))) == 2
 
     again = [f"checkpoint={checkpoint}", "device=cpu", f"output={folder}"]
-    assert "has accepted rows, and would be written over" in call(*start_of, *again, code=2)
+    assert "has 1 rows that someone has decided on; choose another folder" in call(*start_of, *again, code=2)
     assert "is the file that is corrected" in call(*start_of, f"apply={table}", f"output={annotations}", code=2)
     shutil.copy(annotations, tmp_path / "kept.json")
     try:
@@ -383,7 +421,7 @@ def test_the_recipe_of_a_fold_starts_as_the_checkpoint_did(checkpoint):
     assert recipe["model"]["backbone"]["weights"] == "somewhere.pth"
     assert recipe["data"]["val"] is None
     assert recipe["data"]["subset"]["fold"] == 1
-    assert recipe["trainer"] == stored.config["trainer"]
+    assert recipe["trainer"] == {**stored.config["trainer"], "eval_every": None, "patience": None}
 
 
 @pytest.mark.parametrize(

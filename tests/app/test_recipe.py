@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from omegaconf import OmegaConf
 
 from detkit.app import train
 from detkit.app.recipe import tool, weights
-from detkit.app.recipe.files import name_of
+from detkit.app.recipe.files import Place, name_of
 from detkit.app.recipe.findings import look
 from detkit.app.recipe.given import DETECTORS, Fits, Given, Measured
 from detkit.app.recipe.made import make, options
@@ -25,6 +26,7 @@ from detkit.app.recipe.notes import notes
 from detkit.app.recipe.speed import Line, Pace, Speeds
 from detkit.app.recipe.written import experiment
 from detkit.app.run.folder import RunFolder
+from detkit.app.run.next_command import word
 from detkit.app.sweep.folder import read_jobs
 from detkit.config import ConfigError
 from detkit.data import CocoDataset
@@ -166,6 +168,14 @@ def test_long_grey_pictures_with_tiny_objects(tmp_path):
     assert lines["transform.val.resize"] == {"_target_": "ResizeFit", "size": 2048}
     assert "tta=tiles" in said
     assert "the images are grey" in said
+
+
+def test_commands_in_the_file_hold_in_folders_with_blanks(tmp_path):
+    place = Place(tmp_path / "my configs", "mine")
+    place.write("mine", [], [])
+    assert shlex.split(place.file.read_text().splitlines()[2].lstrip("# "))[2:4] == ["--config-dir", str(place.folder)]
+    assert word("data.root", "/my sets/a, b") == 'data.root="/my sets/a, b"'
+    assert [word("k", value) for value in (3, None, True, "a/b.c")] == ["k=3", "k=null", "k=true", "k=a/b.c"]
 
 
 def test_mistakes_are_told(tmp_path):

@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+import time
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 from hypothesis import given as over
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
-from detkit.app.recipe import rules
+from detkit.app.recipe import measure, rules
 from detkit.app.recipe.findings import Findings
 from detkit.app.recipe.given import DETECTORS, Choice, Fits, Given, Measured, View, basis_of
 from detkit.app.recipe.made import Option, make, options
@@ -313,3 +316,58 @@ def test_every_line_has_a_reason():
 
 def test_the_name_of_an_option_tells_it_from_the_others():
     assert Option("centernet", View(256, is_tile=True)).name == "centernet_tiles_256"
+
+
+def test_names_with_line_ends_and_control_characters_stay_in_their_comment():
+    odd = "a\u2028b: [c\nd: 1 \x07\x85 e: }"
+    text = experiment(odd, "train", [odd], [Choice("a.b", odd, odd), Choice("/model", "centernet", odd)])
+    assert yaml.safe_load(text) == {"defaults": [{"override /model": "centernet"}], "a": {"b": odd}}
+
+
+def test_a_smaller_input_tells_what_the_larger_one_could_show():
+    """A size that is tried, though the time would be enough for what the objects want."""
+    small = findings((0.03,))
+    shown = rules.images_shown(given(small, 60), PACE, View(640))
+    assert shown > rules.ENOUGH
+    assert f"the objects want 640 px, at which {shown:.0f} could be" in rules.why_view(
+        given(small, 60), PACE, View(512)
+    )
+    shown = rules.images_shown(given(minutes=60), PACE, View(416))
+    assert f"at the usual 416 px {shown:.0f} could be" in rules.why_view(given(minutes=60), PACE, View(320))
+
+
+def test_what_was_not_measured_says_so():
+    def reasons(**situation):
+        return {c.key: c.reason for c in made(given(**situation), Speeds("", 1.5, SPEEDS.paces))}
+
+    on_cpu, on_gpu, untrained = reasons(), reasons(device="cuda"), reasons(is_pretrained=False)
+    assert "0.56 s an image in place of 0.61 on bccd" in on_cpu["trainer.channels_last"]
+    assert "not timed on a GPU" in on_gpu["trainer.channels_last"]
+    assert "what it costs in AP was not measured" in on_cpu["trainer.precision"]
+    assert "not measured" in on_cpu["model.backbone.frozen_stages"]
+    assert "2 is faster" not in untrained["model.backbone.frozen_stages"], "frozen random weights learn nothing"
+    assert all("not measured" in on_gpu[key] for key in ("data.loader.train.batch_size", "optim.lr"))
+
+
+class Slow:
+    """Three pictures that take a fiftieth of a second each to read."""
+
+    def __len__(self):
+        return 3
+
+    def read(self, index):
+        time.sleep(0.02)
+
+
+def test_an_evaluation_also_reads_its_images(monkeypatch):
+    pictures: Any = Slow()
+    assert measure.reading_time(pictures) >= 0.02
+    monkeypatch.setattr(measure, "_timed", lambda bench, option, *_: (0.1 * option.view.size, 0.01 * option.view.size))
+    bench: Any = measure.Bench(given(), "coco", lambda choices: OmegaConf.create())
+    paces = []
+    for seconds in (0.0, 0.5):
+        monkeypatch.setattr(measure, "reading_time", lambda dataset, seconds=seconds: seconds)
+        paces.append(measure.time_all(bench, pictures, "cpu", 1).paces["centernet"])
+    small, large = paces
+    assert (small.train, small.val.per_megapixel) == (large.train, large.val.per_megapixel)
+    assert large.val.fixed == pytest.approx(small.val.fixed + 0.5)

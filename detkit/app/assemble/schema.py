@@ -190,6 +190,8 @@ class LabelsOptions:
     slots: int = 1
     split: Literal["train", "val"] | None = None
     least: float = 0.2
+    mirror: bool | None = None
+    enlarge: float | None = 1.5
     output: str | None = None
     device: str = "auto"
     precision: Literal["fp32", "bf16", "fp16"] | None = None

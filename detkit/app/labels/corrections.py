@@ -16,6 +16,9 @@ from detkit.evaluation.label_errors import Kind
 #: What a person may write into the column ``accept``; anything but these is refused, and nothing is no.
 YES, NO = ("yes", "y", "1", "true", "x"), ("", "no", "n", "0", "false")
 
+#: Boxes of the table are rounded: a proposed one that differs from the label's by more, px, has been moved.
+_ROUNDING = 0.02
+
 #: Under this key the corrected file says of an annotation what was changed, and how sure it is.
 NOTE = "detkit"
 
@@ -48,6 +51,13 @@ class Correction(NamedTuple):
     new_name: str | None
     new_box: Box | None
 
+    @property
+    def is_moved(self) -> bool:
+        """Whether the proposed box is another one: that of a wrong class is the label's, unless a person moved it."""
+        if self.kind is Kind.MISPLACED or self.box is None or self.new_box is None:
+            return self.kind is Kind.MISPLACED
+        return max(abs(a - b) for a, b in zip(self.box, self.new_box, strict=True)) > _ROUNDING
+
     def row(self) -> list[str]:
         """Under ``COLUMNS``, nothing accepted."""
         numbers = [_number(value, 4) for value in (self.certainty, self.loss_gain, self.objectlab)]
@@ -71,24 +81,43 @@ def read_accepted(path: Path) -> tuple[list[Correction], int]:
     Raises:
         ConfigError: it is no such table, or a cell is none; the message names the line and the column.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"apply: {path}: {getattr(error, 'strerror', None) or error}") from error
-    delimiter = ";" if text.partition("\n")[0].count(";") > text.partition("\n")[0].count(",") else ","
-    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter)
-    if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
-        raise ConfigError(f"apply: {path}: has no column {', '.join(missing)}")
-    accepted, count = [], 0
-    for number, row in enumerate(reader, start=2):
-        count += 1
-        word = (row["accept"] or "").strip().lower()
+    rows = _read_rows(path)
+    accepted = []
+    for number, row in rows:
+        word = _decision(row)
         if word not in YES + NO:
             allowed = ", ".join((*YES, *filter(None, NO)))
             raise ConfigError(f"apply: {path}, line {number}: accept must be one of {allowed} or empty, not {word!r}")
         if word in YES:
             accepted.append(_parse(row, f"apply: {path}, line {number}"))
-    return accepted, count
+    return accepted, len(rows)
+
+
+def num_decided(path: Path) -> int:
+    """In how many rows of the table in ``path`` a person has written something into the column ``accept``.
+
+    Raises:
+        ConfigError: as :func:`read_accepted`.
+    """
+    return sum(bool(_decision(row)) for _, row in _read_rows(path))
+
+
+def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """The rows that hold something, with the line that each ends in."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"apply: {path}: {getattr(error, 'strerror', None) or error}") from error
+    delimiter = ";" if text.partition("\n")[0].count(";") > text.partition("\n")[0].count(",") else ","
+    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter, restval="")
+    if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
+        raise ConfigError(f"apply: {path}: has no column {', '.join(missing)}")
+    rows = [(reader.line_num, row) for row in reader]
+    return [(number, row) for number, row in rows if any(row[name].strip() for name in COLUMNS)]
+
+
+def _decision(row: Mapping[str, str]) -> str:
+    return row["accept"].strip().lower()
 
 
 def correct(content: Mapping[str, Any], corrections: Sequence[Correction], scored: bool = False) -> dict[str, Any]:
@@ -107,7 +136,7 @@ def correct(content: Mapping[str, Any], corrections: Sequence[Correction], score
     """
     known = {one["id"]: one for one in content["annotations"]}
     category = {one["name"]: one["id"] for one in content["categories"]}
-    images = {one["id"] for one in content["images"]}
+    images = {one["id"]: one for one in content["images"]}
     changed: dict[int, dict[str, Any]] = {}
     removed: dict[int, dict[str, Any]] = {}
     new: list[dict[str, Any]] = []
@@ -126,8 +155,8 @@ def correct(content: Mapping[str, Any], corrections: Sequence[Correction], score
         else:
             if scored:
                 note[NOTE]["was"] = {key: before.get(key) for key in ("bbox", "category_id")}
-            moved = one.new_box if one.kind is Kind.MISPLACED else None
-            name = one.new_name if one.kind is Kind.WRONG_CLASS else None
+            moved = one.new_box if one.is_moved else None
+            name = one.new_name if one.new_name != one.name else None
             changed[one.annotation_id] = {**_placed(before, moved, category, name), **note}
     kept = [changed.get(one["id"], one) for one in content["annotations"] if one["id"] not in removed]
     told = {NOTE: {"removed": list(removed.values())}} if scored and removed else {}
@@ -154,8 +183,9 @@ def _check(
     known: Mapping[int, Any],
     removed: Mapping[int, Any],
     category: Mapping[str, int],
-    images: set[int],
+    images: Mapping[int, Mapping[str, Any]],
 ) -> None:
+    _check_whose(one, known, category)
     if one.annotation_id in removed:
         raise ConfigError(_CONTRADICTION.format(one.annotation_id))
     if one.annotation_id is not None and one.annotation_id not in known:
@@ -164,6 +194,29 @@ def _check(
         raise ConfigError(f"apply: the annotation file has no image {one.image_id}")
     if one.new_name is not None and one.new_name not in category:
         raise ConfigError(f"apply: the annotation file has no class {one.new_name!r}, only {', '.join(category)}")
+    w, h = images[one.image_id]["width"], images[one.image_id]["height"]
+    if one.new_box is not None and not _is_inside(one.new_box, w, h):
+        box = ", ".join(f"{v:g}" for v in one.new_box)
+        raise ConfigError(f"apply: {', '.join(_PROPOSED)}: {box} lie outside of image {one.image_id}, {w} x {h} px")
+
+
+def _is_inside(box: Box, width: int, height: int) -> bool:
+    """Whether a part of ``box`` is."""
+    x, y, w, h = box
+    return x < width and y < height and x + w > 0 and y + h > 0
+
+
+def _check_whose(one: Correction, known: Mapping[int, Any], category: Mapping[str, int]) -> None:
+    """Refuse a row that speaks of another label than its annotation: one column was sorted without the others."""
+    label = known.get(one.annotation_id) if one.annotation_id is not None else None
+    if label is None:
+        return
+    is_other = one.name is not None and category.get(one.name) != label["category_id"]
+    if is_other or label["image_id"] != one.image_id:
+        raise ConfigError(
+            f"apply: annotation {one.annotation_id} is no {one.name} of image {one.image_id}: the cells of that row do "
+            "not belong together"
+        )
 
 
 def _parse(row: Mapping[str, str], where: str) -> Correction:
@@ -171,9 +224,9 @@ def _parse(row: Mapping[str, str], where: str) -> Correction:
     if row["kind"] not in kinds:
         raise ConfigError(f"{where}: kind must be one of {', '.join(kinds)}, not {row['kind']!r}")
     numbers = {name: _parse_number(row, name, where) for name in ("certainty", "loss_gain", "objectlab")}
-    ids = [_parse_number(row, name, where) for name in ("image_id", "annotation_id")]
+    ids = [_parse_id(row, name, where) for name in ("image_id", "annotation_id")]
     boxes = [_parse_box(row, names, where) for names in (_BOX, _PROPOSED)]
-    kind, image_id, annotation_id = Kind(row["kind"]), ids[0], None if ids[1] is None else int(ids[1])
+    kind, image_id, annotation_id = Kind(row["kind"]), *ids
     if image_id is None or (annotation_id is None) != (kind is Kind.MISSING):
         raise ConfigError(f"{where}: {kind.value} needs image_id{'' if kind is Kind.MISSING else ' and annotation_id'}")
     goes = kind in (Kind.SPURIOUS, Kind.DUPLICATE)
@@ -185,7 +238,7 @@ def _parse(row: Mapping[str, str], where: str) -> Correction:
         loss_gain=numbers["loss_gain"],
         objectlab=numbers["objectlab"],
         file=row["file"],
-        image_id=int(image_id),
+        image_id=image_id,
         annotation_id=annotation_id,
         name=row["class"] or None,
         box=boxes[0],
@@ -203,8 +256,15 @@ def _parse_box(row: Mapping[str, str], names: Sequence[str], where: str) -> Box 
     return x, y, w, h
 
 
+def _parse_id(row: Mapping[str, str], name: str, where: str) -> int | None:
+    value = _parse_number(row, name, where)
+    if value is not None and value != int(value):
+        raise ConfigError(f"{where}: {name} must be a whole number, not {row[name]!r}")
+    return None if value is None else int(value)
+
+
 def _parse_number(row: Mapping[str, str], name: str, where: str) -> float | None:
-    text = (row[name] or "").strip().replace(",", ".")  # a spreadsheet's own decimal comma
+    text = row[name].strip().replace(",", ".")  # a spreadsheet's own decimal comma
     try:
         value = float(text) if text else None
     except ValueError:

@@ -24,6 +24,9 @@ from detkit.config.validate import is_component, plain
 from detkit.data.subset import Subset
 from detkit.utils.files import atomic_write
 
+#: Keys of the trainer that it refuses where there is nothing to evaluate on.
+_OF_EVALUATIONS = ("eval_every", "patience")
+
 _PROGRAM = "detkit.app.labels.fold"
 
 
@@ -68,6 +71,7 @@ def fold_recipe(stored: Stored, subset: Subset) -> dict[str, Any]:
     if is_component(begun) and is_component(backbone) and begun["_target_"] == backbone["_target_"]:
         backbone |= {key: begun[key] for key in ("weights", "pretrained", "checkpoint") if key in begun}
     config["data"] |= {"val": None, "subset": vars(subset)}
+    config["trainer"] |= dict.fromkeys(_OF_EVALUATIONS)
     return config | {"evaluator": None, "resume": {"path": None, "allow": []}}
 
 

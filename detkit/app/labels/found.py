@@ -13,13 +13,12 @@ from rich.table import Table
 from torch import Tensor
 
 from detkit.app.labels.corrections import Box, Correction
+from detkit.app.labels.views import Views, look_at
 from detkit.data.datasets.table import clipped_corners, is_usable
 from detkit.engine.evaluation import to_device
 from detkit.engine.precision import Precision, autocast, check_precision
 from detkit.evaluation.label_errors import Candidates, Kind, Suspicion, label_errors, rarities
 from detkit.evaluation.objectlab import ObjectLab, objectlab
-from detkit.evaluation.results import restore
-from detkit.matching.trace import tracing
 from detkit.models import Detector
 from detkit.structures import Affine, Batch, Categories, GroundTruth, Images, Target
 from detkit.structures.boxes import xywh_to_xyxy, xyxy_to_xywh
@@ -31,8 +30,8 @@ class Finding(NamedTuple):
     ``loss_gain``: by how much the detector's loss on this image falls when the label is corrected as proposed, below 0
     where it rises; None where the number of boxes would change, since a loss of more boxes is another sum.
     ``objectlab``: the baseline's score of the same label or detection, the lower the worse; None where it has none for
-    this kind. ``weight`` in [0, 1]: what the other images say of a wrong class, or of a box that no candidate supports;
-    1 for all others.
+    this kind, and before all images are known. ``weight`` in [0, 1]: by the gain of a wrong class, and by what the
+    other images say of a box that no candidate supports; 1 for all others.
     """
 
     truth: GroundTruth
@@ -92,19 +91,20 @@ class LabelReport:
 
     @classmethod
     def of(cls, categories: Categories, images: Sequence[LookedAt], least: float, num_known: int = 0) -> LabelReport:
-        """The findings of ``images``, weighed, and what is below ``least`` then left out.
+        """The findings of ``images``, weighed and with the baseline's scores, and what is below ``least`` left out.
 
-        A box without an object weighs by how rarely labels of its class are not seen. A wrong class weighs by how rare
-        the confusion is, and by g / (g + m), with g the gain in loss and m the median of those above 0: the scale of a
-        loss is the head's own. What gains nothing has no weight.
+        A box without an object weighs by how rarely labels of its class are not seen. A wrong class weighs by
+        g / (g + m), with g the gain in loss and m the median of those above 0: the scale of a loss is the head's own.
+        What gains nothing has no weight.
         """
         labels, seen = (
             np.concatenate([np.zeros(0, np.int64), *column])
             for column in ([image.truth.labels for image in images], [image.seen for image in images])
         )
-        rarity = rarities(labels, seen, len(categories))
+        rarity = rarities(labels, seen < 0, len(categories))
         gains = [_gain(f) for image in images for f in image.findings if f.suspicion.kind is Kind.WRONG_CLASS]
         middle = float(np.median([gain for gain in gains if gain > 0] or [1.0]))
+        images = _with_baseline(images)
         starts = np.cumsum([0, *(len(image.truth) for image in images)])
         kept = [
             _weighed(image, rarity[start:end], middle, least)
@@ -168,12 +168,14 @@ def look(
     categories: Categories,
     precision: Precision,
     least: float,
+    views: Views,
 ) -> Iterator[LookedAt]:
     """Detect in each image, one by one with the trace on, and hold what is found against its labels.
 
     Args:
         truths: of all images of ``batches``.
         least: findings below this certainty are left out.
+        views: how each image is looked at; losses are those of the image as it is.
     """
     check_precision(precision, device)
     by_id = {truth.image_id: truth for truth in truths}
@@ -182,28 +184,32 @@ def look(
         for i, meta in enumerate(batch.images.meta):
             one = Images(batch.images.pixels[i : i + 1], (meta,))
             with autocast(device, precision):
-                yield _look_at(detector, one, by_id[meta.image_id], categories, least)
+                yield _look_at(detector, one, by_id[meta.image_id], categories, least, views)
 
 
-def _look_at(detector: Detector, image: Images, truth: GroundTruth, categories: Categories, least: float) -> LookedAt:
-    (meta,) = image.meta
-    assert meta.affine is not None, "the loader refuses transforms without an inverse"
-    with torch.no_grad(), tracing() as trace:
-        (detections,) = detector(image)
-    results = restore(detections, meta, categories)
-    found = Candidates(_xyxy(results.boxes), detections.labels.cpu().numpy(), results.scores)
-    traced = [s for s in trace.selections if bool((s.labels >= 0).any())]
-    candidates = found
-    if traced:
-        boxes, labels, scores = (torch.cat([getattr(s, key) for s in traced]) for key in ("boxes", "labels", "scores"))
-        original = meta.affine.undo(boxes.double()).cpu().numpy()
-        candidates = Candidates(original, labels.cpu().numpy(), scores.double().cpu().numpy())
-    scored = objectlab(_xyxy(truth.boxes), truth.labels, *found)
+def _look_at(
+    detector: Detector, image: Images, truth: GroundTruth, categories: Categories, least: float, views: Views
+) -> LookedAt:
+    found, candidates = look_at(detector, image, categories, views)
     judged = label_errors(truth, found, candidates, len(categories))
     suspicions = [s for s in judged.suspicions if s.certainty >= least]
     gains = _loss_gains(detector, image, truth, suspicions)
-    findings = [Finding(truth, s, g, _baseline(s, scored)) for s, g in zip(suspicions, gains, strict=True)]
-    return LookedAt(truth, findings, found, judged.seen, scored)
+    findings = [Finding(truth, s, gain, None) for s, gain in zip(suspicions, gains, strict=True)]
+    return LookedAt(truth, findings, found, judged.seen, _scored(truth, found))
+
+
+def _scored(truth: GroundTruth, found: Candidates, least: float | None = None) -> ObjectLab:
+    return objectlab(_xyxy(truth.boxes), truth.labels, *found, least)
+
+
+def _with_baseline(images: Sequence[LookedAt]) -> list[LookedAt]:
+    """``images`` with the baseline's scores, which need the least similarity of all of them."""
+    least = min((image.baseline.least for image in images), default=1.0)
+    scored = [replace(image, baseline=_scored(image.truth, image.found, least)) for image in images]
+    return [
+        replace(image, findings=[f._replace(objectlab=_baseline(f.suspicion, image.baseline)) for f in image.findings])
+        for image in scored
+    ]
 
 
 def _weighed(image: LookedAt, rarity: np.ndarray, middle: float, least: float) -> LookedAt:
@@ -216,7 +222,7 @@ def _weight(finding: Finding, rarity: np.ndarray, middle: float) -> float:
     kind, index = finding.suspicion.kind, finding.suspicion.index
     if index is None or kind not in (Kind.WRONG_CLASS, Kind.SPURIOUS):
         return 1.0
-    return float(rarity[index]) * (_gain(finding) / (_gain(finding) + middle) if kind is Kind.WRONG_CLASS else 1.0)
+    return _gain(finding) / (_gain(finding) + middle) if kind is Kind.WRONG_CLASS else float(rarity[index])
 
 
 def _gain(finding: Finding) -> float:

@@ -21,9 +21,9 @@ _WORDS = {
 _ROLES = {"label": OBJECT, "as it should be": DETECTION, "the label that stays": CANDIDATE}
 
 _NOTE = (
-    "Certainty: what the detector's scores and boxes say against the label; less where it often takes that class for "
-    "the other or sees nothing in its place, and where its loss would fall but little with another class. Loss: by how "
-    "much it would change. ObjectLab: the published score of the same, low where it is suspicious."
+    "Certainty: what the detector's scores and boxes say against the label, over all looks at the image; less where it "
+    "sees nothing in the place of many labels of that class, and where its loss would fall but little with another "
+    "class. Loss: by how much it would change. ObjectLab: the published score of the same, low where it is suspicious."
 )
 
 #: Images in the table of the worst.

@@ -20,11 +20,12 @@ from detkit.app.assemble.exported import is_exported
 from detkit.app.assemble.schema import LabelsOptions
 from detkit.app.assemble.stored import Stored, eval_loader, load_stored, open_split, with_weights_of
 from detkit.app.cli.entry import run_tool
-from detkit.app.labels.corrections import as_csv, correct, read_accepted, read_coco
+from detkit.app.labels.corrections import as_csv, correct, num_decided, read_accepted, read_coco
 from detkit.app.labels.folds import train_folds
 from detkit.app.labels.found import LabelReport, LookedAt, look
 from detkit.app.labels.known import same_pictures, trained_on
 from detkit.app.labels.page import labels_page
+from detkit.app.labels.views import Views
 from detkit.app.run.next_command import path_word, tell_next
 from detkit.config import ConfigError, validate
 from detkit.config.ranges import check_range
@@ -147,7 +148,10 @@ def _look(stored: Stored, dataset: DetectionDataset, places: np.ndarray, options
     loader = eval_loader(stored, part)
     batches = track(loader, len(loader), "looking at labels")
     precision = options.precision or stored.config["trainer"]["precision"]
-    return look(stored.detector, stored.device, batches, part.truths, dataset.categories, precision, options.least)
+    views = Views.of(stored.config, options.mirror, options.enlarge)
+    return look(
+        stored.detector, stored.device, batches, part.truths, dataset.categories, precision, options.least, views
+    )
 
 
 def _not_known(known: np.ndarray | None, checkpoint: Path, split: str, dataset: DetectionDataset) -> np.ndarray:
@@ -189,8 +193,8 @@ def _refuse_edited(table: Path) -> None:
     Raises:
         ConfigError: as it says.
     """
-    if table.is_file() and read_accepted(table)[0]:
-        raise ConfigError(f"output: {table} has accepted rows, and would be written over; choose another folder")
+    if table.is_file() and (count := num_decided(table)):
+        raise ConfigError(f"output: {table} has {count} rows that someone has decided on; choose another folder")
 
 
 def _check(options: LabelsOptions) -> None:
@@ -199,6 +203,7 @@ def _check(options: LabelsOptions) -> None:
     check_range("slots", options.slots, 1)
     check_range("folds", options.folds, 2)
     check_range("seed", options.seed, 0)
+    check_range("enlarge", options.enlarge, 0.1, 4)
     if options.folds is not None and options.split == "val":
         raise ConfigError("folds: are made of data.train, not of split=val, which needs none")
     if options.folds is None and options.group is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ class Place:
 
     def write(self, headline: str, remarks: Sequence[str], choices: Sequence[Choice]) -> None:
         """Write the file, whole or not at all."""
-        line = " ".join([command("train"), *self.words])
+        line = " ".join([command("train"), *map(shlex.quote, self.words)])
         with output_folder(self.file.parent):
             atomic_write(self.file, experiment(headline, line, remarks, choices))
 

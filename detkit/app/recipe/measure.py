@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from detkit.app.audit.plan import Planner
 from detkit.app.recipe import rules
 from detkit.app.recipe.given import DETECTORS, SIZES, Choice, Fits, Given, Measured, View
 from detkit.app.recipe.made import Option, make
-from detkit.app.recipe.speed import Line, Pace, Speeds
+from detkit.app.recipe.speed import DIGITS, Line, Pace, Speeds
 from detkit.config import build
 from detkit.data.datasets.base import DetectionDataset
 from detkit.engine.evaluation import to_device
@@ -38,6 +38,9 @@ _STEPS, _SECONDS = 4, 12.0
 
 #: Objects, about, on which anchors are tried, as in the audit.
 _OBJECTS = 600
+
+#: Images that are read to see how long that takes.
+_READ = 4
 
 #: Scales and ratios that are tried, in strides of the level and as height / width.
 SCALES = ((2.0,), (3.0,), (4.0,), (6.0,), (8.0,), (3.0, 4.243))
@@ -65,8 +68,9 @@ class Bench:
         return self.compose(make(self.given, Measured(speeds, usual), option, self.data))
 
 
-def time_all(bench: Bench, device: str, threads: int | None) -> Speeds:
-    """How fast this computer trains each detector, in the faster precision."""
+def time_all(bench: Bench, dataset: DetectionDataset, device: str, threads: int | None) -> Speeds:
+    """How fast this computer trains each detector on images like those of ``dataset``, in the faster precision."""
+    reading = reading_time(dataset)
     first, views = DETECTORS[0], _views(bench.given)
     seconds = {p: _timed(bench, Option(first, views[0]), p, device, threads)[0] for p in ("fp32", "bf16")}
     bf16 = round(seconds["fp32"] / seconds["bf16"], 2)
@@ -76,8 +80,19 @@ def time_all(bench: Bench, device: str, threads: int | None) -> Speeds:
         megapixels = [bench.given.megapixels(view) for view in views]
         pairs = [_timed(bench, Option(detector, view), precision, device, threads) for view in views]
         lines = (Line.through(list(zip(megapixels, column, strict=True))) for column in zip(*pairs, strict=True))
-        paces[detector] = Pace(*lines)
+        train, val = lines
+        paces[detector] = Pace(train, replace(val, fixed=round(val.fixed + reading, DIGITS)))
     return Speeds(_machine(device), bf16, paces)
+
+
+def reading_time(dataset: DetectionDataset) -> float:
+    """Seconds to read an image, which a detection may wait for: of a large one it is the greater part."""
+    seconds = []
+    for i in range(min(_READ, len(dataset))):
+        start = time.perf_counter()
+        dataset.read(i)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
 
 def _views(given: Given) -> tuple[View, View]:

@@ -42,7 +42,7 @@ _OBJECTS_IN_TILE = 4
 #: The longer side of the largest whole image that is measured by: data=shapes_large has it.
 LARGEST_WHOLE = 2048
 
-#: The longest schedule of the house's recipes, in epochs (centernet/coco_r18).
+#: The longest schedule of the house's recipes, in epochs (centernet/coco_r18, as published).
 MOST_EPOCHS = 140
 
 #: Share of the time that evaluations before the last one may take, and how many there are at most.
@@ -113,10 +113,10 @@ def why_view(given: Given, pace: Pace, view: View) -> str:
         return f"of whole images of {SIZES[-1]} px {lost:.0%} of the objects would be below {TOLD_APART} px; {words}"
     needed, usual = needed_size(findings), usual_size(given)
     if view.size < needed:
-        return f"{words}: the objects want {needed} px, at which fewer than {LEAST} could be"
+        return f"{words}: the objects want {needed} px, at which {images_shown(given, pace, View(needed)):.0f} could be"
     if view.size < usual:
-        return f"{words}: at the usual {usual} px fewer than {ENOUGH} could be"
-    return f"{words} (bccd has AP 0.580 after {ENOUGH} and 0.591 after 1600, at 427 px)"
+        return f"{words}: at the usual {usual} px {images_shown(given, pace, View(usual)):.0f} could be"
+    return f"{words} (bccd has AP 0.580 after {ENOUGH} and 0.591 after 1600, one run each at 427 px)"
 
 
 def evaluations(given: Given, pace: Pace, view: View) -> tuple[int, float]:
@@ -154,6 +154,7 @@ def choose_steps(given: Given, pace: Pace, view: View, basis: Basis) -> Choice:
     words = f"{step:.2f} s a step; {steps * batch_size} images, {steps * batch_size / f.num_images:.1f} epochs"
     if shown > longest:
         words += f"; the time would have {shown:.0f} images, but no recipe here is longer than {MOST_EPOCHS} epochs"
+        words += " (CenterNet's published one, not run to its end here)"
     return Choice("trainer.steps", steps, words)
 
 
@@ -174,7 +175,7 @@ def batch_of(given: Given, basis: Basis) -> int:
 
 def choose_batch(given: Given, basis: Basis) -> Choice:
     """See :func:`batch_of`."""
-    words = f"as {basis.source}; small batches of AdamW made 3 points on bccd"
+    words = f"as {basis.source}; small batches of AdamW made 3 points on bccd, one run each"
     if given.device == "cuda":
         words = f"4 times that of {basis.source}, to keep a GPU busy; not measured"
     return Choice("data.loader.train.batch_size", batch_of(given, basis), words)
@@ -199,6 +200,8 @@ def choose_precision(speeds: Speeds) -> Choice:
     """bf16 where it is faster here."""
     is_faster = speeds.bf16 >= _FASTER
     words = f"a step in bf16 is {speeds.bf16:.2f} times as fast here as in fp32"
+    if is_faster:
+        words += "; what it costs in AP was not measured by itself"
     return Choice("trainer.precision", "bf16" if is_faster else "fp32", words)
 
 
@@ -217,7 +220,9 @@ def choose_frozen(given: Given) -> Choice:
     """None where that was run."""
     if given.backbone == "resnet50":
         return Choice("model.backbone.frozen_stages", 2, "stem and C2, as COCO's recipes have it")
-    words = "all stages train, as in each recipe of the house on few pictures; 2 is faster and was not measured"
+    words = "all stages train, as in each recipe of the house on few pictures"
+    if given.is_pretrained:
+        words += "; 2 is faster, and what it costs was not measured"
     return Choice("model.backbone.frozen_stages", 0, words)
 
 

@@ -13,7 +13,7 @@ from detkit.config import ConfigError
 from detkit.utils.files import atomic_write
 
 #: Digits that are kept, so that what is read back is what was measured.
-_DIGITS = 5
+DIGITS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Line:
         fixed = y1 - slope * x1
         if fixed < 0 or slope == 0:
             fixed, slope = 0.0, (y1 + y2) / (x1 + x2)
-        return cls(round(fixed, _DIGITS), round(slope, _DIGITS))
+        return cls(round(fixed, DIGITS), round(slope, DIGITS))
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,7 +113,7 @@ def _speeds(cfg: DictConfig, writer: Writer, place: Place, is_tried: bool) -> Sp
     if is_tried and place.speeds.is_file():  # other steps would be other runs, and a killed try could not go on
         logger.info("timed before: %s; without that file this computer is timed anew", place.speeds)
         return read_speeds(place.speeds, DETECTORS)
-    measured = time_all(writer.bench, cfg.device, cfg.threads)
+    measured = time_all(writer.bench, writer.train, cfg.device, cfg.threads)
     with output_folder(place.speeds.parent):
         measured.write(place.speeds)
     return measured

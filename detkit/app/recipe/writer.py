@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ from detkit.app.recipe.made import Option, make
 from detkit.app.recipe.measure import Bench, fits_of
 from detkit.app.recipe.notes import describe, notes
 from detkit.app.recipe.speed import Pace, Speeds
+from detkit.app.run.next_command import word
 from detkit.data.datasets.base import DetectionDataset
 from detkit.utils.commands import command
 
@@ -67,10 +69,11 @@ class Writer:
         )
 
     def _origin(self, given: Given) -> str:
-        root = next((f" data.root={choice.value}" for choice in self.said if choice.key == "data.root"), "")
+        said = [shlex.quote(word(choice.key, choice.value)) for choice in self.said]
+        line = " ".join([command("recipe"), f"data={self.preset}", *said, f"minutes={given.minutes:g}"])
         return (
-            f"Written by {command('recipe')} data={self.preset}{root} minutes={given.minutes:g}; not yet run to the "
-            "end: no claim. Every line may be changed; above it stands why it is as it is (docs/recipes.md)."
+            f"Written by {line}; not yet run to the end: no claim. Every line may be changed; above it stands why it "
+            "is as it is (docs/recipes.md)."
         )
 
 

@@ -59,6 +59,7 @@ def _lines(tree: Mapping[str, Any], indent: str) -> Iterator[str]:
 
 
 def _comment(text: str, indent: str = "") -> list[str]:
+    text = "".join(c if c.isprintable() else " " for c in text)  # YAML ends a line at more than LF, or refuses it
     width = _WIDTH - len(indent)
     return textwrap.wrap(
         text, width, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}#   ", break_long_words=False,
@@ -72,7 +73,8 @@ def _value(value: Any) -> str:
         return value
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{_value(k)}: {_value(v)}" for k, v in value.items()) + "}"
-    return json.dumps(value, ensure_ascii=False)
+    quoted = json.dumps(value, ensure_ascii=False)
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in quoted)
 
 
 def _is_special(word: str) -> bool:

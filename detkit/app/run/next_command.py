@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import rich
 from hydra.core.hydra_config import HydraConfig
@@ -103,4 +105,11 @@ def path_word(key: str, path: str | Path) -> str:
     """The override that gives ``key`` the file ``path``, seen from the current folder where it lies below it."""
     whole = Path(path).absolute()
     shown = os.path.relpath(whole) if whole.is_relative_to(Path.cwd()) else str(whole)
-    return f"{key}={shown if _PLAIN.fullmatch(shown) else quote(shown)}"
+    return word(key, shown)
+
+
+def word(key: str, value: Any) -> str:
+    """The override that gives ``key`` a plain ``value``."""
+    if not isinstance(value, str):
+        return f"{key}={json.dumps(value)}"
+    return f"{key}={value if _PLAIN.fullmatch(value) else quote(value)}"
