@@ -50,6 +50,13 @@ def test_keypoints_are_read(tmp_path, how):
     assert data.report.findings == ()
 
 
+def test_chosen_images_keep_their_landmarks(tmp_path):
+    said = [annotation(i, i, [8, 6, 20, 16], keypoints=[i, *EYES[1:]]) for i in (1, 2, 3)]
+    write_coco(tmp_path, [image(i) for i in (1, 2, 3)], said, FACE)
+    chosen = CocoDataset(root=str(tmp_path)).truths.select(np.array([2, 0]))
+    assert [truth.landmarks.points[0, 0].tolist() for truth in chosen] == [[3, 10, 2], [1, 10, 2]]
+
+
 @pytest.mark.parametrize("how", ["quickly", "carefully"])
 @pytest.mark.parametrize(
     "wrong", [EYES[:6], [*EYES[:8], 3], [*EYES[:8], "2"], "none", [*EYES[:8], True], [1e999, *EYES[1:]]]

@@ -133,6 +133,7 @@ class TruthTable(Sequence[GroundTruth]):
             area=self.area[rows],
             crowd=self.crowd[rows],
             annotation_ids=self.annotation_ids[rows],
+            landmarks=None if self.landmarks is None else self.landmarks.select(rows),
         )
 
     @property
