@@ -36,7 +36,7 @@ REFUSED = {
     },
     **{
         f"{slot}=two_stage_snip": ("choose model/neck=image_pyramid_16, which has three scales",)
-        for slot in ("model/head", "model/head@model.head.auxiliary")
+        for slot in ("model/head", "model/head@model.head.auxiliary", "model/head@model.head.inner")
     },
     **{
         f"loss@model.head{part}.{slot}.cls_loss={name}": (
@@ -84,6 +84,7 @@ OF_RECIPE = {
     "scale/tridentnet": OF_BRANCHES,
     "scale/single_level": OF_BRANCHES,
     "scale/": OF_FINE_MAPS,
+    "faster_rcnn/shapes_many": ("NormalizedSoftmax needs the layer that it makes, and ScoreMaps has another: take",),
     "faster_rcnn/finetune_mobilenetv3": ("must be one of [32, 32]", "need a detector with a backbone; MTCNN has none"),
     "rfcn/": ("must be one of [16, 16]",),  # C4 and a dilated C5
 }
