@@ -90,6 +90,7 @@ def test_where_no_compiler_is_it_is_told_before_the_training(tmp_path, monkeypat
         compile_networks(build_model("yolov1", CATEGORIES, small("yolov1")), CPU)
 
 
+@pytest.mark.slow
 def test_a_run_with_evaluations_average_and_resume_is_a_plain_one(tmp_path, monkeypatch):
     """Traced and run by torch's own operators: the same bits in all files, under the same names."""
     monkeypatch.setattr(trainer, "compile_networks", functools.partial(compile_networks, backend="eager"))
