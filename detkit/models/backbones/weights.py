@@ -52,11 +52,35 @@ def _imagenet_state(weights: WeightsEnum) -> Mapping[str, Tensor]:
     try:
         return weights.get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError) as error:
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise ValueError(
-            f"cannot load the ImageNet weights {weights}: {error}. Without a network, put {weights.url} into {folder} "
-            f"(TORCH_HOME is {os.environ.get('TORCH_HOME', 'not set')}), or set weights=null to train from scratch"
+            f"cannot load the ImageNet weights {weights}: {error}. {_by_hand(weights.url)}, or set weights=null to "
+            "train from scratch"
         ) from error
+
+
+def published_file(url: str) -> Path:
+    """torchvision's file at ``url``, fetched once into torch's folder of downloads.
+
+    Raises:
+        ValueError: it cannot be fetched; the message says where the file could be put.
+    """
+    path = _downloads() / url.rpartition("/")[2]
+    if not path.is_file():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            digits = path.stem.rpartition("-")[2]  # what its SHA-256 begins with
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=digits, progress=True)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"cannot fetch {url}: {error}. {_by_hand(url)}") from error
+    return path
+
+
+def _by_hand(url: str) -> str:
+    return f"Without a network, put {url} into {_downloads()} (TORCH_HOME is {os.environ.get('TORCH_HOME', 'not set')})"
+
+
+def _downloads() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def read_state(path: Path, allowed: str = "'imagenet', the path of a state dict, or null") -> Mapping[str, Tensor]:
