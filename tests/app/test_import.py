@@ -165,6 +165,8 @@ def test_what_is_wrong_is_told_with_its_key_and_nothing_is_written(theirs, tmp_p
     few = {"source": f"mmdetection:{tmp_path / 'b.pth'}"}
     refused("style: the file does not tell it: style=caffe for BGR", **few)
     refused("style: CenterNet's ResNet-18 is of the style pytorch alone", style="caffe", **few)
+    torch.save({"state_dict": {"roi_heads.a": torch.zeros(1)}}, tmp_path / "b.pth")
+    refused("source: its last layers are missing: it is not one of mmdetection's .* tensor is roi_heads.a", **few)
     state = centernet()
     del state["backbone.conv1.weight"], state["neck.deconv_layers.0.bn.bias"]
     torch.save({"state_dict": state}, tmp_path / "b.pth")

@@ -1,6 +1,7 @@
 """Starting from weights: what is taken over, and what starts anew."""
 
 import logging
+import os
 
 import pytest
 import torch
@@ -261,6 +262,23 @@ def test_a_tensor_that_published_networks_of_mtcnn_lack_is_named(tmp_path, caplo
     torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "pnet.pt")
     with pytest.raises(ConfigError, match=rf"{tmp_path}: .* of another shape \['pnet.conv1.weight \(3,\)"):
         initialize(build_detector(preset, ONE), f"mtcnn:{tmp_path}", ONE, preset)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("made_by_a_pickle",)
+
+
+def test_a_state_dict_that_would_run_code_is_refused_and_every_fault_names_its_file(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"a": Evil()}, "theirs.pth")
+    words = r"init_from: weights: theirs.pth: refused: it asks for posix.mkdir, which could run code$"
+    with pytest.raises(ConfigError, match=words):
+        initialize(build_detector(model, ONE), "torchvision:theirs.pth", ONE, model)
+    assert not (tmp_path / "made_by_a_pickle").exists()
+    torch.save({"roi_heads.b": torch.zeros(1)}, "theirs.pth")
+    with pytest.raises(ConfigError, match=r"init_from: theirs.pth: 'roi_heads.b' is not a key of torchvision's Faster"):
+        initialize(build_detector(model, ONE), "torchvision:theirs.pth", ONE, model)
 
 
 def test_weights_of_another_model_name_the_preset_that_takes_them(tmp_path):

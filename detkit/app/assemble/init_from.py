@@ -77,8 +77,8 @@ def _from_torchvision(detector: nn.Module, path: Path, categories: Categories, m
         published = read_state(path, f"the path of a state dict, or one of {', '.join(_PUBLISHED)}")
         state, with_classes = from_torchvision(published, categories)
     except ValueError as error:
-        hint = describe_origin(path)
-        raise ValueError(f"{error}{hint if _TORCHVISION not in hint else ''}") from error
+        hint, where = describe_origin(path), "" if str(path) in str(error) else f"{path}: "
+        raise ValueError(f"{where}{error}{hint if _TORCHVISION not in hint else ''}") from error
     if doubt := check_norms(detector, published, path):
         logger.warning("%s", doubt)
     missing = _placed(detector, state, path, preset_of(published))

@@ -129,7 +129,10 @@ def categories_of(foreign: Foreign, given: Sequence[str] | None) -> Categories:
     try:
         num, coco = foreign.num_classes, coco_categories()
     except ValueError as error:
-        raise ConfigError(f"source: {error}") from error
+        raise ConfigError(
+            f"source: {error}: it is not one of {foreign.library}'s Faster R-CNN, RetinaNet or CenterNet; its first "
+            f"tensor is {next(iter(foreign.state))}"
+        ) from error
     names = given or foreign.names
     if names is None and num == len(coco):
         return coco

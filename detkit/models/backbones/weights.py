@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -94,7 +95,9 @@ def read_state(path: Path, allowed: str = "'imagenet', the path of a state dict,
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds; each means that this file is not usable
-        raise ValueError(f"weights: {path} is not a readable state dict: {error}") from error
+        if refused := re.search(r"GLOBAL (\S+)", str(error)):  # torch's own words tell how to run it nevertheless
+            raise ValueError(f"weights: {path}: refused: it asks for {refused[1]}, which could run code") from error
+        raise ValueError(f"weights: {path} is not a readable state dict: {str(error).partition(chr(10))[0]}") from error
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"weights: {path} is not a state dict (name -> tensor)")
     return state
