@@ -73,7 +73,8 @@ def peaks(scores: Tensor) -> Tensor:
 
 def joined(parts: list[Marked]) -> Marked:
     """The candidates of all ``parts``, of levels or branches, which have no landmarks."""
-    return Marked(*(torch.cat([part[column] for part in parts], dim=1) for column in range(3)))
+    boxes, scores, labels = zip(*(part[:3] for part in parts), strict=True)
+    return Marked(torch.cat(boxes, dim=1), torch.cat(scores, dim=1), torch.cat(labels, dim=1))
 
 
 def only_of_size(found: Marked, size: tuple[int, int], *ranges: SizeRange | None) -> Marked:

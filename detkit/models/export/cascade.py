@@ -32,8 +32,9 @@ def _(net: MTCNN, features: Sequence[Tensor], view: View) -> Marked:
             "model.max_candidates=N, such as 200; R-Net and O-Net look at so many, whatever the image"
         )
     found = [_of_image(net, pixels, view.size) for pixels in features[0]]
-    columns = zip(*found, strict=True)
-    return Marked(*(None if column[0] is None else torch.cat(list(column)) for column in columns))
+    boxes, scores, labels = zip(*(one[:3] for one in found), strict=True)
+    points = [one.landmarks for one in found if one.landmarks is not None]
+    return Marked(torch.cat(boxes), torch.cat(scores), torch.cat(labels), torch.cat(points) if points else None)
 
 
 def _of_image(net: MTCNN, pixels: Tensor, size: tuple[int, int]) -> Marked:
