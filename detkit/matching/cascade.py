@@ -18,7 +18,7 @@ from detkit.structures import Detections
 from detkit.structures.boxes import clip, is_larger
 
 #: Of a detection this much must lie inside the image, px.
-_LEAST_SIDE = 1e-2
+LEAST_SIDE = 1e-2
 
 
 def let_through(
@@ -92,7 +92,7 @@ def last_detections(
     """
     survivors = nms_over_smaller(found.boxes, found.scores, found.labels, overlap, extra)
     clipped = clip(found.boxes, size)
-    inside = is_larger(clipped, _LEAST_SIDE)
+    inside = is_larger(clipped, LEAST_SIDE)
     survivors = survivors[inside[survivors]]
     if trace := active_trace():
         trace.selections.append(

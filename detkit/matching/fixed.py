@@ -29,12 +29,13 @@ NO_DETECTION = -1
 
 
 class Marked(NamedTuple):
-    """P candidates of each of B images: ``boxes`` (B, P, 4) px, ``scores`` (B, P), ABSENT where there is none, and
-    ``labels`` (B, P) int64."""
+    """P candidates of each of B images: ``boxes`` (B, P, 4) px, ``scores`` (B, P), ABSENT where there is none,
+    ``labels`` (B, P) int64, and ``landmarks`` (B, P, L, 2) px of a detector that finds them."""
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
+    landmarks: Tensor | None = None
 
 
 def top(scores: Tensor, num: int) -> tuple[Tensor, Tensor]:
@@ -71,8 +72,9 @@ def peaks(scores: Tensor) -> Tensor:
 
 
 def joined(parts: list[Marked]) -> Marked:
-    """The candidates of all ``parts``, of levels or branches."""
-    return Marked(*(torch.cat(columns, dim=1) for columns in zip(*parts, strict=True)))
+    """The candidates of all ``parts``, of levels or branches, which have no landmarks."""
+    boxes, scores, labels = zip(*(part[:3] for part in parts), strict=True)
+    return Marked(torch.cat(boxes, dim=1), torch.cat(scores, dim=1), torch.cat(labels, dim=1))
 
 
 def only_of_size(found: Marked, size: tuple[int, int], *ranges: SizeRange | None) -> Marked:
@@ -139,13 +141,18 @@ def unsuppressed(boxes: Tensor, scores: Tensor, groups: Tensor, num_groups: int,
 
 
 def best_rows(found: Marked, num: int) -> Marked:
-    """The best ``num`` of each image, rows without one emptied: score 0, label NO_DETECTION, a box of zeros."""
+    """The best ``num`` of each image, rows without one emptied: score 0, label NO_DETECTION, box and points zeros."""
     scores, index = top(found.scores, num)
     there = scores > LEAST
+    points = found.landmarks
+    if points is not None:
+        chosen = rows(points.flatten(2), index).unflatten(2, points.shape[2:])
+        points = torch.where(there[:, :, None, None], chosen, 0.0)
     return Marked(
         torch.where(there[:, :, None], rows(found.boxes, index), 0.0),
         torch.where(there, scores, 0.0),
         torch.where(there, found.labels.gather(1, index), NO_DETECTION),
+        points,
     )
 
 
@@ -179,3 +186,36 @@ def _nms_marks(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 @_nms_marks.register_fake
 def _(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     return torch.empty_like(scores, dtype=torch.bool)
+
+
+def over_smaller_marks(boxes: Tensor, scores: Tensor, threshold: float, extra: float) -> Tensor:
+    """(G, P) bool: which candidates :func:`~detkit.matching.groups.nms_over_smaller` leaves in each of G groups.
+
+    All are compared at once: who is beaten by none that stays, stays. That is asked again until nothing changes, which
+    is the greedy choice, found after as many rounds as one beats another that beats another.
+
+    Args:
+        boxes: (P, 4) px, shared by the groups.
+        scores: (G, P), below LEAST for a candidate that is not of the group.
+    """
+    there, boxes = scores > LEAST, boxes.double()
+    corner = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
+    sides = (torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:]) - corner + extra).clamp(min=0)
+    areas = (boxes[:, 2:] - boxes[:, :2] + extra).prod(dim=1)
+    share = sides.prod(dim=2) / torch.minimum(areas[:, None], areas[None])
+    place = torch.arange(boxes.shape[0], device=boxes.device)
+    better, equal = scores[:, :, None] > scores[:, None], scores[:, :, None] == scores[:, None]
+    beats = (share > threshold) & (better | equal & (place[:, None] < place)) & there[:, :, None]
+
+    def changes(kept: Tensor, before: Tensor) -> Tensor:
+        return (kept != before).any()
+
+    def asked(kept: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+        return there & ~(beats & kept[:, :, None]).any(dim=1), kept.clone()
+
+    kept = there.clone(), torch.zeros_like(there)
+    if torch.compiler.is_compiling():  # a loop of the graph
+        return torch.while_loop(changes, asked, kept)[0]
+    while changes(*kept):
+        kept = asked(*kept)
+    return kept[0]

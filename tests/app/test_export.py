@@ -1,6 +1,7 @@
 """``tools/export.py``: the file says what the detector says, in onnxruntime, and a file that does not is not kept."""
 
 import json
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -8,10 +9,12 @@ import pytest
 import torch
 
 from detkit.app.assemble import exported
+from detkit.app.calibrate import tool as calibrate
 from detkit.app.export import tool as export
 from detkit.app.export.check import partners
 from detkit.app.use import predict
 from detkit.matching import fixed
+from detkit.models.export import NoFormError
 from detkit.structures import Detections
 from detkit.utils.download import checksum
 from tests.app.test_explain import checkpoint  # noqa: F401 - a fixture: a small run on shapes
@@ -53,6 +56,63 @@ def test_where_rounding_decides_a_detection_may_be_on_one_side():
     two = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
     assert not partners(one, two, 0.05)[1], "the other side rounded it down to the threshold"
     assert partners(one, two, 0.0)[1]
+
+
+class Session:
+    """As onnxruntime has it: one input of that type and shape, so many outputs."""
+
+    def __init__(self, kind, shape, num):
+        self.inputs, self.num = [SimpleNamespace(type=kind, shape=shape)], num
+
+    def get_inputs(self):
+        return self.inputs
+
+    def get_outputs(self):
+        return [None] * self.num
+
+
+def test_a_file_that_takes_something_else_than_it_says_is_refused():
+    def check(kind="tensor(uint8)", shape=("batch", 3, 8, 8), num=3, **changes):
+        own = {
+            "categories": {},
+            "input": "",
+            "layout": "bchw",
+            "size": None,
+            "score_threshold": 0.0,
+            "thresholds": None,
+        }
+        own |= {"checkpoint": "", "sha256": "", "config": {}, "metrics": {}}
+        exported._check(exported.Contract(**own | changes), Session(kind, shape, num))
+
+    check()
+    check(shape=(1, 8, 8, 3), layout="bhwc", size=[8, 8], num=4)
+    for words, changes in (
+        ("layout: must be bchw or bhwc, not 'rgb'", {"layout": "rgb"}),
+        (r"size: must be null or \[height, width\], not 'x'", {"size": "x"}),
+        ("does not fit what the file takes and gives", {"layout": "bhwc"}),
+        ("does not fit what the file takes and gives", {"kind": "tensor(float)"}),
+        ("does not fit what the file takes and gives", {"num": 2}),
+    ):
+        with pytest.raises(ValueError, match=words):
+            check(**changes)
+
+
+def test_an_export_that_fails_leaves_nothing_and_a_place_is_tried_first(checkpoint, tmp_path, monkeypatch, capsys):  # noqa: F811
+    start = (export.main, monkeypatch, capsys, f"checkpoint={checkpoint}")
+    asked = []
+
+    def refuse(*_):
+        asked.append(True)
+        raise NoFormError("this cannot be said")
+
+    monkeypatch.setattr(export, "write", refuse)
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.onnx").mkdir()
+    assert "file: Not a directory" in call(*start, f"output={tmp_path / 'file' / 'm.onnx'}", code=1)
+    assert "folder.onnx is a folder" in call(*start, f"output={tmp_path / 'folder.onnx'}", code=2)
+    assert not asked
+    assert "this cannot be said" in call(*start, f"output={tmp_path / 'a' / 'b' / 'm.onnx'}", code=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.onnx"]
 
 
 @pytest.mark.slow
@@ -152,6 +212,12 @@ def test_what_is_no_export_is_told(checkpoint, tmp_path, monkeypatch, capsys):  
     mirrored = "transform.val.flip={_target_:HorizontalFlip,p:1.0}"
     said = call(*start, "resize=true", "size=[96,96]", mirrored, code=2)
     assert "transform.val.flip: HorizontalFlip cannot go into a file: export with resize=false" in said
+    for tool, more in ((calibrate.main, "target.recall=0.9"), (export.main, "size=[64,64]")):
+        said = call(tool, monkeypatch, capsys, "checkpoint=a.onnx", more, code=2)
+        assert "a.onnx is an exported file, which evaluate, explain and predict take alone" in said
+    for more in ("device=cuda", "precision=bf16"):
+        said = call(predict.main, monkeypatch, capsys, "checkpoint=a.onnx", "input=x.jpg", more, code=2)
+        assert "a.onnx is an exported file: it takes device=cpu and precision=fp32 alone" in said
     stranger = tmp_path / "stranger.onnx"
     stranger.write_bytes(b"no file of ONNX")
     said = call(predict.main, monkeypatch, capsys, f"checkpoint={stranger}", "input=x.jpg", code=2)

@@ -12,7 +12,7 @@ import torch
 from detkit.models.export import made_program
 from detkit.models.export.trace import traced, write_onnx
 from tests.app.documents import ROOT
-from tests.models.export.test_forms import CATEGORIES, TABLE, awake, padded, pixels
+from tests.models.export.test_forms import CATEGORIES, ONE_SIZE, TABLE, awake, padded, pixels
 
 PAGE = (ROOT / "docs/export.md").read_text()
 
@@ -42,4 +42,4 @@ def test_the_program_of_the_page_prints_what_the_detector_finds(tmp_path):
 def test_the_table_of_the_page_is_the_table_that_is_tested():
     rows = dict(re.findall(r"^\| ([^|]+) \| (any size and number|one size) \| one size \|$", PAGE, re.MULTILINE))
     assert list(rows) == list(TABLE)
-    assert [name for name, onnx in rows.items() if onnx == "one size"] == [n for n in TABLE if "paper" in n]
+    assert [name for name, onnx in rows.items() if onnx == "one size"] == [n for n in TABLE if n in ONE_SIZE]

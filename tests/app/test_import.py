@@ -157,6 +157,7 @@ def test_what_is_wrong_is_told_with_its_key_and_nothing_is_written(theirs, tmp_p
     refused("names: the file has 2 classes and does not name them", names=None)
     refused("says that it is of the style pytorch, not caffe", style="caffe")
     refused("output: the checkpoint ends in .pt, not here.onnx", output="here.onnx")
+    refused("names: category name given more than once: .'nut'", names=["nut", "nut"])
     (tmp_path / "own.yaml").write_text("mine")
     refused("own.yaml is there; nothing is written over")
     (tmp_path / "own.yaml").unlink()
@@ -164,12 +165,29 @@ def test_what_is_wrong_is_told_with_its_key_and_nothing_is_written(theirs, tmp_p
     few = {"source": f"mmdetection:{tmp_path / 'b.pth'}"}
     refused("style: the file does not tell it: style=caffe for BGR", **few)
     refused("style: CenterNet's ResNet-18 is of the style pytorch alone", style="caffe", **few)
+    torch.save({"state_dict": {"roi_heads.a": torch.zeros(1)}}, tmp_path / "b.pth")
+    refused("source: its last layers are missing: it is not one of mmdetection's .* tensor is roi_heads.a", **few)
     state = centernet()
     del state["backbone.conv1.weight"], state["neck.deconv_layers.0.bn.bias"]
     torch.save({"state_dict": state}, tmp_path / "b.pth")
     words = "lacks 2 tensors of the model: backbone.conv1.weight, neck.steps.0.conv_norm.bias"
     refused(words, style="pytorch", **few)
+    state = centernet()
+    state["backbone.conv1.weight"][0, 0, 0, 0] = float("inf")
+    torch.save({"state_dict": state}, tmp_path / "b.pth")
+    with pytest.raises(ValueError, match=r"b.pth is of no use: backbone.conv1.weight has 1 of 9408 values not finite"):
+        tool.run(OmegaConf.create(given_of(theirs, tmp_path, style="pytorch", **few) | {"names": NAMES}), tmp_path)
     assert not list(tmp_path.glob("own.*"))
+
+
+def test_where_the_second_file_cannot_be_written_the_first_does_not_stay(theirs, tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(tool, "atomic_write", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        tool.run(OmegaConf.create(given_of(theirs, tmp_path / "new")), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

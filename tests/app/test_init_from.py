@@ -1,6 +1,7 @@
 """Starting from weights: what is taken over, and what starts anew."""
 
 import logging
+import os
 
 import pytest
 import torch
@@ -207,15 +208,77 @@ def test_retinanet_without_its_prefix_is_told_of_and_names_are_fetched_once(mode
     def offline(*_, **__):
         raise OSError("no way to the network")
 
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
-    with pytest.raises(ConfigError, match="init_from: no way to the network"):
-        initialize(build_detector(model, ONE), "torchvision:retinanet_resnet50_fpn", ONE, model)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: {})
-    (tmp_path / "checkpoints").mkdir()
+    words = rf"init_from: cannot fetch https://\S+/retinanet_resnet50_fpn_coco-eeacb38b.pth: no way to the network\. " \
+            rf"Without a network, put https://\S+ into {tmp_path}/checkpoints"  # fmt: skip
+    with pytest.raises(ConfigError, match=words):
+        initialize(build_detector(model, ONE), "torchvision:retinanet_resnet50_fpn", ONE, model)
     path.rename(tmp_path / "checkpoints" / "retinanet_resnet50_fpn_coco-eeacb38b.pth")
     with pytest.raises(ConfigError, match=r"'head.classification_head.a' is not a key of torchvision's RetinaNet"):
         initialize(build_detector(model, ONE), "torchvision:retinanet_resnet50_fpn", ONE, model)
+
+
+def test_what_is_fetched_is_kept_and_a_wrong_file_is_not(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    fetched = []
+
+    def fetch(url, path, hash_prefix, progress):
+        fetched.append((url.rpartition("/")[2], hash_prefix))
+        if len(fetched) == 1:
+            raise RuntimeError('invalid hash value (expected "eeacb38b", got "0")')  # as torch says it
+        torch.save({"head.classification_head.a": torch.zeros(1)}, path)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
+    for words in ("cannot fetch .*: invalid hash value", "is not a key of torchvision's RetinaNet", "is not a key"):
+        with pytest.raises(ConfigError, match=words):
+            initialize(build_detector(model, ONE), "torchvision:retinanet_resnet50_fpn", ONE, model)
+    assert fetched == [("retinanet_resnet50_fpn_coco-eeacb38b.pth", "eeacb38b")] * 2
+
+
+def test_a_checkpoint_that_does_not_fit_is_named(model, checkpoint, tmp_path):
+    path, _ = checkpoint
+    other = compose_model("faster_rcnn_fpn", ["model/backbone=resnet18_narrow", "model.neck.out_channels=24"])
+    with pytest.raises(
+        ConfigError, match=rf"init_from: {path}: the weights do not fit the model: \d+ of another shape"
+    ):
+        initialize(build_detector(other, ONE), str(path), ONE, other)
+    (tmp_path / "model.onnx").write_bytes(b"a graph")
+    with pytest.raises(ConfigError, match=r"model\.onnx: .*; it looks like an exported file, which is for use alone"):
+        initialize(build_detector(model, ONE), str(tmp_path / "model.onnx"), ONE, model)
+
+
+def test_a_tensor_that_published_networks_of_mtcnn_lack_is_named(tmp_path, caplog):
+    preset = compose_model("mtcnn")
+    for name, net in build_detector(preset, Categories(("face",), (1,))).named_children():
+        state = net.state_dict()
+        if name == "rnet":
+            del state["dense4.bias"]
+        torch.save(state, tmp_path / f"{name}.pt")
+    for categories in (Categories(("face",), (1,)), ONE):
+        caplog.clear()
+        initialize(build_detector(preset, categories), f"mtcnn:{tmp_path}", categories, preset)
+        assert f"{tmp_path}: 1 tensors keep their random values: rnet.dense4.bias" in caplog.text
+    torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "pnet.pt")
+    with pytest.raises(ConfigError, match=rf"{tmp_path}: .* of another shape \['pnet.conv1.weight \(3,\)"):
+        initialize(build_detector(preset, ONE), f"mtcnn:{tmp_path}", ONE, preset)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("made_by_a_pickle",)
+
+
+def test_a_state_dict_that_would_run_code_is_refused_and_every_fault_names_its_file(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"a": Evil()}, "theirs.pth")
+    words = r"init_from: weights: theirs.pth: refused: it asks for posix.mkdir, which could run code$"
+    with pytest.raises(ConfigError, match=words):
+        initialize(build_detector(model, ONE), "torchvision:theirs.pth", ONE, model)
+    assert not (tmp_path / "made_by_a_pickle").exists()
+    torch.save({"roi_heads.b": torch.zeros(1)}, "theirs.pth")
+    with pytest.raises(ConfigError, match=r"init_from: theirs.pth: 'roi_heads.b' is not a key of torchvision's Faster"):
+        initialize(build_detector(model, ONE), "torchvision:theirs.pth", ONE, model)
 
 
 def test_weights_of_another_model_name_the_preset_that_takes_them(tmp_path):

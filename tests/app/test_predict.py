@@ -5,6 +5,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
@@ -12,7 +13,10 @@ import pytest
 
 from detkit.app.use import predict
 from detkit.app.use.drawings import Film, PictureFolder
+from detkit.app.use.writers import detection_writer
 from detkit.data.datasets.unlabelled import ImageFiles, Picture, VideoFrames
+from detkit.evaluation.results import Results
+from detkit.structures import Categories, ImageMeta
 from tests.app.tools import call, train_briefly
 
 
@@ -330,3 +334,42 @@ def test_the_forms_say_the_same(run, tmp_path):
     np.testing.assert_allclose(shares * (64, 48, 64, 48) / 100, boxes, atol=1e-9)
     assert 'toName="image"' in (tmp_path / "label_studio" / "label_studio.xml").read_text()
     assert not list((tmp_path / "csv").glob("*.json")), "the form that was asked for, and no other"
+
+
+@pytest.mark.parametrize("names", [("left", "right"), ()])
+def test_landmarks_are_in_every_form(tmp_path, names):
+    """Two images, the first without a detection; the points are named where the data name them."""
+    categories = Categories(("face",), (7,), names)
+    points = np.array([[[10.0, 12], [30.5, 50]], [[-4.0, 8], [20, 24]]])  # one lies outside
+    boxes = np.array([[5.0, 6, 40, 20], [0, 0, 32, 24]])
+    found = Results(np.full(2, 2), np.full(2, 7), boxes, np.array([0.9, 0.4]), points)
+    for form in ("csv", "yolo", "label_studio"):
+        (tmp_path / form).mkdir()
+        writer = detection_writer(form, tmp_path / form, categories)
+        for number, results in enumerate((found.select(slice(0)), found), start=1):
+            writer.add(results, ImageMeta(number, f"{number}.png", (48, 64), (48, 64)), number, [])
+        writer.close()
+    shown = names or ("point1", "point2")
+    with open(tmp_path / "csv" / "detections.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [[[float(r[f"{n}_{side}"]) for side in "xy"] for n in shown] for r in table] == points.tolist()
+
+    assert (tmp_path / "yolo" / "labels" / "000001_1.txt").read_text() == ""
+    lines = [line.split() for line in (tmp_path / "yolo" / "labels" / "000002_2.txt").read_text().splitlines()]
+    places = np.array([line[5:-1] for line in lines], float).reshape(2, 2, 3)
+    np.testing.assert_allclose(places[..., :2] * (64, 48), points, atol=1e-4)
+    assert (places[..., 2] == 2).all()
+    assert [line[-1] for line in lines] == ["0.900000", "0.400000"]
+
+    tasks = json.loads((tmp_path / "label_studio" / "label_studio.json").read_text())
+    assert tasks[0]["predictions"][0]["result"] == []
+    regions = [r for r in tasks[1]["predictions"][0]["result"] if r["type"] == "keypointlabels"]
+    assert [(r["parentID"], *r["value"]["keypointlabels"]) for r in regions] == [
+        (f"box{i}", name) for i in range(2) for name in shown
+    ]
+    places = np.array([[r["value"][k] for k in "xy"] for r in regions]).reshape(2, 2, 2)
+    np.testing.assert_allclose(places * (0.64, 0.48), points, atol=1e-9)
+    interface = ElementTree.parse(tmp_path / "label_studio" / "label_studio.xml").getroot()
+    (control,) = interface.findall("KeyPointLabels")
+    assert {r["from_name"] for r in regions} == {control.get("name")}
+    assert [label.get("value") for label in control] == list(shown)

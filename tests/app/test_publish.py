@@ -114,3 +114,49 @@ def test_a_licence_is_asked_for(checkpoint, tmp_path, monkeypatch, capsys):  # n
     assert "licence" in call(*start, code=2)
     assert "say what others may do" in call(*start, "licence=' '", code=2)
     assert "the file ends in .safetensors, not x.pt" in call(*start, "licence=MIT", "output=x.pt", code=2)
+
+
+def test_nothing_is_written_over_and_no_half_is_left(given, checkpoint, tmp_path, monkeypatch, capsys):  # noqa: F811
+    start = (publish.main, monkeypatch, capsys, f"checkpoint={checkpoint}", "licence=MIT")
+    before = given.read_bytes(), given.with_suffix(".md").read_text()
+    said = call(*start, f"output={given}", code=2)
+    assert "shapes.safetensors and " in said
+    assert "shapes.md are there; nothing is written over: choose another name" in said
+    (tmp_path / "new.md").write_text("mine")
+    assert "new.md is there; nothing is written over" in call(*start, f"output={tmp_path / 'new.safetensors'}", code=2)
+    assert (given.read_bytes(), given.with_suffix(".md").read_text()) == before
+
+    def full(path, content):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(publish, "atomic_write", full)
+    said = call(*start, f"output={tmp_path / 'a' / 'b' / 'own.safetensors'}", code=1)
+    assert "own.md: No space left on device" in said
+    assert not (tmp_path / "a").exists()
+    assert f"{given}/sub: Not a directory" in call(*start, f"output={given / 'sub' / 'x.safetensors'}", code=1)
+
+
+def test_weights_that_are_of_no_use_are_not_given_away(checkpoint, tmp_path, monkeypatch, capsys):  # noqa: F811
+    state = torch.load(checkpoint, weights_only=True)
+    state["detector"]["backbone.conv1.weight"][0, 0, 0, 0] = float("nan")
+    torch.save(state, tmp_path / "lost.pt")
+    said = call(publish.main, monkeypatch, capsys, f"checkpoint={tmp_path / 'lost.pt'}", "licence=MIT", code=1)
+    assert "lost.pt is of no use: backbone.conv1.weight has 1 of" in said
+    said = call(publish.main, monkeypatch, capsys, "checkpoint=a.onnx", "licence=MIT", code=2)
+    assert "checkpoint: a.onnx is an exported file: publish the checkpoint that it was made from" in said
+    assert [p.name for p in tmp_path.iterdir()] == ["lost.pt"]
+
+
+def test_what_is_given_away_is_used_where_its_data_are_not(given, checkpoint, tmp_path, monkeypatch, capsys):  # noqa: F811
+    """As the card says, on another computer: the pictures that it was trained on are of no use to it there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    image = next(checkpoint.parent.rglob("train_*.jpg"))
+    assert len(detkit.load("shapes.safetensors", device="cpu").predict(image))
+    url = f"checkpoint='{given.as_uri()}#sha256={checksum(given)}'"
+    assert "output: say where the file goes" in call(publish.main, monkeypatch, capsys, url, "licence=MIT", code=2)
+    call(publish.main, monkeypatch, capsys, url, "licence=MIT", "output=on.safetensors")
+    one, two = load_checkpoint("shapes.safetensors"), load_checkpoint("on.safetensors")
+    assert all(torch.equal(one.weights[name], two.weights[name]) for name in one.weights)
+    said = call(evaluate.main, monkeypatch, capsys, "checkpoint=on.safetensors", "device=cpu", code=2)
+    assert "no pictures are made because a checkpoint says so" in said

@@ -333,8 +333,12 @@ def test_the_style_stands_in_a_configuration_that_is_never_run(tmp_path):
     assert style_in("") is None
     with pytest.raises(ValueError, match=r"has backbone.style='pytorch', BGR pixels and std=\[1.0\]; taken are"):
         style_in(CONFIG.format(style="pytorch", std="[1.0]", rgb=False, more=""))
-    with pytest.raises(ValueError, match="its configuration is no Python"):
-        style_in("model = (")
+    for text in ("model = (", "model = " + "(" * 5000, "a = 1\0"):
+        with pytest.raises(ValueError, match="its configuration is no Python"):
+            style_in(text)
+    for text in ("model = 3", "model = dict(backbone='ResNet', data_preprocessor=[1])\nimg_norm_cfg = 'none'"):
+        assert style_in(text) is None
+    assert names_in({"dataset_meta": "coco"}) is None
     meta = {"config": CONFIG.format(style="caffe", std="[1, 1, 1]", rgb=False, more=""), "CLASSES": ("cat", "dog")}
     file = foreign(tmp_path, "mmdetection", last_layers("mmdetection", "rcnn", 2), meta=meta)
     assert (file.style, file.names) == ("caffe", ("cat", "dog"))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torchvision.models.detection import retinanet_resnet50_fpn
-from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops import FrozenBatchNorm2d, box_convert, box_iou
 
 from detkit.models.converters import from_torchvision, load_converted
 from detkit.structures import Categories, ImageMeta, Images, Target
@@ -52,17 +52,78 @@ def batch(size, count=1):
     return Images(pixels, metas), [target] * count
 
 
+MANY = ["model.head.selector.max_detections=5000"]
+
+
+def losses_by_positives(theirs, images, targets):
+    """torchvision's losses of a batch with each image counting by its positives, as here; there all count alike."""
+    plain = theirs.compute_loss
+
+    def of_each(targets, outputs, anchors):
+        parts, counts = [], []
+        for i, (target, own) in enumerate(zip(targets, anchors, strict=True)):
+            parts.append(plain([target], {name: value[i : i + 1] for name, value in outputs.items()}, [own]))
+            counts.append(int((theirs.proposal_matcher(box_iou(target["boxes"], own)) >= 0).sum()))
+        assert len(counts) == 1 or len(set(counts)) > 1
+        return {k: sum(n * p[k] for n, p in zip(counts, parts, strict=True)) / sum(counts) for k in parts[0]}
+
+    theirs.compute_loss = of_each
+    try:
+        return theirs(*as_torchvision_takes_them(images, targets))
+    finally:
+        theirs.compute_loss = plain
+
+
+def assert_losses_equal(ours, theirs, images, targets):
+    theirs.train()
+    ours.train()
+    expected, losses = losses_by_positives(theirs, images, targets), ours(images, targets)
+    torch.testing.assert_close(losses.terms["cls"], expected["classification"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(losses.terms["box"], expected["bbox_regression"], rtol=1e-4, atol=1e-5)
+
+
+def assert_detections_equal(ours, theirs, images):
+    """The best 200 of each image but for those without area, which torchvision keeps; ``ours`` gives 5000."""
+    theirs.eval()
+    ours.eval()
+    theirs.detections_per_img = 5000
+    expected = theirs(as_torchvision_takes_them(images)[0])
+    large = [box_convert(found["boxes"], "xyxy", "xywh")[:, 2:].amin(dim=1) > 0 for found in expected]
+    best = [{k: v[kept][:200] for k, v in f.items()} for f, kept in zip(expected, large, strict=True)]
+    found = [d.select(torch.arange(len(b["scores"]))) for d, b in zip(ours(images), best, strict=True)]
+    assert_equal(found, best)
+
+
+@torch.no_grad()
+def test_losses_and_detections_of_images_of_different_sizes_equal_torchvision():
+    """In one batch, the padding read as there; the second image has one object of the two."""
+    sizes = (
+        (128, 224),
+        (224, 128),
+        (128, 160),
+    )  # their shorter side is one, so that torchvision leaves them as they are
+    theirs = torchvision_model(len(CATEGORIES), (128, 224))
+    padded = ["model.head.in_padding=true", "model.head.anchors.in_padding=true"]
+    ours = build_model("retinanet_torchvision", CATEGORIES, ["model.backbone.frozen_stages=0", *MANY, *padded])
+    load_converted(ours, from_torchvision(theirs.state_dict(), CATEGORIES)[0])
+    images, _ = batch((224, 224), len(sizes))
+    metas = tuple(ImageMeta(i, f"{i}.png", size, size, key=i) for i, size in enumerate(sizes))
+    target = Target(torch.tensor([[10.0, 20, 80, 90], [5, 5, 40, 45]]), torch.tensor([1, 2]), torch.zeros(2).bool())
+    few = Target(target.boxes[1:], target.labels[1:], torch.zeros(1).bool())
+    images = Images(images.pixels, metas)
+    assert_losses_equal(ours, theirs, images, [target, few, target])
+    assert_detections_equal(ours, theirs, images)
+
+
 @pytest.mark.parametrize(
     ("size", "overrides"), [((128, 256), []), ((160, 224), ["model.head.anchors.in_padding=true"])]
 )
 def test_losses_and_detections_equal_torchvision(size, overrides):
     theirs, ours = pair(size, *overrides)
     images, targets = batch(size)
-    theirs.train()
-    expected, losses = theirs(*as_torchvision_takes_them(images, targets)), ours(images, targets)
-    torch.testing.assert_close(losses.terms["cls"], expected["classification"], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(losses.terms["box"], expected["bbox_regression"], rtol=1e-4, atol=1e-5)
+    assert_losses_equal(ours, theirs, images, targets)
     theirs.eval()
+    ours.eval()
     with torch.no_grad():
         images, _ = batch(size, 2)
         assert_equal(ours(images), theirs(as_torchvision_takes_them(images)[0]))

@@ -22,7 +22,7 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 from torchvision.models.detection.retinanet import RetinaNetHead, _default_anchorgen
 from torchvision.models.detection.rpn import RPNHead
-from torchvision.ops import FrozenBatchNorm2d, box_convert
+from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from detkit.models.converters import from_torchvision, load_converted, preset_of
@@ -37,6 +37,7 @@ from tests.models.test_torchvision_parity import (
     as_torchvision_takes_them,
     assert_equal,
 )
+from tests.models.test_torchvision_retinanet import MANY, assert_detections_equal, assert_losses_equal
 
 WHOLE = ((128, 256), (128, 256))  # multiples of every stride
 PADDED = ((96, 160), (160, 96))
@@ -194,25 +195,14 @@ RETINAS = [
 @pytest.mark.parametrize(("make", "overrides"), RETINAS)
 @torch.no_grad()
 def test_retinanet_equals_torchvision(make, overrides, sizes):
-    """Losses of one image, see the preset; detections of a batch, but for what has no area, which torchvision keeps."""
+    """Losses, each image counting by its positives, and detections, but for what has no area, which torchvision keeps."""
     padded = ["model.head.in_padding=true", "model.head.anchors.in_padding=true"] if sizes == PADDED else []
-    overrides = [*overrides, "model.backbone.frozen_stages=0", "model.head.selector.max_detections=5000", *padded]
+    overrides = [*overrides, "model.backbone.frozen_stages=0", *MANY, *padded]
     theirs, ours = pair(make, sizes, "retinanet_torchvision_v2", *overrides)
     images, targets = batch(sizes)
-    theirs.eval()
-    ours.eval()
-    theirs.detections_per_img = 5000
-    expected = theirs(as_torchvision_takes_them(images)[0])
-    large = [box_convert(found["boxes"], "xyxy", "xywh")[:, 2:].amin(dim=1) > 0 for found in expected]
-    best = [{k: v[kept][:200] for k, v in f.items()} for f, kept in zip(expected, large, strict=True)]
-    found = [d.select(torch.arange(len(b["scores"]))) for d, b in zip(ours(images), best, strict=True)]
-    assert_equal(found, best)
-    images, targets = batch(sizes[:1])
-    theirs.train()
-    ours.train()
-    expected, losses = theirs(*as_torchvision_takes_them(images, targets)), ours(images, targets)
-    torch.testing.assert_close(losses.terms["cls"], expected["classification"], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(losses.terms["box"], expected["bbox_regression"], rtol=1e-4, atol=1e-5)
+    assert_detections_equal(ours, theirs, images)
+    few = Target(targets[1].boxes[1:], targets[1].labels[1:], targets[1].ignore[1:])
+    assert_losses_equal(ours, theirs, images, [targets[0], few])
 
 
 def test_one_missing_one_extra_and_one_misshapen_tensor_are_named_together():

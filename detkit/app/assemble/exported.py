@@ -55,6 +55,22 @@ class Contract:
         }
 
 
+def _check(contract: Contract, session: Any) -> None:
+    """Refuse a file that does not take and give what its ``contract`` says."""
+    size = contract.size
+    if size is not None and not (isinstance(size, list) and len(size) == 2 and all(isinstance(s, int) for s in size)):
+        raise ValueError(f"size: must be null or [height, width], not {size!r}")
+    channels = {"bchw": 1, "bhwc": 3}.get(contract.layout)
+    if channels is None:
+        raise ValueError(f"layout: must be bchw or bhwc, not {contract.layout!r}")
+    inputs, num = session.get_inputs(), len(session.get_outputs())
+    takes = [(one.type, len(one.shape), list(one.shape[channels : channels + 1])) for one in inputs]
+    if takes != [("tensor(uint8)", 4, [3])] or num not in (3, 4):
+        raise ValueError(
+            f"its layout, {contract.layout}, does not fit what the file takes and gives: {takes}, {num} outputs"
+        )
+
+
 def is_exported(path: str | Path) -> bool:
     """Whether ``path`` is named as an exported file that tools read."""
     return Path(path).suffix.lower() == SUFFIX
@@ -76,6 +92,7 @@ def load_exported(path: str | Path) -> tuple[Checkpoint, ExportedDetector]:
     try:
         contract = Contract(**json.loads(held[ENTRY]))
         categories = Categories.from_dict(contract.categories)
+        _check(contract, session)
     except (TypeError, ValueError, KeyError) as error:
         raise ConfigError(f"checkpoint: {path}: its entry {ENTRY!r} cannot be read: {error}") from error
     if contract.format != FORMAT:

@@ -17,7 +17,7 @@ from detkit.app.assemble.weights_origin import check_norms, describe_origin
 from detkit.config import ConfigError
 from detkit.engine.state.checkpoint import CheckpointError, load_checkpoint
 from detkit.models import build_detector
-from detkit.models.backbones.weights import read_state
+from detkit.models.backbones.weights import published_file, read_state
 from detkit.models.converters import Library, Style, from_torchvision, load_converted, preset_of, read_foreign
 from detkit.models.mtcnn.published import from_published
 from detkit.structures import Categories
@@ -69,9 +69,7 @@ def _path(name: str, source: str) -> Path:
     """The file that ``name`` means: its path, or torchvision's published file of a model of that name, fetched once."""
     if not source.startswith(_TORCHVISION) or name not in _PUBLISHED:
         return Path(name)
-    url = get_model_weights(name)["COCO_V1"].url
-    torch.hub.load_state_dict_from_url(url, progress=True, check_hash=True, weights_only=True)
-    return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    return published_file(get_model_weights(name)["COCO_V1"].url)
 
 
 def _from_torchvision(detector: nn.Module, path: Path, categories: Categories, model: Mapping[str, Any]) -> None:
@@ -79,8 +77,8 @@ def _from_torchvision(detector: nn.Module, path: Path, categories: Categories, m
         published = read_state(path, f"the path of a state dict, or one of {', '.join(_PUBLISHED)}")
         state, with_classes = from_torchvision(published, categories)
     except ValueError as error:
-        hint = describe_origin(path)
-        raise ValueError(f"{error}{hint if _TORCHVISION not in hint else ''}") from error
+        hint, where = describe_origin(path), "" if str(path) in str(error) else f"{path}: "
+        raise ValueError(f"{where}{error}{hint if _TORCHVISION not in hint else ''}") from error
     if doubt := check_norms(detector, published, path):
         logger.warning("%s", doubt)
     missing = _placed(detector, state, path, preset_of(published))
@@ -148,12 +146,13 @@ def _style_of(model: Mapping[str, Any], told: Style | None) -> Style:
     return style
 
 
-def _placed(detector: nn.Module, state: Mapping[str, Tensor], path: Path, preset: str) -> list[str]:
+def _placed(detector: nn.Module, state: Mapping[str, Tensor], path: Path, preset: str | None = None) -> list[str]:
     """Load ``state``; the names that it lacks."""
     try:
         return load_converted(detector, state)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}; these are weights for model={preset}") from error
+        hint = f"; these are weights for model={preset}" if preset else ""
+        raise ValueError(f"{path}: {error}{hint}") from error
 
 
 def _without_class_layers(
@@ -171,9 +170,10 @@ def _warn_of(missing: Sequence[str], path: Path) -> None:
 
 def _from_mtcnn(detector: nn.Module, folder: Path) -> None:
     state, with_classes = from_published(folder, detector.state_dict())
-    load_converted(detector, state)
+    missing = _placed(detector, state, folder, "mtcnn")
     if not with_classes:
         logger.warning("%s is of one class: the layer of the classes, onet.dense6_1, starts anew", folder)
+    _warn_of([name for name in missing if with_classes or not name.startswith("onet.dense6_1.")], folder)
 
 
 def _from_checkpoint(detector: nn.Module, path: Path, categories: Categories, model: Mapping[str, Any]) -> None:
@@ -187,7 +187,7 @@ def _from_checkpoint(detector: nn.Module, path: Path, categories: Categories, mo
         logger.warning("%s is of other classes (%s): starting anew with %s", path, difference, ", ".join(layers))
         state = {k: v for k, v in state.items() if k not in layers}
     state = _without_counts(_without_other_head(state, checkpoint.config, model, path), detector)
-    missing = load_converted(detector, state)
+    missing = _placed(detector, state, path)
     logger.info("weights of %s, step %d; %d tensors keep their random values", path, checkpoint.step, len(missing))
 
 

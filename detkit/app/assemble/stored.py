@@ -23,7 +23,7 @@ from detkit.app.assemble.parts import (
     choose_device,
     without_pretrained_weights,
 )
-from detkit.app.assemble.schema import TrainSchema
+from detkit.app.assemble.schema import EvaluateOptions, ExplainOptions, PredictOptions, TrainSchema
 from detkit.config import ConfigError, build, validate
 from detkit.config.registry import resolve, runtime_arguments
 from detkit.config.validate import plain
@@ -40,6 +40,9 @@ from detkit.models.unknown import Recogniser
 from detkit.utils.commands import command
 from detkit.utils.download import is_url, local_copy
 from detkit.utils.log import logger
+
+#: Options of the tools that ask a detector what it finds, and so take an exported file too.
+_ASKING = (EvaluateOptions, ExplainOptions, PredictOptions)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,14 +143,14 @@ def load_stored(cfg: DictConfig, options: type, choices: Mapping[str, Any] | Non
     if is_url(own["checkpoint"]):
         own["checkpoint"] = str(fetched(own["checkpoint"], "checkpoint"))
     chosen = options(**own)
-    exported = load_exported(chosen.checkpoint) if is_exported(chosen.checkpoint) else None
+    exported = _exported(chosen) if is_exported(chosen.checkpoint) else None
     checkpoint = load_checkpoint(chosen.checkpoint) if exported is None else exported[0]
     choices = HydraConfig.get().runtime.choices if choices is None else choices
     config = _merge(checkpoint, {k: v for k, v in given.items() if k not in names}, choices)
     validate(config, TrainSchema)
     node = plain(config)
     check_values(node)
-    restrain(node, cfg)
+    restrain(node if "split" in names else _without_sets(node), cfg)
     if exported is not None:
         if "model" in given:
             raise ConfigError(f"model: {checkpoint.source} is an exported file, whose model stays as it was exported")
@@ -155,6 +158,25 @@ def load_stored(cfg: DictConfig, options: type, choices: Mapping[str, Any] | Non
     detector = _with_weights(node, checkpoint)
     device = choose_device(getattr(chosen, "device", "cpu"))  # a tool without the key works on the CPU
     return chosen, Stored(checkpoint, node, detector.to(device).eval(), device)
+
+
+def _exported(options: Any) -> tuple[Checkpoint, Detector]:
+    """The detector in the exported file that ``options`` name, for a tool that asks what it finds and no more."""
+    path = options.checkpoint
+    if not isinstance(options, _ASKING):
+        raise ConfigError(
+            f"checkpoint: {path} is an exported file, which evaluate, explain and predict take alone: here the "
+            "checkpoint is wanted that it was made from"
+        )
+    if options.device not in ("auto", "cpu") or options.precision not in (None, "fp32"):
+        raise ConfigError(f"checkpoint: {path} is an exported file: it takes device=cpu and precision=fp32 alone")
+    return load_exported(path)
+
+
+def _without_sets(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a tool builds of ``config`` that opens no data set: one trained on generated pictures needs none of them."""
+    data = {name: node for name, node in config["data"].items() if name not in ("train", "val")}
+    return {**config, "data": data}
 
 
 def with_weights_of(stored: Stored, path: Path) -> Stored:

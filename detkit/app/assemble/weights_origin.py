@@ -53,6 +53,8 @@ _WRAPPERS = ("model", "state_dict", "model_state_dict", "module", "ema")
 
 def describe_origin(path: Path) -> str:
     """ "; it looks like ..." for a file that is no checkpoint of detkit's; empty where nothing can be told."""
+    if path.suffix.lower() in (".onnx", ".pt2"):
+        return "; it looks like an exported file, which is for use alone: take the checkpoint that it was made from"
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError):

@@ -63,7 +63,7 @@ def agreement(
         count += len(here)
         if len(pairs):
             one, two = here.select(pairs[:, 0]), there.select(pairs[:, 1])
-            px = max(px, float((one.boxes - two.boxes).abs().max()))
+            px = max(px, float((_places(one) - _places(two)).abs().max()))
             score = max(score, float((one.scores - two.scores).abs().max()))
     return Agreement(seen, count, px, score, tuple(alone), (max(seconds[0], 1e-9), max(seconds[1], 1e-9)))
 
@@ -71,10 +71,13 @@ def agreement(
 def partners(here: Detections, there: Detections, least: float) -> tuple[torch.Tensor, list[str]]:
     """The pairs (P, 2) of detections that agree within MOST_PX and MOST_SCORE, and in words those without a partner.
 
+    Landmarks count like corners.
+
     Equal scores may stand in another order. What scores as the last of as many on the other side, or barely the
     ``least``, may be on one side alone: rounding decides there.
     """
-    px = (here.boxes[:, None] - there.boxes[None]).abs().amax(dim=2)
+    one, two = _places(here), _places(there)
+    px = (one[:, None] - two[None]).abs().amax(dim=2)
     score = (here.scores[:, None] - there.scores[None]).abs()
     fit = (px <= MOST_PX) & (score <= MOST_SCORE) & (here.labels[:, None] == there.labels[None])
     pairs, free = [], fit.clone()
@@ -92,6 +95,12 @@ def partners(here: Detections, there: Detections, least: float) -> tuple[torch.T
                 box = [round(v, 2) for v in found.boxes[i].tolist()]
                 left.append(f"only {side}: class {int(found.labels[i])}, score {value:.5f}, box {box}")
     return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2), left
+
+
+def _places(found: Detections) -> torch.Tensor:
+    """(D, 4 + 2 L) px: corners, and landmarks where there are any."""
+    points = [] if found.landmarks is None else [found.landmarks.flatten(1)]
+    return torch.cat([found.boxes, *points], dim=1)
 
 
 def _singles(batches: Iterable[Batch], num_images: int, divisor: int) -> Iterable[Images]:
@@ -124,7 +133,10 @@ class ResizedDetector(Detector):
         size = self.resized.after
         padded = F.pad(pixels, (0, -size[1] % self.divisor, 0, -size[0] % self.divisor))
         found = self.detector(Images(padded, tuple(replace(m, size=size) for m in images.meta)))
-        return [Detections(self.resized.back(d.boxes), d.scores, d.labels) for d in found]
+        return [replace(d, boxes=self.resized.back(d.boxes), landmarks=self._back(d.landmarks)) for d in found]
+
+    def _back(self, points: torch.Tensor | None) -> torch.Tensor | None:
+        return None if points is None else self.resized.back_points(points)
 
 
 def least_score(detector: nn.Module) -> float:

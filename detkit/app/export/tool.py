@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig
 from rich.text import Text
 
-from detkit.app.assemble.exported import Contract, is_exported
+from detkit.app.assemble.exported import Contract
 from detkit.app.assemble.parts import build_evaluator, build_transforms
 from detkit.app.assemble.schema import ExportOptions
 from detkit.app.assemble.stored import Stored, eval_loader, load_stored, open_split
@@ -27,15 +27,15 @@ from detkit.data.loader import EvalLoader
 from detkit.data.transforms.base import PlannedTransform, Transform
 from detkit.data.transforms.plan import Plan
 from detkit.engine.evaluation import evaluate
-from detkit.models import Detector
+from detkit.models import ComposedDetector, Detector
 from detkit.models.calibrated import Calibrated
 from detkit.models.export import NoFormError, Program, made_program
 from detkit.models.export.resize import Resized
 from detkit.models.export.runtime import ExportedDetector, onnx_run, onnx_session, torch_run
 from detkit.models.export.trace import traced, write_onnx
 from detkit.utils.download import checksum
-from detkit.utils.files import named
-from detkit.utils.log import set_up_logging
+from detkit.utils.files import named, output_folder
+from detkit.utils.log import logger, set_up_logging
 
 _RESIZED_BEFORE = "resized as transform.val of the configuration says"
 _SUFFIXES = {"onnx": ".onnx", "torch_export": ".pt2"}
@@ -60,14 +60,13 @@ def run(cfg: DictConfig, _: Path) -> None:
     set_up_logging()
     options, stored = load_stored(cfg, ExportOptions)
     check_range("num_images", options.num_images, 1)
-    if is_exported(options.checkpoint):
-        raise ConfigError(f"checkpoint: {options.checkpoint} is an exported file already")
     output = Path(options.output or Path(options.checkpoint).with_suffix(_SUFFIXES[options.format]))
     if output.suffix != _SUFFIXES[options.format]:
         raise ConfigError(
             f"output: a file of format={options.format} ends in {_SUFFIXES[options.format]}, not {output}"
         )
-    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.is_dir():
+        raise ConfigError(f"output: {output} is a folder")
     dataset, loader = open_split(stored, options.split)
     whole = here = stored.augmented(None)
     resized = None
@@ -77,14 +76,16 @@ def run(cfg: DictConfig, _: Path) -> None:
         loader = eval_loader(_with_steps(stored, _to_size(resized.before)), dataset)
         stored = _with_steps(stored, {})
     contract = contract_of(stored, whole, options)
-    with named(output), tempfile.TemporaryDirectory(dir=output.parent, prefix=".export_") as folder:
+    with output_folder(output.parent), tempfile.TemporaryDirectory(dir=output.parent, prefix=".export_") as folder:
         draft = Path(folder) / output.name
         program = made_program(
             whole, size_divisor=_divisor(stored), channels_last=options.layout == "bhwc", resized=resized
         )
-        write(draft, program, contract, options)
+        with named(output):
+            write(draft, program, contract, options)
         _compare(here, _opened(draft, options), stored, dataset, loader, options)
-        draft.replace(output)
+        with named(output):
+            draft.replace(output)
     rich.print("exported:", Text(str(output), "bold"))
     if options.format == "onnx":
         tell_prediction_with(output, dataset)
@@ -173,7 +174,8 @@ def _divisor(stored: Stored) -> int:
 
 def _example(program: Program) -> tuple[int, int]:
     """A size of which every map has two cells at least on each side, and no two sides are alike."""
-    side = 2 * int(max(program.detector.neck.out_spec.strides))
+    detector = program.detector
+    side = 2 * int(max(detector.neck.out_spec.strides)) if isinstance(detector, ComposedDetector) else 0
     return side + 34, side + 94
 
 
@@ -195,6 +197,8 @@ def _compare(
             f"{len(found.alone)} places and is not kept:\n  {shown}"
         )
     rich.print(str(found))
+    if not found.num_detections:
+        logger.warning("nothing was found in these images, so that nothing was compared: see num_images and split")
     if options.evaluate and stored.config.get("evaluator") is not None:
         _print_ap(here, exported, stored, dataset, loader)
 

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.text import Text
 
 from detkit.app.assemble.init_from import FOREIGN, from_foreign, library_of
+from detkit.app.assemble.outputs import check_new, together
 from detkit.app.assemble.stored import Stored
 from detkit.app.cli.composer import Composer
 from detkit.app.cli.entry import run_tool
@@ -20,6 +21,7 @@ from detkit.app.import_weights.certificate import Certificate, certified, read_e
 from detkit.app.run.next_command import path_word, tell_next
 from detkit.config import ConfigError, validate
 from detkit.config.validate import plain
+from detkit.engine.bad_steps.finite import refuse_bad_weights
 from detkit.engine.state.checkpoint import Checkpoint, save_checkpoint
 from detkit.models import Detector, build_detector
 from detkit.models.converters import Foreign, Style, coco_categories, read_foreign
@@ -83,8 +85,7 @@ def _checked_output(output: str) -> Path:
     path = Path(output)
     if path.suffix != ".pt":
         raise ConfigError(f"output: the checkpoint ends in .pt, not {path}")
-    if there := [str(p) for p in (path, _beside(path)) if p.exists()]:
-        raise ConfigError(f"output: {' and '.join(there)} is there; nothing is written over: choose another name")
+    check_new(path, _beside(path))
     return path
 
 
@@ -128,7 +129,10 @@ def categories_of(foreign: Foreign, given: Sequence[str] | None) -> Categories:
     try:
         num, coco = foreign.num_classes, coco_categories()
     except ValueError as error:
-        raise ConfigError(f"source: {error}") from error
+        raise ConfigError(
+            f"source: {error}: it is not one of {foreign.library}'s Faster R-CNN, RetinaNet or CenterNet; its first "
+            f"tensor is {next(iter(foreign.state))}"
+        ) from error
     names = given or foreign.names
     if names is None and num == len(coco):
         return coco
@@ -136,7 +140,10 @@ def categories_of(foreign: Foreign, given: Sequence[str] | None) -> Categories:
         raise ConfigError(f"names: the file has {num} classes and does not name them: names=[first,second,...]")
     if len(names) != num:
         raise ConfigError(f"names: the file has {num} classes, not {len(names)}")
-    return coco if tuple(names) == coco.names else Categories(tuple(names), tuple(range(1, num + 1)))
+    try:
+        return coco if tuple(names) == coco.names else Categories(tuple(names), tuple(range(1, num + 1)))
+    except ValueError as error:
+        raise ConfigError(f"names: {error}") from error
 
 
 def configuration(foreign: Foreign, style: Style) -> dict[str, Any]:
@@ -163,17 +170,18 @@ def _detector(source: str, config: dict[str, Any], categories: Categories) -> De
         raise ConfigError(f"source: {error}") from error
     if missing:
         raise ConfigError(f"source: {source} lacks {len(missing)} tensors of the model: {', '.join(missing)}")
+    refuse_bad_weights(detector, f"source: {source} is of no use")
     return detector.eval()
 
 
 def _write(output: Path, source: str, checkpoint: Checkpoint, certificate: Certificate | None) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
     said = [
         f"# {source} as {output.name} has it: pixels in RGB, classes in the file's order, background last.",
         *([] if certificate is None else [f"# {certificate.describe()}"]),
     ]
-    save_checkpoint(output, checkpoint)
-    atomic_write(_beside(output), "\n".join([*said, OmegaConf.to_yaml(OmegaConf.create(dict(checkpoint.config)))]))
+    with together(output, _beside(output)):
+        save_checkpoint(output, checkpoint)
+        atomic_write(_beside(output), "\n".join([*said, OmegaConf.to_yaml(OmegaConf.create(dict(checkpoint.config)))]))
 
 
 if __name__ == "__main__":

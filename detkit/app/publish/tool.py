@@ -11,13 +11,17 @@ import rich
 from omegaconf import DictConfig, OmegaConf
 from rich.text import Text
 
+from detkit.app.assemble.exported import is_exported
+from detkit.app.assemble.outputs import check_new, together
+from detkit.app.assemble.stored import fetched
 from detkit.app.cli.entry import run_tool
 from detkit.app.run.next_command import path_word, tell_next
 from detkit.config import ConfigError, validate
 from detkit.config.validate import plain
+from detkit.engine.bad_steps.finite import refuse_bad_tensors
 from detkit.engine.state.checkpoint import Checkpoint, load_checkpoint
 from detkit.engine.state.published import SUFFIX, Published, digest_of, write_published
-from detkit.utils.download import checksum
+from detkit.utils.download import checksum, is_url
 from detkit.utils.files import atomic_write
 from detkit.utils.log import set_up_logging
 
@@ -51,17 +55,34 @@ def run(cfg: DictConfig, _: Path) -> None:
     options = PublishOptions(**own)
     if not options.licence.strip():
         raise ConfigError("licence: say what others may do with the weights, such as licence=Apache-2.0")
+    output = _output(options)
+    card = output.with_suffix(".md")
+    check_new(output, card)
+    checkpoint = _checkpoint(options.checkpoint)
+    with together(output, card):
+        write_published(output, checkpoint.weights, published(checkpoint, options.licence))
+        name = options.name or output.stem
+        atomic_write(card, model_card(checkpoint, name, options, checksum(output), output.name))
+    rich.print("published:", Text(str(output), "bold"), "and its card", Text(str(card), "bold"))
+    tell_next("predict", path_word("checkpoint", output), path_word("input", "photo.jpg"))
+
+
+def _output(options: PublishOptions) -> Path:
+    if options.output is None and is_url(options.checkpoint):
+        raise ConfigError("output: say where the file goes, since the checkpoint is a URL")
     output = Path(options.output or Path(options.checkpoint).with_suffix(SUFFIX))
     if output.suffix != SUFFIX:
         raise ConfigError(f"output: the file ends in {SUFFIX}, not {output}")
-    checkpoint = load_checkpoint(options.checkpoint)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_published(output, checkpoint.weights, published(checkpoint, options.licence))
-    card = output.with_suffix(".md")
-    name = options.name or output.stem
-    atomic_write(card, model_card(checkpoint, name, options, checksum(output), output.name))
-    rich.print("published:", Text(str(output), "bold"), "and its card", Text(str(card), "bold"))
-    tell_next("predict", path_word("checkpoint", output), path_word("input", "photo.jpg"))
+    return output
+
+
+def _checkpoint(source: str) -> Checkpoint:
+    """What ``source`` names, whose weights are of use."""
+    if is_exported(source):
+        raise ConfigError(f"checkpoint: {source} is an exported file: publish the checkpoint that it was made from")
+    checkpoint = load_checkpoint(fetched(source, "checkpoint") if is_url(source) else source)
+    refuse_bad_tensors(checkpoint.weights, f"{checkpoint.source} is of no use")
+    return checkpoint
 
 
 def published(checkpoint: Checkpoint, licence: str) -> Published:
@@ -90,7 +111,9 @@ def model_card(checkpoint: Checkpoint, name: str, options: PublishOptions, sha25
     model = checkpoint.config.get("model", {})
     parts = [model.get("_target_")] + [(model.get(k) or {}).get("_target_") for k in ("backbone", "neck", "head")]
     classes = ", ".join(checkpoint.categories.names[:50]) + ", ..." * (len(checkpoint.categories) > 50)
-    rows = "".join(f"| {key} | {value:.4f} |\n" for key, value in checkpoint.metrics.items())
+    # -1 is what COCO says where there is no object to find
+    said = {key: "no such objects" if value == -1 else f"{value:.4f}" for key, value in checkpoint.metrics.items()}
+    rows = "".join(f"| {key} | {value} |\n" for key, value in said.items())
     aim = (checkpoint.calibration or {}).get("aim")
     calibrated = f"\nThresholds of the classes keep a promise: {aim}.\n" if aim else ""
     return (

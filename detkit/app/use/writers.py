@@ -16,7 +16,11 @@ from xml.sax.saxutils import quoteattr
 from detkit.app.use.drawings import numbered
 from detkit.evaluation.results import Results, keypoint_rows
 from detkit.structures import Categories, ImageMeta
+from detkit.structures.landmarks import VISIBLE
 from detkit.utils.files import JsonList, atomic_write, named
+
+#: Of a key point in Label Studio, in per cent of the image's width.
+_POINT_WIDTH = 0.5
 
 
 class DetectionWriter(ABC):
@@ -29,6 +33,7 @@ class DetectionWriter(ABC):
 
     def __init__(self, folder: Path, categories: Categories) -> None:
         self.count = 0
+        self.points: tuple[str, ...] | None = None  # names of the landmarks, which the first image tells
         self.folder, self.categories = folder, categories
         self.labels = {int(category): label for label, category in enumerate(categories.ids)}
 
@@ -41,8 +46,15 @@ class DetectionWriter(ABC):
         Raises:
             OSError: they cannot be written; the error names the file.
         """
+        if self.points is None:
+            self.points = self._names_of_points(results)
+            self.begin(self.points)
         self.write(results, meta, number, extra)
         self.count += len(results)
+
+    def begin(self, points: Sequence[str]) -> None:
+        """The first image has come; ``points`` are the names of the landmarks of each detection, none without any."""
+        return
 
     @abstractmethod
     def write(self, results: Results, meta: ImageMeta, number: int, extra: Sequence[Mapping[str, Any]]) -> None:
@@ -55,6 +67,15 @@ class DetectionWriter(ABC):
     def names(self, results: Results) -> list[str]:
         """The class of each detection."""
         return [self.categories.names[self.labels[int(category)]] for category in results.category_ids]
+
+    def _names_of_points(self, results: Results) -> tuple[str, ...]:
+        num, names = 0 if results.landmarks is None else results.landmarks.shape[1], self.categories.landmarks
+        return names if len(names) == num else tuple(f"point{i}" for i in range(1, num + 1))
+
+
+def _points_of(results: Results) -> list[list[list[float]]]:
+    """Of each detection x, y px of its landmarks; none without any."""
+    return [[] for _ in range(len(results))] if results.landmarks is None else results.landmarks.tolist()
 
 
 class CocoWriter(DetectionWriter):
@@ -78,7 +99,7 @@ class CocoWriter(DetectionWriter):
 
 
 class CsvWriter(DetectionWriter):
-    """``detections.csv``: a row for each detection, corners in px of the image."""
+    """``detections.csv``: a row for each detection, corners and landmarks in px of the image."""
 
     COLUMNS = ("file", "image_id", "class", "category_id", "score", "x1", "y1", "x2", "y2")
 
@@ -88,13 +109,17 @@ class CsvWriter(DetectionWriter):
         with named(self._path):
             self._file = open(self._path, "w", newline="", encoding="utf-8")  # noqa: SIM115 - until close()
         self._writer = csv.writer(self._file)
-        self._writer.writerow(self.COLUMNS)
+
+    def begin(self, points: Sequence[str]) -> None:
+        with named(self._path):
+            self._writer.writerow([*self.COLUMNS, *(f"{name}_{side}" for name in points for side in "xy")])
 
     def write(self, results: Results, meta: ImageMeta, number: int, extra: Sequence[Mapping[str, Any]]) -> None:
         columns = (self.names(results), results.category_ids.tolist(), results.scores.tolist(), results.boxes.tolist())
         with named(self._path):
-            for name, category, score, (x, y, w, h) in zip(*columns, strict=True):
-                self._writer.writerow([meta.file, meta.image_id, name, category, score, x, y, x + w, y + h])
+            for name, category, score, (x, y, w, h), points in zip(*columns, _points_of(results), strict=True):
+                sides = (x, y, x + w, y + h, *(value for point in points for value in point))
+                self._writer.writerow([meta.file, meta.image_id, name, category, score, *sides])
             self._file.flush()
 
     def close(self) -> None:
@@ -103,8 +128,9 @@ class CsvWriter(DetectionWriter):
 
 
 class YoloWriter(DetectionWriter):
-    """``labels/NUMBER_NAME.txt`` for each image, as its picture is named: class, centre, size and score in shares of
-    the image; ``classes.txt`` has the classes. An image without detections has an empty file."""
+    """``labels/NUMBER_NAME.txt`` for each image, as its picture is named: class, centre and size in shares of the
+    image, x y 2 of each landmark (2: seen, as in labels of poses), score; ``classes.txt`` has the classes. An image
+    without detections has an empty file."""
 
     def __init__(self, folder: Path, categories: Categories) -> None:
         super().__init__(folder, categories)
@@ -116,24 +142,30 @@ class YoloWriter(DetectionWriter):
         height, width = meta.original_size
         lines = []
         columns = (results.category_ids.tolist(), results.boxes.tolist(), results.scores.tolist())
-        for category, (x, y, w, h), score in zip(*columns, strict=True):
-            shares = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height, score)
-            lines.append(f"{self.labels[category]} " + " ".join(f"{value:.6f}" for value in shares) + "\n")
+        for category, (x, y, w, h), score, points in zip(*columns, _points_of(results), strict=True):
+            shares = [f"{v:.6f}" for v in ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)]
+            marked = [f"{px / width:.6f} {py / height:.6f} {VISIBLE}" for px, py in points]
+            lines.append(" ".join([str(self.labels[category]), *shares, *marked, f"{score:.6f}"]) + "\n")
         atomic_write(self._labels / f"{numbered(number, meta.file)}.txt", "".join(lines))
 
 
 class LabelStudioWriter(DetectionWriter):
-    """``label_studio.json``: a task for each image, with what was found as a prediction to be corrected; its labelling
-    interface is in ``label_studio.xml``."""
+    """``label_studio.json``: a task for each image, with what was found as a prediction to be corrected, landmarks as
+    points that belong to their box; its labelling interface is in ``label_studio.xml``."""
 
     def __init__(self, folder: Path, categories: Categories) -> None:
         super().__init__(folder, categories)
         self._tasks = JsonList(folder / "label_studio.json")
-        atomic_write(folder / "label_studio.xml", _interface(categories.names))
+
+    def begin(self, points: Sequence[str]) -> None:
+        atomic_write(self.folder / "label_studio.xml", _interface(self.categories.names, points))
 
     def write(self, results: Results, meta: ImageMeta, number: int, extra: Sequence[Mapping[str, Any]]) -> None:
         columns = (self.names(results), results.boxes.tolist(), results.scores.tolist())
         found = [_region(i, meta, *one) for i, one in enumerate(zip(*columns, strict=True))]
+        for i, points in enumerate(_points_of(results)):
+            named_points = zip(self.points or (), points, strict=True)
+            found += [_point(i, meta, name, point) for name, point in named_points]
         score = float(results.scores.mean()) if len(results) else 0.0
         prediction = {"model_version": "detkit", "score": score, "result": found}
         self._tasks.extend([{"data": {"image": meta.file}, "predictions": [prediction]}])
@@ -147,24 +179,46 @@ def _region(number: int, meta: ImageMeta, name: str, box: Sequence[float], score
     height, width = meta.original_size
     x, y, w, h = (100 * value / side for value, side in zip(box, (width, height, width, height), strict=True))
     return {
-        "id": f"box{number}",
-        "type": "rectanglelabels",
-        "from_name": "label",
-        "to_name": "image",
-        "original_width": width,
-        "original_height": height,
-        "image_rotation": 0,
+        **_in_image(meta, f"box{number}", "label", "rectanglelabels"),
         "score": score,
         "value": {"x": x, "y": y, "width": w, "height": h, "rotation": 0, "rectanglelabels": [name]},
     }
 
 
-def _interface(names: Sequence[str]) -> str:
-    labels = "".join(f"    <Label value={quoteattr(name)}/>\n" for name in names)
-    return (
-        '<View>\n  <Image name="image" value="$image"/>\n'
-        f'  <RectangleLabels name="label" toName="image">\n{labels}  </RectangleLabels>\n</View>\n'
-    )
+def _point(number: int, meta: ImageMeta, name: str, point: Sequence[float]) -> dict[str, Any]:
+    """A key point of Label Studio's, which belongs to the rectangle of that ``number``."""
+    height, width = meta.original_size
+    x, y = 100 * point[0] / width, 100 * point[1] / height
+    return {
+        **_in_image(meta, f"box{number}_{name}", "point", "keypointlabels"),
+        "parentID": f"box{number}",
+        "value": {"x": x, "y": y, "width": _POINT_WIDTH, "keypointlabels": [name]},
+    }
+
+
+def _in_image(meta: ImageMeta, name: str, control: str, kind: str) -> dict[str, Any]:
+    """What all regions of Label Studio's say."""
+    height, width = meta.original_size
+    return {
+        "id": name,
+        "type": kind,
+        "from_name": control,
+        "to_name": "image",
+        "original_width": width,
+        "original_height": height,
+        "image_rotation": 0,
+    }
+
+
+def _interface(names: Sequence[str], points: Sequence[str]) -> str:
+    controls = _control("RectangleLabels", "label", names)
+    controls += _control("KeyPointLabels", "point", points) if points else ""
+    return f'<View>\n  <Image name="image" value="$image"/>\n{controls}</View>\n'
+
+
+def _control(kind: str, name: str, labels: Sequence[str]) -> str:
+    lines = "".join(f"    <Label value={quoteattr(label)}/>\n" for label in labels)
+    return f'  <{kind} name="{name}" toName="image">\n{lines}  </{kind}>\n'
 
 
 _WRITERS: dict[str, type[DetectionWriter]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -139,7 +139,12 @@ def refuse_bad_weights(detector: nn.Module, what: str) -> None:
     Raises:
         ValueError: one is not finite; the message names it and begins with ``what``.
     """
-    if bad := _bad_tensors([*detector.named_parameters(), *detector.named_buffers()]):
+    refuse_bad_tensors(dict([*detector.named_parameters(), *detector.named_buffers()]), what)
+
+
+def refuse_bad_tensors(tensors: Mapping[str, Tensor], what: str) -> None:
+    """The same of ``tensors`` by name."""
+    if bad := _bad_tensors(tensors.items()):
         raise ValueError(f"{what}: {', '.join(bad)}")
 
 

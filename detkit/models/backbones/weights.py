@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -52,11 +53,35 @@ def _imagenet_state(weights: WeightsEnum) -> Mapping[str, Tensor]:
     try:
         return weights.get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError) as error:
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise ValueError(
-            f"cannot load the ImageNet weights {weights}: {error}. Without a network, put {weights.url} into {folder} "
-            f"(TORCH_HOME is {os.environ.get('TORCH_HOME', 'not set')}), or set weights=null to train from scratch"
+            f"cannot load the ImageNet weights {weights}: {error}. {_by_hand(weights.url)}, or set weights=null to "
+            "train from scratch"
         ) from error
+
+
+def published_file(url: str) -> Path:
+    """torchvision's file at ``url``, fetched once into torch's folder of downloads.
+
+    Raises:
+        ValueError: it cannot be fetched; the message says where the file could be put.
+    """
+    path = _downloads() / url.rpartition("/")[2]
+    if not path.is_file():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            digits = path.stem.rpartition("-")[2]  # what its SHA-256 begins with
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=digits, progress=True)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"cannot fetch {url}: {error}. {_by_hand(url)}") from error
+    return path
+
+
+def _by_hand(url: str) -> str:
+    return f"Without a network, put {url} into {_downloads()} (TORCH_HOME is {os.environ.get('TORCH_HOME', 'not set')})"
+
+
+def _downloads() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def read_state(path: Path, allowed: str = "'imagenet', the path of a state dict, or null") -> Mapping[str, Tensor]:
@@ -70,7 +95,9 @@ def read_state(path: Path, allowed: str = "'imagenet', the path of a state dict,
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds; each means that this file is not usable
-        raise ValueError(f"weights: {path} is not a readable state dict: {error}") from error
+        if refused := re.search(r"GLOBAL (\S+)", str(error)):  # torch's own words tell how to run it nevertheless
+            raise ValueError(f"weights: {path}: refused: it asks for {refused[1]}, which could run code") from error
+        raise ValueError(f"weights: {path} is not a readable state dict: {str(error).partition(chr(10))[0]}") from error
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"weights: {path} is not a state dict (name -> tensor)")
     return state

@@ -19,11 +19,11 @@ def style_in(text: str) -> Style | None:
     """
     try:
         said = {name: value for node in ast.parse(text).body for name, value in _assigned(node)}
-    except SyntaxError as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"its configuration is no Python: {error}") from error
-    model = said.get("model") or {}
-    backbone = (model.get("backbone") or {}).get("style")
-    pixels = model.get("data_preprocessor") or said.get("img_norm_cfg") or {}
+    model = _mapping(said.get("model"))
+    backbone = _mapping(model.get("backbone")).get("style")
+    pixels = _mapping(model.get("data_preprocessor")) or _mapping(said.get("img_norm_cfg"))
     is_rgb, std = pixels.get("to_rgb", pixels.get("bgr_to_rgb")), pixels.get("std")
     if backbone is None and is_rgb is None:
         return None
@@ -34,6 +34,11 @@ def style_in(text: str) -> Style | None:
             "taken are 'pytorch' with RGB and ImageNet's std, and 'caffe' with BGR and a std of 1"
         )
     return style
+
+
+def _mapping(value: Any) -> Mapping[Any, Any]:
+    """``value``, or nothing where it is something else: a file of strangers may say anything."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def _is_one(std: Any) -> bool:
@@ -60,7 +65,7 @@ def _value(node: ast.expr) -> Any:
 
 def names_in(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
     """The names of the classes in a checkpoint's ``meta``; None where it does not say."""
-    data = meta.get("dataset_meta") or {}
+    data = _mapping(meta.get("dataset_meta"))
     names = meta.get("CLASSES") or data.get("classes") or data.get("CLASSES")
     is_list = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
     return tuple(names) if names and is_list else None

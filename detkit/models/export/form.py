@@ -30,13 +30,19 @@ class View(NamedTuple):
 def found_by(head: nn.Module, features: Sequence[Tensor], view: View) -> Marked:
     """What ``head.predict`` finds in maps (B, C, H_l, W_l), as rows of a fixed number: the export form of a head.
 
-    ``@found_by.register`` with the type of the head as its annotation adds one.
+    ``@found_by.register`` with the type of the head as its annotation adds one. A whole detector that is not composed
+    of parts has one in the same way; its only map are the pixels (B, 3, H, W) float, 0 to 255.
 
     Raises:
         NoFormError: the head has none.
     """
     known = ", ".join(sorted(t.__name__ for t in found_by.registry if t is not object))
     raise NoFormError(f"model.head: {type(head).__name__} has no export form; there are those of {known}")
+
+
+def has_form(module: nn.Module) -> bool:
+    """Whether :func:`found_by` knows it."""
+    return found_by.dispatch(type(module)) is not found_by.dispatch(object)
 
 
 def inside_marks(shape: tuple[int, int], stride: float, size: tuple[int, int], device: torch.device) -> Tensor:

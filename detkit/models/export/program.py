@@ -11,28 +11,31 @@ from torch import Tensor, nn
 from detkit.matching.fixed import ABSENT, Marked, best_rows
 from detkit.models.calibrated import Calibrated
 from detkit.models.detector import ComposedDetector
+from detkit.models.export import cascade as cascade
 from detkit.models.export import dense as dense
 from detkit.models.export import flow as flow
 from detkit.models.export import stages as stages
-from detkit.models.export.form import NoFormError, View, found_by
+from detkit.models.export.form import NoFormError, View, found_by, has_form
 from detkit.models.export.resize import Resized
 from detkit.models.interfaces import Detector
 
 
 class Found(NamedTuple):
     """For B images D rows each, best first: ``boxes`` (B, D, 4) px of the input, ``scores`` (B, D), ``labels`` (B, D)
-    int64. Rows without a detection have the label -1, the score 0 and a box of zeros."""
+    int64, and ``landmarks`` (B, D, L, 2) px of a detector that finds them. Rows without a detection have the label -1,
+    the score 0, and zeros for box and points."""
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
+    landmarks: Tensor | None = None
 
 
 class Program(nn.Module):
     """A detector for a batch of whole images of one size.
 
     Args:
-        detector: composed of backbone, neck and head.
+        detector: composed of backbone, neck and head; or another that has a form of its own, from pixels.
         size_divisor: px; inside the program images are padded to its multiples, as the loader does.
         thresholds: (K,) of the classes, None for none.
         channels_last: images are (B, H, W, 3), as files are read; else (B, 3, H, W).
@@ -41,7 +44,7 @@ class Program(nn.Module):
 
     def __init__(
         self,
-        detector: ComposedDetector,
+        detector: Detector,
         *,
         size_divisor: int = 32,
         thresholds: Tensor | None = None,
@@ -54,19 +57,26 @@ class Program(nn.Module):
         self.thresholds: Tensor | None
         self.register_buffer("thresholds", thresholds, persistent=False)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """:class:`Found` for ``images`` uint8 RGB, as a plain tuple."""
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """:class:`Found` for ``images`` uint8 RGB, as a plain tuple of those that there are."""
         pixels = images.permute(0, 3, 1, 2) if self.channels_last else images
         pixels = pixels if self.resized is None else self.resized(pixels)
-        size = (pixels.shape[2], pixels.shape[3])
+        found = self._found(pixels.float(), (pixels.shape[2], pixels.shape[3]))
+        found = found if self.thresholds is None else self._enough(found, self.thresholds)
+        boxes, points = found.boxes, found.landmarks
+        if self.resized is not None:
+            boxes = self.resized.back(boxes)
+            points = None if points is None else self.resized.back_points(points)
+        return (boxes, found.scores, found.labels, *(() if points is None else (points,)))
+
+    def _found(self, pixels: Tensor, size: tuple[int, int]) -> Marked:
         detector = self.detector
-        x = (pixels.float() - detector.pixel_mean) / detector.pixel_std
+        if not isinstance(detector, ComposedDetector):
+            return found_by(detector, [pixels], View(size))
+        x = (pixels - detector.pixel_mean) / detector.pixel_std
         bottom, right = (-side % self.size_divisor for side in size)
         features = detector.neck(F.pad(x, (0, right, 0, bottom)), detector.backbone)
-        found = found_by(detector.head, features, View(size))
-        found = found if self.thresholds is None else self._enough(found, self.thresholds)
-        boxes = found.boxes if self.resized is None else self.resized.back(found.boxes)
-        return boxes, found.scores, found.labels
+        return found_by(detector.head, features, View(size))
 
     def _enough(self, found: Marked, thresholds: Tensor) -> Marked:
         least = thresholds[found.labels.clamp(min=0)]
@@ -76,8 +86,7 @@ class Program(nn.Module):
 
     def of(self, images: Tensor) -> list[Found]:
         """What is found in each image, without the empty rows."""
-        boxes, scores, labels = self(images)
-        return [Found(b[n >= 0], s[n >= 0], n[n >= 0]) for b, s, n in zip(boxes, scores, labels, strict=True)]
+        return [Found(*(column[one[2] >= 0] for column in one)) for one in zip(*self(images), strict=True)]
 
 
 def made_program(
@@ -96,7 +105,7 @@ def made_program(
                 "calibrate with scores=null"
             )
         thresholds, detector = detector.thresholds, detector.detector
-    if not isinstance(detector, ComposedDetector):
+    if not isinstance(detector, ComposedDetector) and not has_form(detector):
         raise NoFormError(
             f"model: {type(detector).__name__} is no detector of backbone, neck and head: it has no export form"
         )

@@ -33,8 +33,12 @@ class Resized(nn.Module):
 
     def back(self, boxes: Tensor) -> Tensor:
         """``boxes`` (..., 4) px of the resized image, in px of the image before."""
+        return self.back_points(boxes.unflatten(-1, (2, 2))).flatten(-2)
+
+    def back_points(self, points: Tensor) -> Tensor:
+        """The same of points (..., 2) x y px."""
         scale = [old / new for old, new in zip(self.before, self.after, strict=True)]
-        return boxes * boxes.new_tensor([scale[1], scale[0]] * 2)
+        return points * points.new_tensor([scale[1], scale[0]])
 
 
 def bilinear_shares(old: int, new: int) -> Tensor:

@@ -13,7 +13,8 @@ from detkit.config import ConfigError
 from detkit.models.interfaces import Detector
 from detkit.structures import Detections, Images, Losses, Target
 
-#: From images uint8 (1, 3, H, W), or (1, H, W, 3) where the file has them so, to boxes, scores and labels of each.
+#: From images uint8 (1, 3, H, W), or (1, H, W, 3) where the file has them so, to boxes, scores and labels of each, and
+#: landmarks where it has them.
 Run = Callable[[np.ndarray], Sequence[np.ndarray]]
 
 
@@ -44,9 +45,9 @@ class ExportedDetector(Detector):
             )
         image = pixels[:, : size[0], : size[1]].to("cpu", torch.uint8)
         image = image.permute(1, 2, 0) if self.channels_last else image
-        boxes, scores, labels = (torch.from_numpy(np.asarray(o)[0]) for o in self.run(image[None].numpy()))
-        found = labels >= 0
-        return Detections(boxes[found], scores[found], labels[found])
+        columns = [torch.from_numpy(np.asarray(o)[0]) for o in self.run(image[None].numpy())]
+        found = columns[2] >= 0
+        return Detections(*(column[found] for column in columns))
 
 
 def onnx_run(session: Any) -> Run:

@@ -15,7 +15,8 @@ from detkit.ops.gathered import deform_conv_gathered, region_pooling_gathered
 from detkit.ops.onnx import OPSET
 
 INPUT = "images"
-OUTPUTS = ("boxes", "scores", "labels")
+#: The last of a detector that finds them.
+OUTPUTS = ("boxes", "scores", "labels", "landmarks")
 
 
 def traced(program: Program, size: tuple[int, int], *, fixed: bool = False, gathered: bool = False) -> ExportedProgram:
@@ -48,7 +49,7 @@ def write_onnx(graph: ExportedProgram, path: Path, metadata: Mapping[str, str]) 
     """``graph`` as an ONNX file with ``metadata`` in it."""
     program = torch.onnx.export(
         graph, (), dynamo=True, opset_version=OPSET, custom_translation_table=translations(), optimize=False,
-        input_names=[INPUT], output_names=list(OUTPUTS), verbose=False,
+        input_names=[INPUT], output_names=list(OUTPUTS[: len(graph.graph_signature.user_outputs)]), verbose=False,
     )  # fmt: skip
     assert program is not None
     program.model.metadata_props.update(metadata)

@@ -7,6 +7,7 @@ without a pixel, of a box beside the image, is left out with its box, and so is 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -54,18 +55,23 @@ def first_stage(net: PNet, sums: Tensor, how: CascadeSettings) -> Tensor:
 def _at_scale(net: PNet, sums: Tensor, scale: float, how: CascadeSettings) -> tuple[Tensor, Tensor, Tensor]:
     """The windows (N, 4) px, scores (N,) and deltas (N, 4) that stay at one scale: enough, and NMS."""
     size = (sums.shape[0] - 1, sums.shape[1] - 1)
+    boxes_of, scores, deltas = cells_at(net, sums, scale)
+    index = let_through(boxes_of, scores, scores >= how.thresholds[0], size, "P-Net")
+    boxes, scores = boxes_of(index), scores[index]
+    kept = unsuppressed(boxes, scores, size, how.scale_nms_iou, None, "P-Net")
+    return boxes[kept], scores[kept], deltas[index[kept]]
+
+
+def cells_at(net: PNet, sums: Tensor, scale: float) -> tuple[Callable[[Tensor], Tensor], Tensor, Tensor]:
+    """What P-Net says at one scale: the windows (M, 4) px of cells (M,), and scores (N,) and deltas (N, 4) of all."""
     answers = net(normalized(scaled_image(sums, scale)))
     score = answers.logits.float().softmax(1)[0, 1]
-    columns, scores = score.shape[1], score.flatten()
+    columns = score.shape[1]
 
     def boxes_of(cells: Tensor) -> Tensor:
         return windows(torch.stack([cells // columns, cells % columns], dim=1), scale)
 
-    index = let_through(boxes_of, scores, scores >= how.thresholds[0], size, "P-Net")
-    boxes, scores = boxes_of(index), scores[index]
-    deltas = answers.deltas[0].float().flatten(1).T[index]
-    kept = unsuppressed(boxes, scores, size, how.scale_nms_iou, None, "P-Net")
-    return boxes[kept], scores[kept], deltas[kept]
+    return boxes_of, score.flatten(), answers.deltas[0].float().flatten(1).T
 
 
 def second_stage(net: RNet, sums: Tensor, boxes: Tensor, how: CascadeSettings) -> Tensor:
