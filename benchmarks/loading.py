@@ -123,7 +123,7 @@ class _Peer(Dataset):
         truth = self.dataset.truths[index]
         image = Image(decode_image(truth.file, ImageReadMode.RGB))
         boxes = torch.from_numpy(truth.boxes).float()
-        return self.transforms(image, BoundingBoxes(boxes, format=BoundingBoxFormat.XYWH, canvas_size=truth.size))
+        return self.transforms(image, BoundingBoxes(boxes, format=BoundingBoxFormat.XYWH, canvas_size=truth.size))  # pyright: ignore[reportCallIssue]
 
 
 def _padded(items: Sequence[tuple[Any, Any]]) -> tuple[torch.Tensor, list[Any]]:
