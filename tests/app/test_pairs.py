@@ -201,7 +201,7 @@ def take_a_step(composer, experiment, choice, coco_layout, folder):
     else:
         data = coco_layout
     cfg = composer(*said, *data).cfg
-    if "weights" in cfg.model.backbone:
+    if "weights" in cfg.model.get("backbone", {}):  # MTCNN has none
         OmegaConf.update(cfg, "model.backbone.weights", None)
     validate(cfg, TrainSchema)
     trainer, _ = train.build_trainer(cfg, folder)

@@ -41,7 +41,7 @@ TABLE = {
     "RetinaNet": ("retinanet", [], 160, False),
     "RetinaNet, torchvision's": ("retinanet_torchvision", [], 160, False),
     "RetinaNet, torchvision's second": ("retinanet_torchvision_v2", [], 160, False),
-    "RetinaNet, detectron2's": ("retinanet_detectron2", [], 160, False),
+    "RetinaNet, detectron2's": ("retinanet_detectron2", ["model.backbone.pixel_std=null"], 160, False),
     "RetinaNet, mmdetection's": ("retinanet_mmdetection", [], 160, False),
     "Faster R-CNN": ("faster_rcnn_fpn", [], 160, False),
     "Faster R-CNN, torchvision's": ("faster_rcnn_fpn_torchvision", [], 160, False),
