@@ -20,6 +20,7 @@ from detkit.evaluation.columns_file import ScoredSet, grouped
 from detkit.evaluation.evaluator import ClassResult, Evaluation, Evaluator, EvaluatorState
 from detkit.evaluation.landmarks import (
     LANDMARK_METRICS,
+    at_average_place,
     landmark_rule,
     mean_errors,
     normalised_errors,
@@ -59,9 +60,10 @@ class CocoEvaluator(Evaluator):
 
     Where the data and the detector have landmarks there are, too: NME, the mean error of those of found objects (IoU
     from 0.5) in shares of the distance of the two points that ``landmark_distance`` names, such as [left_eye,
-    right_eye], or else of the root of the box's area; landmarks_found, the share of objects found; and pycocotools' AP
-    and AR by object keypoint similarity, with ``landmark_sigmas``, one for each point, by default COCO's for its 17
-    points and else 0.05.
+    right_eye], or else of the root of the box's area; NME_average_place, that of the same detections with every point
+    where it lies in the objects' boxes on average; landmarks_found, the share of objects found; and pycocotools' AP and
+    AR by object keypoint similarity, with ``landmark_sigmas``, one for each point, by default COCO's for its 17 points
+    and else 0.05.
 
     Two habits of the reference are kept, since its numbers are the ones that are compared. A hit that is alone on its
     curve has the precision 1 - 2**-52, so perfect detections reach 1 exactly only with two objects of each class. And
@@ -168,9 +170,13 @@ class CocoEvaluator(Evaluator):
         num = len(self._rule.sigmas)
         if points.shape[1] != num:
             raise ValueError(f"the detector finds {points.shape[1]} landmarks, and the objects have {num}")
-        errors = normalised_errors(self._truths, self._found, self.categories, self._rule)
+        errors, plain = (
+            normalised_errors(self._truths, placed, self.categories, self._rule)
+            for placed in (self._found, at_average_place(self._truths, self._found))
+        )
         curves = pycocotools_similarity(self._truth, found, np.concatenate(marked), points, self._rule.sigmas)
-        return mean_errors(errors) | similarity_scores(curves)
+        average = {"NME_average_place": mean_errors(plain)["NME"]}
+        return mean_errors(errors) | average | similarity_scores(curves)
 
     def _columns(self) -> DetectionColumns:
         found = detection_columns(self.results(), self._ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from detkit.evaluation.summary import UNDEFINED, Curves, mean
 from detkit.structures import Categories, GroundTruth
 
 #: Scores of landmarks, beside COCO's numbers of boxes.
-LANDMARK_METRICS = ("NME", "landmarks_found", "OKS_AP", "OKS_AP50", "OKS_AP75", "OKS_AR")
+LANDMARK_METRICS = ("NME", "NME_average_place", "landmarks_found", "OKS_AP", "OKS_AP50", "OKS_AP75", "OKS_AR")
 
 #: COCO's sigmas of its 17 points of people (https://cocodataset.org/#keypoints-eval), and, where nobody says otherwise,
 #: that of other points: between those of COCO's eyes (0.025) and shoulders (0.079).
@@ -73,6 +74,32 @@ def normalised_errors(
     """
     parts = [_of_image(truth, found.get(truth.image_id, Results.empty()), categories, rule) for truth in truths]
     return np.array([error for part in parts for error in part])
+
+
+def at_average_place(truths: Sequence[GroundTruth], found: Mapping[int, Results]) -> dict[int, Results]:
+    """``found`` with each landmark where it lies on average in the boxes of ``truths``, all classes together.
+
+    What a detector that knows boxes and nothing of landmarks would have, and one that has learnt some must beat.
+    """
+    shares = _average_shares(truths)
+    return {
+        image_id: replace(each, landmarks=each.boxes[:, None, :2] + shares * each.boxes[:, None, 2:])
+        for image_id, each in found.items()
+    }
+
+
+def _average_shares(truths: Sequence[GroundTruth]) -> np.ndarray:
+    """(L, 2): where the labelled points lie in their boxes, in shares of these; of a point without any 0.
+
+    Crowds and boxes without an area are left out.
+    """
+    boxes = np.concatenate([truth.boxes for truth in truths])
+    points = np.concatenate([truth.landmarks.points for truth in truths if truth.landmarks is not None])
+    wanted = ~np.concatenate([truth.crowd for truth in truths]) & (boxes[:, 2:] > 0).all(axis=1)
+    boxes, points = boxes[wanted], points[wanted]
+    labelled = points[..., 2:] > 0
+    places = (points[..., :2] - boxes[:, None, :2]) / boxes[:, None, 2:]
+    return (places * labelled).sum(axis=0) / labelled.sum(axis=0).clip(min=1)
 
 
 def mean_errors(errors: np.ndarray) -> dict[str, float]:

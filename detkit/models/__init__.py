@@ -4,15 +4,18 @@ from detkit.models import backbones, heads, necks
 from detkit.models.build import build_detector
 from detkit.models.detector import ComposedDetector
 from detkit.models.interfaces import (
+    AnsweringDetector,
     AssigningHead,
     Backbone,
     Detector,
     Head,
     Neck,
     ProposalHead,
+    References,
     RegionHead,
     RegionNetwork,
     RegionPool,
+    Wording,
 )
 from detkit.models.mtcnn.detector import MTCNN
 from detkit.models.tiles import Tiles
@@ -20,6 +23,7 @@ from detkit.models.tta import MultiView
 
 __all__ = [
     "MTCNN",
+    "AnsweringDetector",
     "AssigningHead",
     "Backbone",
     "ComposedDetector",
@@ -28,10 +32,12 @@ __all__ = [
     "MultiView",
     "Neck",
     "ProposalHead",
+    "References",
     "RegionHead",
     "RegionNetwork",
     "RegionPool",
     "Tiles",
+    "Wording",
     "backbones",
     "build_detector",
     "heads",

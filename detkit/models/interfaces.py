@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor, nn
 
 from detkit.matching import Assignment
 from detkit.structures import Detections, FeatureSpec, Images, Losses, PixelStats, Target
+from detkit.structures.boxes import paired_iou
 
 
 class Detector(nn.Module, ABC):
@@ -89,6 +91,76 @@ class AssigningHead(ABC):
         Args:
             shapes: (h, w) of each map that the head is given.
         """
+
+
+class References(NamedTuple):
+    """The M references of an image, in an order that its size alone decides.
+
+    ``matched`` (M,) int64: the object that each answers for, an index into the Target, below 0 for none; ``boxes``
+    (M, 4) px of the network input, None for references that are no boxes; ``levels`` (M,) int64, which of the
+    ``num_levels`` each stands on, finest first.
+    """
+
+    matched: Tensor
+    boxes: Tensor | None
+    levels: Tensor
+    num_levels: int
+
+
+class Wording(NamedTuple):
+    """How readers are told of references.
+
+    ``headline``: what is asked of them; ``owner``: who has them; ``noun``: what one with a box is called; ``level``:
+    what the number of a level counts; ``meaning``: what one is, and when it answers, in whole sentences.
+    """
+
+    headline: str
+    owner: str
+    noun: str
+    level: str
+    meaning: str
+
+
+class AnsweringDetector(ABC):
+    """A detector whose references answer for objects by geometry alone, and what the audit asks it before any training.
+
+    One with a head that does (:class:`AssigningHead`) need not be one itself; one that is made otherwise may.
+    """
+
+    @property
+    @abstractmethod
+    def wording(self) -> Wording:
+        """The words for its references."""
+
+    @abstractmethod
+    def references(self, images: Images, targets: Sequence[Target]) -> list[References]:
+        """Of each image, which of its references answers for which object, as training counts it."""
+
+    @abstractmethod
+    def level_value(self, level: int) -> float:
+        """The number of ``level``, counted from the finest one, in what the wording names."""
+
+    def overlaps(self, boxes: Tensor, objects: Tensor) -> Tensor:
+        """How much ``boxes`` (..., 4) of references overlap ``objects`` (..., 4), px, as the assignment measures it."""
+        return paired_iou(boxes, objects)
+
+    def why_none(self, box: Sequence[float], size: tuple[int, int]) -> str:
+        """Why the object ``box`` (x1 y1 x2 y2 px), alone in an image of ``size`` (h, w), has no reference, if known."""
+        return ""
+
+    def misfit(self, sides: np.ndarray, long_side: float) -> str:
+        """A line where all references are of another order of size than the objects or the image; empty else.
+
+        Args:
+            sides: (N,) of the objects, the root of their area, px of the network input.
+            long_side: of the largest image, in the same px.
+        """
+        return ""
+
+    def alternatives(self, boxes: Tensor) -> Iterator[tuple[Mapping[str, Any], str]]:
+        """Other values for the detector's arguments, and what they change in words, that may help objects without a
+        reference, ``boxes`` (N, 4) px of the network input, N > 0."""
+        yield from ()
 
 
 class ProposalHead(nn.Module, AssigningHead):

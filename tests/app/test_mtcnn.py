@@ -7,10 +7,12 @@ import pytest
 import torch
 
 import detkit
+from detkit.app import train
 from detkit.app.explain import tool as explain
 from detkit.app.inspect import data as inspect_data
 from detkit.app.use import evaluate, predict
 from detkit.data import ShapesDataset
+from tests.app.test_configs import composed
 from tests.app.tools import call, gone_on, trainer_in
 
 
@@ -95,6 +97,19 @@ def test_landmarks_come_out_of_evaluate_predict_and_python(marked_run, monkeypat
     assert found.to_list()[0]["landmarks"] == found.landmarks[0].tolist()
     assert len(found.above(found.scores[0]).landmarks) == 1
     assert (found.draw() != found.image).any()
+
+
+@pytest.mark.slow
+def test_landmarks_are_found_better_than_at_their_average_place(tmp_path):
+    """Half of the recipe, from random weights: about five minutes of one core."""
+    cfg = composed(
+        "experiment=mtcnn/shapes_landmarks", "device=cpu", "threads=1", "callbacks={}", f"data.root={tmp_path}",
+        "trainer.steps=400", "trainer.eval_every=400",
+    )  # fmt: skip
+    trainer, _ = train.build_trainer(cfg, tmp_path)
+    scores = trainer.fit().metrics
+    assert scores["landmarks_found"] > 0.5
+    assert 0 < scores["NME"] < 0.9 * scores["NME_average_place"]
 
 
 @pytest.mark.parametrize("tta", ["tiles", "flip"])

@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detkit.evaluation import CocoEvaluator
-from detkit.evaluation.landmarks import landmark_rule, normalised_errors
+from detkit.evaluation.landmarks import at_average_place, landmark_rule, normalised_errors
 from detkit.evaluation.results import Results, read_results, restore, write_results
 from detkit.structures import Affine, Categories, Detections, GroundTruth, ImageMeta, Landmarks
 
@@ -37,6 +37,7 @@ def detections(boxes, points, scores, labels=None):
 
 
 FACE = [[40, 50, 2], [60, 50, 2], [50, 65, 1]]
+FACE_AT = [[40, 50], [60, 50], [50, 65]]
 HALF = [[40, 50, 2], [0, 0, 0], [50, 65, 2]]
 
 
@@ -76,6 +77,22 @@ def test_crowds_and_objects_without_a_point_are_not_asked_for():
     truths = [truth(1, [[30, 40, 36, 49]] * 3, [FACE, [[0, 0, 0]] * 3, FACE], crowd=[True, False, False])]
     errors = normalised_errors(truths, {}, FACES, landmark_rule(NAMES, None, None))
     np.testing.assert_array_equal(errors, [np.nan])
+
+
+def test_the_average_place_of_each_point_by_hand():
+    """The first point lies at 0.25 and 0.75 of the width, the second is labelled once, the third never; no crowds."""
+    one, other = [[15, 30, 2], [14, 38, 1], [0, 0, 0]], [[130, 120, 2], [0, 0, 0], [0, 0, 0]]
+    boxes = [[10, 20, 20, 20], [100, 100, 40, 40], [0, 0, 99, 99]]
+    truths = [truth(1, boxes, [one, other, FACE], crowd=[False, False, True])]
+    found = detections([[10, 20, 30, 40], [50, 60, 90, 100]], [FACE_AT, FACE_AT], [0.9, 0.8])
+    placed = at_average_place(truths, results_of(found))
+    expected = [[[20, 30], [14, 38]], [[70, 80], [58, 96]]]  # 0.5, 0.5 and 0.2, 0.9 of the box that was found
+    np.testing.assert_allclose(placed[1].landmarks[:, :2], expected)
+    evaluator = CocoEvaluator(categories=FACES, truths=truths)
+    evaluator.update([found], [meta(1)])
+    scores = evaluator.compute().metrics
+    assert scores["NME_average_place"] == pytest.approx((5 + 0) / 2 / 20), "the second object is not found"
+    assert scores["NME"] != scores["NME_average_place"]
 
 
 def test_detections_of_a_mirror_image_are_named_as_in_the_image():

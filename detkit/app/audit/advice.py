@@ -67,7 +67,7 @@ def advise(
         sizes: its ``transform`` as it was written, where one size may stand for many.
     """
     chosen = batches[:: max(1, len(audit.labels) // _NUM_TRIED)]
-    has_anchors = any(_anchor_nodes(node["model"]["head"], ""))
+    has_anchors = any(_anchor_nodes(node["model"], ""))
     words = "no reference that overlaps them by half" if has_anchors else "no reference"
     before = poor_share(planner, chosen)
     if before < _WORTH:
@@ -125,20 +125,26 @@ def poor_share(planner: Planner, batches: Sequence[Batch], scale: float = 1.0) -
 def _changes(
     node: Mapping[str, Any], sizes: Mapping[str, Any], audit: Audit, planner: Planner, categories: Categories
 ) -> Iterator[_Change]:
-    for key, anchors in _anchor_nodes(node["model"]["head"], "model.head"):
+    for key, anchors in _anchor_nodes(node["model"], "model"):
         for name, words, values in _other_anchors(anchors, audit, planner.strides):
-            shown = "[" + ",".join(f"{v:g}" for v in values) + "]"
             other = planner.with_head(_head(node, f"{key}.{name}", values, planner, categories))
-            yield _Change(f"{key}.{name}={shown}", words, other)
-    if isinstance(stride := node["model"]["neck"].get("stride"), int) and stride > 1:
-        key = "model.neck.stride"
+            yield _Change(f"{key}.{name}={_in_yaml(values)}", words, other)
+    for values, words in _other_values(node["model"], audit, planner):
         with suppress(ValueError):  # the backbone has no such stride
-            finer = Planner(build_detector(_with(node, key, stride // 2), categories))
-            yield _Change(f"{key}={stride // 2}", "cells of half the side", finer)
+            other = Planner(build_detector(_with(node, values), categories))
+            yield _Change(" ".join(f"{key}={_in_yaml(value)}" for key, value in values.items()), words, other)
     long_side = float(np.median([max(meta.size) for meta in audit.metas]))
     for scale in (1.5, 2.0):
         words = f"an input {scale:g} times as large, which takes about {scale**2:.2g} times as long"
         yield _Change(_larger_input(sizes, scale, long_side), words, planner, scale)
+
+
+def _other_values(model: Mapping[str, Any], audit: Audit, planner: Planner) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """Keys with other values, other than anchors', and what they change."""
+    if isinstance(stride := model.get("neck", {}).get("stride"), int) and stride > 1:
+        yield {"model.neck.stride": stride // 2}, "cells of half the side"
+    for values, words in planner.asked.alternatives(torch.from_numpy(audit.boxes[audit.poor])):
+        yield {f"model.{name}": value for name, value in values.items()}, words
 
 
 def _anchor_nodes(node: Any, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -175,22 +181,30 @@ def _head(
     node: Mapping[str, Any], key: str, value: Sequence[float], planner: Planner, categories: Categories
 ) -> AssigningHead:
     """The head of the configuration with another value at ``key``."""
-    model = _with(node, key, list(value))
+    model = _with(node, {key: list(value)})
     head = build(model["head"], key="model.head", in_spec=planner.out_spec, num_classes=len(categories))
     if not isinstance(head, AssigningHead):
         raise ConfigError(f"model.head: {type(head).__name__} does not assign by where objects are")
     return head
 
 
-def _with(node: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """The model of the configuration with another value at ``key``."""
+def _with(node: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The model of the configuration with other ``values`` at their keys."""
     changed: Any = {"model": copy.deepcopy(dict(node["model"]))}
-    *way, last = key.split(".")
-    place = changed
-    for name in way:
-        place = place[name]
-    place[last] = value
+    for key, value in values.items():
+        *way, last = key.split(".")
+        place = changed
+        for name in way:
+            place = place[name]
+        place[last] = value
     return changed["model"]
+
+
+def _in_yaml(value: Any) -> str:
+    """``value`` as an override has it: numbers by %g, lists of them in brackets, false and true."""
+    if isinstance(value, list):
+        return "[" + ",".join(map(_in_yaml, value)) + "]"
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}"
 
 
 def _larger_input(sizes: Mapping[str, Any], scale: float, long_side: float) -> str:

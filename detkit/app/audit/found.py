@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from detkit.app.audit.plan import Planner
+from detkit.app.audit.plan import Assigned, Planner
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.sample import trainable_boxes
+from detkit.models import Wording
 from detkit.structures import Batch, GroundTruth, ImageMeta, Target
 from detkit.utils.progress import track
 
@@ -42,14 +44,16 @@ class Advice:
 class Audit:
     """One row for each object, crowds left out.
 
-    ``metas`` of all images; ``images`` (N,) index into it; ``annotations`` (N,) the annotation's id, -1 where the
-    transforms have mixed the order; ``boxes`` (N, 4) px of the network input; ``labels`` (N,); ``positives`` (N, L) and
-    ``fit`` (N,): see :class:`Assigned`; ``crowded_out`` (N,) bool: has no reference, but would have one if it were
-    alone in its image.
+    ``wording`` of the references, and the value of each of the L ``levels`` in its words; ``metas`` of all images;
+    ``images`` (N,) index into it; ``annotations`` (N,) the annotation's id, -1 where the transforms have mixed the
+    order; ``boxes`` (N, 4) px of the network input; ``labels`` (N,); ``positives`` (N, L) and ``fit`` (N,): see
+    :class:`Assigned`; ``crowded_out`` (N,) bool: has no reference, but would have one if it were alone in its image;
+    ``reasons`` (N,) text: why it has none, empty for what has one or is crowded out.
     """
 
     names: tuple[str, ...]
-    strides: tuple[float, ...]
+    wording: Wording
+    levels: tuple[float, ...]
     metas: Sequence[ImageMeta]
     images: np.ndarray
     annotations: np.ndarray
@@ -58,27 +62,26 @@ class Audit:
     positives: np.ndarray
     fit: np.ndarray
     crowded_out: np.ndarray
+    reasons: np.ndarray
 
     @classmethod
     def of(cls, planner: Planner, batches: Sequence[Batch], dataset: DetectionDataset) -> Audit:
         """Count over ``batches``."""
         truths = {truth.image_id: truth for truth in dataset.truths}
         metas = [meta for batch in batches for meta in batch.images.meta]
-        parts: list[tuple[np.ndarray, ...]] = []
+        parts: list[_Rows] = []
         for batch, assigned in track(zip(batches, planner.each(batches), strict=True), len(batches), "assigning"):
-            for i, (target, (counts, fit)) in enumerate(zip(batch.targets, assigned, strict=True)):
-                meta, wanted = batch.images.meta[i], (~target.ignore).numpy()
-                ids = _annotation_ids(truths[meta.image_id], target)
-                without = (counts.sum(dim=1) == 0).numpy() & wanted
-                lonely = np.array([bad and planner.is_crowded_out(batch, i, k) for k, bad in enumerate(without)], bool)
-                columns = (ids, target.boxes.numpy(), target.labels.numpy(), counts.numpy(), fit.numpy(), lonely)
-                parts.append(tuple(column[wanted] for column in columns))
+            for i, found in enumerate(assigned):
+                parts.append(_of_image(planner, batch, i, found, truths[batch.images.meta[i].image_id]))
+        num_levels = max(part.positives.shape[1] for part in parts)
+        wide = [part.with_levels(num_levels) for part in parts]
         return cls(
             dataset.categories.names,
-            planner.strides,
+            planner.asked.wording,
+            tuple(map(planner.asked.level_value, range(num_levels))),
             metas,
-            np.repeat(np.arange(len(metas)), [len(part[0]) for part in parts]),
-            *(np.concatenate(column) for column in zip(*parts, strict=True)),
+            np.repeat(np.arange(len(metas)), [len(part.labels) for part in parts]),
+            *(np.concatenate(column) for column in zip(*wide, strict=True)),
         )
 
     @property
@@ -101,6 +104,11 @@ class Audit:
         """(N,): the root of each box's area, px of the network input."""
         w, h = (self.boxes[:, 2:] - self.boxes[:, :2]).T
         return np.sqrt(w * h)
+
+    def by_level(self) -> Iterator[tuple[float, int, int]]:
+        """Of each level its value, the references that answer there, and for how many objects."""
+        for value, counts in zip(self.levels, self.positives.T, strict=True):
+            yield value, int(counts.sum()), int((counts > 0).sum())
 
     def groups(self) -> Iterator[tuple[str, str, np.ndarray]]:
         """Kind, name, and (N,) bool of each size and class."""
@@ -132,8 +140,10 @@ class Audit:
             "images": self.num_images,
             "positives_per_image": float(self.num_positive.sum() / self.num_images),
             "by_level": [
-                {"stride": s, "positives": int(self.positives[:, level].sum())} for level, s in enumerate(self.strides)
+                {self.wording.level: value, "positives": positives, "objects": objects}
+                for value, positives, objects in self.by_level()
             ],
+            "without": self.by_reason(),
             "rows": self.rows(),
             "advice": [{"text": a.text, "change": a.change, "poor": a.poor} for a in advice],
             "poor": [self.describe(int(i)) for i in np.flatnonzero(self.poor)],
@@ -141,7 +151,7 @@ class Audit:
 
     def table(self) -> Table:
         """The rows, to be printed by rich."""
-        table = Table(title="references of the head for each object", title_justify="left")
+        table = Table(title=f"references of {self.wording.owner} for each object", title_justify="left")
         for heading in COLUMNS:
             table.add_column(heading, justify="left" if heading == COLUMNS[0] else "right", no_wrap=True)
         for row in self.rows():
@@ -159,11 +169,25 @@ class Audit:
             f"{count.sum() / self.num_images:.2f} positives an image"
         )
 
+    def by_reason(self) -> dict[str, int]:
+        """How many objects have no reference, by cause, the most frequent first."""
+        return dict(Counter(self.cause(int(i)) for i in np.flatnonzero(self.num_positive == 0)).most_common())
+
+    def why_none(self) -> list[str]:
+        """A line on the objects without a reference, where the detector has reasons."""
+        if not self.reasons.any():
+            return []
+        return ["Without a reference: " + "; ".join(f"{n} {reason}" for reason, n in self.by_reason().items())]
+
     def cause(self, i: int) -> str:
         """Why object ``i`` has a poor fit."""
         if self.crowded_out[i]:
             return "another object has its reference"
-        return "its references overlap it by less than half" if self.positives[i].any() else "no reference fits"
+        return (
+            "its references overlap it by less than half"
+            if self.positives[i].any()
+            else self.reasons[i] or "no reference fits"
+        )
 
     def describe(self, i: int) -> dict[str, Any]:
         """Object ``i`` by file and id, for a reader."""
@@ -193,6 +217,37 @@ def by_size(sides: np.ndarray) -> dict[str, int]:
 
 def _size_name(low: float, high: float) -> str:
     return f"from {low:g} px" if np.isinf(high) else f"{low:g}-{high:g} px"
+
+
+class _Rows(NamedTuple):
+    """The columns of an :class:`Audit`, from ``annotations`` on, for the objects of one image."""
+
+    annotations: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    positives: np.ndarray
+    fit: np.ndarray
+    crowded_out: np.ndarray
+    reasons: np.ndarray
+
+    def with_levels(self, num: int) -> _Rows:
+        """The same with none on the levels that its image, which is smaller than others, has not."""
+        return self._replace(positives=np.pad(self.positives, [(0, 0), (0, num - self.positives.shape[1])]))
+
+
+def _of_image(planner: Planner, batch: Batch, i: int, found: Assigned, truth: GroundTruth) -> _Rows:
+    """The rows of image ``i`` of ``batch``."""
+    target, wanted = batch.targets[i], (~batch.targets[i].ignore).numpy()
+    without = (found.counts.sum(dim=1) == 0).numpy() & wanted
+    crowded = np.array([bad and planner.is_crowded_out(batch, i, k) for k, bad in enumerate(without)], bool)
+    reasons = np.full(len(target), "", object)
+    for k in np.flatnonzero(without & ~crowded):
+        reasons[k] = planner.asked.why_none(target.boxes[k].tolist(), batch.images.meta[i].size)
+    columns = _Rows(
+        _annotation_ids(truth, target), target.boxes.numpy(), target.labels.numpy(), found.counts.numpy(),
+        found.fit.numpy(), crowded, reasons,
+    )  # fmt: skip
+    return _Rows(*(column[wanted] for column in columns))
 
 
 def _annotation_ids(truth: GroundTruth, target: Target) -> np.ndarray:

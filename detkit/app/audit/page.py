@@ -15,7 +15,7 @@ _COLUMNS = (
     "most, if an object without a reference is never found."
 )
 
-_POOR = "Objects without a reference, and those whose anchors all overlap them by less than half."
+_POOR = "Objects without a reference, and those whose references all overlap them by less than half."
 
 #: Objects that the page names; audit.json has all.
 _MOST_NAMED = 12
@@ -27,8 +27,8 @@ def audit_page(audit: Audit, changes: Sequence[Advice], source: str, albums: Seq
     todo = [(a.change, a.text.removeprefix(a.change).lstrip(": ").capitalize() + ".") for a in changes if a.change]
     said = paragraphs(*(a.text for a in changes if not a.change))
     levels = [
-        Bar(f"stride {stride:g}", float(n), str(int(n)))
-        for stride, n in zip(audit.strides, audit.positives.sum(axis=0), strict=True)
+        Bar(f"{audit.wording.level} {value:g}", float(n), f"{n} for {objects} objects")
+        for value, n, objects in audit.by_level()
     ]
     parts = [
         tiles(
@@ -42,7 +42,7 @@ def audit_page(audit: Audit, changes: Sequence[Advice], source: str, albums: Seq
         ),
         section(
             "What to change", said, *([advice(todo)] if todo else []),
-            note="Each change was tried on these boxes. A reference is an anchor, a grid cell or a centre cell.",
+            note=f"Each change was tried on these boxes. {audit.wording.meaning}",
         ),
         pair(
             section("Poor fit by size", _shares(audit, "size"), note="Side in px of the network input."),
@@ -53,7 +53,7 @@ def audit_page(audit: Audit, changes: Sequence[Advice], source: str, albums: Seq
         section("All numbers", table(COLUMNS, [in_columns(row) for row in audit.rows()]), note=_COLUMNS),
         section("Objects with a poor fit", _poor_objects(audit), note="The worst ones; audit.json names every one."),
     ]  # fmt: skip
-    return page("What the head can learn from", f"{source}: {audit.num_images} images", parts)
+    return page(audit.wording.headline, f"{source}: {audit.num_images} images", parts)
 
 
 def _shares(audit: Audit, kind: str) -> str:

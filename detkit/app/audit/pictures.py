@@ -15,11 +15,7 @@ from detkit.app.pages.html import section
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.decode import ImageError
 from detkit.structures import Affine, Batch
-from detkit.structures.boxes import paired_iou
 from detkit.utils.log import logger
-
-_ROLES = {"object": OBJECT, "object that has its reference": DETECTION, "nearest anchor": CANDIDATE}
-
 
 #: For one picture so many of the worst objects are looked at, to find them in different images.
 _LOOKED_AT = 5
@@ -37,6 +33,8 @@ def albums(
         for i, target in enumerate(batch.targets)
         for k in (~target.ignore).nonzero().squeeze(1).tolist()
     ]  # in the order of the audit's rows
+    nearest = f"nearest {planner.asked.wording.noun}"
+    roles = {"object": OBJECT, "object that has its reference": DETECTION, nearest: CANDIDATE}
     rows = {truth.image_id: row for row, truth in enumerate(dataset.truths)}
     by_cause: dict[str, list[int]] = defaultdict(list)
     for j in np.flatnonzero(audit.poor).tolist():
@@ -46,7 +44,7 @@ def albums(
         worst = sorted(objects, key=lambda j: (audit.fit[j], audit.sides[j]))[: _LOOKED_AT * count]
         shots = [shot for j in worst if (shot := _shot(audit, planner, j, *places[j], rows)) is not None]
         try:
-            pictures = album(best_shots(shots, count), dataset, _ROLES)
+            pictures = album(best_shots(shots, count), dataset, roles)
         except ImageError as error:
             logger.warning("no pictures in the report: %s", error)
             return []
@@ -59,17 +57,16 @@ def _shot(audit: Audit, planner: Planner, j: int, batch: Batch, i: int, k: int, 
     meta, target = batch.images.meta[i], batch.targets[i]
     if meta.affine is None:
         return None
-    anchor, rival = planner.seen(batch, i, k)
+    nearest, rival = planner.seen(batch, i, k)
     boxes = [(_original(target.boxes[k], meta.affine), OBJECT, "")]
     if rival is not None:
         boxes.append((_original(target.boxes[rival], meta.affine), DETECTION, ""))
-    if anchor is not None:
-        boxes.append((_original(anchor, meta.affine), CANDIDATE, ""))
+    if nearest is not None:
+        boxes.append((_original(nearest, meta.affine), CANDIDATE, ""))
     w, h = (target.boxes[k, 2:] - target.boxes[k, :2]).tolist()
     what = f"{audit.names[int(audit.labels[j])]} of {w:.0f} x {h:.0f} px"
-    if anchor is not None:
-        overlap = float(paired_iou(anchor[None], target.boxes[k][None]))
-        what += f", IoU {overlap:.2f}"
+    if nearest is not None:
+        what += f", IoU {float(planner.overlap(nearest[None], target.boxes[k])):.2f}"
     annotation = int(audit.annotations[j])
     where = place_of(meta.file, meta.image_id, annotation if annotation >= 0 else None)
     return Shot(rows[meta.image_id], boxes, what, where, -float(audit.fit[j]) - 1e-6 * float(audit.sides[j]))

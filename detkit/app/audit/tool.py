@@ -1,5 +1,6 @@
 """``tools/audit.py``: before training, which objects the head's own assigner leaves without anything to learn from.
 
+Of a cascade, which has no head, it tells the objects that no window answers for (:class:`AnsweringDetector`).
 No network runs, and no image is read but those that the page shows: the loader of the training plans its batches from
 sizes and boxes, and the assigner gets the shapes of the feature maps.
 """
@@ -79,17 +80,17 @@ def run(cfg: DictConfig, folder: Path) -> None:
     audit = Audit.of(planner, batches, dataset)
     sizes: Any = OmegaConf.to_container(cfg.transform)
     advice = advise(node, sizes, audit, planner, batches, dataset.categories)
-    if wrong := planner.misfit(audit.sides, max(max(meta.size) for meta in audit.metas)):
+    if wrong := planner.asked.misfit(audit.sides, max(max(meta.size) for meta in audit.metas)):
         poor = float(audit.poor.mean())
         advice.insert(0, Advice(f"{wrong[0].upper()}{wrong[1:]}.", "", poor))
     numbers = audit.to_dict(advice) | {"all": by_size(all_sides), "shown": shown.to_dict()}
     atomic_write(folder / "audit.json", json.dumps(numbers, indent=1) + "\n")
-    source = f"{type(planner.head).__name__} on data.{split} ({dataset.report.source})"
+    source = f"{audit.wording.owner} on data.{split} ({dataset.report.source})"
     pictures = albums(audit, planner, batches, dataset, node["num_pictures"])
     atomic_write(folder / "audit.html", audit_page(audit, advice, source, pictures))
     rich.print(audit.table())
     caveats = _caveats(transforms, audit, len(dataset), all_sides)
-    for line in [audit.in_words(), *shown.in_words(), *caveats, *(a.text for a in advice)]:
+    for line in [audit.in_words(), *audit.why_none(), *shown.in_words(), *caveats, *(a.text for a in advice)]:
         rich.get_console().print(Text(line), soft_wrap=True)
     rich.print("report:", Text(str(folder / "audit.html"), "bold"))
     tell_training(("split", "num_images", "num_pictures"))

@@ -9,26 +9,29 @@ whose answers are used, as in the published weights; all three networks learn at
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from detkit.config import DETECTORS, Count, Share, Whole
-from detkit.models.interfaces import Detector
+from detkit.models.interfaces import AnsweringDetector, Detector, References, Wording
+from detkit.models.mtcnn import samples
 from detkit.models.mtcnn.cascade import CascadeSettings, run_cascade
+from detkit.models.mtcnn.coverage import WORDING, other_settings, why_no_window, window_references
 from detkit.models.mtcnn.nets import ONet, PNet, RNet
 from detkit.models.mtcnn.training import TrainingSettings, cascade_losses
 from detkit.structures import Detections, Images, Losses, Target
-from detkit.structures.boxes import clip
+from detkit.structures.boxes import clip, paired_iou
 
 Stage = Literal["pnet", "rnet", "onet"]
 
 
 @DETECTORS
-class MTCNN(Detector):
+class MTCNN(Detector, AnsweringDetector):
     """A cascade of three small networks on an image pyramid, for small objects and small computers.
 
     Args:
@@ -107,6 +110,35 @@ class MTCNN(Detector):
     def _found(self, images: Images, i: int) -> Detections:
         found = run_cascade((self.pnet, self.rnet, self.onet), _unpadded(images, i), self.cascade)
         return replace(found, boxes=clip(found.boxes, images.sizes[i]))
+
+    @property
+    def wording(self) -> Wording:
+        return WORDING
+
+    def references(self, images: Images, targets: Sequence[Target]) -> list[References]:
+        """Windows of P-Net, see :mod:`detkit.models.mtcnn.coverage`."""
+        squares = self.training_settings.as_squares
+        pairs = zip(targets, images.sizes, strict=True)
+        return [window_references(target, size, self.cascade, squares) for target, size in pairs]
+
+    def level_value(self, level: int) -> float:
+        """What 12 px of the pyramid's scale ``level`` are in px of the network input."""
+        return round(self.cascade.min_size / self.cascade.factor**level, 1)
+
+    def overlaps(self, boxes: Tensor, objects: Tensor) -> Tensor:
+        return paired_iou(boxes, samples.counted(objects, self.training_settings.as_squares))
+
+    def why_none(self, box: Sequence[float], size: tuple[int, int]) -> str:
+        return why_no_window(box, size, self.cascade, self.training_settings.as_squares)
+
+    def misfit(self, sides: np.ndarray, long_side: float) -> str:
+        least = self.cascade.min_size
+        if least <= long_side:
+            return ""
+        return f"every window (from {least:g} px) is larger than the image of {long_side:g} px: model.min_size"
+
+    def alternatives(self, boxes: Tensor) -> Iterator[tuple[Mapping[str, Any], str]]:
+        return other_settings(boxes, self.cascade, self.training_settings.as_squares)
 
 
 def _check_landmarks(targets: Sequence[Target], images: Images, num: int) -> None:

@@ -45,6 +45,12 @@ class PNet(nn.Module):
         x = self.prelu3(self.conv3(self.prelu2(self.conv2(x))))
         return Answers(self.conv4_1(x), self.conv4_2(x))
 
+    @staticmethod
+    def map_size(size: tuple[int, int]) -> tuple[int, int]:
+        """Cells (h, w) for an image of ``size`` (h, w) px; the last ones may see a row less than their window."""
+        h, w = (max(0, -((2 - side) // 2) - 4) for side in size)
+        return h, w
+
 
 class RNet(nn.Module):
     """The refining network: 24 px crops; object or not."""

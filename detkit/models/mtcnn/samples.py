@@ -22,7 +22,7 @@ NEGATIVE, PART, POSITIVE, LANDMARKS, UNUSED = 0, 1, 2, 3, -1
 
 #: Least overlap of a positive and of a part, and what a negative has less than (section III-A). The paper leaves what
 #: lies between, and so does this.
-_POSITIVE_IOU, _PART_IOU, _NEGATIVE_IOU = 0.65, 0.4, 0.3
+POSITIVE_IOU, _PART_IOU, _NEGATIVE_IOU = 0.65, 0.4, 0.3
 
 #: Negatives, parts and positives of five samples; to these come two with landmarks where there are any.
 _SHARES = (3, 1, 1)
@@ -89,30 +89,43 @@ def _about(objects: Tensor, least: float, most: float, shift: float, generator: 
     return torch.cat([centre - new / 2, centre + new / 2], dim=1)
 
 
-def label(boxes: Tensor, target: Target, as_squares: bool) -> Samples:
-    """What each of ``boxes`` (N, 4) px is an example of.
+def counted(objects: Tensor, as_squares: bool) -> Tensor:
+    """The boxes (N, 4) px that overlaps with ``objects`` (N, 4) px are counted with."""
+    return squared(objects) if as_squares else objects
+
+
+def judge(boxes: Tensor, target: Target, as_squares: bool) -> tuple[Tensor, Tensor]:
+    """The kind (N,) of each of ``boxes`` (N, 4) px, and the object (N,) that it overlaps most, as an index into
+    ``target.wanted``; 0 where that is empty.
 
     A box of which more than a negative's share lies in an object to be ignored is no negative.
     """
-    wanted, points = target.wanted, None
+    wanted = target.wanted
     if len(wanted):
-        iou = pairwise_iou(boxes, squared(wanted.boxes) if as_squares else wanted.boxes)
-        best, nearest = iou.max(dim=1)
-        labels, objects = wanted.labels[nearest], wanted.boxes[nearest]
-        points = None if wanted.landmarks is None else wanted.landmarks[nearest]
+        best, nearest = pairwise_iou(boxes, counted(wanted.boxes, as_squares)).max(dim=1)
     else:
         best = boxes.new_zeros(len(boxes))
-        labels, objects = torch.zeros_like(best, dtype=torch.int64), torch.zeros_like(boxes)
-        points = None if target.landmarks is None else boxes.new_zeros(len(boxes), *target.landmarks.shape[1:])
-    kinds = torch.full_like(labels, UNUSED)
+        nearest = torch.zeros_like(best, dtype=torch.int64)
+    kinds = torch.full_like(nearest, UNUSED)
     kinds[best < _NEGATIVE_IOU] = NEGATIVE
-    kinds[(best >= _PART_IOU) & (best <= _POSITIVE_IOU)] = PART
-    kinds[best > _POSITIVE_IOU] = POSITIVE
+    kinds[(best >= _PART_IOU) & (best <= POSITIVE_IOU)] = PART
+    kinds[best > POSITIVE_IOU] = POSITIVE
     ignored = target.kinds.ignored
     if len(ignored):
         inside = pairwise_cover(boxes, target.boxes[ignored]).max(dim=1).values
         kinds[(kinds == NEGATIVE) & (inside >= _NEGATIVE_IOU)] = UNUSED
-    return Samples(boxes, kinds, labels, objects, points)
+    return kinds, nearest
+
+
+def label(boxes: Tensor, target: Target, as_squares: bool) -> Samples:
+    """What each of ``boxes`` (N, 4) px is an example of, see :func:`judge`."""
+    kinds, nearest = judge(boxes, target, as_squares)
+    wanted = target.wanted
+    if len(wanted):
+        points = None if wanted.landmarks is None else wanted.landmarks[nearest]
+        return Samples(boxes, kinds, wanted.labels[nearest], wanted.boxes[nearest], points)
+    points = None if target.landmarks is None else boxes.new_zeros(len(boxes), *target.landmarks.shape[1:])
+    return Samples(boxes, kinds, torch.zeros_like(nearest), torch.zeros_like(boxes), points)
 
 
 def sample(
