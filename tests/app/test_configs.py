@@ -3,7 +3,6 @@
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 from torch import nn
@@ -11,24 +10,23 @@ from torch import nn
 from detkit.app import train
 from detkit.app.assemble.schema import EvaluateOptions, PredictOptions, TrainSchema
 from detkit.app.assemble.stored import Stored
-from detkit.app.cli.components import load_components
+from detkit.app.cli.composer import Composer
 from detkit.app.cli.overrides import normalize_overrides
 from detkit.app.cli.paths import config_dir
-from detkit.app.cli.slots import Compositions, settle_slots
 from detkit.config import ConfigError, Registry, build, validate
 from detkit.data import ShapesDataset
 from detkit.engine.state.checkpoint import Checkpoint
 from detkit.structures import Categories
 
-load_components()
+COMPOSER = Composer(keep=True)
 EXPERIMENTS = sorted(
     str(p.relative_to(config_dir() / "experiment").with_suffix(""))
     for p in (config_dir() / "experiment").rglob("*.yaml")
 )
 LARGE = {  # the parts of each are run in another experiment or pair
-    *(f"faster_rcnn/coco_r50_{kind}fpn_1x" for kind in ("", "dcnv1_", "dpool_", "mdpool_")),
-    "rfcn/coco_r101",
-    "tridentnet/coco_r101_2x",
+    *(f"faster_rcnn/coco_r50_{kind}fpn_1x" for kind in ("", "dcnv1_", "dcnv2_", "dpool_", "mdpool_")),
+    *(f"rfcn/{name}" for name in ("coco_r101", "voc_r50")),
+    *(f"tridentnet/{name}" for name in ("coco_r101_2x", "coco_r50_1x", "voc_r50")),
 }
 SECTIONS = ["data", "transform", "optim", "schedule", "trainer", "evaluator", "callbacks", "model"]
 
@@ -39,10 +37,7 @@ def composed(*overrides):
 
 def settled(*overrides):
     """The configuration as a tool gets it, and what was left out of its slots."""
-    overrides = normalize_overrides(overrides)
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        cfg = compose("train", overrides=overrides)
-        return cfg, settle_slots(cfg, overrides, "train", Compositions(GlobalHydra.instance().config_loader()))
+    return COMPOSER(*overrides)[:2]
 
 
 def presets(group):

@@ -332,6 +332,7 @@ def test_commands_are_found_in_blocks_in_the_text_and_in_output():
     assert "python tools/replay.py runs/hot/divergence_step2.pt" in texts
 
 
+@pytest.mark.slow
 def test_training_commands_compose_and_pass_the_checker():
     """The quick half of what the slow test does."""
     exec(plugin(), {"__name__": "my_necks"})

@@ -62,6 +62,7 @@ def losses(folder: Path) -> list[float]:
         ]
 
 
+@pytest.mark.slow
 def test_a_dead_process_is_told_and_the_restart_ends_like_one_process(tmp_path: Path) -> None:
     run(tmp_path, "one", sys.executable)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]

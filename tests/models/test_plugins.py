@@ -2,16 +2,11 @@
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from torch import nn
 
 from detkit.app.assemble.schema import TrainSchema
-from detkit.app.cli.components import load_components
-from detkit.app.cli.overrides import normalize_overrides
-from detkit.app.cli.paths import config_dir
-from detkit.app.cli.slots import Compositions, settle_slots
+from detkit.app.cli.composer import Composer
 from detkit.app.inspect import components as list_components
 from detkit.config import (
     ANCHORS,
@@ -34,7 +29,7 @@ from detkit.structures import Categories, FeatureSpec
 from tests.models.builders import small
 from tests.models.test_contracts import batch
 
-load_components()
+COMPOSER = Composer(keep=True)
 CATEGORIES = Categories(("a", "b", "c"), (1, 4, 9))
 
 
@@ -255,13 +250,7 @@ CASES = [
 
 def composed(model, slot, edit):
     own = [o for o in small(model) if "network.hidden" not in o or not slot.startswith("region_network")]
-    overrides = normalize_overrides(
-        ["experiment=quickstart", f"model={model}", *own, *slot.split(), *([edit] if edit else [])]
-    )
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        cfg = compose("train", overrides=overrides)
-        settle_slots(cfg, overrides, "train", Compositions(GlobalHydra.instance().config_loader()))
-        return cfg
+    return COMPOSER("experiment=quickstart", f"model={model}", *own, *slot.split(), *([edit] if edit else [])).cfg
 
 
 @pytest.mark.parametrize(("model", "slot", "edit"), CASES)

@@ -2,14 +2,9 @@
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 
 from detkit.app.assemble.schema import TrainSchema
-from detkit.app.cli.components import load_components
-from detkit.app.cli.overrides import normalize_overrides
-from detkit.app.cli.paths import config_dir
-from detkit.app.cli.slots import Compositions, settle_slots
+from detkit.app.cli.composer import Composer
 from detkit.config import ConfigError, validate
 from detkit.matching import IGNORED, Selector, SoftNMS
 from detkit.models import build_detector
@@ -20,7 +15,7 @@ from detkit.structures.boxes import paired_iou
 from tests.models.builders import SMALL, build_awake, build_model, images, small, target
 from tests.models.test_contracts import batch
 
-load_components()
+COMPOSER = Composer(keep=True)
 CATEGORIES = Categories(("a", "b", "c"), (1, 4, 9))
 RANGES = "model.head.valid_ranges=[[0,20],[10,40],[30,null]]"
 
@@ -120,10 +115,7 @@ def test_any_head_takes_the_scales(inner):
     """The command line puts it there; what the preset says of the head that goes, goes with it."""
     own = ["model/backbone=resnet18", *SMALL, "model.backbone.levels=[4]", RANGES]
     given = ["experiment=quickstart", "model=faster_rcnn_snip", f"model/head@model.head.inner={inner}", *own]
-    overrides = normalize_overrides(given)
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        cfg = compose("train", overrides=overrides)
-        settle_slots(cfg, overrides, "train", Compositions(GlobalHydra.instance().config_loader()))
+    cfg = COMPOSER(*given).cfg
     validate(cfg, TrainSchema)
     detector = build_detector(cfg.model, CATEGORIES)
     assert isinstance(detector.head, ScaleHead)
