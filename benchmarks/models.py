@@ -33,10 +33,10 @@ RECIPES = {
 }
 
 
-def bccd_detector(name: str) -> Detector:
-    """The detector of a recipe in ``RECIPES``, with random weights."""
-    cfg = Composer()(*RECIPES[name], "model.backbone.weights=null").cfg
-    return build_detector(cfg.model, Categories(tuple(f"c{k}" for k in range(NUM_CLASSES)), tuple(range(NUM_CLASSES))))
+def bccd_detector(name: str, num_classes: int = NUM_CLASSES, overrides: Sequence[str] = ()) -> Detector:
+    """The detector of a recipe in ``RECIPES`` with other ``overrides``, with random weights."""
+    cfg = Composer()(*RECIPES[name], "model.backbone.weights=null", *overrides).cfg
+    return build_detector(cfg.model, Categories(tuple(f"c{k}" for k in range(num_classes)), tuple(range(num_classes))))
 
 
 def torchvision_peer(name: str) -> nn.Module | None:

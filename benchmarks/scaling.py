@@ -22,9 +22,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.models import bccd_detector
 from benchmarks.ops import WIDTH
 from benchmarks.processes import in_a_process_of_its_own
-from benchmarks.training import made_images, small_faster_rcnn, training_step
+from benchmarks.training import made_images, training_step
 from detkit.app.run.costs import peak_memory
 from detkit.config.ranges import check_range
 from detkit.evaluation import CocoEvaluator, EvaluatorState
@@ -99,7 +100,7 @@ def _step(trains: bool, images: int, boxes: int, classes: int, pixels: int) -> C
     side = math.isqrt(pixels // _USUAL["pixels"])
     size = (_SIZE[0] * side, _SIZE[1] * side)
     batch, targets = made_images(images, size, boxes, torch.device("cpu"), classes)
-    model = small_faster_rcnn(classes).train(trains)
+    model = bccd_detector("faster_rcnn", classes).train(trains)
     if trains:
         return training_step(model, lambda: model(batch, targets).total)
     return torch.no_grad()(lambda: model(batch))

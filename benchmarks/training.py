@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
-from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
 from benchmarks.models import NUM_CLASSES, SIZE, bccd_detector, convolutions, replay, torchvision_peer
 from benchmarks.timing import Clock, time_alternately
-from detkit.app.cli.components import load_components
-from detkit.app.cli.paths import config_dir
-from detkit.models import Detector, build_detector
 from detkit.models.compiled import compile_networks
-from detkit.structures import Categories, ImageMeta, Images, Target
+from detkit.structures import ImageMeta, Images, Target
 
 
 def benchmark_training(
@@ -63,19 +59,6 @@ def made_images(
         targets.append(Target(boxes, labels, torch.zeros(num_boxes, dtype=torch.bool)).to(device))
     metas = tuple(ImageMeta(i, f"{i}.png", size, size, key=i) for i in range(batch))
     return Images(pixels, metas).to(device), targets
-
-
-def small_faster_rcnn(num_classes: int = NUM_CLASSES, overrides: Sequence[str] = ()) -> Detector:
-    """Faster R-CNN on MobileNetV2 and a pyramid of 128 channels, with random weights."""
-    load_components()
-    own = [
-        "+model=faster_rcnn_fpn", "model/backbone=mobilenetv2", "model.backbone.weights=null",
-        "model.neck.out_channels=128", "model.head.rpn.anchors.scales=[4.0]",
-        "model.head.rpn.num_proposals=[2000,1000]",
-    ]  # fmt: skip
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        cfg = compose(overrides=[*own, *overrides])
-    return build_detector(cfg.model, Categories(tuple(f"c{k}" for k in range(num_classes)), tuple(range(num_classes))))
 
 
 def training_step(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:

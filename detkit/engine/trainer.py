@@ -149,8 +149,9 @@ class Trainer:
             max_loss_ratio=max_loss_ratio,
             class_counts=class_counts,
         )
-        self.progress, self._saved_step = Progress(), 0
+        self.progress = Progress()
         self.metrics: dict[str, float] = {}
+        self._saved_step = 0
 
     def fit(self) -> FitResult:
         """Train to the last step, or until patience ends, from where :meth:`restore` left off.

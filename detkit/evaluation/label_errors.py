@@ -78,11 +78,11 @@ class Suspicion(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """Of one image with G labels: the suspicions, the surest first, and ``seen`` (G,), the class that the detector sees
-    in the place of each label, -1 for none; for crowds their own."""
+    """Of one image with G labels: the suspicions, the surest first, and ``is_unseen`` (G,) bool, in whose place the
+    detector sees nothing; crowds are none of these."""
 
     suspicions: list[Suspicion]
-    seen: np.ndarray
+    is_unseen: np.ndarray
 
 
 def label_errors(truth: GroundTruth, found: Candidates, candidates: Sequence[Candidates], num_classes: int) -> Judged:
@@ -98,16 +98,15 @@ def label_errors(truth: GroundTruth, found: Candidates, candidates: Sequence[Can
     iou = _overlap(found.boxes, labels.corners) * ~truth.crowd
     own = np.where(found.labels[:, None] == truth.labels, 1.0, 0.999)  # of two boxes at one place that of its class
     partner = _pair(detections.object[:, None] * iou * own * (iou >= BACKGROUND_IOU))
-    seen = np.where(truth.crowd, truth.labels, -1)
     paired = np.flatnonzero(partner >= 0)
-    near = paired[iou[partner[paired], paired] >= POSITIVE_IOU]
-    seen[near] = detections.scores[partner[near]].argmax(axis=1)
+    is_unseen = ~truth.crowd
+    is_unseen[paired[iou[partner[paired], paired] >= POSITIVE_IOU]] = False
     suspicions = [
         *_of_pairs(truth, labels, detections, iou, partner, candidates),
         *_of_detections(truth, found, detections, iou, partner),
         *_of_boxes(truth, labels, detections, partner),
     ]
-    return Judged(sorted(suspicions, key=lambda one: -one.certainty), seen)
+    return Judged(sorted(suspicions, key=lambda one: -one.certainty), is_unseen)
 
 
 def rarities(labels: np.ndarray, is_unseen: np.ndarray, num_classes: int) -> np.ndarray:

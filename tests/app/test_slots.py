@@ -150,6 +150,14 @@ def test_what_the_command_line_leaves_out_inside_a_swapped_slot_is_left_out():
     assert "left out what the recipe says there for Upsample" in notes[0]
 
 
+def test_what_is_kept_is_what_would_be_composed_anew():
+    """Whatever was said in between: removals and values of one command line are not those of the next."""
+    composer = Composer(keep=True)
+    swapped = ("experiment=centernet/shapes", "model/neck=fpn_se")
+    for more in ((), ("~model.neck.attention",), ("model.neck.attention.reduction=3",), ()):
+        assert composer(*swapped, *more)[:2] == Composer()(*swapped, *more)[:2]
+
+
 @pytest.fixture
 def own(tmp_path):
     """A folder of a user's own experiments, and the argument that names it."""

@@ -85,7 +85,7 @@ def test_training_compares_models_of_one_size():
         ours, theirs = benchmark_models.bccd_detector(name), benchmark_models.torchvision_peer(name)
         sizes = [sum(p.numel() for p in model.parameters()) for model in (ours, theirs)]
         assert sizes[1] - sizes[0] == expected, name
-    ours = benchmark_training.small_faster_rcnn()
+    ours = benchmark_models.bccd_detector("faster_rcnn")
     images, targets = benchmark_training.made_batch(1, CPU)
     assert ours(images, targets).total.isfinite()
 

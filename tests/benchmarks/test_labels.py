@@ -88,7 +88,7 @@ def looked_at():
     findings = [Finding(truth, s, 1.0, None) for s in suspicions]
     corners = np.concatenate([truth.boxes[:, :2], truth.boxes[:, :2] + truth.boxes[:, 2:]], axis=1)
     scored = objectlab(corners, truth.labels, *found)
-    return LookedAt(truth, findings, found, np.array([0, 0, 0]), scored)
+    return LookedAt(truth, findings, found, np.zeros(3, bool), scored)
 
 
 def test_both_lists_are_held_against_what_was_planted():

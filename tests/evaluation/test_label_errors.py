@@ -108,14 +108,14 @@ def test_a_class_that_is_often_not_seen_says_little():
     assert made[15:] == pytest.approx([COMMON / (2 / 3)] * 3)
 
 
-def test_what_is_seen_is_told_for_each_label():
+def test_what_is_not_seen_is_told_for_each_label():
     judged = label_errors(
         truth([*PLACES[:3], [60, 60, 20, 20]], [0, 1, 0, 0]),
         detections((*PLACES[0], 1, 0.9), (*PLACES[1], 1, 0.8), (*PLACES[3], 0, 0.9)),
         [detections((*PLACES[0], 1, 0.9), (*PLACES[1], 1, 0.8), (*PLACES[3], 0, 0.9))],
         2,
     )
-    assert judged.seen.tolist() == [1, 1, -1, -1], "the last overlaps by a seventh"
+    assert judged.is_unseen.tolist() == [False, False, True, True], "the last overlaps by a seventh"
 
 
 def test_two_objects_that_touch_keep_their_own_detections():

@@ -81,7 +81,7 @@ class Audit:
             tuple(map(planner.asked.level_value, range(num_levels))),
             metas,
             np.repeat(np.arange(len(metas)), [len(part.labels) for part in parts]),
-            *(np.concatenate(column) for column in zip(*wide, strict=True)),
+            **{name: np.concatenate([getattr(part, name) for part in wide]) for name in _Rows._fields},
         )
 
     @property
@@ -220,7 +220,7 @@ def _size_name(low: float, high: float) -> str:
 
 
 class _Rows(NamedTuple):
-    """The columns of an :class:`Audit`, from ``annotations`` on, for the objects of one image."""
+    """Those columns of an :class:`Audit`, under the same names, that are made image by image: of the objects of one."""
 
     annotations: np.ndarray
     boxes: np.ndarray

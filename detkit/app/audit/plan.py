@@ -29,7 +29,7 @@ class Planner:
         ConfigError: nothing of the detector answers for objects by where they are alone.
     """
 
-    def __init__(self, detector: Detector) -> None:
+    def __init__(self, detector: Detector | AnsweringDetector) -> None:
         self.asked: AnsweringDetector = (
             detector if isinstance(detector, AnsweringDetector) else HeadReferences(detector)
         )
@@ -46,9 +46,7 @@ class Planner:
 
     def with_head(self, head: AssigningHead) -> Planner:
         """The same neck and backbone with another head."""
-        other = object.__new__(Planner)
-        other.asked = self._of_head().with_head(head)
-        return other
+        return Planner(self._of_head().with_head(head))
 
     def _of_head(self) -> HeadReferences:
         assert isinstance(self.asked, HeadReferences), "only a head has strides, and can be exchanged"

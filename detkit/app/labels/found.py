@@ -66,13 +66,13 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LookedAt:
-    """One image: its labels, what speaks against them, what was ``found`` in it, the class ``seen`` in the place of
-    each label, and the baseline's scores."""
+    """One image: its labels, what speaks against them, what was ``found`` in it, which labels have nothing in their
+    place (G,), and the baseline's scores."""
 
     truth: GroundTruth
     findings: Sequence[Finding]
     found: Candidates
-    seen: np.ndarray
+    is_unseen: np.ndarray
     baseline: ObjectLab
 
     @property
@@ -97,11 +97,9 @@ class LabelReport:
         g / (g + m), with g the gain in loss and m the median of those above 0: the scale of a loss is the head's own.
         What gains nothing has no weight.
         """
-        labels, seen = (
-            np.concatenate([np.zeros(0, np.int64), *column])
-            for column in ([image.truth.labels for image in images], [image.seen for image in images])
-        )
-        rarity = rarities(labels, seen < 0, len(categories))
+        labels = np.concatenate([np.zeros(0, np.int64), *(image.truth.labels for image in images)])
+        is_unseen = np.concatenate([np.zeros(0, bool), *(image.is_unseen for image in images)])
+        rarity = rarities(labels, is_unseen, len(categories))
         gains = [_gain(f) for image in images for f in image.findings if f.suspicion.kind is Kind.WRONG_CLASS]
         middle = float(np.median([gain for gain in gains if gain > 0] or [1.0]))
         images = _with_baseline(images)
@@ -195,7 +193,7 @@ def _look_at(
     suspicions = [s for s in judged.suspicions if s.certainty >= least]
     gains = _loss_gains(detector, image, truth, suspicions)
     findings = [Finding(truth, s, gain, None) for s, gain in zip(suspicions, gains, strict=True)]
-    return LookedAt(truth, findings, found, judged.seen, _scored(truth, found))
+    return LookedAt(truth, findings, found, judged.is_unseen, _scored(truth, found))
 
 
 def _scored(truth: GroundTruth, found: Candidates, least: float | None = None) -> ObjectLab:

@@ -50,8 +50,8 @@ def _first_stage(net: PNet, sums: Tensor, how: CascadeSettings) -> tuple[Tensor,
     size = (sums.shape[0] - 1, sums.shape[1] - 1)
     found = [_at_scale(net, sums, s, how) for s in pyramid_scales(size, how.min_size, how.factor)]
     if not found:  # a smaller image than any object
-        found = [(sums.new_zeros((1, 4), dtype=torch.float32), sums.new_full((1,), ABSENT).float())]
-        found = [(*found[0], found[0][0])]
+        nothing = sums.new_zeros((1, 4), dtype=torch.float32)
+        found = [(nothing, sums.new_full((1,), ABSENT, dtype=torch.float32), nothing)]
     boxes, scores, deltas = (torch.cat(parts) for parts in zip(*found, strict=True))
     scores, index = _best(_unsuppressed(boxes, scores, how.nms_iou), how)
     return squared(moved(boxes[index], deltas[index], net.extra)), scores > LEAST

@@ -1,0 +1,158 @@
+"""What a person's yes does to the annotation file, and how the table of findings is read."""
+
+import csv
+import json
+
+import pytest
+
+from detkit.app.labels.corrections import COLUMNS, NOTE, Correction, as_csv, correct, num_decided, read_accepted
+from detkit.config import ConfigError
+from detkit.evaluation.label_errors import Kind
+from tests.data.builders import annotation, image
+
+CONTENT = {
+    "info": {"year": 2026},
+    "licenses": [{"id": 1, "name": "CC0"}],
+    "images": [image(1, license=1), image(2)],
+    "annotations": [
+        annotation(11, 1, [1, 2, 10, 12], segmentation=[[1, 2, 11, 2, 11, 14]], note="kept"),
+        annotation(12, 1, [20, 2, 10, 12], segmentation=[[0, 0, 1, 1, 2, 2]], keypoints=[1, 1, 2], num_keypoints=1),
+        annotation(13, 2, [3, 3, 9, 9], category_id=7, segmentation=[[3, 3, 12, 3, 12, 12]]),
+        annotation(19, 2, [30, 3, 9, 9], iscrowd=1),
+    ],
+    "categories": [{"id": 7, "name": "dog", "supercategory": "animal"}, {"id": 3, "name": "cat"}],
+}
+
+
+def correction(kind, annotation_id=None, new_name=None, new_box=None, image_id=1, certainty=0.75):
+    return Correction(kind, certainty, 0.5, None, "a.png", image_id, annotation_id, None, None, new_name, new_box)
+
+
+def test_accepted_rows_are_corrected_and_nothing_else_is_touched():
+    before = json.dumps(CONTENT)
+    made = correct(
+        CONTENT,
+        [
+            correction(Kind.MISPLACED, 12, "cat", (21.0, 2.5, 8.0, 11.0)),
+            correction(Kind.WRONG_CLASS, 13, "cat", (0.0, 0.0, 1.0, 1.0), image_id=2),
+            correction(Kind.SPURIOUS, 19, image_id=2),
+            correction(Kind.MISSING, None, "dog", (40.0, 30.0, 5.0, 6.0)),
+        ],
+    )
+    assert json.dumps(CONTENT) == before
+    assert {key: made[key] for key in made if key != "annotations"} == {
+        key: CONTENT[key] for key in CONTENT if key != "annotations"
+    }
+    right, moved, other_class, new = made["annotations"]
+    assert right == CONTENT["annotations"][0]
+    assert moved == {
+        "id": 12, "image_id": 1, "bbox": [21.0, 2.5, 8.0, 11.0], "category_id": 3, "area": 88.0, "iscrowd": 0,
+    }  # fmt: skip
+    assert other_class == {**CONTENT["annotations"][2], "category_id": 3}, "its outline is as good as before"
+    assert new == {
+        "id": 20, "image_id": 1, "category_id": 7, "bbox": [40.0, 30.0, 5.0, 6.0], "area": 30.0, "iscrowd": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [Kind.MISPLACED, Kind.WRONG_CLASS])
+def test_what_a_person_changed_of_a_proposal_counts_whatever_its_kind(kind):
+    """Both its class and its box, though each kind proposes but one of them; boxes in a table are rounded."""
+    own = Correction(kind, 0.5, None, None, "a.png", 1, 12, "cat", (20, 2, 10, 12), "dog", (21.5, 2, 10, 12))
+    (made,) = (one for one in correct(CONTENT, [own])["annotations"] if one["id"] == 12)
+    assert (made["category_id"], made["bbox"], made.get("segmentation")) == (7, [21.5, 2, 10, 12], None)
+    rounded = own._replace(new_box=(20.004, 1.996, 10.0, 12.0))
+    (made,) = (one for one in correct(CONTENT, [rounded])["annotations"] if one["id"] == 12)
+    assert ("segmentation" in made) == (kind is Kind.WRONG_CLASS)
+
+
+def test_proposals_say_what_was_and_how_sure_they_are():
+    made = correct(
+        CONTENT, [correction(Kind.WRONG_CLASS, 13, "cat", (3, 3, 9, 9), 2), correction(Kind.DUPLICATE, 11)], scored=True
+    )
+    assert [a["id"] for a in made["annotations"]] == [12, 13, 19]
+    was = {"bbox": [3, 3, 9, 9], "category_id": 7}
+    assert made["annotations"][1][NOTE] == {"kind": "wrong class", "certainty": 0.75, "was": was}
+    (gone,) = made[NOTE]["removed"]
+    assert (gone["id"], gone[NOTE]) == (11, {"kind": "duplicate", "certainty": 0.75})
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([correction(Kind.SPURIOUS, 99)], "the annotation file has no annotation 99"),
+        ([correction(Kind.MISSING, None, "dog", (1, 1, 2, 2), image_id=5)], "has no image 5"),
+        ([correction(Kind.MISSING, None, "cow", (1, 1, 2, 2))], "has no class 'cow', only dog, cat"),
+        ([correction(Kind.SPURIOUS, 11), correction(Kind.WRONG_CLASS, 11, "dog", (1, 1, 2, 2))], "11 is to go by one"),
+        ([correction(Kind.WRONG_CLASS, 11, "dog", (1, 1, 2, 2)), correction(Kind.SPURIOUS, 11)], "11 is to go by one"),
+        ([correction(Kind.SPURIOUS, 11, image_id=2)], "annotation 11 is no None of image 2"),
+        ([correction(Kind.SPURIOUS, 11)._replace(name="dog")], "annotation 11 is no dog of image 1: the cells of that"),
+        ([correction(Kind.MISSING, None, "dog", (64, 1, 2, 2))], "64, 1, 2, 2 lie outside of image 1, 64 x 48 px"),
+        ([correction(Kind.MISPLACED, 11, "cat", (1, -2, 2, 2))], "1, -2, 2, 2 lie outside of image 1"),
+    ],
+)
+def test_corrections_that_fit_no_annotation(rows, message):
+    with pytest.raises(ConfigError, match=message):
+        correct(CONTENT, rows)
+
+
+ROWS = [
+    Correction(
+        Kind.MISPLACED, 0.8125, -0.25, 0.5, "a,b.png", 1, 12, "cat", (20, 2, 10, 12), "cat", (21.25, 2.5, 8.0, 11.0)
+    ),
+    Correction(Kind.SPURIOUS, 0.5, 0.0, None, "a,b.png", 2, 19, "cat", (30, 3, 9, 9), None, None),
+    Correction(Kind.MISSING, 0.5, 1.0, None, "a,b.png", 1, None, None, None, "dog", (40, 30, 5, 6)),
+]
+
+
+def edited(path, accept, **cells):
+    """The table of ``ROWS`` with ``accept`` in that column, and other cells changed in the first row."""
+    rows = list(csv.DictReader(as_csv(ROWS).splitlines()))
+    for row, word in zip(rows, accept, strict=True):
+        row["accept"] = word
+    rows[0].update(cells)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def test_what_is_accepted_is_read_as_it_was_written(tmp_path):
+    assert read_accepted(edited(tmp_path / "a.csv", ["", "no", "0"])) == ([], 3)
+    assert read_accepted(edited(tmp_path / "a.csv", ["yes", "X", " 1 "])) == (ROWS, 3)
+    (one,), _ = read_accepted(edited(tmp_path / "a.csv", ["y", "", ""], new_class="dog", new_x="3.5"))
+    assert (one.new_name, one.new_box) == ("dog", (3.5, 2.5, 8.0, 11.0)), "a person may change the proposal"
+    german = (tmp_path / "a.csv").read_text().replace(",", ";").replace("a;b", "a,b").replace("3.5", "3,5")
+    (tmp_path / "german.csv").write_text("\ufeff" + german)
+    assert read_accepted(tmp_path / "german.csv") == ([one], 3)
+    (tmp_path / "a.csv").write_text((tmp_path / "a.csv").read_text() + "," * (len(COLUMNS) - 1) + "\n\nyes\n")
+    with pytest.raises(ConfigError, match=r"line 7: kind must be one of .*, not ''"):
+        read_accepted(tmp_path / "a.csv")  # the rows before are what spreadsheets leave, and hold nothing
+
+
+def test_a_no_is_a_decision_too(tmp_path):
+    assert num_decided(edited(tmp_path / "a.csv", ["", " ", ""])) == 0
+    assert num_decided(edited(tmp_path / "a.csv", ["no", "maybe", ""])) == 2
+
+
+@pytest.mark.parametrize(
+    ("accept", "cells", "message"),
+    [
+        ("maybe", {}, r"a\.csv, line 2: accept must be one of yes, y, 1, true, x, no, n, .* or empty, not 'maybe'"),
+        ("yes", {"kind": "odd"}, "line 2: kind must be one of missing, no object, .*, not 'odd'"),
+        ("yes", {"new_w": "wide"}, "line 2: new_w must be a number, not 'wide'"),
+        ("yes", {"new_w": "0"}, "line 2: new_w and new_h must be above 0, not 0 and 11"),
+        ("yes", {"new_class": ""}, "line 2: misplaced needs new_class, new_x, new_y, new_w, new_h"),
+        ("yes", {"annotation_id": "1.5"}, "line 2: annotation_id must be a whole number, not '1.5'"),
+        ("yes", {"annotation_id": ""}, "line 2: misplaced needs image_id and annotation_id"),
+    ],
+)
+def test_cells_that_say_nothing(tmp_path, accept, cells, message):
+    with pytest.raises(ConfigError, match=message):
+        read_accepted(edited(tmp_path / "a.csv", [accept, "", ""], **cells))
+
+
+def test_a_table_that_is_none(tmp_path):
+    (tmp_path / "a.csv").write_text("accept,kind\n")
+    with pytest.raises(ConfigError, match=r"a\.csv: has no column certainty, loss_gain, "):
+        read_accepted(tmp_path / "a.csv")
