@@ -29,9 +29,11 @@ def step(detector, number):
 
 
 def compare(name, num_batches, tolerance, for_gradients=None, **options):
-    for_gradients = for_gradients or tolerance
+    """Losses agree to ``tolerance``. Gradients do too, or to twice what noise in the weights makes of
+    them: where a ReLU is flipped, or another region drawn, they jump."""
     plain = build_awake(name, CATEGORIES).train()
     compiled = copy.deepcopy(plain)
+    noisy = [with_noise(plain, seed) for seed in range(3)]
     torch._dynamo.reset()
     compile_networks(compiled, CPU, fullgraph=True, **options)
     for number in range(1, num_batches + 1):
@@ -40,9 +42,22 @@ def compare(name, num_batches, tolerance, for_gradients=None, **options):
         expected, wanted = step(plain, number)
         torch.testing.assert_close(total, expected, rtol=tolerance, atol=tolerance)
         assert gradients.keys() == wanted.keys()
+        others = [step(each, number)[1] for each in noisy]
         for key, gradient in gradients.items():
-            scale = wanted[key].abs().max().item()
-            torch.testing.assert_close(gradient, wanted[key], rtol=0, atol=for_gradients * max(scale, 1e-3), msg=key)
+            jump = max((other[key] - wanted[key]).abs().max().item() for other in others)
+            bound = max((for_gradients or tolerance) * max(wanted[key].abs().max().item(), 1e-3), 2 * jump)
+            torch.testing.assert_close(
+                gradient, wanted[key], rtol=0, atol=bound, msg=lambda said, key=key: f"{key}: {said}"
+            )
+
+
+def with_noise(detector, seed):
+    """A copy whose weights differ by 3e-7 of their own size, about as much as roundings do."""
+    noisy, generator = copy.deepcopy(detector), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in noisy.parameters():
+            parameter.mul_(1 + 3e-7 * torch.randn(parameter.shape, generator=generator))
+    return noisy
 
 
 def test_a_small_one_is_compiled_once_and_says_the_same():
@@ -54,14 +69,13 @@ def test_a_small_one_is_compiled_once_and_says_the_same():
     "name", ["faster_rcnn_fpn", "rfcn", "tridentnet", "faster_rcnn_snip", "retinanet", "centernet"]
 )
 def test_ten_batches_are_one_graph_each_for_networks_and_head(name):
-    compare(name, 10, 1e-5, backend="aot_eager")
+    compare(name, 10, 1e-6, backend="aot_eager")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["faster_rcnn_fpn", "retinanet", "centernet"])
 def test_machine_code_says_the_same_within_rounding(name):
-    # where a ReLU is flipped by a rounding: noise of 3e-7 in the weights moves CenterNet's gradients by 0.05
-    compare(name, 3, 1e-5, for_gradients=0.1)
+    compare(name, 3, 1e-5, for_gradients=0.1)  # its sums run in another order, and flip more
 
 
 def test_a_watched_layer_of_a_compiled_detector_is_run_as_it_stands():

@@ -81,8 +81,10 @@ def awake(model, overrides):
             parameter.data += grown
         if model == "mtcnn" and name.endswith(("_1.weight", "_2.weight")):  # the layers that answer
             parameter.data *= 8 if "_1." in name else 2
-    if "mobilenet" in model:  # too deep for random weights: nothing would come through
+    if "mobilenet" in model:  # too deep for random weights: nothing would come through, or numbers that rounding turns
         settle(detector.backbone)
+        for parameter in detector.neck.parameters():
+            parameter.data *= 0.2
     for module in detector.modules():
         if hasattr(module, "selector"):
             module.selector.score_threshold = 0.0
