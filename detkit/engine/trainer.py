@@ -58,7 +58,8 @@ class Trainer:
         clip_norm: largest L2 norm of the gradient.
         ema_decay: keep a moving average of the weights (see WeightAverage), which is then what is evaluated.
         channels_last: keep weights and pixels in that memory format.
-        compile: train on graphs of ``torch.compile``, one for each padded size of a batch (see compile_networks).
+        compile: train on graphs of ``torch.compile``, one for each padded size of a batch (see compile_networks); meant
+            for GPUs, since on a CPU it is slower (docs/performance.md).
         eval_every: steps from one evaluation to the next; null: at the end alone.
         save_every: steps from one ``last.pt`` to the next; it is also saved before and after each evaluation and at the
             end.

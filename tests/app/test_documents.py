@@ -48,7 +48,7 @@ NOT_RUN = {
     "sampler@model.head.roi.sampler=MySampler": "a class of the reader's, which the page does not give",
     "sweep=": "speaks of the key, not of a value",
     "trainer.compile=true": "compiles for minutes; tests/models/test_compiled.py does it",
-    "python tools/benchmark.py training --models centernet --compile --threads 1": "compiles for minutes",
+    "python tools/benchmark.py training --models faster_rcnn retinanet centernet --compile --threads 1 --repeats 3": "compiles for minutes",
     "python tools/benchmark.py ops --device cpu --repeats 5": "made brief it is `ops`, which is run",
     "python tools/benchmark.py labels --checkpoint runs/.../best.pt --annotations datasets/shapes/3e9fc27172dd/train.json "
     "--output planted": "of the pictures of the command before it, which made brief makes others",
