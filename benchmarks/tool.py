@@ -29,6 +29,7 @@ from detkit.app.assemble.parts import choose_device
 from detkit.app.cli.failure import told_plainly
 from detkit.config.ranges import check_range
 from detkit.ops import roi_align
+from detkit.utils.memory import keep_freed_memory
 
 #: Those with options of their own.
 _OWN_OPTIONS = {
@@ -56,6 +57,7 @@ def run(arguments: Sequence[str] | None) -> None:
     Raises:
         ConfigError: a number that cannot be meant, or a device that is not there.
     """
+    keep_freed_memory()  # as all of detkit's commands do; both sides of a contest gain by it
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments and arguments[0] in _OWN_OPTIONS:
         return _OWN_OPTIONS[arguments[0]](arguments[1:])

@@ -80,6 +80,32 @@ def test_score_maps_are_bin_major_and_boxes_are_of_no_class():
         torch.testing.assert_close(pooled[1, CLASSES + 1 + c], (bins * 4 + c).float())
 
 
+def test_a_box_for_each_class_is_4_maps_for_each():
+    pool = pool_of()
+    network = ScoreMaps(
+        in_spec=SPEC, num_classes=CLASSES, pool=pool, cls_loss=CrossEntropy(), class_agnostic=False, hidden=6, norm="bn"
+    )
+    depth = CLASSES + 1 + 4 * CLASSES
+    maps = torch.arange(depth * K * K).float()[None, :, None, None].expand(1, -1, 6, 8)
+    raw = network(pool([maps], [BOXES], IMAGES))
+    expected = 4 * depth + torch.arange(depth).float()
+    torch.testing.assert_close(raw.logits, expected[: CLASSES + 1].expand(3, -1))
+    torch.testing.assert_close(raw.deltas, expected[CLASSES + 1 :].view(CLASSES, 4).expand(3, -1, -1))
+    assert network.maps([torch.zeros(2, 5, 6, 8)])[0].shape == (2, depth * K * K, 6, 8)
+
+
+def test_hidden_maps_are_normalised_before_their_relu():
+    network = ScoreMaps(
+        in_spec=SPEC, num_classes=CLASSES, pool=pool_of(), cls_loss=CrossEntropy(), hidden=6, norm="bn"
+    ).train()
+    seen = []
+    network.hidden.register_forward_hook(lambda *call: seen.append(call[2]))
+    network.maps([10 + torch.randn(2, 5, 6, 8)])
+    torch.testing.assert_close(seen[0].mean(dim=(0, 2, 3)), torch.zeros(6), atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="norm=bn normalises the hidden maps, and hidden=null makes none: norm=null"):
+        ScoreMaps(in_spec=SPEC, num_classes=CLASSES, pool=pool_of(), cls_loss=CrossEntropy(), norm="bn")
+
+
 def test_a_bin_learns_in_its_own_channels_alone():
     pool = pool_of()
     maps = torch.zeros(1, DEPTH * K * K, 6, 8, requires_grad=True)

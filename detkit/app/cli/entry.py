@@ -31,6 +31,7 @@ from detkit.app.cli.slots import Compositions, search_paths, settle_slots
 from detkit.data.workers import worker_deaths_explained
 from detkit.utils.commands import command
 from detkit.utils.lock import LOCK
+from detkit.utils.memory import keep_freed_memory
 
 Task = Callable[[DictConfig, Path], Any]
 
@@ -47,6 +48,7 @@ def run_tool(task: Task, config_name: str, sweep_task: Task | None = None) -> No
     the nearest name; :func:`detkit.config.validate` then tells them all. What else can be wrong on a command line is
     told before Hydra sees it, with exit code 2.
     """
+    keep_freed_memory()
     with told_plainly():
         load_components()
     OmegaConf.register_new_resolver("command", command, replace=True)

@@ -16,6 +16,7 @@ from detkit.app.run.folder import RunFolder
 from detkit.app.sweep.process import stop_with_the_sweep
 from detkit.app.train import train_in
 from detkit.data.workers import worker_deaths_explained
+from detkit.utils.memory import keep_freed_memory
 
 #: The configuration, plain values.
 RECIPE = "recipe.yaml"
@@ -24,6 +25,7 @@ RECIPE = "recipe.yaml"
 def main() -> None:
     """The command line."""
     stop_with_the_sweep()
+    keep_freed_memory()
     folder = Path(sys.argv[1])
     with told_plainly(), worker_deaths_explained():
         load_components()

@@ -10,7 +10,16 @@ from torchvision.models import MobileNet_V2_Weights, mobilenet_v2
 from detkit.config import BACKBONES, Count
 from detkit.models.backbones.weights import load_backbone_weights
 from detkit.models.interfaces import Backbone
-from detkit.models.layers import NormName, branched, dilate, fold_frozen_norms, for_branches, freeze, make_norm
+from detkit.models.layers import (
+    NormName,
+    branched,
+    dilate,
+    fold_frozen_norms,
+    for_branches,
+    freeze,
+    make_norm,
+    use_lean_relu6,
+)
 from detkit.structures import FeatureSpec
 from detkit.structures.feature_spec import IMAGENET_STATS
 
@@ -67,6 +76,7 @@ class MobileNetV2(Backbone):
             self.num_branches = len(trident)
         freeze(self, [[f"stage{i + 1}"] for i in range(frozen_stages)])
         fold_frozen_norms(self)
+        use_lean_relu6(self)
         channels = _CHANNELS[1:] if last_conv else (*_CHANNELS[1:-1], 320)
         self.out_spec = FeatureSpec(channels=channels, strides=(4.0, 8.0, 16.0, 16.0 if dilate_last else 32.0))
 

@@ -85,6 +85,10 @@ class ScoreMaps(RegionNetwork):
     Args:
         hidden: channels of a 1x1 convolution and a ReLU before that; null where the neck has such a one already (the
             paper's 1024: ``model/neck=single_level_1024``), which the first stage then reads as well.
+        norm: normalisation of these channels, in place of the bias; null for none, as in the paper. Without it the mean
+            of a wide map that is nowhere negative outweighs what tells one place from another, and an adaptive
+            optimiser may not get beyond the classes' shares.
+        class_agnostic: one box for all classes, as in the paper, rather than one per class (4 k^2 maps for each).
     """
 
     def __init__(
@@ -95,19 +99,24 @@ class ScoreMaps(RegionNetwork):
         pool: RegionPool,
         cls_loss: ClassificationLoss,
         hidden: Count | None = None,
+        norm: NormName | None = None,
+        class_agnostic: bool = True,
     ) -> None:
         super().__init__()
+        if norm is not None and hidden is None:
+            raise ValueError(f"norm={norm} normalises the hidden maps, and hidden=null makes none: norm=null")
         self.bins, self.num_logits = pool.resolution**2, cls_loss.num_outputs(num_classes)
-        num_maps = (self.num_logits + 4) * self.bins
-        if pool.out_channels(num_maps * (1 + pool.num_moves)) != self.num_logits + 4:
+        num_votes = self.num_logits + 4 * (1 if class_agnostic else num_classes)
+        num_maps = num_votes * self.bins
+        if pool.out_channels(num_maps * (1 + pool.num_moves)) != num_votes:
             raise ValueError(
                 f"ScoreMaps makes other maps for each bin, which a {type(pool).__name__} does not read so: choose a "
                 "position-sensitive pool, such as region_pool@model.head.roi.pool=PSRoIAlign"
             )
         channels = hidden or in_spec.channels[0]
-        self.hidden = None if hidden is None else _wide(in_spec.channels[0], hidden)
+        self.hidden = None if hidden is None else _wide(in_spec.channels[0], hidden, norm)
         self.score_maps = nn.Conv2d(channels, self.num_logits * self.bins, 1)
-        self.box_maps = nn.Conv2d(channels, 4 * self.bins, 1)
+        self.box_maps = nn.Conv2d(channels, num_maps - self.num_logits * self.bins, 1)
         self.move_maps = nn.Conv2d(channels, num_maps * pool.num_moves, 1) if pool.num_moves else None
         for conv in (self.score_maps, self.box_maps):
             nn.init.normal_(conv.weight, std=0.01)
@@ -130,7 +139,7 @@ class ScoreMaps(RegionNetwork):
     def forward(self, pooled: Tensor, classes: Tensor | None = None) -> RawRegions:
         assert classes is None, "takes_classes is False"
         votes = pooled.float().mean(dim=(2, 3))
-        return RawRegions(votes[:, : self.num_logits], votes[:, None, self.num_logits :])
+        return RawRegions(votes[:, : self.num_logits], votes[:, self.num_logits :].unflatten(1, (-1, 4)))
 
 
 def _initialize(layer: nn.Conv2d | nn.Linear) -> None:
@@ -142,12 +151,14 @@ def _initialize(layer: nn.Conv2d | nn.Linear) -> None:
         nn.init.zeros_(layer.bias)
 
 
-def _wide(inputs: int, outputs: int) -> nn.Conv2d:
+def _wide(inputs: int, outputs: int, norm: NormName | None) -> nn.Module:
     """A 1x1 convolution that keeps the size of the signal (He et al., ICCV 2015, equation 10)."""
-    conv = nn.Conv2d(inputs, outputs, 1)
+    layer = conv_with_norm(inputs, outputs, 1, norm)
+    conv = layer if isinstance(layer, nn.Conv2d) else layer.conv
     nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-    _set_bias(conv, torch.zeros(1))
-    return conv
+    if conv.bias is not None:
+        _set_bias(conv, torch.zeros(1))
+    return layer
 
 
 def _set_bias(conv: nn.Conv2d, bias: Tensor) -> None:

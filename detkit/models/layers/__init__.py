@@ -13,6 +13,7 @@ from detkit.models.layers.norm import (
     make_norm,
     with_frozen_norms,
 )
+from detkit.models.layers.relu6 import use_lean_relu6
 from detkit.models.layers.tower import LEAK, ConvTower
 from detkit.models.layers.trident import TridentConv, TridentStage, branched, for_branches, one_branch
 
@@ -39,5 +40,6 @@ __all__ = [
     "make_conv",
     "make_norm",
     "one_branch",
+    "use_lean_relu6",
     "with_frozen_norms",
 ]
