@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import rich
 import torch
 
-from benchmarks.models import RECIPES, SIZE, bccd_detector, convolutions, replay, torchvision_peer
+from benchmarks.models import RECIPES, SIZE, bccd_detector, heavy_calls, replay, torchvision_peer
 from benchmarks.shown import timing_table
 from benchmarks.timing import clock_for, time_alternately
 from benchmarks.training import made_batch
@@ -23,7 +23,7 @@ from detkit.config.ranges import check_range
 def benchmark_inference(
     name: str, batch: int, repeats: int, device: torch.device, threads: int | None
 ) -> Mapping[str, Sequence[float]]:
-    """Seconds of a batch, pixels to detections, in evaluation mode and without gradients; and of the convolutions."""
+    """Seconds of a batch, pixels to detections, in evaluation mode and without gradients; and of its heavy calls."""
     images, _ = made_batch(batch, device)
     ours, theirs = bccd_detector(name).to(device).eval(), torchvision_peer(name)
     contestants: dict[str, Callable[[], object]] = {}
@@ -32,8 +32,8 @@ def benchmark_inference(
             peer, pixels = theirs.to(device).eval(), [p.float() / 255 for p in images.pixels]
             contestants["torchvision"] = lambda: peer(pixels)
         contestants["detkit"] = lambda: ours(images)
-        calls = convolutions(lambda: ours(images))
-        contestants["its convolutions alone"] = lambda: replay(calls)
+        calls = heavy_calls(lambda: ours(images))
+        contestants["its convolutions and products"] = lambda: replay(calls)
         return time_alternately(contestants, repeats, device, clock_for(device, threads))
 
 

@@ -1,4 +1,4 @@
-"""The detectors of the blood cells' recipes with random weights, their likes in torchvision, their convolutions."""
+"""The detectors of the blood cells' recipes, torchvision's like them, and the calls that take most of their time."""
 
 from __future__ import annotations
 
@@ -77,37 +77,43 @@ def _backbone(layers: dict[str, str], channels: list[int], extra: ExtraFPNBlock 
     )
 
 
-class Convolution(NamedTuple):
-    """A call of a convolution, or of its gradients, below autograd."""
+class Call(NamedTuple):
+    """A convolution or a product of matrices below autograd, or the gradients of a convolution."""
 
     op: torch._ops.OpOverload
     arguments: Sequence[Any]
 
 
-class _Convolutions(TorchDispatchMode):
+class _Kept(TorchDispatchMode):
     """Keeps every one that is run: layers that fold their norms into weights call no module."""
 
-    OPS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
+    OPS = (
+        torch.ops.aten.convolution.default,
+        torch.ops.aten.convolution_backward.default,
+        torch.ops.aten.mm.default,
+        torch.ops.aten.addmm.default,
+        torch.ops.aten.bmm.default,
+    )
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[Convolution] = []
+        self.calls: list[Call] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in self.OPS:
             assert not kwargs
-            self.calls.append(Convolution(func, [torch.randn_like(a) if isinstance(a, Tensor) else a for a in args]))
+            self.calls.append(Call(func, [torch.randn_like(a) if isinstance(a, Tensor) else a for a in args]))
         return func(*args, **(kwargs or {}))
 
 
-def convolutions(run: Callable[[], object]) -> list[Convolution]:
-    """The convolutions in ``run``, in their order, each with random numbers of its shapes and memory formats."""
-    with _Convolutions() as seen:
+def heavy_calls(run: Callable[[], object]) -> list[Call]:
+    """The convolutions and products in ``run``, in their order, each with random numbers of its shapes and strides."""
+    with _Kept() as seen:
         run()
     return seen.calls
 
 
-def replay(calls: Sequence[Convolution]) -> None:
+def replay(calls: Sequence[Call]) -> None:
     """Run ``calls`` and nothing else."""
     with torch.no_grad():
         for op, arguments in calls:

@@ -1,4 +1,4 @@
-"""Training steps beside torchvision's, beside their convolutions alone and compiled, and the batch that others take."""
+"""Training steps beside torchvision's, their convolutions and products, and compiled ones; the batch they take."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from benchmarks.models import NUM_CLASSES, SIZE, bccd_detector, convolutions, replay, torchvision_peer
+from benchmarks.models import NUM_CLASSES, SIZE, bccd_detector, heavy_calls, replay, torchvision_peer
 from benchmarks.timing import Clock, time_alternately
 from detkit.models.compiled import compile_networks
 from detkit.structures import ImageMeta, Images, Target
@@ -17,9 +17,9 @@ from detkit.structures import ImageMeta, Images, Target
 def benchmark_training(
     device: torch.device, batch: int, repeats: int, clock: Clock, name: str = "faster_rcnn", compiled: bool = False
 ) -> dict[str, list[float]]:
-    """Seconds of a step of the recipe ``name``: of torchvision's like, as it stands, ``compiled``, its convolutions.
+    """Seconds of a step of the recipe ``name``: of torchvision's like, as it stands, ``compiled``, its heavy calls.
 
-    The same numbers of anchors, proposals and sampled regions.
+    Those are its convolutions and products, by themselves. The same numbers of anchors, proposals and sampled regions.
     """
     images, targets = made_batch(batch, device)
     ours, theirs = bccd_detector(name).to(device).train(), torchvision_peer(name)
@@ -35,8 +35,8 @@ def benchmark_training(
         other = copy.deepcopy(ours)
         compile_networks(other, device)
         contestants["detkit, compiled"] = training_step(other, lambda: other(images, targets).total)
-    calls = convolutions(ours_step)
-    contestants["its convolutions alone"] = lambda: replay(calls)
+    calls = heavy_calls(ours_step)
+    contestants["its convolutions and products"] = lambda: replay(calls)
     return time_alternately(contestants, repeats, device, clock)
 
 

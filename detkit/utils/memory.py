@@ -17,11 +17,11 @@ _SAID = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 def keep_freed_memory() -> bool:
     """Let malloc keep what is freed for the next call, instead of giving it back to the system; True where it does.
 
-    glibc maps blocks above 32 MiB anew for each call, and the system fills every page with zeros at its first touch: on a
-    CPU a fifth of a training step, whose maps have the same sizes in every step. The most memory that is held at a time
-    stays the same; it goes back at the process's end alone. Blocks above 1 GiB still come and go one by one. For
-    processes of our own: a program that uses detkit decides for itself. Elsewhere than with glibc, or where the
-    environment sets malloc's thresholds, nothing is done.
+    glibc gives large blocks back when they are freed and maps them anew, and the system fills every page with zeros at
+    its first touch: on a CPU a fifth of a training step, whose maps have the same sizes in every step. The most memory
+    that is held at a time stays the same; it goes back at the process's end alone. Blocks above 1 GiB still come and go
+    one by one. For processes of our own: a program that uses detkit decides for itself. Elsewhere than with glibc, or
+    where the environment sets malloc's thresholds, nothing is done.
     """
     if sys.platform != "linux" or any(name in os.environ for name in _SAID):
         return False

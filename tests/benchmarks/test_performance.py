@@ -18,15 +18,17 @@ def small(monkeypatch):
     monkeypatch.setattr(training, "SIZE", (96, 128))
 
 
-def test_the_convolutions_alone_are_those_of_the_step():
+def test_the_convolutions_and_products_are_those_of_the_step():
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten(), nn.Linear(32, 1))
     model[0].weight.requires_grad_(False)
-    calls = models.convolutions(lambda: model(torch.zeros(1, 3, 4, 4)).sum().backward())
-    forward, backward = torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default
-    assert [call.op for call in calls] == [forward, forward, backward, backward]
+    calls = models.heavy_calls(lambda: model(torch.zeros(1, 3, 4, 4)).sum().backward())
+    aten = torch.ops.aten
+    forward, backward = aten.convolution.default, aten.convolution_backward.default
+    linear = [aten.addmm.default, aten.mm.default, aten.mm.default]
+    assert [call.op for call in calls] == [forward, forward, *linear, backward, backward]
     assert [tuple(call.arguments[0].shape) for call in calls[:2]] == [(1, 3, 4, 4), (1, 4, 4, 4)]
-    assert [call.arguments[-1] for call in calls[2:]] == [[True, True, True], [False, False, True]]
-    again = models.convolutions(lambda: models.replay(calls))
+    assert [call.arguments[-1] for call in calls[-2:]] == [[True, True, True], [False, False, True]]
+    again = models.heavy_calls(lambda: models.replay(calls))
     assert [call.op for call in again] == [call.op for call in calls]
 
 
@@ -35,8 +37,8 @@ def test_a_step_and_a_prediction_are_timed_on_each_side(small, name, sides):
     steps = training.benchmark_training(CPU, 1, 1, clock_for(CPU, 1), name)
     predicted = inference.benchmark_inference(name, 1, 1, CPU, 1)
     for times in (steps, predicted):
-        assert list(times) == ["torchvision", "detkit", "its convolutions alone"][3 - sides :]
-        ours, alone = times["detkit"][0], times["its convolutions alone"][0]
+        assert list(times) == ["torchvision", "detkit", "its convolutions and products"][3 - sides :]
+        ours, alone = times["detkit"][0], times["its convolutions and products"][0]
         assert 0 < alone < ours
 
 

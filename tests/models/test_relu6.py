@@ -34,7 +34,9 @@ def test_nothing_is_copied_for_the_gradients() -> None:
 
 
 def test_every_one_in_place_is_replaced_and_no_name_changes() -> None:
-    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU6(inplace=True), nn.Sequential(nn.ReLU6(inplace=True), nn.ReLU6()))
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.ReLU6(inplace=True), nn.Sequential(nn.ReLU6(inplace=True), nn.ReLU6())
+    )
     names = list(network.state_dict())
     use_lean_relu6(network)
     assert [type(m) for m in network.modules() if isinstance(m, nn.ReLU6)] == [LeanReLU6, LeanReLU6, nn.ReLU6]
