@@ -10,16 +10,25 @@ from torch import Tensor, nn
 
 from benchmarks.models import NUM_CLASSES, SIZE, bccd_detector, heavy_calls, replay, torchvision_peer
 from benchmarks.timing import Clock, time_alternately
+from detkit.engine.precision import autocast
 from detkit.models.compiled import compile_networks
 from detkit.structures import ImageMeta, Images, Target
 
 
 def benchmark_training(
-    device: torch.device, batch: int, repeats: int, clock: Clock, name: str = "faster_rcnn", compiled: bool = False
+    device: torch.device,
+    batch: int,
+    repeats: int,
+    clock: Clock,
+    name: str = "faster_rcnn",
+    *,
+    compiled: bool = False,
+    bf16: bool = False,
 ) -> dict[str, list[float]]:
-    """Seconds of a step of the recipe ``name``: of torchvision's like, as it stands, ``compiled``, its heavy calls.
+    """Seconds of a step of the recipe ``name``: of torchvision's like, as it stands, as asked, and of its heavy calls.
 
-    Those are its convolutions and products, by themselves. The same numbers of anchors, proposals and sampled regions.
+    Those are its convolutions and products, by themselves. The same numbers of anchors, proposals and sampled regions;
+    torchvision's in float32 beside ``bf16``, too.
     """
     images, targets = made_batch(batch, device)
     ours, theirs = bccd_detector(name).to(device).train(), torchvision_peer(name)
@@ -31,6 +40,13 @@ def benchmark_training(
         contestants["torchvision"] = training_step(peer, lambda: torch.stack(list(peer(pixels, dicts).values())).sum())
     ours_step = training_step(ours, lambda: ours(images, targets).total)
     contestants["detkit"] = ours_step
+    if bf16:
+
+        def in_bf16() -> Tensor:
+            with autocast(device, "bf16"):
+                return ours(images, targets).total
+
+        contestants["detkit, bf16"] = training_step(ours, in_bf16)
     if compiled:
         other = copy.deepcopy(ours)
         compile_networks(other, device)
