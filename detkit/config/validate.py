@@ -19,6 +19,7 @@ from pydantic import ConfigDict, PydanticSchemaGenerationError, PydanticUserErro
 from detkit.config.registry import (
     RUNTIME_ARGUMENTS,
     ConfigError,
+    Registry,
     did_you_mean,
     is_registered,
     known_names,
@@ -192,7 +193,7 @@ def _in_a_part(node: Mapping[str, Any], key: str, name: str) -> str:
 
 def _check_value(value: Any, annotation: Any, key: str) -> Iterator[str]:
     if value == MISSING:
-        yield f"{key}: needs a value{_needed(annotation)}"
+        yield f"{key}: needs a value{_needed(annotation)}{_how_to_choose(annotation, key)}"
     elif is_component(value):
         yield from _check_component(value, annotation, key)
     elif isinstance(value, Mapping) and (section := section_of(annotation)):
@@ -251,6 +252,15 @@ def _needed(annotation: Any) -> str:
     return f" ({words})" if words else ""
 
 
+def _how_to_choose(annotation: Any, key: str) -> str:
+    """The override that puts a component there, where that is what is missing."""
+    for option in alternatives(annotation):
+        for registry in Registry.kinds().values() if _is_component_type(option) else ():
+            if fitting := [name for name in registry if issubclass(registry[name], option)]:
+                return f": +{registry.group}@{key}={'|'.join(fitting)}"
+    return ""
+
+
 def _what_fits(value: Any, annotation: Any) -> str:
     options = alternatives(annotation)
     literals = [v for o in options if typing.get_origin(o) is typing.Literal for v in typing.get_args(o)]
@@ -292,7 +302,7 @@ def _describe(annotation: Any) -> str:
         elif isinstance(origin, type) and args:
             parts.append(f"a list of {_describe(args[0])}")
         elif _is_component_type(option):
-            parts.append(f"a {option.__name__}")
+            parts.append(f"{'an' if option.__name__[0] in 'AEIOU' else 'a'} {option.__name__}")
         else:
             parts.append(getattr(option, "__name__", str(option)))
     return " or ".join(parts)

@@ -26,6 +26,9 @@ WITHOUT_C5 = "dilate_last changes the stride of C5, which levels="
 MARGINS = ("ASoftmax", "ArcFace", "CombinedMargin", "CosFace", "LSoftmax", "NormalizedSoftmax", "Seesaw")
 REFUSED = {
     "optim=CustomOptimizer": ("optim.factory: needs a value",),
+    "matcher@model.head.matcher=AsCoupled": (
+        "model.head.matcher.assigner: needs a value (an Assigner): +assigner@model.head.matcher.assigner=",
+    ),
     **{
         f"model/backbone={name}": (FEWER_MAPS, WITHOUT_C5)
         for name in ("resnet50_c4", "resnet50_dilated", "resnet101_dilated")

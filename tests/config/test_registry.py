@@ -143,7 +143,9 @@ def test_every_mistake_is_told_at_once_with_its_key_and_the_nearest_name():
 
 def test_missing_values():
     assert errors_of({"seed": 1}, Root) == ["machine: missing (a Gadget)"]
-    assert errors_of({"machine": "???"}, Root) == ["machine: needs a value (a Gadget)"]
+    assert errors_of({"machine": "???"}, Root) == [
+        "machine: needs a value (a Gadget): +test/gadget@machine=Bounded|Machine|Picky|Spring"
+    ]
     assert errors_of({"machine": {"_target_": "Machine", "size": "???"}}, Root) == [
         "machine.size: needs a value (a list of 2: int, int)"
     ]
