@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from detkit.app.assemble import exported
+from detkit.app.assemble.schema import ExportOptions
 from detkit.app.calibrate import tool as calibrate
 from detkit.app.export import tool as export
 from detkit.app.export.check import partners
@@ -224,3 +225,8 @@ def test_what_is_no_export_is_told(checkpoint, tmp_path, monkeypatch, capsys):  
     assert "onnxruntime does not read it" in said
     said = call(predict.main, monkeypatch, capsys, "checkpoint=absent.onnx", "input=x.jpg", code=2)
     assert "absent.onnx: there is no such file" in said
+
+
+def test_a_size_from_yaml_is_a_pair_that_can_be_kept():
+    """As a list it ended an export with resize=true, since constants are remembered by their values."""
+    assert ExportOptions("best.pt", size=[480, 640]).size == (480, 640)
