@@ -253,8 +253,8 @@ def _needed(annotation: Any) -> str:
 
 
 def _how_to_choose(annotation: Any, key: str) -> str:
-    """The override that puts a component there, where that is what is missing."""
-    for option in alternatives(annotation):
+    """The override that puts a component there, where that is what is missing; none reaches into a list."""
+    for option in () if "[" in key else alternatives(annotation):
         for registry in Registry.kinds().values() if _is_component_type(option) else ():
             if fitting := [name for name in registry if issubclass(registry[name], option)]:
                 return f": +{registry.group}@{key}={'|'.join(fitting)}"

@@ -7,9 +7,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from detkit.app.assemble import exported
 from detkit.app.assemble.schema import ExportOptions
+from detkit.app.assemble.stored import load_stored
 from detkit.app.calibrate import tool as calibrate
 from detkit.app.export import tool as export
 from detkit.app.export.check import partners
@@ -161,18 +163,18 @@ def test_an_exported_detector_predicts_as_its_checkpoint(checkpoint, tmp_path, m
 
 @pytest.mark.slow
 def test_a_file_that_resizes_takes_images_as_they_are(checkpoint, tmp_path, monkeypatch, capsys):  # noqa: F811
-    """A detector that wants 64 px, and pictures of 96: the file makes one of the other."""
+    """A detector that wants 64 px, and pictures of 96 x 90, which are padded then: the file makes one of the other."""
     output = tmp_path / "model.onnx"
     fit = ["transform.val.resize={_target_:ResizeFit,size:64}"]
     start = (monkeypatch, capsys, f"checkpoint={checkpoint}", *fit)
-    said = call(export.main, *start, f"output={output}", "resize=true", "size=[96,96]")
+    said = call(export.main, *start, f"output={output}", "resize=true", "size=[90,96]")
     assert "8 images" in said
     values = next(line for line in said.splitlines() if line.startswith("AP on")).split()
     assert values[4] == values[6]
     metadata = exported.onnx_session(output).get_modelmeta().custom_metadata_map
-    assert "uint8 RGB (batch, 3, height, width), one image of 96 x 96 px, as they are" in metadata["input"]
+    assert "uint8 RGB (batch, 3, height, width), one image of 90 x 96 px, as they are" in metadata["input"]
     image = tmp_path / "image.png"
-    cv2.imwrite(str(image), cv2.resize(cv2.imread(str(next(checkpoint.parent.rglob("train_*.jpg")))), (96, 96)))
+    cv2.imwrite(str(image), cv2.resize(cv2.imread(str(next(checkpoint.parent.rglob("train_*.jpg")))), (96, 90)))
     rows = []
     for name, options in {"here": (f"checkpoint={checkpoint}", *fit), "there": (f"checkpoint={output}",)}.items():
         folder = tmp_path / name
@@ -227,6 +229,8 @@ def test_what_is_no_export_is_told(checkpoint, tmp_path, monkeypatch, capsys):  
     assert "absent.onnx: there is no such file" in said
 
 
-def test_a_size_from_yaml_is_a_pair_that_can_be_kept():
+def test_a_size_from_the_command_line_is_a_pair_that_can_be_kept(checkpoint):  # noqa: F811
     """As a list it ended an export with resize=true, since constants are remembered by their values."""
-    assert ExportOptions("best.pt", size=[480, 640]).size == (480, 640)
+    said = OmegaConf.create({"checkpoint": str(checkpoint), "size": [480, 640]})
+    options, _ = load_stored(said, ExportOptions, choices={})
+    assert options.size == (480, 640)

@@ -226,10 +226,6 @@ class ExportOptions:
     num_images: int = 8
     evaluate: bool = True
 
-    def __post_init__(self) -> None:
-        if self.size is not None:
-            self.size = (self.size[0], self.size[1])  # YAML has lists alone
-
 
 @dataclass
 class PredictOptions:

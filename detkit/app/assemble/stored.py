@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -26,7 +26,7 @@ from detkit.app.assemble.parts import (
 from detkit.app.assemble.schema import EvaluateOptions, ExplainOptions, PredictOptions, TrainSchema
 from detkit.config import ConfigError, build, validate
 from detkit.config.registry import resolve, runtime_arguments
-from detkit.config.validate import plain
+from detkit.config.validate import convert, holds_component, plain
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.loader import EvalLoader
 from detkit.engine.bad_steps.finite import refuse_bad_weights
@@ -142,7 +142,9 @@ def load_stored(cfg: DictConfig, options: type, choices: Mapping[str, Any] | Non
         raise ConfigError([*error.errors, *(f"{k}: no such key" for k in unknown)]) from None
     if is_url(own["checkpoint"]):
         own["checkpoint"] = str(fetched(own["checkpoint"], "checkpoint"))
-    chosen = options(**own)
+    hints = get_type_hints(options, include_extras=True)
+    lists = {k: convert(v, hints[k]) for k, v in own.items() if isinstance(v, list) and not holds_component(v)}
+    chosen = options(**own | lists)  # YAML has no tuples
     exported = _exported(chosen) if is_exported(chosen.checkpoint) else None
     checkpoint = load_checkpoint(chosen.checkpoint) if exported is None else exported[0]
     choices = HydraConfig.get().runtime.choices if choices is None else choices
