@@ -59,9 +59,9 @@ TOOL_OF_PIECE = (
     (r"tta|data\.root=/elsewhere|model\.head\.roi\.selector", "evaluate.py checkpoint=RUN_FOLDER/best.pt {}"),
     (r"^(minutes|speed|overwrite|pretrained|try_\w+)=", "recipe.py data=coco data.root=ROOT minutes=10 name=mine {}"),
     (r"^resize=true", "export.py checkpoint=RUN_FOLDER/best.pt {} size=[96,128]"),
-    (r"^size=\[H,W\]", "export.py checkpoint=RUN_FOLDER/best.pt {}"),
+    (r"^size=\[H,W\]", "export.py checkpoint=RUN_FOLDER/best.pt resize=true {}"),
     (r"^model\.head\.steps=", "train.py experiment=flow/shapes {}"),
-    (r"^model\.max_candidates=", "train.py experiment=mtcnn/shapes_tiny {}"),
+    (r"^model\.(max_candidates|min_size)=", "train.py experiment=mtcnn/shapes_tiny {}"),
     (r"^val_loss=", "evaluate.py checkpoint=RUN_FOLDER/best.pt {}"),
     (r"^target\.", "calibrate.py checkpoint=RUN_FOLDER/best.pt {}"),
     (r"^(folds|least|slots|mirror|enlarge)=", "labels.py checkpoint=RUN_FOLDER/best.pt folds=2 {} split=train"),
@@ -84,6 +84,8 @@ TOOL_OF_PIECE = (
 #: What the reader fills in, and what he would; WHERE is the folder that the command runs in.
 FILL = (
     (r"size=\[H,W\]", "size=[96,128]"),
+    (r"(export\.py.* size=\S+)", r"\1 output=sized.onnx"),  # the next commands take the one for any size
+    (r"/path/to/bccd", "datasets/bccd"),
     (r"(recipe\.py.*) minutes=\d+", r"\1 minutes=0.2"),
     (r"target\.\w+=[\d.]+( delta=[\d.]+)?", "target.false_alarms=0.9 delta=0.5"),  # four images prove no more
     (r"inspect_data\.py data=\.\.\. data\.root=\.\.\.", "inspect_data.py data=coco data.root=ROOT"),

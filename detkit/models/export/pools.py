@@ -39,7 +39,9 @@ def grids_of(pool: RegionPool, maps: Sequence[Tensor], boxes: Tensor, size: tupl
 def _within(feature: Tensor, stride: float, size: tuple[int, int]) -> Tensor:
     """The cells of a map (B, C, h, w) that begin inside images of ``size``."""
     h, w = (scaled_up(side, 1 / stride) for side in size)
-    return feature[:, :, :h, :w]
+    # No slice: whether one is contiguous depends on the size, and torch.export would hold to what the example's was.
+    rows, columns = (torch.arange(side, device=feature.device) for side in (h, w))
+    return feature.index_select(2, rows).index_select(3, columns)
 
 
 def levels_of(pool: PyramidPool, boxes: Tensor) -> Tensor:

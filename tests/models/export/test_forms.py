@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.export import Dim
 
 from detkit.app.export.check import ResizedDetector, partners
 from detkit.config import ConfigError
@@ -15,6 +17,7 @@ from detkit.models.calibrated import Calibrated
 from detkit.models.detector import ComposedDetector
 from detkit.models.export import NoFormError, made_program
 from detkit.models.export.form import scaled_up
+from detkit.models.export.pools import _within
 from detkit.models.export.resize import Resized
 from detkit.models.export.runtime import ExportedDetector, onnx_run, onnx_session, torch_run
 from detkit.models.export.trace import traced, write_onnx
@@ -147,7 +150,13 @@ def compare(name, tmp_path, suffix, fixed):
     else:
         torch.export.save(graph, path)
         run = torch_run(path)
-    for batch, h, w in [(1, *size)] if fixed else [(2, 70, 101), (1, 90, 70), (3, 128, 130), (1, 33, 200)]:
+    if fixed:
+        shapes = [(1, *size)]
+    elif suffix == ".onnx":
+        shapes = [(2, 70, 101), (1, 90, 70), (3, 128, 130), (1, 33, 200), (1, 96, 128)]
+    else:  # torch's programs hold to two cells of every map
+        shapes = [(2, side + 6, side + 37), (1, side + 32, side), (2, side, side + 64)]
+    for batch, h, w in shapes:
         images = pixels(batch, 3, h, w)
         columns = [torch.as_tensor(o) for o in run(images.numpy())]
         there = [Detections(*(c[one[2] >= 0] for c in one)) for one in zip(*columns, strict=True)]
@@ -174,6 +183,29 @@ def test_an_onnx_file_agrees_for_images_of_any_size_and_number(name, tmp_path):
 @pytest.mark.parametrize("name", TABLE)
 def test_a_program_of_torch_agrees(name, tmp_path):
     compare(name, tmp_path, ".pt2", fixed=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in TABLE if n not in ONE_SIZE])
+def test_a_program_of_torch_agrees_for_images_of_any_size_and_number(name, tmp_path):
+    compare(name, tmp_path, ".pt2", fixed=False)
+
+
+def test_maps_are_cut_to_images_whose_size_needs_no_padding_too():
+    """Traced where padding is cut off, a program must not hold to it that something is."""
+
+    class Cut(nn.Module):
+        def forward(self, images):
+            h, w = images.shape[-2:]
+            maps = F.avg_pool2d(F.pad(images, (0, -w % 32, 0, -h % 32)), 8)
+            return _within(maps, 8.0, (h, w)).flatten(1).sum(dim=1)
+
+    made = torch.export.export(
+        Cut(), (torch.zeros(2, 1, 98, 158),), dynamic_shapes=({0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC},)
+    ).module()
+    for h, w in ((98, 158), (96, 128), (70, 101)):
+        images = torch.rand(3, 1, h, w)
+        torch.testing.assert_close(made(images), Cut()(images))
 
 
 def test_thresholds_of_classes_are_inside():
