@@ -22,10 +22,10 @@ WAITS = {
     "centernet": 2,
     "yolov1": 2,
     "flow": 10,
+    "diffusiondet": 6,  # two stages: SimOTA asks in each for the objects that no guess is left for
 }
-#: The same, with what each image adds. A step of SimOTA asks at each stage for the objects that no guess is left for.
-#: MTCNN is a cascade of many small selections, image by image and scale by scale.
-WAITS_OF_IMAGES = {"diffusiondet": (4, 2), "mtcnn": (20, 26)}
+#: The same, with what each image adds. MTCNN is a cascade of many small selections, image by image and scale by scale.
+WAITS_OF_IMAGES = {"mtcnn": (20, 26)}
 
 X = torch.arange(12.0).view(3, 4)
 MASK = torch.tensor([True, False, True])

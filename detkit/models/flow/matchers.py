@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -36,12 +37,12 @@ class Matcher(ABC):
     """What a flow needs to know of its matcher."""
 
     @abstractmethod
-    def __call__(self, guessed: Guessed, coupled: Tensor, target: Target) -> Matched:
-        """Match guesses to objects.
+    def __call__(self, guessed: Sequence[Guessed], coupled: Tensor, targets: Sequence[Target]) -> list[Matched]:
+        """Match the guesses of each image to its objects; a batch in one call, so that a GPU is asked for all at once.
 
         Args:
-            coupled: (N,) the object that each box of noise goes to, -1 for none.
-            target: the objects, with those to be ignored.
+            coupled: (B, N) the object that each box of noise goes to, -1 for none.
+            targets: the objects of each image, with those to be ignored.
         """
 
 
@@ -56,8 +57,9 @@ class AsCoupled(Matcher):
     def __init__(self, *, assigner: Assigner) -> None:
         self.assigner = assigner
 
-    def __call__(self, guessed: Guessed, coupled: Tensor, target: Target) -> Matched:
-        return Matched(self.assigner(guessed.boxes, target), coupled)
+    def __call__(self, guessed: Sequence[Guessed], coupled: Tensor, targets: Sequence[Target]) -> list[Matched]:
+        pairs = zip(guessed, coupled, targets, strict=True)
+        return [Matched(self.assigner(guess.boxes, target), objects) for guess, objects, target in pairs]
 
 
 @MATCHERS
@@ -90,32 +92,40 @@ class SimOTA(Matcher):
         self.num_candidates, self.centre_radius, self.crowd_cover = num_candidates, centre_radius, crowd_cover
         self.cls_weight, self.l1_weight, self.giou = cls_weight, l1_weight, GIoULoss(weight=giou_weight)
 
-    def __call__(self, guessed: Guessed, coupled: Tensor, target: Target) -> Matched:
-        matched = torch.full((len(guessed.boxes),), NEGATIVE, device=guessed.boxes.device)
-        wanted, ignored = target.kinds
-        if len(wanted):
-            of_wanted = self._match(guessed, target.wanted)
-            matched = torch.where(of_wanted >= 0, wanted[of_wanted.clamp(min=0)], matched)
-        if len(ignored):
-            cover = pairwise_cover(guessed.boxes, target.boxes[ignored]).amax(1)
-            matched = torch.where((matched == NEGATIVE) & (cover >= self.crowd_cover), IGNORED, matched)
-        return Matched(Assignment(matched), matched)
+    def __call__(self, guessed: Sequence[Guessed], coupled: Tensor, targets: Sequence[Target]) -> list[Matched]:
+        pairs = list(zip(guessed, targets, strict=True))
+        candidates = [self._candidates(guess, target.wanted) for guess, target in pairs]
+        # the one thing that the host must know, for all images together
+        without = torch.cat([~taken.any(0) for _, taken in candidates]).tolist()
+        matched = []
+        for (guess, target), (cost, taken) in zip(pairs, candidates, strict=True):
+            num = taken.shape[1]
+            lacking, without = [k for k in range(num) if without[k]], without[num:]
+            matched.append(self._matched(guess, target, _supplied(cost, taken, lacking)))
+        return matched
 
-    def _match(self, guessed: Guessed, target: Target) -> Tensor:
-        """(N,): the object of each guess, -1 for none."""
+    def _candidates(self, guessed: Guessed, target: Target) -> tuple[Tensor, Tensor]:
+        """(N, M) twice: the costs, and which guesses are which object, of several that take one the cheapest."""
+        if not len(target):
+            none = guessed.boxes.new_zeros(len(guessed.boxes), 0)
+            return none, none.bool()
         cost, iou = self.costs(guessed, target), pairwise_iou(guessed.boxes, target.boxes)
         best = iou.topk(min(self.num_candidates, len(iou)), dim=0).values
         share = best.sum(0).int().clamp(min=1)
         rank = cost.argsort(dim=0, stable=True).argsort(dim=0)
         taken = rank < share
-        # a guess that several objects take is the cheapest one's; an object without takes the cheapest of the rest
         several = taken.sum(1, keepdim=True) > 1
-        taken = torch.where(several, torch.zeros_like(taken).scatter(1, cost.argmin(1, keepdim=True), True), taken)
-        for k in (k for k, is_without in enumerate((taken.sum(0) == 0).tolist()) if is_without):
-            free = ~taken.any(1)
-            cheapest = torch.where(free, cost[:, k], torch.inf).argmin(0, keepdim=True)
-            taken[:, k] |= torch.zeros_like(free).scatter(0, cheapest, True) & free
-        return torch.where(taken.any(1), taken.int().argmax(1), NEGATIVE)
+        return cost, torch.where(several, torch.zeros_like(taken).scatter(1, cost.argmin(1, keepdim=True), True), taken)
+
+    def _matched(self, guessed: Guessed, target: Target, taken: Tensor) -> Matched:
+        matched = torch.full((len(guessed.boxes),), NEGATIVE, device=guessed.boxes.device)
+        wanted, ignored = target.kinds
+        if len(wanted):
+            matched = torch.where(taken.any(1), wanted[taken.int().argmax(1)], matched)
+        if len(ignored):
+            cover = pairwise_cover(guessed.boxes, target.boxes[ignored]).amax(1)
+            matched = torch.where((matched == NEGATIVE) & (cover >= self.crowd_cover), IGNORED, matched)
+        return Matched(Assignment(matched), matched)
 
     def costs(self, guessed: Guessed, target: Target) -> Tensor:
         """(N, M): what it costs that each guess is each object."""
@@ -137,6 +147,15 @@ class SimOTA(Matcher):
         size = objects[:, 2:] - objects[:, :2]
         middle = (objects[:, :2] + objects[:, 2:]) / 2
         return inside, ((centre - middle).abs() < self.centre_radius * size).all(-1)
+
+
+def _supplied(cost: Tensor, taken: Tensor, lacking: Sequence[int]) -> Tensor:
+    """``taken`` (N, M), where objects ``lacking`` a guess get the cheapest that no object has, one after another."""
+    for k in lacking:
+        free = ~taken.any(1)
+        cheapest = torch.where(free, cost[:, k], torch.inf).argmin(0, keepdim=True)
+        taken[:, k] |= torch.zeros_like(free).scatter(0, cheapest, True) & free
+    return taken
 
 
 def _focal_cost(scores: Tensor) -> Tensor:

@@ -205,10 +205,9 @@ class FlowHead(Head):
 
     @torch.no_grad()
     def match(self, guess: Guess, start: Start, images: Images, targets: Sequence[Target]) -> list[Matched]:
-        """Which guesses are which objects, image by image."""
+        """Which guesses are which objects, in each image."""
         scores = self.cls_loss.scores(guess.logits.flatten(0, 1)).view(*guess.logits.shape[:2], -1)
-        guessed = map(Guessed, guess.boxes, scores, images.sizes)
-        return [self.matcher(*each) for each in zip(guessed, start.coupled, targets, strict=True)]
+        return self.matcher(list(map(Guessed, guess.boxes, scores, images.sizes)), start.coupled, targets)
 
     def _cls_loss(self, guess: Guess, matched: Sequence[Matched], targets: Sequence[Target]) -> tuple[Tensor, Tensor]:
         """The loss of the classes, and the share of positives whose class is found."""

@@ -327,6 +327,9 @@ class TestSimOTA:
     def guessed(self, scores=0.5):
         return Guessed(self.boxes, torch.full((5, 3), scores), (100, 100))
 
+    def match(self, objects):
+        return SimOTA()([self.guessed()], torch.zeros(1, 5), [objects])[0]
+
     def test_costs_by_hand(self):
         objects = target((10, 10, 30, 30), labels=[1])
         cost = SimOTA().costs(self.guessed(), objects)
@@ -336,27 +339,37 @@ class TestSimOTA:
         assert cost[2, 0] > 1e4
 
     def test_an_object_takes_as_many_as_it_has_good_guesses(self):
-        matched = SimOTA()(self.guessed(), torch.zeros(5), target((10, 10, 30, 30), labels=[1]))
+        matched = self.match(target((10, 10, 30, 30), labels=[1]))
         # IoUs 1, .95, .667: 2.6 in sum, so two
         assert matched.classes.matched.tolist() == [0, 0, -1, -1, -1]
         assert matched.objects.tolist() == [0, 0, -1, -1, -1]
 
     def test_two_objects_never_share_a_guess_and_each_has_one(self):
         objects = target((10, 10, 30, 30), (10, 10, 30, 31), (70, 5, 80, 9), labels=[1, 1, 0])
-        matched = SimOTA()(self.guessed(), torch.zeros(5), objects)
+        matched = self.match(objects)
         assert set(matched.objects.tolist()) == {-1, 0, 1, 2}
 
     def test_no_objects_are_background_alone(self):
-        matched = SimOTA()(self.guessed(), torch.zeros(5), target())
+        matched = self.match(target())
         assert matched.classes.negative.all()
         assert (matched.objects < 0).all()
+
+    def test_a_batch_is_matched_as_each_of_its_images(self):
+        crowded = target((10, 10, 30, 30), (10, 10, 30, 31), (70, 5, 80, 9), labels=[1, 1, 0])
+        far = target((0, 0, 3, 3), (90, 0, 93, 3), (50, 0, 53, 3), (60, 60, 90, 90), labels=[1, 2, 0, 0])
+        targets = [far, target(), crowded, far]
+        together = SimOTA()([self.guessed()] * 4, torch.zeros(4, 5), targets)
+        alone = [self.match(objects) for objects in targets]
+        assert [m.objects.tolist() for m in together] == [m.objects.tolist() for m in alone]
+        assert [m.classes.matched.tolist() for m in together] == [m.classes.matched.tolist() for m in alone]
+        assert set(alone[0].objects.tolist()) >= {0, 1, 2, 3}, "objects that no guess is near have one each"
 
 
 def test_as_coupled_gives_every_box_its_own_object():
     matcher = AsCoupled(assigner=MaxIoUAssigner(positive=0.5, negative=0.5, match_best=True))
     boxes = torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60], [9, 9, 40, 40]])
     objects = target((0, 0, 10, 11), (45, 45, 70, 70))
-    matched = matcher(Guessed(boxes, torch.zeros(3, 3), (100, 100)), torch.tensor([1, -1, 0]), objects)
+    [matched] = matcher([Guessed(boxes, torch.zeros(3, 3), (100, 100))], torch.tensor([[1, -1, 0]]), [objects])
     assert matched.classes.matched.tolist() == [0, 1, -1], "the second object's best box is it, however far"
     assert matched.objects.tolist() == [1, -1, 0]
 
