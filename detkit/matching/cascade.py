@@ -6,59 +6,81 @@ between its stages, and one NMS compares by the smaller of two areas.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import nms
 
-from detkit.matching.groups import nms_over_smaller
+from detkit.matching.groups import nms_by_group, nms_over_smaller
 from detkit.matching.trace import MOST_TRACED, NO_CLASS, Fate, Selection, active_trace, best_of, selection_of_nms
 from detkit.structures import Detections
 from detkit.structures.boxes import clip, is_larger
+from detkit.utils.transfer import row_owners
 
 #: Of a detection this much must lie inside the image, px.
 LEAST_SIDE = 1e-2
 
 
+def indices(masks: Sequence[Tensor]) -> list[Tensor]:
+    """The indices (R,) at which each of ``masks`` (N,) is true; a GPU is asked twice, however many there are."""
+    counts = torch.stack([mask.sum() for mask in masks]).tolist()
+    found = torch.cat(list(masks)).nonzero().squeeze(1)
+    return _apart(found, counts, [len(mask) for mask in masks])
+
+
+def _apart(found: Tensor, counts: Sequence[int], lengths: Sequence[int]) -> list[Tensor]:
+    """Of places ``found`` in parts of ``lengths`` that were joined, ``counts`` in each: the places in each part."""
+    starts = itertools.accumulate(lengths, initial=0)
+    return [places - start for places, start in zip(found.split(list(counts)), starts, strict=False)]
+
+
 def let_through(
-    boxes_of: Callable[[Tensor], Tensor], scores: Tensor, passes: Tensor, size: tuple[int, int], stage: str
-) -> Tensor:
-    """The indices of the proposals that a stage's threshold lets through.
+    boxes_of: Sequence[Callable[[Tensor], Tensor]], scores: Sequence[Tensor], passes: Sequence[Tensor],
+    sizes: Sequence[tuple[int, int]], stage: str,
+) -> list[Tensor]:  # fmt: skip
+    """The indices of the proposals that a stage's threshold lets through, in each of several sets.
 
     Args:
         boxes_of: the boxes (M, 4) px of candidates (M,), for the trace alone: of a map's cells few are worth a box.
-        scores: (N,).
+        scores: (N,) of each set.
         passes: (N,) bool.
-        size: (h, w) of the image.
+        sizes: (h, w) of the image that each set is of.
         stage: its name, for the trace.
     """
     if trace := active_trace():
-        low = best_of(scores, ~passes, MOST_TRACED)
-        no_class = torch.full_like(low, NO_CLASS)
-        trace.selections.append(
-            Selection.removed(clip(boxes_of(low), size), scores[low], no_class, Fate.LOW_SCORE, stage)
-        )
-    return passes.nonzero().squeeze(1)
+        for boxes, values, mask, size in zip(boxes_of, scores, passes, sizes, strict=True):
+            low = best_of(values, ~mask, MOST_TRACED)
+            no_class = torch.full_like(low, NO_CLASS)
+            trace.selections.append(
+                Selection.removed(clip(boxes(low), size), values[low], no_class, Fate.LOW_SCORE, stage)
+            )
+    return indices(passes)
 
 
 def unsuppressed(
-    boxes: Tensor, scores: Tensor, size: tuple[int, int], iou_threshold: float, limit: int | None, stage: str
-) -> Tensor:
-    """The indices of the proposals that NMS leaves, best first, ``limit`` at most; see :func:`let_through`."""
-    groups = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
-    survivors = nms(boxes, scores, iou_threshold)
-    limit = len(survivors) if limit is None else limit
+    boxes: Sequence[Tensor], scores: Sequence[Tensor], sizes: Sequence[tuple[int, int]], iou_threshold: float,
+    limit: int | None, stage: str,
+) -> list[Tensor]:  # fmt: skip
+    """The indices of the proposals that NMS leaves in each of several sets, best first, ``limit`` of each at most; see
+    :func:`let_through`."""
+    lengths = [len(part) for part in boxes]
+    groups = row_owners(lengths, boxes[0].device)
+    found = nms_by_group(torch.cat(list(boxes)), torch.cat(list(scores)), groups, iou_threshold)
+    found = found[groups[found].argsort(stable=True)]
+    counts = (groups[found] == torch.arange(len(lengths), device=groups.device)[:, None]).sum(dim=1).tolist()
+    survivors = _apart(found, counts, lengths)
     if trace := active_trace():
-        clipped = clip(boxes, size)
-        large = torch.ones_like(scores, dtype=torch.bool)
-        trace.selections.append(
-            selection_of_nms(
-                clipped, scores, groups, groups + NO_CLASS, large=large, survivors=survivors, limit=limit,
-                iou_threshold=iou_threshold, stage=stage,
-            )
-        )  # fmt: skip
-    return survivors[:limit]
+        for part, values, size, left in zip(boxes, scores, sizes, survivors, strict=True):
+            group = torch.zeros(len(part), dtype=torch.int64, device=part.device)
+            trace.selections.append(
+                selection_of_nms(
+                    clip(part, size), values, group, group + NO_CLASS, large=torch.ones_like(group, dtype=torch.bool),
+                    survivors=left, limit=len(left) if limit is None else limit, iou_threshold=iou_threshold,
+                    stage=stage,
+                )
+            )  # fmt: skip
+    return [left[:limit] for left in survivors]
 
 
 def last_candidates(boxes: Tensor, scores: Tensor, threshold: float, size: tuple[int, int], stage: str) -> Tensor:

@@ -25,6 +25,11 @@ def sent(values: Tensor | Sequence[Any], device: torch.device, dtype: torch.dtyp
     return host.to(device, non_blocking=True)
 
 
+def sent_parts(parts: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """:func:`sent` for several tensors of the host, (N, ...) each, in one copy."""
+    return list(sent(torch.cat(list(parts)), device).split([len(part) for part in parts]))
+
+
 def constant(values: tuple[Any, ...], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """:func:`sent` once, and kept for whoever asks again; nobody may write to it."""
     if torch.compiler.is_compiling():  # a constant of the graph

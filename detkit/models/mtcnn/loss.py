@@ -12,6 +12,7 @@ from detkit.models.mtcnn.crops import landmark_targets
 from detkit.models.mtcnn.nets import Answers
 from detkit.models.mtcnn.samples import LANDMARKS, NEGATIVE, PART, POSITIVE, Samples
 from detkit.structures import Losses
+from detkit.utils.transfer import sent
 
 
 def box_targets(boxes: Tensor, objects: Tensor, extra: float) -> Tensor:
@@ -37,6 +38,7 @@ def stage_loss(
 
     Args:
         answers: (N, O), (N, 4) and perhaps (N, 2 L), of N samples.
+        samples: with kinds on the host, as :func:`~detkit.models.mtcnn.samples.sample` gives them.
         extra: px by which the network's sides count as longer.
         hard_share: which share of the samples, the hardest, enters the first term; the paper's 0.7.
         box_weight: times the second term; the paper's 0.5.
@@ -44,18 +46,21 @@ def stage_loss(
     """
     logits, deltas = answers.logits.float(), answers.deltas.float()
     positive = samples.kinds == POSITIVE
-    classified = positive | (samples.kinds == NEGATIVE)
-    classes = torch.where(positive, samples.labels + 1, 0) if logits.shape[1] > 2 else positive.long()
-    cls = hardest_mean(F.cross_entropy(logits[classified], classes[classified], reduction="none"), hard_share)
-    placed = positive | (samples.kinds == PART)
-    wanted = box_targets(samples.boxes[placed], samples.objects[placed], extra)
-    box = (deltas[placed] - wanted).square().sum(dim=1)
+    classified = (positive | (samples.kinds == NEGATIVE)).nonzero().squeeze(1)
+    placed = (positive | (samples.kinds == PART)).nonzero().squeeze(1)
+    num_positive = int(positive.sum())
+    index, is_positive = sent(classified, logits.device), sent(positive[classified], logits.device)
+    classes = torch.where(is_positive, samples.labels[index] + 1, 0) if logits.shape[1] > 2 else is_positive.long()
+    cls = hardest_mean(F.cross_entropy(logits[index], classes, reduction="none"), hard_share)
+    index = sent(placed, logits.device)
+    wanted = box_targets(samples.boxes[index], samples.objects[index], extra)
+    box = (deltas[index] - wanted).square().sum(dim=1)
     box = box.mean() if len(box) else deltas.sum() * 0
     terms = {f"{name}_cls": cls + logits.sum() * 0, f"{name}_box": box_weight * box}
     if answers.landmarks is not None:
         terms[f"{name}_landmarks"] = landmark_weight * landmark_loss(answers.landmarks.float(), samples)
-    stats = {f"{name}_num_pos": positive.sum().float(), f"{name}_num_neg": (classified & ~positive).sum().float()}
-    return Losses(terms, stats)
+    counts = sent([num_positive, len(classified) - num_positive], logits.device, torch.float32)
+    return Losses(terms, {f"{name}_num_pos": counts[0], f"{name}_num_neg": counts[1]})
 
 
 def landmark_loss(landmarks: Tensor, samples: Samples) -> Tensor:
@@ -66,9 +71,10 @@ def landmark_loss(landmarks: Tensor, samples: Samples) -> Tensor:
     Args:
         landmarks: (N, 2 L), as O-Net gives them.
     """
-    chosen = samples.kinds == LANDMARKS
-    if samples.landmarks is None or not chosen.any():
+    index = (samples.kinds == LANDMARKS).nonzero().squeeze(1)
+    if samples.landmarks is None or not len(index):
         return landmarks.sum() * 0
+    chosen = sent(index, landmarks.device)
     points = samples.landmarks[chosen]
     off = (landmarks[chosen] - landmark_targets(points[..., :2], samples.boxes[chosen])).unflatten(1, (2, -1))
     return (off.square().sum(dim=1) * (points[..., 2] > 0)).sum(dim=1).mean()

@@ -16,7 +16,7 @@ from torch import Tensor
 from detkit.models.mtcnn.crops import squared
 from detkit.structures import Target
 from detkit.structures.boxes import pairwise_cover, pairwise_iou
-from detkit.utils.transfer import sent
+from detkit.utils.transfer import sent_parts
 
 NEGATIVE, PART, POSITIVE, LANDMARKS, UNUSED = 0, 1, 2, 3, -1
 
@@ -38,7 +38,7 @@ class Samples(NamedTuple):
 
     ``boxes`` (N, 4) px; ``kinds`` (N,) NEGATIVE, PART, POSITIVE or LANDMARKS; ``labels`` (N,), ``objects`` (N, 4) px
     and, if the data have any, ``landmarks`` (N, L, 3) of the object that each overlaps most, of no meaning for a
-    negative.
+    negative. Once they are sampled the kinds are on the host, which then knows how many there are of each.
     """
 
     boxes: Tensor
@@ -47,10 +47,10 @@ class Samples(NamedTuple):
     objects: Tensor
     landmarks: Tensor | None = None
 
-    def select(self, index: Tensor) -> Samples:
-        """The samples that ``index`` (integers) names."""
-        chosen: list[Any] = [None if column is None else column[index] for column in self]
-        return Samples(*chosen)
+    def select(self, index: Tensor, kinds: Tensor) -> Samples:
+        """The samples that ``index`` (M,) names, as of ``kinds`` (M,)."""
+        landmarks = None if self.landmarks is None else self.landmarks[index]
+        return Samples(self.boxes[index], kinds, self.labels[index], self.objects[index], landmarks)
 
     @staticmethod
     def join(parts: Sequence[Samples]) -> Samples:
@@ -129,28 +129,53 @@ def label(boxes: Tensor, target: Target, as_squares: bool) -> Samples:
 
 
 def sample(
-    labelled: Samples, num: int, num_first: int, generator: torch.Generator, with_landmarks: bool = False
-) -> Samples:
-    """About ``num`` of ``labelled``, three negatives to one part and one positive.
+    labelled: Sequence[Samples], num: int, num_first: Sequence[int], generators: Sequence[torch.Generator],
+    with_landmarks: bool = False,
+) -> list[Samples]:  # fmt: skip
+    """About ``num`` of each image's ``labelled``, three negatives to one part and one positive; their kinds are on the
+    host. A GPU is asked once, for the kinds of all.
 
     Args:
+        num_first: so many of an image's boxes, the first, have come through the stage before: of the negatives these
+            are taken before the others.
         with_landmarks: two fifths of ``num`` more of the kind LANDMARKS, of the positives whose object has any; as long
             as there are others, not those that stand as positives already.
-        num_first: so many of the boxes, the first, have come through the stage before: of the negatives these are taken
-            before the others.
     """
-    drawn = torch.randperm(len(labelled.boxes), generator=generator)
-    first_ones = torch.cat([drawn[drawn < num_first], drawn[drawn >= num_first]])
-    order, negatives = sent(torch.stack([drawn, first_ones]), labelled.boxes.device)
+    told = torch.cat([torch.stack([s.kinds, _marked(s)], dim=1) for s in labelled]).cpu()
+    picked = [
+        _pick(kinds, marked.bool() if with_landmarks else None, num, first, generator)
+        for (kinds, marked), first, generator in zip(
+            (part.unbind(1) for part in told.split([len(s.boxes) for s in labelled])),
+            num_first,
+            generators,
+            strict=True,
+        )
+    ]
+    index = sent_parts([index for index, _ in picked], labelled[0].boxes.device)
+    return [s.select(i, kinds) for s, i, (_, kinds) in zip(labelled, index, picked, strict=True)]
+
+
+def _marked(labelled: Samples) -> Tensor:
+    """(N,) int64: 1 for a positive whose object has a landmark."""
+    if labelled.landmarks is None:
+        return torch.zeros_like(labelled.kinds)
+    return ((labelled.kinds == POSITIVE) & (labelled.landmarks[..., 2] > 0).any(dim=1)).long()
+
+
+def _pick(
+    kinds: Tensor, marked: Tensor | None, num: int, num_first: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Of one image the indices that :func:`sample` takes, and as what kinds; all on the host."""
+    order = torch.randperm(len(kinds), generator=generator)
+    first_ones = torch.cat([order[order < num_first], order[order >= num_first]])
     parts = []
     for kind, share in zip((NEGATIVE, PART, POSITIVE), _SHARES, strict=True):
-        of_kind = negatives if kind == NEGATIVE else order
-        of_kind = of_kind[labelled.kinds[of_kind] == kind]
+        of_kind = first_ones if kind == NEGATIVE else order
+        of_kind = of_kind[kinds[of_kind] == kind]
         parts.append(of_kind[: num * share // sum(_SHARES)])
-    chosen = labelled.select(torch.cat(parts))
-    if not with_landmarks or labelled.landmarks is None:
-        return chosen
-    marked = (labelled.kinds == POSITIVE) & (labelled.landmarks[..., 2] > 0).any(dim=1)
+    index = torch.cat(parts)
+    if marked is None:
+        return index, kinds[index]
     last_first = order.flip(0)
-    more = labelled.select(last_first[marked[last_first]][: num * _LANDMARK_SHARE // sum(_SHARES)])
-    return Samples.join([chosen, more._replace(kinds=torch.full_like(more.kinds, LANDMARKS))])
+    more = last_first[marked[last_first]][: num * _LANDMARK_SHARE // sum(_SHARES)]
+    return torch.cat([index, more]), torch.cat([kinds[index], torch.full_like(more, LANDMARKS)])

@@ -17,7 +17,7 @@ from detkit.models.mtcnn.samples import UNUSED, Samples, draw_squares, label, sa
 from detkit.structures import Images, Losses, Target
 from detkit.structures.target import on_host
 from detkit.utils.seed import generator
-from detkit.utils.transfer import sent
+from detkit.utils.transfer import sent_parts
 
 Nets = tuple[PNet, RNet, ONet]
 
@@ -53,43 +53,54 @@ def cascade_losses(
     for stage, net in zip(("pnet", "rnet", "onet"), nets, strict=True):
         marked = stage == "onet" and nets[2].dense6_3 is not None and how.landmark_weight > 0
         if stage in how.stages:
-            chosen = [
-                _choose(b, t, copy, meta.size, cascade.min_size, generator(meta.key, f"mtcnn {stage}"), how, marked)
-                for b, t, copy, meta in zip(boxes, targets, copies, images.meta, strict=True)
-            ]
+            chosen = _chosen(stage, boxes, copies, images, targets, how, cascade.min_size, marked)
             parts.append(_loss_of(net, sums, chosen, stage, how, marked))
         if not any(later in how.stages for later in _AFTER[stage]):
             break
         hand_on = _HAND_ON[stage]
         with torch.no_grad():
-            boxes = [hand_on(nets, s, b, cascade) for s, b in zip(sums, boxes, strict=True)]
+            boxes = hand_on(nets, sums, boxes, cascade)
     return Losses.merge(*parts)
 
 
-def _hand_on_first(nets: Nets, sums: Tensor, _: Tensor, how: CascadeSettings) -> Tensor:
+def _hand_on_first(nets: Nets, sums: Sequence[Tensor], _: Sequence[Tensor], how: CascadeSettings) -> list[Tensor]:
     return first_stage(nets[0], sums, how)
 
 
-def _hand_on_second(nets: Nets, sums: Tensor, boxes: Tensor, how: CascadeSettings) -> Tensor:
+def _hand_on_second(nets: Nets, sums: Sequence[Tensor], boxes: Sequence[Tensor], how: CascadeSettings) -> list[Tensor]:
     return second_stage(nets[1], sums, boxes, how)
 
 
 _AFTER = {"pnet": ("rnet", "onet"), "rnet": ("onet",), "onet": ()}
-_HAND_ON: dict[str, Callable[..., Tensor]] = {"pnet": _hand_on_first, "rnet": _hand_on_second}
+_HAND_ON: dict[str, Callable[..., list[Tensor]]] = {"pnet": _hand_on_first, "rnet": _hand_on_second}
 
 
-def _choose(
-    let_through: Tensor, target: Target, copy: Target, size: tuple[int, int], least: float, chance: torch.Generator,
-    how: TrainingSettings, with_landmarks: bool,
-) -> Samples:  # fmt: skip
-    """The samples of one image: of the boxes ``let_through`` (P, 4) by the stage before, and of drawn ones, for which
-    there is a ``copy`` of the target on the CPU."""
-    boxes = torch.cat([let_through, sent(draw_squares(copy, size, least, chance), let_through.device)])
+def _chosen(
+    stage: str, let_through: Sequence[Tensor], copies: Sequence[Target], images: Images, targets: Sequence[Target],
+    how: TrainingSettings, least: float, with_landmarks: bool,
+) -> list[Samples]:  # fmt: skip
+    """The samples of each image, drawn by its key: of the boxes that the stage before let through, and of drawn ones.
+
+    Args:
+        copies: of the targets on the CPU.
+    """
+    chances = [generator(meta.key, f"mtcnn {stage}") for meta in images.meta]
+    pairs = zip(copies, images.sizes, chances, strict=True)
+    drawn = [draw_squares(copy, size, least, chance) for copy, size, chance in pairs]
+    drawn = sent_parts(drawn, let_through[0].device)
+    labelled = [
+        _labelled(torch.cat(boxes), target, size, how)
+        for *boxes, target, size in zip(let_through, drawn, targets, images.sizes, strict=True)
+    ]
+    return sample(labelled, how.samples_per_image, [len(b) for b in let_through], chances, with_landmarks)
+
+
+def _labelled(boxes: Tensor, target: Target, size: tuple[int, int], how: TrainingSettings) -> Samples:
+    """What ``boxes`` of one image are examples of; those beside it of nothing."""
     labelled = label(boxes, target, how.as_squares)
     ranges = pixel_ranges(boxes, size)
     beside = (ranges[:, 2:] <= ranges[:, :2]).any(dim=1)
-    labelled = labelled._replace(kinds=labelled.kinds.masked_fill(beside, UNUSED))
-    return sample(labelled, how.samples_per_image, len(let_through), chance, with_landmarks)
+    return labelled._replace(kinds=labelled.kinds.masked_fill(beside, UNUSED))
 
 
 def _loss_of(

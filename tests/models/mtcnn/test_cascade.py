@@ -163,8 +163,15 @@ def test_crops_are_those_of_area_interpolation():
 
 def test_suppression_by_the_union_among_the_first_proposals():
     boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 6.9], [0.0, 0.0, 10.0, 7.1]])
-    kept = unsuppressed(boxes, torch.tensor([0.9, 0.8, 0.7]), (20, 20), 0.7, None, "P-Net")
+    scores = torch.tensor([0.9, 0.8, 0.7])
+    [kept] = unsuppressed([boxes], [scores], [(20, 20)], 0.7, None, "P-Net")
     assert kept.tolist() == [0, 1]
+
+    several = [boxes, boxes[:0], boxes.flip(0)], [scores, scores[:0], scores.flip(0)], [(20, 20)] * 3
+    kept = unsuppressed(*several, 0.7, None, "P-Net")
+    assert [k.tolist() for k in kept] == [[0, 1], [], [2, 1]], "no image knows of another's boxes"
+    kept = unsuppressed(*several, 0.7, 1, "P-Net")
+    assert [k.tolist() for k in kept] == [[0], [], [2]]
 
 
 def test_the_last_suppression_is_by_the_smaller_area_with_longer_sides():

@@ -65,12 +65,13 @@ def test_samples_are_three_to_one_to_one_and_what_came_through_goes_first():
     kinds = torch.tensor([NEGATIVE] * 50 + [PART] * 20 + [POSITIVE] * 20 + [UNUSED] * 10)
     boxes = torch.arange(100.0)[:, None].expand(100, 4)
     labelled = Samples(boxes, kinds, torch.zeros_like(kinds), boxes)
-    chosen = sample(labelled, 40, 15, generator(1))
+    [chosen] = sample([labelled], 40, [15], [generator(1)])
     assert [int((chosen.kinds == kind).sum()) for kind in (NEGATIVE, PART, POSITIVE)] == [24, 8, 8]
     assert set(range(15)) <= set(chosen.boxes[:, 0].tolist())
-    again = sample(labelled, 40, 15, generator(1))
-    assert torch.equal(again.boxes, chosen.boxes)
-    assert not torch.equal(sample(labelled, 40, 15, generator(2)).boxes, chosen.boxes)
+    few = labelled.select(torch.arange(20, 90), labelled.kinds[20:90])
+    _, again, other = sample([few, labelled, labelled], 40, [2, 15, 15], [generator(i) for i in (7, 1, 2)])
+    assert torch.equal(again.boxes, chosen.boxes), "by the generator alone, whatever else is in the batch"
+    assert not torch.equal(other.boxes, chosen.boxes)
 
 
 def test_drawn_squares_give_every_kind():
@@ -221,13 +222,13 @@ def test_two_fifths_more_are_samples_of_landmarks():
     of = replace(target(*boxes.tolist()), landmarks=torch.tensor([MIDDLE, [[0.0, 0, 0]] * 3]))
     labelled = label(torch.cat([boxes[:1].expand(30, 4), boxes[1:].expand(30, 4)]), of, as_squares=False)
     assert labelled.landmarks.shape == (60, 3, 3)
-    chosen = sample(labelled, 25, 0, generator(1), with_landmarks=True)
+    [chosen] = sample([labelled], 25, [0], [generator(1)], with_landmarks=True)
     assert [int((chosen.kinds == kind).sum()) for kind in (NEGATIVE, PART, POSITIVE, LANDMARKS)] == [0, 0, 5, 10]
     assert (chosen.landmarks[chosen.kinds == LANDMARKS, 0, 2] == 2).all(), "none of the object without a point"
-    without = sample(labelled, 25, 0, generator(1))
+    [without] = sample([labelled], 25, [0], [generator(1)])
     assert torch.equal(without.boxes, chosen.boxes[chosen.kinds != LANDMARKS]), "the others are drawn as without"
     numbered = labelled._replace(boxes=torch.arange(60.0)[:, None].expand(60, 4))
-    chosen = sample(numbered, 25, 0, generator(1), with_landmarks=True)
+    [chosen] = sample([numbered], 25, [0], [generator(1)], with_landmarks=True)
     twice = set(chosen.boxes[chosen.kinds == POSITIVE, 0].tolist()) & set(
         chosen.boxes[chosen.kinds == LANDMARKS, 0].tolist()
     )
