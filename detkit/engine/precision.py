@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import torch
+
+from detkit.utils.log import logger
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+#: What PyTorch calls x86 processors that can only imitate bf16.
+_WITHOUT_BF16 = frozenset({"NO AVX", "AVX2"})
+
+
 def check_precision(precision: Precision, device: torch.device) -> None:
-    """Refuse a precision that ``device`` cannot run.
+    """Refuse a precision that ``device`` cannot run, and warn of one that only slows it down.
 
     Raises:
         ValueError: fp16 away from CUDA, where nothing is gained by it and no gradient scaler is at hand.
@@ -21,6 +28,14 @@ def check_precision(precision: Precision, device: torch.device) -> None:
         raise ValueError(f"precision must be one of {', '.join(DTYPES)}, not {precision!r}")
     if precision == "fp16" and device.type != "cuda":
         raise ValueError(f"precision 'fp16' needs a CUDA device; on {device.type!r} it is one of 'fp32', 'bf16'")
+    if precision == "bf16" and device.type == "cpu":
+        _warn_if_imitated(torch.backends.cpu.get_cpu_capability())
+
+
+@functools.cache  # once for a process
+def _warn_if_imitated(capability: str) -> None:
+    if capability in _WITHOUT_BF16:
+        logger.warning("this processor has no bf16 (%s): it takes many times as long as fp32", capability)
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:
