@@ -76,11 +76,23 @@ def onnx_session(path: Path) -> Any:
 
 
 def torch_run(path: Path) -> Run:
-    """The file of ``torch.export`` at ``path``, which must be one's own: torch unpickles parts of it."""
+    """The file of ``torch.export`` at ``path``, which must be one's own: torch unpickles parts of it.
+
+    What it gives raises a ConfigError for images of a size that the program does not hold for.
+    """
     module = torch.export.load(path).module()
 
     def run(images: np.ndarray) -> Sequence[np.ndarray]:
-        with torch.no_grad():
-            return [o.numpy() for o in module(torch.from_numpy(images))]
+        try:
+            with torch.no_grad():
+                return [o.numpy() for o in module(torch.from_numpy(images))]
+        except AssertionError as error:
+            if not str(error).startswith("Guard failed"):
+                raise
+            size = " x ".join(map(str, images.shape))
+            raise ConfigError(
+                f"{path}: made for images of other sizes than {size}. Where it takes any, those have two cells and more "
+                f"of each map: choose a transform that makes larger ones, or format=onnx ({error})"
+            ) from error
 
     return run

@@ -208,6 +208,20 @@ def test_maps_are_cut_to_images_whose_size_needs_no_padding_too():
         torch.testing.assert_close(made(images), Cut()(images))
 
 
+def test_a_program_says_which_images_it_is_not_made_for(tmp_path):
+    class Least(nn.Module):
+        def forward(self, images):
+            return F.avg_pool2d(images.float(), 8).flatten(1)
+
+    path = tmp_path / "least.pt2"
+    free = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+    torch.export.save(torch.export.export(Least(), (torch.zeros(2, 3, 32, 48),), dynamic_shapes=(free,)), path)
+    run = torch_run(path)
+    assert run(np.zeros((2, 3, 24, 16), dtype=np.float32))[0].shape == (18,)
+    with pytest.raises(ConfigError, match=r"least.pt2: made for images of other sizes than 1 x 3 x 4 x 4\."):
+        run(np.zeros((1, 3, 4, 4), dtype=np.float32))
+
+
 def test_thresholds_of_classes_are_inside():
     detector = awake("centernet", [])
     images = pixels(2, 3, 70, 101)
