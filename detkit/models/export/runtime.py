@@ -91,8 +91,8 @@ def torch_run(path: Path) -> Run:
                 raise
             size = " x ".join(map(str, images.shape))
             raise ConfigError(
-                f"{path}: made for images of other sizes than {size}. Where it takes any, those have two cells and more "
-                f"of each map: choose a transform that makes larger ones, or format=onnx ({error})"
+                f"{path}: made for images of other sizes than {size}. Where it takes any, those have two cells and "
+                f"more of each map: choose a transform that makes larger ones, or format=onnx ({error})"
             ) from error
 
     return run
