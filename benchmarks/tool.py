@@ -71,6 +71,7 @@ def run(arguments: Sequence[str] | None) -> None:
     parser.add_argument("--models", nargs="+", choices=RECIPES, default=["faster_rcnn"], help="training: of which")
     parser.add_argument("--compile", action="store_true", help="training: compiled as well, which takes minutes first")
     parser.add_argument("--bf16", action="store_true", help="training: detkit's in bf16 as well")
+    parser.add_argument("--channels-last", action="store_true", help="training: detkit's in that order as well")
     parser.add_argument("--threads", type=int, help="threads of torch; with 1 the process's own time is taken")
     parser.add_argument("--batches", type=int, nargs="+", help="ops: images at once; 2 16 on a GPU, 1 on a CPU")
     parser.add_argument("--shrink", type=int, help="ops: divide the sides of images; 1 on a GPU, 4 on a CPU")
@@ -87,8 +88,9 @@ def run(arguments: Sequence[str] | None) -> None:
         clock = clock_for(device, options.threads)
         for name in options.models:
             times = benchmark_training(
-                device, options.batch, repeats, clock, name, compiled=options.compile, bf16=options.bf16
-            )
+                device, options.batch, repeats, clock, name, compiled=options.compile, bf16=options.bf16,
+                channels_last=options.channels_last,
+            )  # fmt: skip
             title = f"training step of {name}, {options.batch} images of {SIZE[1]} x {SIZE[0]} px, float32"
             rich.print(timing_table(times, title, options.batch))
     else:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.models import NUM_CLASSES, SIZE, bccd_detector, heavy_calls, replay, torchvision_peer
 from benchmarks.timing import Clock, time_alternately
-from detkit.engine.precision import autocast
+from detkit.engine.precision import Precision, autocast
+from detkit.models import Detector
 from detkit.models.compiled import compile_networks
 from detkit.structures import ImageMeta, Images, Target
 
@@ -24,11 +27,12 @@ def benchmark_training(
     *,
     compiled: bool = False,
     bf16: bool = False,
+    channels_last: bool = False,
 ) -> dict[str, list[float]]:
     """Seconds of a step of the recipe ``name``: of torchvision's like, as it stands, as asked, and of its heavy calls.
 
     Those are its convolutions and products, by themselves. The same numbers of anchors, proposals and sampled regions;
-    torchvision's in float32 beside ``bf16``, too.
+    torchvision's in float32 and as it is laid out, whatever is asked.
     """
     images, targets = made_batch(batch, device)
     ours, theirs = bccd_detector(name).to(device).train(), torchvision_peer(name)
@@ -38,22 +42,31 @@ def benchmark_training(
         dicts = [{"boxes": t.boxes, "labels": t.labels + (name == "faster_rcnn")} for t in targets]
         peer = theirs.to(device).train()
         contestants["torchvision"] = training_step(peer, lambda: torch.stack(list(peer(pixels, dicts).values())).sum())
-    ours_step = training_step(ours, lambda: ours(images, targets).total)
-    contestants["detkit"] = ours_step
+    contestants["detkit"] = training_step(ours, _total(ours, images, targets, "fp32"))
     if bf16:
-
-        def in_bf16() -> Tensor:
-            with autocast(device, "bf16"):
-                return ours(images, targets).total
-
-        contestants["detkit, bf16"] = training_step(ours, in_bf16)
+        contestants["detkit, bf16"] = training_step(ours, _total(ours, images, targets, "bf16"))
+    if channels_last:
+        laid: Any = copy.deepcopy(ours)
+        laid = laid.to(memory_format=torch.channels_last)
+        of_layout = replace(images, pixels=images.pixels.contiguous(memory_format=torch.channels_last))
+        for precision in ("fp32", "bf16") if bf16 else ("fp32",):
+            words = "detkit, channels last" + (", bf16" if precision == "bf16" else "")
+            contestants[words] = training_step(laid, _total(laid, of_layout, targets, precision))
     if compiled:
         other = copy.deepcopy(ours)
         compile_networks(other, device)
-        contestants["detkit, compiled"] = training_step(other, lambda: other(images, targets).total)
-    calls = heavy_calls(ours_step)
+        contestants["detkit, compiled"] = training_step(other, _total(other, images, targets, "fp32"))
+    calls = heavy_calls(contestants["detkit"])
     contestants["its convolutions and products"] = lambda: replay(calls)
     return time_alternately(contestants, repeats, device, clock)
+
+
+def _total(detector: Detector, images: Images, targets: Sequence[Target], precision: Precision) -> Callable[[], Tensor]:
+    def total() -> Tensor:
+        with autocast(images.pixels.device, precision):
+            return detector(images, targets).total
+
+    return total
 
 
 def made_batch(batch: int, device: torch.device, num_classes: int = NUM_CLASSES) -> tuple[Images, list[Target]]:

@@ -34,8 +34,9 @@ def test_the_convolutions_and_products_are_those_of_the_step():
 
 @pytest.mark.parametrize(("name", "sides"), [("yolov1", 2), pytest.param("retinanet", 3, marks=pytest.mark.slow)])
 def test_a_step_and_a_prediction_are_timed_on_each_side(small, name, sides):
-    steps = dict(training.benchmark_training(CPU, 1, 1, clock_for(CPU, 1), name, bf16=True))
-    assert steps.pop("detkit, bf16")[0] > 0
+    steps = dict(training.benchmark_training(CPU, 1, 1, clock_for(CPU, 1), name, bf16=True, channels_last=True))
+    for asked in ("detkit, bf16", "detkit, channels last", "detkit, channels last, bf16"):
+        assert steps.pop(asked)[0] > 0
     predicted = inference.benchmark_inference(name, 1, 1, CPU, 1)
     for times in (steps, predicted):
         assert list(times) == ["torchvision", "detkit", "its convolutions and products"][3 - sides :]
