@@ -89,6 +89,20 @@ def test_seeds_are_one_system_and_differences_have_a_verdict(
     assert "images alone" not in output + markdown[3]
 
 
+def test_runs_of_one_experiment_each_are_named_by_it(runs: list[Path], tmp_path: Path) -> None:
+    def told(*commands: list[str]) -> list[str]:
+        for i, run in enumerate(runs):
+            manifest = {"command": ["tools/train.py", *commands[i // 3], "seed=0"]}
+            (run / "manifest.json").write_text(json.dumps(manifest))
+        return [system.name for system in runs_module.read_systems(runs)[0]]
+
+    by_key = ["model.neck=FPN", "model.neck=Worse", "model.neck=Same"]
+    three = ["experiment=scale/fpn"], ["experiment=worse"], ["experiment=old", "experiment=same"]
+    assert told(*three) == ["experiment=scale/fpn", "experiment=worse", "experiment=same"]
+    assert told(["experiment=a"], ["experiment=a"], ["experiment=b"]) == by_key, "one recipe, changed"
+    assert told(["experiment=a"], [], ["experiment=b"]) == by_key
+
+
 def make_share(folder: Path, seed: int, share: float, lost: float) -> Path:
     """A run on a share of the images that misses the share ``lost`` of what there is to find."""
     run = make_run(folder, seed, "FPN", lost)

@@ -42,6 +42,13 @@ class Run:
         return self.config["seed"]
 
     @cached_property
+    def experiment(self) -> str | None:
+        """The recipe that its command names; None where it names none, or another program started it."""
+        command = (RunFolder(self.folder).manifest() or {}).get("command") or []
+        named = [str(word).removeprefix("experiment=") for word in command if str(word).startswith("experiment=")]
+        return named[-1] if named else None
+
+    @cached_property
     def metrics(self) -> dict[str, float]:
         """COCO's numbers of the best evaluation; nan for one that is not defined."""
         return RunFolder(self.folder).metrics()
@@ -146,11 +153,18 @@ def _group(runs: Sequence[Run], by_label: bool) -> list[System]:
             logger.warning("two runs of the same configuration and seed: %s", ", ".join(str(r.folder) for r in group))
     configs = [group[0].config for group in groups.values()]
     keys = _differing_keys(configs)
+    experiments = [group[0].experiment for group in groups.values()]
+    by_experiment = len(set(experiments)) == len(groups) > 1 and None not in experiments
     systems = []
     for group, config in zip(groups.values(), configs, strict=True):
         values = dict(leaves(config))
         differences = {key: values.get(key) for key in keys}
-        name = _label(group[0]) if by_label and group[0].label else _name(differences, group[0])
+        if by_label and group[0].label:
+            name = _label(group[0])
+        elif by_experiment:
+            name = f"experiment={group[0].experiment}"
+        else:
+            name = _name(differences, group[0])
         systems.append(System(name, tuple(group), differences))
     return _distinct(systems)
 
