@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import platform
 from typing import Literal
 
 import torch
@@ -14,7 +15,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-#: What PyTorch calls x86 processors that can only imitate bf16.
+#: What PyTorch calls x86 processors that can only imitate bf16. Others may be slow too: it does not say of which.
 _WITHOUT_BF16 = frozenset({"NO AVX", "AVX2"})
 
 
@@ -29,13 +30,15 @@ def check_precision(precision: Precision, device: torch.device) -> None:
     if precision == "fp16" and device.type != "cuda":
         raise ValueError(f"precision 'fp16' needs a CUDA device; on {device.type!r} it is one of 'fp32', 'bf16'")
     if precision == "bf16" and device.type == "cpu":
-        _warn_if_imitated(torch.backends.cpu.get_cpu_capability())
+        _warn_if_imitated(torch.backends.cpu.get_cpu_capability(), platform.machine())
 
 
 @functools.cache  # once for a process
-def _warn_if_imitated(capability: str) -> None:
-    if capability in _WITHOUT_BF16:
-        logger.warning("this processor has no bf16 (%s): it takes many times as long as fp32", capability)
+def _warn_if_imitated(capability: str, machine: str) -> None:
+    if capability in _WITHOUT_BF16 and machine.lower() in ("x86_64", "amd64"):
+        logger.warning(
+            "this processor has no bf16 (%s), which takes many times as long here as precision=fp32", capability
+        )
 
 
 def autocast(device: torch.device, precision: Precision) -> torch.autocast:

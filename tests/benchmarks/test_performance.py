@@ -33,10 +33,22 @@ def test_the_convolutions_and_products_are_those_of_the_step():
 
 
 @pytest.mark.parametrize(("name", "sides"), [("yolov1", 2), pytest.param("retinanet", 3, marks=pytest.mark.slow)])
-def test_a_step_and_a_prediction_are_timed_on_each_side(small, name, sides):
+def test_a_step_and_a_prediction_are_timed_on_each_side(small, name, sides, monkeypatch):
+    layouts = []
+    made = training.bccd_detector
+
+    def watched_detector(name):
+        detector = made(name)
+        detector.register_forward_pre_hook(
+            lambda _, inputs: layouts.append(inputs[0].pixels.is_contiguous(memory_format=torch.channels_last))
+        )
+        return detector
+
+    monkeypatch.setattr(training, "bccd_detector", watched_detector)
     steps = dict(training.benchmark_training(CPU, 1, 1, clock_for(CPU, 1), name, bf16=True, channels_last=True))
     for asked in ("detkit, bf16", "detkit, channels last", "detkit, channels last, bf16"):
         assert steps.pop(asked)[0] > 0
+    assert set(layouts) == {False, True}
     predicted = inference.benchmark_inference(name, 1, 1, CPU, 1)
     for times in (steps, predicted):
         assert list(times) == ["torchvision", "detkit", "its convolutions and products"][3 - sides :]

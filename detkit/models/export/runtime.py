@@ -18,6 +18,10 @@ from detkit.structures import Detections, Images, Losses, Target
 Run = Callable[[np.ndarray], Sequence[np.ndarray]]
 
 
+class WrongSizeError(ConfigError):
+    """A file is not made for images of this size."""
+
+
 class ExportedDetector(Detector):
     """The detector in a file. It finds, and learns nothing; the images of a batch go through one by one.
 
@@ -45,7 +49,11 @@ class ExportedDetector(Detector):
             )
         image = pixels[:, : size[0], : size[1]].to("cpu", torch.uint8)
         image = image.permute(1, 2, 0) if self.channels_last else image
-        columns = [torch.from_numpy(np.asarray(o)[0]) for o in self.run(image[None].numpy())]
+        try:
+            found_here = self.run(image[None].numpy())
+        except WrongSizeError as error:
+            raise ConfigError(f"{file}: {error}") from error
+        columns = [torch.from_numpy(np.asarray(o)[0]) for o in found_here]
         found = columns[2] >= 0
         return Detections(*(column[found] for column in columns))
 
@@ -78,7 +86,7 @@ def onnx_session(path: Path) -> Any:
 def torch_run(path: Path) -> Run:
     """The file of ``torch.export`` at ``path``, which must be one's own: torch unpickles parts of it.
 
-    What it gives raises a ConfigError for images of a size that the program does not hold for.
+    What it gives raises a WrongSizeError for images of a size that the program does not hold for.
     """
     module = torch.export.load(path).module()
 
@@ -90,9 +98,9 @@ def torch_run(path: Path) -> Run:
             if not str(error).startswith("Guard failed"):
                 raise
             size = " x ".join(map(str, images.shape))
-            raise ConfigError(
-                f"{path}: made for images of other sizes than {size}. Where it takes any, those have two cells and "
-                f"more of each map: choose a transform that makes larger ones, or format=onnx ({error})"
+            raise WrongSizeError(
+                f"{path} is made for images of other sizes than {size}. Where it takes any, those have two cells and "
+                f"more of each map: a transform that makes larger ones helps, or format=onnx ({error})"
             ) from error
 
     return run

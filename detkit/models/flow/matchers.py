@@ -105,7 +105,7 @@ class SimOTA(Matcher):
         return matched
 
     def _candidates(self, guessed: Guessed, target: Target) -> tuple[Tensor, Tensor]:
-        """(N, M) twice: the costs, and which guesses are which object, of several that take one the cheapest."""
+        """(N, M) twice: the costs, and which guesses each object takes; one that several take is the cheapest one's."""
         if not len(target):
             none = guessed.boxes.new_zeros(len(guessed.boxes), 0)
             return none, none.bool()

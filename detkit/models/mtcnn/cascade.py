@@ -88,7 +88,7 @@ def _of_scales(maps: Sequence[Cells], sizes: Sequence[tuple[int, int]], how: Cas
     boxes_of, scores, deltas = zip(*maps, strict=True)
     passes = [s >= how.thresholds[0] for s in scores]
     index = let_through(boxes_of, scores, passes, sizes, "P-Net")
-    found = [Windows(of(i), s[i], d[i]) for of, s, d, i in zip(*(boxes_of, scores, deltas), index, strict=True)]
+    found = [Windows(of(i), s[i], d[i]) for of, s, d, i in zip(boxes_of, scores, deltas, index, strict=True)]
     boxes, scores = [f.boxes for f in found], [f.scores for f in found]
     kept = unsuppressed(boxes, scores, sizes, how.scale_nms_iou, None, "P-Net")
     return [f.select(k) for f, k in zip(found, kept, strict=True)]

@@ -215,11 +215,15 @@ def test_a_program_says_which_images_it_is_not_made_for(tmp_path):
 
     path = tmp_path / "least.pt2"
     free = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
-    torch.export.save(torch.export.export(Least(), (torch.zeros(2, 3, 32, 48),), dynamic_shapes=(free,)), path)
+    torch.export.save(
+        torch.export.export(Least(), (torch.zeros(2, 3, 32, 48, dtype=torch.uint8),), dynamic_shapes=(free,)), path
+    )
     run = torch_run(path)
-    assert run(np.zeros((2, 3, 24, 16), dtype=np.float32))[0].shape == (18,)
-    with pytest.raises(ConfigError, match=r"least.pt2: made for images of other sizes than 1 x 3 x 4 x 4\."):
-        run(np.zeros((1, 3, 4, 4), dtype=np.float32))
+    assert run(np.zeros((2, 3, 24, 16), dtype=np.uint8))[0].shape == (18,)
+    images = padded(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
+    named = rf"{images.meta[0].file}: .*least.pt2 is made for images of other sizes than 1 x 3 x 4 x 4\."
+    with pytest.raises(ConfigError, match=named):
+        ExportedDetector(run)(images)
 
 
 def test_thresholds_of_classes_are_inside():

@@ -8,7 +8,7 @@ from PIL import Image
 
 from detkit.matching.cascade import last_detections, unsuppressed
 from detkit.matching.groups import nms_over_smaller
-from detkit.models.mtcnn.cascade import CascadeSettings, run_cascade
+from detkit.models.mtcnn.cascade import CascadeSettings, first_stage, run_cascade, second_stage
 from detkit.models.mtcnn.crops import area_crops, integral_image, moved, pixel_ranges, placed, squared
 from detkit.models.mtcnn.nets import ONet, PNet, RNet
 from detkit.models.mtcnn.pyramid import normalized, pyramid_scales, scaled_image, windows
@@ -98,6 +98,23 @@ def test_the_cascade_is_that_of_plain_loops(num_classes):
     close(found.landmarks, [row[6] for row in wanted], 1e-3)
 
 
+@torch.no_grad()
+def test_images_of_a_batch_are_looked_at_as_each_alone():
+    pnet, rnet, _ = talkative(1)
+    how = CascadeSettings(thresholds=(0.6, 0.55, 0.5), max_candidates=20)
+    g = torch.Generator().manual_seed(6)
+    sums = [integral_image(torch.rand(3, h, w, generator=g) * 255) for h, w in ((61, 83), (10, 300), (90, 50))]
+    first = first_stage(pnet, sums, how)
+    second = second_stage(rnet, sums, first, how)
+    assert [len(boxes) > 3 for boxes in second] == [True, False, True]
+    assert len(first[1]) == 0, "too small for any scale"
+    for one, boxes, left in zip(sums, first, second, strict=True):
+        [alone] = first_stage(pnet, [one], how)
+        assert torch.equal(alone, boxes)
+        assert torch.equal(second_stage(rnet, [one], [alone], how)[0], left)
+    assert first_stage(pnet, sums[1:2], how)[0].shape == (0, 4)
+
+
 def test_scales_begin_where_the_least_object_fills_a_window():
     assert pyramid_scales((100, 60), 20.0, 0.709) == pytest.approx([0.6, 0.6 * 0.709, 0.6 * 0.709**2, 0.6 * 0.709**3])
     assert pyramid_scales((100, 20), 20.0, 0.709) == pytest.approx([0.6]), "12 px are enough"
@@ -166,6 +183,9 @@ def test_suppression_by_the_union_among_the_first_proposals():
     scores = torch.tensor([0.9, 0.8, 0.7])
     [kept] = unsuppressed([boxes], [scores], [(20, 20)], 0.7, None, "P-Net")
     assert kept.tolist() == [0, 1]
+    apart = torch.tensor([[0.0, 0.0, 20.0, 20.0], [5.0, 0.0, 25.0, 20.0]])
+    [kept] = unsuppressed([apart], [scores[:2]], [(30, 30)], 0.6, None, "P-Net")
+    assert kept.tolist() == [0, 1], "an IoU of 0.6 is none of more than 0.6"
 
     several = [boxes, boxes[:0], boxes.flip(0)], [scores, scores[:0], scores.flip(0)], [(20, 20)] * 3
     kept = unsuppressed(*several, 0.7, None, "P-Net")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from detkit.analysis.waits import watched
 from detkit.app.assemble.init_from import initialize
 from detkit.config import ConfigError
 from detkit.matching import Fate, tracing
@@ -27,6 +28,7 @@ from detkit.models.mtcnn.samples import (
     label,
     sample,
 )  # fmt: skip
+from detkit.models.mtcnn.training import TrainingSettings, _chosen
 from detkit.structures import Categories, ImageMeta, Images, Target
 from detkit.utils.seed import generator
 from tests.models.builders import images, target
@@ -206,6 +208,46 @@ MIDDLE = [[25.0, 25, 2], [35, 25, 1], [0, 0, 0]]
 def marked(*objects, points=MIDDLE):
     of = target(*objects)
     return replace(of, landmarks=torch.tensor([points] * len(objects)))
+
+
+SETTINGS = TrainingSettings(("rnet",), 20, 0.7, 0.5, 1.0, False)
+
+
+def test_the_samples_of_a_batch_are_those_of_each_image():
+    sizes, keys = [(96, 128), (60, 200), (96, 128)], [5, 6, 7]
+    metas = tuple(ImageMeta(i, f"{i}.png", s, s, key=k) for i, (s, k) in enumerate(zip(sizes, keys, strict=True)))
+    seen = Images(torch.zeros(3, 3, 96, 200, dtype=torch.uint8), metas)
+    targets = [target([20, 20, 50, 50]), target(), target([20, 20, 50, 50])]
+    far = torch.tensor([[70.0, 5, 90, 25]]) + torch.arange(6)[:, None]
+    passed = [far, far[:0], far[:2]]
+
+    def chosen(*which):
+        some = [targets[i] for i in which]
+        of = Images(seen.pixels[list(which)], tuple(metas[i] for i in which))
+        return _chosen("rnet", [passed[i] for i in which], some, of, some, SETTINGS, 12.0, False)
+
+    together = chosen(0, 1, 2)
+    for i, of_image in enumerate(together):
+        [alone] = chosen(i)
+        assert torch.equal(alone.boxes, of_image.boxes)
+        assert torch.equal(alone.kinds, of_image.kinds)
+        boxes = of_image.boxes.tolist()
+        assert all(box in boxes for box in passed[i].tolist()), "what came through goes before what was drawn"
+    assert not torch.equal(together[0].boxes[:6], together[2].boxes[:6]), "by the image's key"
+
+
+def test_a_gpu_is_asked_once_for_the_samples_of_a_stage_and_its_loss():
+    square = torch.tensor([[20.0, 20, 40, 40], [22.0, 20, 42, 40], [26.0, 20, 46, 40], [70.0, 70, 90, 90]])
+    points = torch.tensor([MIDDLE])
+    of = replace(target([20, 20, 40, 40]), landmarks=points)
+    labelled = [label(square, of, as_squares=False)] * 2
+    with watched() as found:
+        drawn = sample(labelled, 20, [0, 0], [generator(1), generator(2)], with_landmarks=True)
+        answers = Answers(square.new_zeros(40, 2), square.new_zeros(40, 4), square.new_zeros(40, 6))
+        joined = Samples.join(drawn)
+        answers = Answers(*(column[: len(joined.boxes)] for column in answers))
+        stage_loss(answers, joined, name="s", extra=0.0, hard_share=0.7, box_weight=0.5)
+    assert [wait.what for wait in found.waits] == ["copy to the host"], found.waits
 
 
 @pytest.mark.parametrize("boxes", [[[18.0, 22, 40, 44]], [[10.5, 9, 31.25, 29.75]]])
