@@ -56,10 +56,12 @@ class Windows(NamedTuple):
     deltas: Tensor
 
     def select(self, index: Tensor | slice) -> Windows:
+        """Those that ``index`` names."""
         return Windows(self.boxes[index], self.scores[index], self.deltas[index])
 
     @staticmethod
     def join(parts: Sequence[Windows]) -> Windows:
+        """All of ``parts``."""
         return Windows(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
