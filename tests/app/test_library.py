@@ -123,8 +123,8 @@ def test_an_override_that_does_not_fit_is_told(checkpoint):
 
 def test_a_detector_for_a_loop_of_ones_own_learns():
     torch.manual_seed(0)
-    detector = detkit.create("experiment=quickstart", ["circle", "square"]).train()
-    optimizer = torch.optim.SGD(detector.parameters(), lr=0.001)
+    detector = detkit.create("experiment=quickstart", ["circle", "square"], "model.backbone.norm=frozen_bn").train()
+    optimizer = torch.optim.SGD(detector.parameters(), lr=0.01)
     batch = make_batch([1, 2], [1, 2])
     totals = []
     for _ in range(3):

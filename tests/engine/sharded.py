@@ -138,7 +138,7 @@ def train(model: str, folder: Path, rank: int = 0, world: int = 1) -> list[dict[
 
     The weights before and afterwards go into ``folder``.
     """
-    detector = build_awake(model, CATEGORIES).train()
+    detector = build_awake(model, CATEGORIES).train().double()  # in float32 the order of sums alone sets weights apart
     for module in detector.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()  # its statistics would be those of a share

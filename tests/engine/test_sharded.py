@@ -44,5 +44,4 @@ def test_two_processes_learn_what_one_does_though_one_has_no_boxes(found: dict[s
     for one, other in zip(alone, shared, strict=True):
         assert other == pytest.approx(one, rel=1e-4)
     assert result["moved"] > 1e-4
-    # another order of sums flips a ReLU here and there, which on some processors is 0.6 % of the way of one weight
-    assert max(result["apart"]) < 0.02 * result["moved"]
+    assert max(result["apart"]) < 1e-4 * result["moved"]

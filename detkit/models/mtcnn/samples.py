@@ -142,15 +142,11 @@ def sample(
             as there are others, not those that stand as positives already.
     """
     told = torch.cat([torch.stack([s.kinds, _marked(s)], dim=1) for s in labelled]).cpu()
-    picked = [
-        _pick(kinds, marked.bool() if with_landmarks else None, num, first, generator)
-        for (kinds, marked), first, generator in zip(
-            (part.unbind(1) for part in told.split([len(s.boxes) for s in labelled])),
-            num_first,
-            generators,
-            strict=True,
-        )
-    ]
+    picked = []
+    parts = told.split([len(s.boxes) for s in labelled])
+    for part, first, generator in zip(parts, num_first, generators, strict=True):
+        kinds, marked = part.unbind(1)
+        picked.append(_pick(kinds, marked.bool() if with_landmarks else None, num, first, generator))
     index = sent_parts([index for index, _ in picked], labelled[0].boxes.device)
     return [s.select(i, kinds) for s, i, (_, kinds) in zip(labelled, index, picked, strict=True)]
 
