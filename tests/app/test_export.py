@@ -14,17 +14,22 @@ from detkit.app.assemble.schema import ExportOptions
 from detkit.app.assemble.stored import load_stored
 from detkit.app.calibrate import tool as calibrate
 from detkit.app.export import tool as export
-from detkit.app.export.check import partners
+from detkit.app.export.check import ResizedDetector, edges_of, partners
 from detkit.app.use import predict
 from detkit.matching import fixed
+from detkit.models.calibrated import Calibrated
 from detkit.models.export import NoFormError
-from detkit.structures import Detections
+from detkit.models.export.resize import Resized
+from detkit.structures import Categories, Detections
 from detkit.utils.download import checksum
 from tests.app.test_explain import checkpoint  # noqa: F401 - a fixture: a small run on shapes
 from tests.app.tools import call
+from tests.models.builders import SMALL, build_model
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+
+CATEGORIES = Categories(("a", "b", "c"), (1, 4, 9))
 
 
 def found(boxes, scores, labels):
@@ -34,7 +39,7 @@ def found(boxes, scores, labels):
 def test_detections_are_partners_whatever_their_order():
     one = found([[0, 0, 9, 9], [5, 5, 9, 9]], [0.5, 0.5], [1, 1])
     two = found([[5, 5, 9, 9.005], [0, 0, 9, 9]], [0.5, 0.5], [1, 1])
-    pairs, left = partners(one, two, 0.0)
+    pairs, left = partners(one, two)
     assert pairs.tolist() == [[0, 1], [1, 0]]
     assert not left
 
@@ -49,16 +54,34 @@ def test_detections_are_partners_whatever_their_order():
     ],
 )  # fmt: skip
 def test_what_has_no_partner_is_told(changed, words):
-    _, left = partners(found([[0, 0, 9, 9], [5, 5, 9, 9]], [0.5, 0.4], [1, 1]), changed, 0.0)
+    _, left = partners(found([[0, 0, 9, 9], [5, 5, 9, 9]], [0.5, 0.4], [1, 1]), changed)
     assert any(words in line for line in left), left
 
 
 def test_where_rounding_decides_a_detection_may_be_on_one_side():
-    one, two = found([[0, 0, 9, 9]], [0.05004], [0]), found([], [], [])
-    assert not partners(one, found([[0, 0, 9, 9]], [0.05004], [0]), 0.05)[1]
+    one = found([[0, 0, 9, 9]], [0.05004], [0])
     two = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
-    assert not partners(one, two, 0.05)[1], "the other side rounded it down to the threshold"
-    assert partners(one, two, 0.0)[1]
+    assert not partners(one, one, [[0.05, 0.05]])[1]
+    assert not partners(one, two, [[0.05, 0.05]])[1], "the other side rounded it down to the threshold"
+    assert partners(one, two)[1]
+    assert not partners(two, one, [[0.0, 0.0], [0.05, 0.9]])[1], "the threshold of its own class"
+    assert partners(two, one, [[0.0, 0.0], [0.9, 0.05]])[1], "and of no other"
+
+
+def test_the_edges_are_what_scores_must_reach():
+    """A calibrated detector's thresholds are scores of its own detections on these very images."""
+    detector = build_model(
+        "faster_rcnn_fpn",
+        CATEGORIES,
+        ["model/backbone=resnet18", *SMALL, "model.head.roi.selector.score_threshold=0.2"],
+    )
+    assert edges_of(detector, 3) == [[0.2] * 3]
+    calibrated = Calibrated(detector, [0.5, 0.25, 0.75])
+    assert edges_of(calibrated, 3) == [[0.2] * 3, [0.5, 0.25, 0.75]]
+    halved = Calibrated(detector, [0.5, 0.25, 0.75], scores=lambda s: s / 2)
+    behind = ResizedDetector(halved, Resized((10, 10), (20, 20)), 32)
+    assert edges_of(behind, 3) == [[0.1] * 3, [0.25, 0.125, 0.375]]
+    assert edges_of(build_model("mtcnn", CATEGORIES, ["model.thresholds=[0.6,0.7,0.8]"]), 3) == [[0.8] * 3]
 
 
 class Session:

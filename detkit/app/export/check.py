@@ -6,13 +6,16 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from detkit.matching import Selector
 from detkit.models import Detector
+from detkit.models.calibrated import Calibrated
 from detkit.models.export.resize import Resized
+from detkit.models.mtcnn.cascade import CascadeSettings
 from detkit.structures import Batch, Detections, Images, Target
 
 #: What may differ: px, and score.
@@ -40,13 +43,14 @@ class Agreement:
 
 
 def agreement(
-    detector: nn.Module, exported: nn.Module, batches: Iterable[Batch], num_images: int, divisor: int, least: float
-) -> Agreement:
+    detector: nn.Module, exported: nn.Module, batches: Iterable[Batch], num_images: int, divisor: int,
+    edges: Sequence[Sequence[float]],
+) -> Agreement:  # fmt: skip
     """Both detectors on the first images of ``batches``, one by one.
 
     Args:
         divisor: px, to which the loader pads.
-        least: the least score that comes out of them.
+        edges: the least scores that come out of them, see :func:`partners`.
     """
     px, score, count, seconds, alone, seen = 0.0, 0.0, 0, [0.0, 0.0], [], 0
     for image in _singles(batches, num_images, divisor):
@@ -58,7 +62,7 @@ def agreement(
                 found.append(each(image)[0])
             seconds[i] += time.perf_counter() - start
         here, there = found
-        pairs, left = partners(here, there, least)
+        pairs, left = partners(here, there, edges)
         alone += [f"{image.meta[0].file}: {words}" for words in left]
         count += len(here)
         if len(pairs):
@@ -68,13 +72,18 @@ def agreement(
     return Agreement(seen, count, px, score, tuple(alone), (max(seconds[0], 1e-9), max(seconds[1], 1e-9)))
 
 
-def partners(here: Detections, there: Detections, least: float) -> tuple[torch.Tensor, list[str]]:
+def partners(
+    here: Detections, there: Detections, edges: Sequence[Sequence[float]] = ()
+) -> tuple[torch.Tensor, list[str]]:
     """The pairs (P, 2) of detections that agree within MOST_PX and MOST_SCORE, and in words those without a partner.
 
     Landmarks count like corners.
 
-    Equal scores may stand in another order. What scores as the last of as many on the other side, or barely the
-    ``least``, may be on one side alone: rounding decides there.
+    Equal scores may stand in another order. What scores as the last of as many on the other side, or as one of the
+    ``edges``, may be on one side alone: rounding decides there.
+
+    Args:
+        edges: each with one score of every class, below which nothing of it comes out.
     """
     one, two = _places(here), _places(there)
     px = (one[:, None] - two[None]).abs().amax(dim=2)
@@ -86,14 +95,14 @@ def partners(here: Detections, there: Detections, least: float) -> tuple[torch.T
             j = int(torch.where(free[i], px[i], torch.inf).argmin())
             pairs.append((i, j))
             free[:, j] = False
-    edges = [least, *(float(d.scores.min()) for d in (here, there) if len(here) == len(there) and len(d))]
+    last = [float(d.scores.min()) for d in (here, there) if len(here) == len(there) and len(d)]
     left = []
     for side, found, taken in (("here", here, {i for i, _ in pairs}), ("in the file", there, {j for _, j in pairs})):
         for i in set(range(len(found))) - taken:
-            value = float(found.scores[i])
-            if min(abs(value - edge) for edge in edges) > MOST_SCORE:
+            value, label = float(found.scores[i]), int(found.labels[i])
+            if all(abs(value - edge) > MOST_SCORE for edge in (*last, *(of_class[label] for of_class in edges))):
                 box = [round(v, 2) for v in found.boxes[i].tolist()]
-                left.append(f"only {side}: class {int(found.labels[i])}, score {value:.5f}, box {box}")
+                left.append(f"only {side}: class {label}, score {value:.5f}, box {box}")
     return torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2), left
 
 
@@ -140,6 +149,21 @@ class ResizedDetector(Detector):
 
 
 def least_score(detector: nn.Module) -> float:
-    """The least score that comes out of a detector: its selectors' thresholds."""
-    selectors = [vars(m).get("selector") for m in detector.modules()]
-    return max((s.score_threshold for s in selectors if isinstance(s, Selector)), default=0.0)
+    """The least score that comes out of a detector: its selectors' thresholds, and that of a cascade's last stage."""
+    parts = [vars(m) for m in detector.modules()]
+    selectors = [p["selector"].score_threshold for p in parts if isinstance(p.get("selector"), Selector)]
+    last = [p["cascade"].thresholds[-1] for p in parts if isinstance(p.get("cascade"), CascadeSettings)]
+    return max((*selectors, *last), default=0.0)
+
+
+def edges_of(detector: nn.Module, num_classes: int) -> list[list[float]]:
+    """For :func:`partners`: the least scores of each class, as they come out.
+
+    Those of a calibrated detector are scores of its own detections, of the very images that it may be checked with.
+    """
+    edges = [[least_score(detector)] * num_classes]
+    calibrated = next((m for m in detector.modules() if isinstance(m, Calibrated)), None)
+    if calibrated is None:
+        return edges
+    edges.append(calibrated.thresholds.tolist())
+    return edges if calibrated.scores is None else [calibrated.scores(np.array(edge)).tolist() for edge in edges]

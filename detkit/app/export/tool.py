@@ -18,7 +18,7 @@ from detkit.app.assemble.parts import build_evaluator, build_transforms
 from detkit.app.assemble.schema import ExportOptions
 from detkit.app.assemble.stored import Stored, eval_loader, load_stored, open_split
 from detkit.app.cli.entry import run_tool
-from detkit.app.export.check import MOST_PX, MOST_SCORE, ResizedDetector, agreement, least_score
+from detkit.app.export.check import MOST_PX, MOST_SCORE, ResizedDetector, agreement, edges_of, least_score
 from detkit.app.run.next_command import tell_prediction_with
 from detkit.config import ConfigError
 from detkit.config.ranges import check_range
@@ -189,7 +189,8 @@ def _compare(
     options: ExportOptions,
 ) -> None:  # fmt: skip
     """Raise DiffersError where the file differs, and print AP by both."""
-    found = agreement(here, exported, loader, options.num_images, _divisor(stored), least_score(here))
+    edges = edges_of(here, len(stored.checkpoint.categories))
+    found = agreement(here, exported, loader, options.num_images, _divisor(stored), edges)
     if found.alone:
         shown = "\n  ".join(found.alone[:5])
         raise DiffersError(

@@ -121,7 +121,7 @@ def same(here, there):
         two = Detections(*two) if isinstance(two, tuple) else two
         assert len(one) > 0
         assert (one.landmarks is None) == (two.landmarks is None)
-        _, left = partners(one, two, 0.0)
+        _, left = partners(one, two)
         assert not left
         assert (two.scores.diff() <= 0).all()
 
