@@ -240,4 +240,5 @@ class PredictOptions:
     unknown: bool = False
     batch_size: int = 4
     format: Literal["coco", "csv", "yolo", "label_studio"] = "coco"
+    image_prefix: str | None = None
     tta: Callable[..., Any] | None = None

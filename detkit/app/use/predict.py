@@ -20,7 +20,7 @@ from detkit.app.assemble.stored import Stored, load_stored
 from detkit.app.cli.entry import run_tool
 from detkit.app.run.next_command import tell_explanation
 from detkit.app.use.drawings import Drawings, Film, PictureFolder
-from detkit.app.use.writers import detection_writer
+from detkit.app.use.writers import Place, detection_writer
 from detkit.config import ConfigError, build
 from detkit.config.ranges import check_range
 from detkit.data.datasets.unlabelled import VIDEO_SUFFIXES, ImageFiles, InMemory, Picture, VideoFrames
@@ -84,13 +84,14 @@ def run(cfg: DictConfig, folder: Path) -> None:
     if options.unknown and options.format != "coco":
         raise ConfigError(f"unknown=true: only format=coco has a place for it, not format={options.format}")
     source = _open(options.input)
+    images = _images(source, options)
     output = Path(options.output) if options.output else folder
     drawings = _drawings(output, source, options.input)
     with output_folder(output):
         total = len(source) if isinstance(source, ImageFiles) else source.expected
         found = track(Detection(stored, options, source.faults).of(source), total, "predicting")
         if first := next(found, None):
-            _write(chain([first], found), output, drawings, stored, options)
+            _write(chain([first], found), Place(output, images, options.image_prefix), drawings, stored, options)
         if faults := [*source.faults, *drawings.faults]:
             raise IncompleteError("\n  ".join([f"{len(faults)} could not be read or written:", *faults]))
     tell_explanation(options.checkpoint)
@@ -117,19 +118,41 @@ def _drawings(output: Path, source: ImageFiles | VideoFrames, path: str) -> Draw
     return Film(film, source.fps)
 
 
-def _write(found: Iterator[Found], output: Path, drawings: Drawings, stored: Stored, options: PredictOptions) -> None:
+def _images(source: ImageFiles | VideoFrames, options: PredictOptions) -> Path | None:
+    """The folder of the images, None for a video's frames.
+
+    Raises:
+        ConfigError: the form of the detections cannot be had for them.
+    """
+    if options.image_prefix is not None and (options.format != "label_studio" or isinstance(source, VideoFrames)):
+        raise ConfigError("image_prefix: only tasks of format=label_studio have it, for images: leave it null")
+    if isinstance(source, VideoFrames):
+        return None
+    by_name: dict[Path, Path] = {}
+    for file in source.files if options.format == "yolo" else ():
+        other = by_name.setdefault(file.with_suffix(""), file)
+        if other != file:
+            raise ConfigError(f"format=yolo: {other} and {file} would have one file of labels, {file.stem}.txt")
+    path = Path(options.input)
+    return path if path.is_dir() else path.parent
+
+
+def _write(found: Iterator[Found], place: Place, drawings: Drawings, stored: Stored, options: PredictOptions) -> None:
     """Write the rows and pictures of what is ``found``, each as it comes: whatever ends this, what was found stays."""
     categories, count = stored.checkpoint.categories, 0
-    rows = detection_writer(options.format, output, categories)
+    rows = detection_writer(options.format, place, categories)
     try:
         for one in found:
-            rows.add(restore(one.detections, one.meta, categories), one.meta, one.picture.number, one.extra)
+            told = one.detections
+            if rows.holds_labels:
+                told = told.select(told.scores > options.score_threshold)
+            rows.add(restore(told, one.meta, categories), one.meta, one.picture.number, one.extra)
             count += 1  # what the file holds, also where the picture is not drawn any more
             drawings.add(one.picture, _draw(one, categories, options.score_threshold))
     finally:
         drawings.close()
         rows.close()
-        rich.print(f"{rows.count} detections in {count} images:", Text(str(output), "bold"))
+        rich.print(f"{rows.count} detections in {count} images:", Text(str(place.folder), "bold"))
 
 
 class Detection:

@@ -1,6 +1,7 @@
 """The forms in which detections are written: COCO's results, a table, YOLO's labels, and tasks for Label Studio.
 
-Each image is written as it comes: whatever ends a prediction, what was found before stays.
+Each image is written as it comes: whatever ends a prediction, what was found before stays. The first two hold all that
+is found with its score; the others are labels, for people to correct or a detector to learn, of what scores enough.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
+from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
-from detkit.app.use.drawings import numbered
+import yaml
+
+from detkit.config import ConfigError
 from detkit.evaluation.results import Results, keypoint_rows
 from detkit.structures import Categories, ImageMeta
 from detkit.structures.landmarks import VISIBLE
@@ -23,18 +27,45 @@ from detkit.utils.files import JsonList, atomic_write, named
 _POINT_WIDTH = 0.5
 
 
+class Place(NamedTuple):
+    """Where detections go, and what they are of.
+
+    ``folder``: to write into, which exists. ``images``: the folder of the images; None for the frames of a video.
+    ``prefix``: what stands before a path below ``images`` in a task of Label Studio's; None has the path as it is.
+    """
+
+    folder: Path
+    images: Path | None
+    prefix: str | None = None
+
+    def name(self, file: str, number: int) -> Path:
+        """What image ``number``, ``file``, is called without its ending; a video's frame by the video and its number."""
+        if self.images is None:
+            return Path(f"{Path(file).stem}_{number:06d}")
+        return Path(file).relative_to(self.images).with_suffix("")
+
+    def address(self, file: str) -> str:
+        """Of an image, for Label Studio."""
+        if self.prefix is None or self.images is None:
+            return file
+        return self.prefix + quote(Path(file).relative_to(self.images).as_posix())
+
+
 class DetectionWriter(ABC):
     """Takes what was found, image by image; ``count`` is how many detections it has so far.
 
     Args:
-        folder: that it writes into, which exists.
+        place: what it writes into and where the images are.
         categories: of the detector.
     """
 
-    def __init__(self, folder: Path, categories: Categories) -> None:
+    #: Whether it is given only what scores enough to be drawn.
+    holds_labels: ClassVar[bool] = False
+
+    def __init__(self, place: Place, categories: Categories) -> None:
         self.count = 0
         self.points: tuple[str, ...] | None = None  # names of the landmarks, which the first image tells
-        self.folder, self.categories = folder, categories
+        self.place, self.folder, self.categories = place, place.folder, categories
         self.labels = {int(category): label for label, category in enumerate(categories.ids)}
 
     def add(self, results: Results, meta: ImageMeta, number: int, extra: Sequence[Mapping[str, Any]]) -> None:
@@ -82,9 +113,9 @@ class CocoWriter(DetectionWriter):
     """``detections.json``: COCO's results rows, with the file beside the image's number, and ``keypoints`` where the
     detector finds landmarks."""
 
-    def __init__(self, folder: Path, categories: Categories) -> None:
-        super().__init__(folder, categories)
-        self._rows = JsonList(folder / "detections.json")
+    def __init__(self, place: Place, categories: Categories) -> None:
+        super().__init__(place, categories)
+        self._rows = JsonList(self.folder / "detections.json")
 
     def write(self, results: Results, meta: ImageMeta, number: int, extra: Sequence[Mapping[str, Any]]) -> None:
         columns = (results.category_ids.tolist(), results.boxes.tolist(), results.scores.tolist())
@@ -103,9 +134,9 @@ class CsvWriter(DetectionWriter):
 
     COLUMNS = ("file", "image_id", "class", "category_id", "score", "x1", "y1", "x2", "y2")
 
-    def __init__(self, folder: Path, categories: Categories) -> None:
-        super().__init__(folder, categories)
-        self._path = folder / "detections.csv"
+    def __init__(self, place: Place, categories: Categories) -> None:
+        super().__init__(place, categories)
+        self._path = self.folder / "detections.csv"
         with named(self._path):
             self._file = open(self._path, "w", newline="", encoding="utf-8")  # noqa: SIM115 - until close()
         self._writer = csv.writer(self._file)
@@ -128,34 +159,55 @@ class CsvWriter(DetectionWriter):
 
 
 class YoloWriter(DetectionWriter):
-    """``labels/NUMBER_NAME.txt`` for each image, as its picture is named: class, centre and size in shares of the
-    image, x y 2 of each landmark (2: seen, as in labels of poses), score; ``classes.txt`` has the classes. An image
-    without detections has an empty file."""
+    """``labels/NAME.txt`` for each image NAME, in subfolders as it is: class, centre and size in shares of the image,
+    and x y 2 of each landmark (2: seen, as in labels of poses). ``classes.txt`` has the classes, and with landmarks
+    ``data.yaml`` their number. An image without detections has an empty file. ``data=yolo`` reads them.
 
-    def __init__(self, folder: Path, categories: Categories) -> None:
-        super().__init__(folder, categories)
-        atomic_write(folder / "classes.txt", "".join(f"{name}\n" for name in categories.names))
-        self._labels = folder / "labels"
-        self._labels.mkdir(exist_ok=True)
+    Raises:
+        ConfigError: there are labels already.
+    """
+
+    holds_labels = True
+
+    def __init__(self, place: Place, categories: Categories) -> None:
+        super().__init__(place, categories)
+        self._labels = self.folder / "labels"
+        if next(self._labels.rglob("*.txt"), None):
+            raise ConfigError(
+                f"output: {self._labels} has labels already, which are not written over; choose another folder"
+            )
+        with named(self._labels):
+            self._labels.mkdir(exist_ok=True)
+        atomic_write(self.folder / "classes.txt", "".join(f"{name}\n" for name in categories.names))
+
+    def begin(self, points: Sequence[str]) -> None:
+        if points:
+            said = {"names": dict(enumerate(self.categories.names)), "kpt_shape": [len(points), 3]}
+            atomic_write(self.folder / "data.yaml", yaml.safe_dump(said, sort_keys=False, allow_unicode=True))
 
     def write(self, results: Results, meta: ImageMeta, number: int, extra: Sequence[Mapping[str, Any]]) -> None:
         height, width = meta.original_size
         lines = []
-        columns = (results.category_ids.tolist(), results.boxes.tolist(), results.scores.tolist())
-        for category, (x, y, w, h), score, points in zip(*columns, _points_of(results), strict=True):
+        columns = (results.category_ids.tolist(), results.boxes.tolist())
+        for category, (x, y, w, h), points in zip(*columns, _points_of(results), strict=True):
             shares = [f"{v:.6f}" for v in ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)]
             marked = [f"{px / width:.6f} {py / height:.6f} {VISIBLE}" for px, py in points]
-            lines.append(" ".join([str(self.labels[category]), *shares, *marked, f"{score:.6f}"]) + "\n")
-        atomic_write(self._labels / f"{numbered(number, meta.file)}.txt", "".join(lines))
+            lines.append(" ".join([str(self.labels[category]), *shares, *marked]) + "\n")
+        path = self._labels / f"{self.place.name(meta.file, number)}.txt"
+        with named(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, "".join(lines))
 
 
 class LabelStudioWriter(DetectionWriter):
     """``label_studio.json``: a task for each image, with what was found as a prediction to be corrected, landmarks as
     points that belong to their box; its labelling interface is in ``label_studio.xml``."""
 
-    def __init__(self, folder: Path, categories: Categories) -> None:
-        super().__init__(folder, categories)
-        self._tasks = JsonList(folder / "label_studio.json")
+    holds_labels = True
+
+    def __init__(self, place: Place, categories: Categories) -> None:
+        super().__init__(place, categories)
+        self._tasks = JsonList(self.folder / "label_studio.json")
 
     def begin(self, points: Sequence[str]) -> None:
         atomic_write(self.folder / "label_studio.xml", _interface(self.categories.names, points))
@@ -168,7 +220,7 @@ class LabelStudioWriter(DetectionWriter):
             found += [_point(i, meta, name, point) for name, point in named_points]
         score = float(results.scores.mean()) if len(results) else 0.0
         prediction = {"model_version": "detkit", "score": score, "result": found}
-        self._tasks.extend([{"data": {"image": meta.file}, "predictions": [prediction]}])
+        self._tasks.extend([{"data": {"image": self.place.address(meta.file)}, "predictions": [prediction]}])
 
     def close(self) -> None:
         self._tasks.close()
@@ -229,6 +281,6 @@ _WRITERS: dict[str, type[DetectionWriter]] = {
 }
 
 
-def detection_writer(form: str, folder: Path, categories: Categories) -> DetectionWriter:
+def detection_writer(form: str, place: Place, categories: Categories) -> DetectionWriter:
     """The writer of that form, one of PredictOptions' ``format``."""
-    return _WRITERS[form](folder, categories)
+    return _WRITERS[form](place, categories)
