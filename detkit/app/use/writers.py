@@ -39,7 +39,7 @@ class Place(NamedTuple):
     prefix: str | None = None
 
     def name(self, file: str, number: int) -> Path:
-        """What image ``number``, ``file``, is called without its ending; a frame has its video's name and its number."""
+        """What image ``number``, ``file``, is called without its ending; a frame has its video's and its number."""
         if self.images is None:
             return Path(f"{Path(file).stem}_{number:06d}")
         return Path(file).relative_to(self.images).with_suffix("")
