@@ -22,6 +22,8 @@ RECIPES = {
     "quickstart": ["model.backbone.norm=frozen_bn"],
     "rfcn/shapes": ["model.backbone.norm=frozen_bn"],
     "tridentnet/shapes": ["model.backbone.norm=frozen_bn"],
+    "scale/image_pyramid": ["model.backbone.norm=frozen_bn"],
+    "scale/snip": ["model.backbone.norm=frozen_bn"],
     "retinanet/shapes": ["model.backbone.norm=frozen_bn"],
     "centernet/shapes": ["model.backbone.norm=frozen_bn", "model.neck.norm=gn"],
     "yolov1/shapes": ["model.backbone.norm=frozen_bn"],

@@ -11,7 +11,7 @@ from detkit.models import build_detector
 from detkit.models.heads.scales import ScaleHead
 from detkit.models.interfaces import Head
 from detkit.structures import Categories, Detections, FeatureSpec, SizeRange
-from detkit.structures.boxes import paired_iou
+from detkit.structures.boxes import paired_iou, pairwise_iou
 from tests.models.builders import SMALL, build_awake, build_model, images, small, target
 from tests.models.test_contracts import batch
 
@@ -41,6 +41,23 @@ def test_a_box_out_of_range_gives_a_scale_exactly_no_gradient(side, learns):
         features = maps()
         gradients = torch.autograd.grad(head.loss(features, given, objects).terms[term], features)
         assert [int(g.any()) for g in gradients] == learns, term
+
+
+def test_no_class_is_learnt_on_a_forbidden_object_in_either_stage():
+    """Of all anchors and regions in the losses, as many as there are, none overlaps it by more than SNIP's 0.3."""
+    every = [f"model.head.inner.{stage}.sampler.num=100000" for stage in ("rpn", "roi")]
+    inner = small_snip(*every, "model.head.inner.rpn.anchors.scales=[1.0,2.0,4.0,8.0]").head.inner
+    (finest, *_) = small_snip().head.seen(images((64, 96)))
+    allowed, forbidden = [4.0, 4.0, 17.0, 17.0], [30.0, 10.0, 80.0, 60.0]
+    objects, features = [target(allowed, forbidden)], [maps()[0].detach()]
+    anchors = torch.cat(inner.rpn.anchors([(8, 12)], torch.device("cpu")))
+    (of_anchors,) = inner.rpn.sample(inner.rpn(features), anchors, finest, objects)
+    proposals = torch.cat([anchors, torch.tensor([forbidden])])
+    (of_regions,) = inner.roi.sample(inner.roi.network.maps(features), [proposals], finest, objects)
+    for boxes in (anchors[of_anchors.index], of_regions.regions):
+        assert pairwise_iou(torch.tensor([allowed]), boxes).max() > 0.3
+        assert pairwise_iou(torch.tensor([forbidden]), boxes).max() <= 0.3
+    assert pairwise_iou(torch.tensor([forbidden]), anchors).max() > 0.3, "there are some that do"
 
 
 def test_regions_on_a_forbidden_object_are_no_background_either():
