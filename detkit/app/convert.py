@@ -23,6 +23,7 @@ from detkit.app.run.next_command import path_word, tell_next
 from detkit.config import ConfigError, validate
 from detkit.config.validate import plain
 from detkit.data.datasets.base import DetectionDataset
+from detkit.data.merged import MergedClasses
 from detkit.data.split import groups_of, split_groups
 from detkit.data.writers import LAYOUTS, Losses, relative_names, write
 from detkit.utils.files import named
@@ -37,6 +38,7 @@ class ConvertSchema:
     to: Literal["coco", "voc", "yolo"] | None = None
     output: str | None = None
     split: str = "train"
+    merge: Mapping[str, Sequence[str]] | None = None
     into: Mapping[str, float] | None = None
     group: str | None = None
     seed: int = 0
@@ -65,6 +67,8 @@ def run(cfg: DictConfig, folder: Path) -> None:
     output = Path(node["output"])
     check_free(output)
     dataset = build_dataset(node["data"], split)
+    if node["merge"] is not None:
+        dataset = _merged(dataset, node["merge"])
     parts = plan_parts(dataset, node["into"] or {split: 1.0}, node["group"], node["seed"])
     losses = convert(dataset, node["to"], parts, output, is_linked=node["pictures"] == "link")
     rich.print(parts_table(dataset, parts))
@@ -82,6 +86,13 @@ def check_free(output: Path) -> None:
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"output: {output} is there and not empty; nothing is written over: choose another folder")
+
+
+def _merged(dataset: DetectionDataset, merge: Mapping[str, Sequence[str]]) -> DetectionDataset:
+    try:
+        return MergedClasses(dataset, merge)
+    except ValueError as error:
+        raise ConfigError(f"merge.{error}") from error
 
 
 def plan_parts(

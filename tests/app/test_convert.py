@@ -130,6 +130,43 @@ def test_the_tool_splits_and_tells(source, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
+    ("merge", "joined", "ids"),
+    [
+        ("{pet: [dog, cat]}", {"cat": "pet", "dog": "pet"}, {"pet": 3}),
+        ("{beast: [dog]}", {"cat": "cat", "dog": "beast"}, {"cat": 3, "beast": 7}),
+        ("{dog: [cat, dog]}", {"cat": "dog", "dog": "dog"}, {"dog": 3}),
+    ],
+)
+def test_classes_are_merged(source, tmp_path, monkeypatch, capsys, merge, joined, ids):
+    """A new class stands where the first of its old ones stood; boxes, crowds and numbers stay."""
+    start = ("data=coco", f"data.root={tmp_path / 'source'}", "to=coco", f"output={tmp_path / 'out'}")
+    call(convert.main, monkeypatch, capsys, *start, f"merge={merge}")
+    there = CocoDataset(root=str(tmp_path / "out"))
+    assert dict(zip(there.categories.names, there.categories.ids, strict=True)) == ids
+    for before, after in zip(source.truths, there.truths, strict=True):
+        names = [joined[source.categories.names[k]] for k in before.labels]
+        assert [there.categories.names[k] for k in after.labels] == names
+        np.testing.assert_array_equal(after.boxes, before.boxes)
+        np.testing.assert_array_equal(after.crowd, before.crowd)
+        np.testing.assert_array_equal(after.annotation_ids, before.annotation_ids)
+
+
+@pytest.mark.parametrize(
+    ("merge", "message"),
+    [
+        ("{pet: [cat, cow]}", "merge.pet: the data has no class 'cow', but cat, dog"),
+        ("{pet: [cat], beast: [cat]}", "merge.beast: 'cat' is in pet already"),
+        ("{dog: [cat]}", "merge.dog: there is such a class already: list it too, or choose another name"),
+        ("{pet: []}", "merge.pet: is of no class: list those that it joins"),
+    ],
+)
+def test_classes_that_cannot_be_merged_are_named(source, tmp_path, monkeypatch, capsys, merge, message):
+    start = ("data=coco", f"data.root={tmp_path / 'source'}", "to=voc", f"output={tmp_path / 'out'}")
+    assert message in call(convert.main, monkeypatch, capsys, *start, f"merge={merge}", code=2)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
     ("layout", "into", "override"),
     [
         ("coco", "{test: 1}", "data.train.annotations=test.json"),
