@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 import torch
 from torch import Tensor
 
-from detkit.structures.boxes import pairwise_iou
+from detkit.structures import Affine
+from detkit.structures.boxes import clip, pairwise_iou
 
 #: Label of a candidate of a stage that knows no classes: a proposal.
 NO_CLASS = -1
@@ -77,8 +78,9 @@ def active_trace() -> Trace | None:
 def tracing() -> Iterator[Trace]:
     """Record what :mod:`detkit.matching.select` removes inside the block.
 
-    Run one image at a time in it: a selection does not say whose it is. It changes no detection, but costs time, and
-    memory for every candidate.
+    Run one image at a time in it: a selection does not say whose it is. Run the detector as it is: the merges of
+    test-time augmentation are not recorded, and what its views add stays in px of the view. It changes no detection,
+    but costs time, and memory for every candidate.
     """
     trace = Trace()
     token = _ACTIVE.set(trace)
@@ -86,6 +88,23 @@ def tracing() -> Iterator[Trace]:
         yield trace
     finally:
         _ACTIVE.reset(token)
+
+
+@contextmanager
+def brought_back(there: Affine, size: tuple[int, int]) -> Iterator[None]:
+    """What the block adds to the trace is of another view of the image: bring its boxes to px of the network input.
+
+    Args:
+        there: from the network input to the view.
+        size: (h, w) of the image in the network input, at which boxes are clipped once more: a view's sides are
+            rounded.
+    """
+    trace = active_trace()
+    before = 0 if trace is None else len(trace.selections)
+    yield
+    if trace is not None:
+        new = trace.selections[before:]
+        trace.selections[before:] = [replace(s, boxes=clip(there.undo(s.boxes), size)) for s in new]
 
 
 def best_of(scores: Tensor, mask: Tensor, num: int) -> Tensor:

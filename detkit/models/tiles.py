@@ -2,7 +2,9 @@
 
 SAHI (Akyon, Altinuc, Temizel, ICIP 2022) runs a detector on overlapping slices and on the whole image made small, and
 merges what it finds. The slices here are SAHI's. Beyond it: a box that an inner border of its tile has cut goes where
-another view has the object whole, so that no half of it is left to be merged.
+another view has the object whole, so that no half of it is left to be merged. A whole box that scores much less than
+the cut one is no such view: a false alarm that lies over an object, or a whole image too small to tell, would take a
+sure detection with it.
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ _BORDER = 2.0
 
 #: A cut box is part of a whole one of its class that covers as much of it.
 _COVERED = 0.7
+
+#: And it goes for the whole one if that scores this share of its score or more. Where both stay, the merge decides.
+_BELIEVED = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +174,10 @@ def is_cut(boxes: Tensor, tile: tuple[int, int, int, int], size: tuple[int, int]
 
 
 def without_cut(views: Sequence[_View]) -> Detections:
-    """The detections of all ``views``, without the cut ones that a whole one of their class covers elsewhere."""
+    """The detections of all ``views``, without the cut ones that are parts of whole ones of other views.
+
+    A cut box is one if a whole box of its class covers 0.7 of it and scores at least half as much. No score changes.
+    """
     found = Detections.join([v.found for v in views])
     cut = torch.cat([v.cut for v in views])
     parts, wholes = cut.nonzero().squeeze(1), (~cut).nonzero().squeeze(1)
@@ -179,6 +187,7 @@ def without_cut(views: Sequence[_View]) -> Detections:
     for some in parts.split(1024):
         covered = pairwise_cover(found.boxes[some], found.boxes[wholes]) >= _COVERED
         covered &= found.labels[some][:, None] == found.labels[wholes]
+        covered &= found.scores[wholes] >= _BELIEVED * found.scores[some][:, None]
         keep[some] = ~covered.any(dim=1)
     return found.select(keep)
 

@@ -6,12 +6,16 @@ import torch
 from detkit.app.assemble.schema import TrainSchema
 from detkit.app.cli.composer import Composer
 from detkit.config import ConfigError, validate
-from detkit.matching import IGNORED, Selector, SoftNMS
+from detkit.evaluation.causes import Cause, explain_missed, find_trails
+from detkit.evaluation.errors import image_errors
+from detkit.matching import IGNORED, Fate, Selector, SoftNMS, tracing
 from detkit.models import build_detector
 from detkit.models.heads.scales import ScaleHead
 from detkit.models.interfaces import Head
-from detkit.structures import Categories, Detections, FeatureSpec, SizeRange
+from detkit.structures import Affine, Categories, Detections, FeatureSpec, SizeRange
 from detkit.structures.boxes import paired_iou, pairwise_iou
+from tests.evaluation.test_errors import CATEGORIES as PETS
+from tests.evaluation.test_errors import results_of, truth_of
 from tests.models.builders import SMALL, build_awake, build_model, images, small, target
 from tests.models.test_contracts import batch
 
@@ -112,6 +116,55 @@ def test_what_scales_find_lies_over_each_other():
     head.selector.nms_iou = None
     (found,) = head.predict(features, images((64, 96)))
     assert sorted(found.boxes.tolist()) == [[64, 32, 64 + s, 32 + s] for s in (8, 16, 32)]
+
+
+class Doubtful(Brightest):
+    """Finds all that is bright in its one map as one object, and hardly believes it."""
+
+    def predict(self, features, images):
+        rows, columns = features[0][0, 0].nonzero().unbind(1)
+        box = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float() * self.stride
+        selector = Selector(score_threshold=0.5)
+        return [selector.of_each_class(box[None, None], torch.tensor([[0.2]]), images.sizes[0])]
+
+
+@pytest.mark.parametrize(
+    ("box", "seen"),
+    [((96.0, 96, 256, 256), (96, 96, 256, 256)), ((160.0, 160, 320, 320), (160, 160, 310, 310))],
+    ids=["inside", "over the border, where the sides of scales are rounded up"],
+)
+def test_the_trace_of_each_scale_lies_where_the_object_is(box, seen):
+    """Of 1 / 4 too, where it was found at a quarter of its place: it is not "never proposed"."""
+    features = [torch.zeros(1, 256, 320 // s, 320 // s) for s in (8, 16, 32)]
+    for f, s in zip(features, (8, 16, 32), strict=True):
+        x1, y1, x2, y2 = (int(v) // s for v in box)
+        f[0, 0, y1:y2, x1:x2] = 1.0
+    head = small_snip("model.head.valid_ranges=null").head
+    head.inner = Doubtful(8.0)
+    with tracing() as trace:
+        (found,) = head.predict(features, images((310, 310)))
+    assert len(found) == 0
+    assert [s.boxes.tolist() for s in trace.selections if len(s.boxes)] == [[list(seen)]] * 3
+    truth = truth_of((*seen[:2], seen[2] - seen[0], seen[3] - seen[1], 0))
+    for i in range(0, 6, 2):  # a scale has a selection by score and one by NMS
+        trails = find_trails(trace.selections[i : i + 2], truth, Affine())
+        (missed,) = explain_missed(image_errors(truth, results_of(), PETS), trails, 0.5)
+        assert (missed.cause, missed.candidate.box, missed.iou) == (Cause.LOW_SCORE, seen, 1.0)
+
+
+@torch.no_grad()
+def test_what_scales_keep_in_the_trace_is_what_their_merge_is_given():
+    detector = build_awake("faster_rcnn_snip", CATEGORIES).eval()
+    given, _ = batch(sizes=((64, 96),))
+    with tracing() as trace:
+        detector(given)
+    *of_scales, merged = trace.selections
+    kept = [s.boxes[s.fates == Fate.KEPT] for s in of_scales if len(s.labels) and (s.labels >= 0).all()]
+    assert len(torch.cat(kept)) > 100
+    ours, theirs = (sorted(boxes.tolist()) for boxes in (torch.cat(kept), merged.boxes))
+    torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs))
+    proposals = torch.cat([s.boxes for s in of_scales if (s.labels < 0).all()])
+    assert proposals.amax(dim=0).tolist()[2:] == [96, 64]
 
 
 def test_losses_are_the_mean_over_scales():

@@ -113,6 +113,32 @@ def test_a_cut_box_of_another_class_is_no_part():
     assert len(without_cut([view(part, 0, True), view(whole, 0, True)])) == 2, "of two parts none is the whole"
 
 
+@pytest.mark.parametrize("over", [[80.0, 10, 120, 50], [0.0, 0, 200, 200]], ids=["its whole", "a loose false alarm"])
+@pytest.mark.parametrize(("score", "kept"), [(0.06, [0.9, 0.06]), (0.44, [0.9, 0.44]), (0.46, [0.46]), (0.95, [0.95])])
+def test_a_cut_box_stays_where_the_one_over_it_scores_less_than_half_as_much(over, score, kept):
+    part, one_class = torch.tensor([[80.0, 10, 100, 50]]), torch.tensor([0])
+    cut = _View(Detections(part, torch.tensor([0.9]), one_class), torch.tensor([True]))
+    whole = _View(Detections(torch.tensor([over]), torch.tensor([score]), one_class), torch.tensor([False]))
+    found = without_cut([cut, whole])
+    assert found.scores.tolist() == pytest.approx(kept)
+    assert found.boxes.tolist() == [*([part[0].tolist()] if len(kept) > 1 else []), over]
+
+
+def test_a_doubtful_look_at_the_whole_image_takes_no_sure_piece_away():
+    """An object that tiles see in pieces: what scores 0.06 in the whole image is not all that comes out."""
+
+    class Unsure(Squares):
+        def forward(self, images, targets=None):
+            faint = images.meta[0].affine.scale_x < 1
+            return [replace(f, scores=f.scores * (0.06 / 0.9 if faint else 1)) for f in super().forward(images)]
+
+    large = (20, 30, 190, 150)
+    (pieces,) = Tiles(detector=Squares(), tile=100, whole=False)(picture((200, 250), large))
+    (found,) = Tiles(detector=Unsure(), tile=100)(picture((200, 250), large))
+    assert found.boxes[:-1].tolist() == pieces.boxes.tolist()
+    assert found.scores.tolist() == pytest.approx([0.9] * len(pieces) + [0.06])
+
+
 def test_borders_of_the_image_cut_nothing():
     boxes = torch.tensor([[0.0, 50, 20, 70], [50, 80, 70, 99], [80, 50, 99, 70], [50, 0, 70, 20], [50, 50, 70, 70]])
     assert is_cut(boxes, (0, 0, 100, 100), (200, 200)).tolist() == [False, True, True, False, False]

@@ -20,15 +20,21 @@ class NoFormError(ConfigError):
 
 
 class View(NamedTuple):
-    """B images of one size: ``size`` (h, w) px before padding, and the sizes of objects that count in it, None all."""
+    """B images of one size: ``size`` (h, w) px before padding, and the sizes of objects that count in it, None all.
+
+    ``num_branches``: how often the maps hold the batch, as the backbone says (:class:`~detkit.models.Backbone`).
+    """
 
     size: tuple[int, int]
     valid_range: SizeRange | None = None
+    num_branches: int = 1
 
 
 @functools.singledispatch
 def found_by(head: nn.Module, features: Sequence[Tensor], view: View) -> Marked:
     """What ``head.predict`` finds in maps (B, C, H_l, W_l), as rows of a fixed number: the export form of a head.
+
+    Maps of a backbone of N branches are (N * B, C, H_l, W_l).
 
     ``@found_by.register`` with the type of the head as its annotation adds one. A whole detector that is not composed
     of parts has one in the same way; its only map are the pixels (B, 3, H, W) float, 0 to 255.

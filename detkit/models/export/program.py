@@ -76,7 +76,7 @@ class Program(nn.Module):
         x = (pixels - detector.pixel_mean) / detector.pixel_std
         bottom, right = (-side % self.size_divisor for side in size)
         features = detector.neck(F.pad(x, (0, right, 0, bottom)), detector.backbone)
-        return found_by(detector.head, features, View(size))
+        return found_by(detector.head, features, View(size, num_branches=detector.backbone.num_branches))
 
     def _enough(self, found: Marked, thresholds: Tensor) -> Marked:
         least = thresholds[found.labels.clamp(min=0)]

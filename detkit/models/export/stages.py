@@ -75,7 +75,7 @@ def regions_of(roi: RoIHead, features: Sequence[Tensor], proposals: Marked, view
 
 @found_by.register
 def _(head: TridentHead, features: Sequence[Tensor], view: View) -> Marked:
-    num = head.num_branches or 1
+    num = view.num_branches
     if num == 1:
         return found_by(head.inner, features, view)
     ranges = head.valid_ranges or (None,) * num

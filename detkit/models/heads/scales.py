@@ -16,9 +16,10 @@ from torch import Tensor
 
 from detkit.config import HEADS
 from detkit.matching import Anchors, Assignment, Merge, Selector
+from detkit.matching.trace import brought_back
 from detkit.models.heads.common import assigning, select_of_views
 from detkit.models.interfaces import AssigningHead, Head
-from detkit.structures import Detections, FeatureSpec, Images, Losses, SizeRange, Target, size_ranges
+from detkit.structures import Affine, Detections, FeatureSpec, Images, Losses, SizeRange, Target, size_ranges
 from detkit.structures.boxes import clip
 from detkit.utils.seed import derive_key
 
@@ -80,7 +81,8 @@ class ScaleHead(Head, AssigningHead):
     def predict(self, features: Sequence[Tensor], images: Images) -> list[Detections]:
         views = []
         for level, scale, seen in zip(features, self.scales, self.seen(images), strict=True):
-            found = self.inner.predict([level], seen)
+            with brought_back(Affine(scale_x=scale, scale_y=scale), images.sizes[0]):  # a trace is of one image
+                found = self.inner.predict([level], seen)
             views.append([Detections(f.boxes / scale, f.scores, f.labels) for f in found])
         return [self._merged([v[i] for v in views], size) for i, size in enumerate(images.sizes)]
 

@@ -58,6 +58,8 @@ TABLE = {
     "R-FCN": ("rfcn", [], 96, False),
     "R-FCN, deformable": ("rfcn", ["model.head.roi.pool.deformable=true"], 96, False),
     "TridentNet": ("tridentnet", [], 96, False),
+    "TridentNet, all sizes in each branch": ("tridentnet", ["model.head.valid_ranges=null"], 96, False),
+    "TridentNet, the middle branch alone": ("tridentnet", ["model.backbone.trident=[2]"], 96, False),
     "CenterNet": ("centernet", [], 96, False),
     "CenterNet, DCNv2": ("centernet", ["model/neck=upsample_dcn"], 96, False),
     "CenterNet, DCNv2 gathered": ("centernet", ["model/neck=upsample_dcn"], 96, True),
