@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -38,6 +39,11 @@ class Affine(NamedTuple):
         boxes = widened(boxes)
         scale, shift = self._columns(boxes)
         return _ordered((boxes - shift) / scale)
+
+    @property
+    def scale(self) -> float:
+        """By how much sizes sqrt(w h) grow."""
+        return math.sqrt(abs(self.scale_x * self.scale_y))
 
     @property
     def mirrors(self) -> bool:

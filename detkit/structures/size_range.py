@@ -22,6 +22,10 @@ class SizeRange(NamedTuple):
         size = area(boxes).clamp(min=0).sqrt()
         return (size >= self.low) & (size <= self.high)
 
+    def scaled(self, scale: float) -> SizeRange:
+        """The same sizes in an image ``scale`` times as large."""
+        return SizeRange(self.low * scale, self.high * scale)
+
 
 def size_ranges(ranges: Sequence[tuple[float, float | None]] | None, num: int, of: str) -> tuple[SizeRange, ...] | None:
     """``valid_ranges`` as YAML has them, [from, to] with null for no upper bound; None stays None.

@@ -9,7 +9,7 @@ from detkit.config import ConfigError
 from detkit.matching import BalancedSampler
 from detkit.models.backbones import MobileNetV2, ResNet
 from detkit.models.layers import TridentConv, one_branch
-from detkit.structures import Categories, Images, SizeRange
+from detkit.structures import Affine, Categories, Images, SizeRange
 from tests.models.builders import build_awake, build_model, small, target
 from tests.models.test_contracts import batch
 
@@ -112,6 +112,19 @@ def test_the_published_ranges_at_their_borders():
     for side, branches in sides.items():
         box = torch.tensor([[0.0, 0.0, side / 2, 2 * side]])
         assert "".join(str(b) for b in range(3) if ranges[b].holds(box)) == branches, side
+
+
+@pytest.mark.parametrize(("of_original", "scale"), [(True, 2.0), (False, 1.0)])
+def test_ranges_may_count_px_of_the_original_image(of_original, scale):
+    """One that was made twice as large: an object of 90 px there has 180 in the input."""
+    head = small_trident(f"model.head.of_original={of_original}").head
+    given, _ = batch()
+    metas = [dataclasses.replace(m, affine=Affine(-2.0, 2.0, 5.0, 0.0)) for m in given.meta]
+    seen = head.seen(Images(given.pixels, (metas[0], dataclasses.replace(metas[1], affine=None))), 3)
+    ranges = [meta.valid_range for meta in seen.meta]
+    published = [SizeRange(0, 90), SizeRange(30, 160), SizeRange(90)]
+    assert ranges[::2] == [SizeRange(r.low * scale, r.high * scale) for r in published]
+    assert ranges[1::2] == published, "a picture that was put together is its own original"
 
 
 def losses_of(head, features, side):

@@ -141,7 +141,11 @@ class ResizedDetector(Detector):
         pixels = self.resized(images.pixels[:, :, :h, :w]).to(images.pixels.dtype)
         size = self.resized.after
         padded = F.pad(pixels, (0, -size[1] % self.divisor, 0, -size[0] % self.divisor))
-        found = self.detector(Images(padded, tuple(replace(m, size=size) for m in images.meta)))
+        metas = tuple(
+            replace(m, size=size, affine=None if m.affine is None else m.affine.then(self.resized.affine))
+            for m in images.meta
+        )
+        found = self.detector(Images(padded, metas))
         return [replace(d, boxes=self.resized.back(d.boxes), landmarks=self._back(d.landmarks)) for d in found]
 
     def _back(self, points: torch.Tensor | None) -> torch.Tensor | None:

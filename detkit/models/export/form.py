@@ -23,11 +23,13 @@ class View(NamedTuple):
     """B images of one size: ``size`` (h, w) px before padding, and the sizes of objects that count in it, None all.
 
     ``num_branches``: how often the maps hold the batch, as the backbone says (:class:`~detkit.models.Backbone`).
+    ``scale``: by how much sizes are larger than in the original images, None where that is not known.
     """
 
     size: tuple[int, int]
     valid_range: SizeRange | None = None
     num_branches: int = 1
+    scale: float | None = None
 
 
 @functools.singledispatch

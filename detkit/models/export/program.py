@@ -71,12 +71,13 @@ class Program(nn.Module):
 
     def _found(self, pixels: Tensor, size: tuple[int, int]) -> Marked:
         detector = self.detector
+        scale = None if self.resized is None else self.resized.affine.scale
         if not isinstance(detector, ComposedDetector):
-            return found_by(detector, [pixels], View(size))
+            return found_by(detector, [pixels], View(size, scale=scale))
         x = (pixels - detector.pixel_mean) / detector.pixel_std
         bottom, right = (-side % self.size_divisor for side in size)
         features = detector.neck(F.pad(x, (0, right, 0, bottom)), detector.backbone)
-        return found_by(detector.head, features, View(size, num_branches=detector.backbone.num_branches))
+        return found_by(detector.head, features, View(size, num_branches=detector.backbone.num_branches, scale=scale))
 
     def _enough(self, found: Marked, thresholds: Tensor) -> Marked:
         least = thresholds[found.labels.clamp(min=0)]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from detkit.structures import Affine
+
 #: Beyond so much smaller areas are averaged instead of two pixels a side being read, as when images are loaded.
 AREA_FROM = 2.0
 
@@ -30,6 +32,12 @@ class Resized(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Of pixels (B, 3, H, W), in whole grey levels, (B, 3, h, w) such, float32."""
         return (self.rows @ pixels.float() @ self.columns.T).round()
+
+    @property
+    def affine(self) -> Affine:
+        """From the image before to the resized one."""
+        (h, w), (there_h, there_w) = self.before, self.after
+        return Affine(there_w / w, there_h / h)
 
     def back(self, boxes: Tensor) -> Tensor:
         """``boxes`` (..., 4) px of the resized image, in px of the image before."""

@@ -27,7 +27,6 @@ from detkit.models.heads.rpn import RPN
 from detkit.models.heads.scales import ScaleHead
 from detkit.models.heads.trident import TridentHead
 from detkit.models.heads.two_stage import TwoStageHead
-from detkit.structures import SizeRange
 from detkit.structures.boxes import clip
 
 
@@ -78,11 +77,15 @@ def _(head: TridentHead, features: Sequence[Tensor], view: View) -> Marked:
     num = view.num_branches
     if num == 1:
         return found_by(head.inner, features, view)
-    ranges = head.valid_ranges or (None,) * num
-    branches = [
-        found_by(head.inner, [f.unflatten(0, (num, -1))[i] for f in features], View(view.size, own or view.valid_range))
-        for i, own in enumerate(ranges)
-    ]
+    if head.of_original and head.valid_ranges is not None and view.scale is None:
+        raise NoFormError(
+            "model.head.of_original: a file does not know how large its images were before they were resized: export "
+            "with resize=true size=[H,W], or with model.head.of_original=false"
+        )
+    branches = []
+    for i in range(num):
+        own = View(view.size, head.range_of(i, view.scale) or view.valid_range)
+        branches.append(found_by(head.inner, [f.unflatten(0, (num, -1))[i] for f in features], own))
     return _select_of_views(head, branches, view)
 
 
@@ -94,7 +97,7 @@ def _(head: ScaleHead, features: Sequence[Tensor], view: View) -> Marked:
         )
     found = []
     for feature, scale, own in zip(features, head.scales, head.valid_ranges, strict=True):
-        there = None if own is None else SizeRange(own.low * scale, own.high * scale)
+        there = None if own is None else own.scaled(scale)
         h, w = (scaled_up(side, scale) for side in view.size)
         one = found_by(head.inner, [feature], View((h, w), there))
         found.append(one._replace(boxes=one.boxes / scale))

@@ -127,7 +127,7 @@ def _size_at(size: tuple[int, int], scale: float) -> tuple[int, int]:
 
 def _at_scale(images: Images, number: int, scale: float, sizes: SizeRange | None) -> Images:
     h, w = _size_at(images.padded_size, scale)
-    there = None if sizes is None else SizeRange(sizes.low * scale, sizes.high * scale)
+    there = None if sizes is None else sizes.scaled(scale)
     metas = tuple(
         replace(
             meta,

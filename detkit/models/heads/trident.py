@@ -32,6 +32,8 @@ class TridentHead(Head, AssigningHead):
         selector: NMS over the detections of all branches.
         valid_ranges: for each branch [from, to], the sizes of its objects, sqrt(w h) in px of the network input, null
             for no upper bound. null lets each branch learn and find all, as fast inference wants it (section 4.3).
+        of_original: these are px of the original image, as in the authors' program (simpledet, valid_ranges_on_origin);
+            a picture that the transforms have put together of several is its own original.
     """
 
     def __init__(
@@ -40,13 +42,14 @@ class TridentHead(Head, AssigningHead):
         inner: Head,
         selector: Selector,
         valid_ranges: tuple[tuple[float, float | None], ...] | None = ((0, 90), (30, 160), (90, None)),
+        of_original: bool = False,
     ) -> None:
         super().__init__()
         self.inner, self.selector = inner, selector
         self.reads = inner.reads
         num = 0 if valid_ranges is None else len(valid_ranges)
         self.num_branches = num or None
-        self.valid_ranges = size_ranges(valid_ranges, num, "branches")
+        self.valid_ranges, self.of_original = size_ranges(valid_ranges, num, "branches"), of_original
         self.levels = inner.levels if isinstance(inner, AssigningHead) else ()
 
     def loss(self, features: Sequence[Tensor], images: Images, targets: Sequence[Target]) -> Losses:
@@ -64,19 +67,29 @@ class TridentHead(Head, AssigningHead):
         """``images`` once for each of ``num`` branches, with the sizes that count there and a key of their own."""
         if num == 1:
             return images
-        ranges = self.valid_ranges or (None,) * num
-        metas = [_in_branch(meta, i, ranges[i]) for i in range(num) for meta in images.meta]
+        metas = [self._in_branch(meta, i) for i in range(num) for meta in images.meta]
         return Images(images.pixels.repeat(num, 1, 1, 1), tuple(metas))
+
+    def range_of(self, branch: int, scale: float | None) -> SizeRange | None:
+        """The sizes that count in ``branch``, px of the network input; None where its image says.
+
+        Args:
+            scale: by how much the input is larger than the original; None where there is none.
+        """
+        if self.valid_ranges is None:
+            return None
+        own = self.valid_ranges[branch]
+        return own.scaled(scale) if self.of_original and scale is not None else own
+
+    def _in_branch(self, meta: ImageMeta, branch: int) -> ImageMeta:
+        sizes = self.range_of(branch, None if meta.affine is None else meta.affine.scale)
+        return replace(meta, key=derive_key(meta.key, 0, branch), valid_range=sizes or meta.valid_range)
 
     def assign(self, shapes: Sequence[tuple[int, int]], images: Images, targets: Sequence[Target]) -> list[Assignment]:
         """What answers for an object in any of the branches; a reference that has one there is no background here."""
         num = self.num_branches or 1
         found = assigning(self.inner).assign(shapes, self.seen(images, num), [*targets] * num)
         return [_of_any(found[i :: len(images)]) for i in range(len(images))]
-
-
-def _in_branch(meta: ImageMeta, branch: int, sizes: SizeRange | None) -> ImageMeta:
-    return replace(meta, key=derive_key(meta.key, 0, branch), valid_range=sizes or meta.valid_range)
 
 
 def _of_any(branches: Sequence[Assignment]) -> Assignment:

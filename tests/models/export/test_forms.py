@@ -22,7 +22,7 @@ from detkit.models.export.resize import Resized
 from detkit.models.export.runtime import ExportedDetector, onnx_run, onnx_session, torch_run
 from detkit.models.export.trace import traced, write_onnx
 from detkit.models.interfaces import Detector
-from detkit.structures import Categories, Detections, FeatureSpec, ImageMeta, Images
+from detkit.structures import Affine, Categories, Detections, FeatureSpec, ImageMeta, Images
 from tests.models.builders import build_model, small
 
 CATEGORIES = Categories(("a", "b", "c"), (1, 4, 9))
@@ -57,7 +57,7 @@ TABLE = {
     "Faster R-CNN, SNIP": ("faster_rcnn_snip", [], 96, False),
     "R-FCN": ("rfcn", [], 96, False),
     "R-FCN, deformable": ("rfcn", ["model.head.roi.pool.deformable=true"], 96, False),
-    "TridentNet": ("tridentnet", [], 96, False),
+    "TridentNet": ("tridentnet", ["model.head.of_original=false"], 96, False),
     "TridentNet, all sizes in each branch": ("tridentnet", ["model.head.valid_ranges=null"], 96, False),
     "TridentNet, the middle branch alone": ("tridentnet", ["model.backbone.trident=[2]"], 96, False),
     "CenterNet": ("centernet", [], 96, False),
@@ -364,3 +364,21 @@ def test_a_program_that_resizes_finds_what_the_detector_finds_behind_it():
         same(here, made_program(detector, size_divisor=32, resized=resized).of(images))
         plain = detector(padded(resized(images).to(torch.uint8)))[0]
     torch.testing.assert_close(here[0].boxes, plain.boxes / 2)
+
+
+def test_ranges_of_the_original_are_known_where_the_program_resizes():
+    """TridentNet's sizes, small enough here to leave something out: by the program's own factor, or not at all."""
+    ranges = "model.head.valid_ranges=[[0,10],[6,14],[10,null]]"
+    detector = awake("tridentnet", [ranges, "model.head.of_original=true"])
+    resized, images = Resized((70, 101), (140, 202)), pixels(1, 3, 70, 101)
+    meta = ImageMeta(0, "0.png", (70, 101), (70, 101), affine=Affine())
+    with torch.no_grad():
+        here = ResizedDetector(detector, resized, 32)(Images(images, (meta,)))
+        there = made_program(detector, size_divisor=32, resized=resized).of(images)
+        same(here, there)
+        detector.head.of_original = False
+        (other,) = ResizedDetector(detector, resized, 32)(Images(images, (meta,)))
+        detector.head.of_original = True
+        assert partners(other, here[0])[1], "the ranges matter"
+        with pytest.raises(NoFormError, match=r"model\.head\.of_original: a file does not know how large"):
+            made_program(detector, size_divisor=32)(images)
