@@ -75,7 +75,8 @@ class Missed(NamedTuple):
 
     ``index``: its row in the GroundTruth. ``candidate``: what came nearest to finding it, and its ``iou`` with it.
     ``other``: what stood in its way: the box that suppressed the candidate, or the detection that is wrong about it.
-    ``at_proposals``: whether it went in the first stage of two. ``stage``: the stage of a cascade in which it went.
+    ``at_proposals``: whether it went in the first stage of two. ``stage``: of a cascade, always, the stage in which it
+    went: the first where no window was near it, the last where a detection is wrong about it.
     """
 
     index: int
@@ -112,8 +113,17 @@ def find_trails(selections: Sequence[Selection], truth: GroundTruth, affine: Aff
     return trails
 
 
-def explain_missed(image: ImageErrors, trails: Sequence[Sequence[Trail]] | None, threshold: float) -> list[Missed]:
+def stages_of(selections: Sequence[Selection]) -> tuple[str, ...]:
+    """The stages of the cascade that left ``selections``, in their order; none of a detector that names none."""
+    return tuple(dict.fromkeys(s.stage for s in selections if s.stage))
+
+
+def explain_missed(
+    image: ImageErrors, trails: Sequence[Sequence[Trail]] | None, threshold: float, stages: Sequence[str] = ()
+) -> list[Missed]:
     """Each object that no detection with at least the score ``threshold`` found, with the cause.
+
+    Of a cascade each has the stage too, by ``stages``: :func:`stages_of` the image's trace.
 
     The first that holds is the cause:
 
@@ -131,8 +141,14 @@ def explain_missed(image: ImageErrors, trails: Sequence[Sequence[Trail]] | None,
     for j in np.flatnonzero(~image.truth.crowd).tolist():
         finder = image.found_by[j]
         if finder < 0 or not shown[finder]:
-            missed.append(_explain(image, j, None if trails is None else trails[j], shown, threshold))
+            cause = _explain(image, j, None if trails is None else trails[j], shown, threshold)
+            missed.append(cause if cause.stage or not stages else cause._replace(stage=_stage_of(cause, stages)))
     return missed
+
+
+def _stage_of(missed: Missed, stages: Sequence[str]) -> str:
+    """Where no candidate tells it: all windows are the first stage's, all detections the last one's."""
+    return stages[0] if missed.cause == Cause.NEVER_PROPOSED else stages[-1]
 
 
 def _explain(image: ImageErrors, j: int, trails: Sequence[Trail] | None, shown: np.ndarray, threshold: float) -> Missed:
@@ -203,6 +219,8 @@ def describe(missed: Missed, names: Sequence[str]) -> str:
 
     where = f" in {missed.stage}" if missed.stage else " among the proposals" if missed.at_proposals else ""
     words = [missed.cause + where]
+    if missed.cause == Cause.NEVER_PROPOSED and missed.stage:
+        words.append(f"no window has an IoU of {POSITIVE_IOU:g} with it")
     if missed.candidate is not None:
         words.append(f"its best candidate was {called(missed.candidate)} (IoU {missed.iou:.2f})")
     if missed.other is not None:

@@ -125,6 +125,11 @@ def _row(name: str, test: Tested, shared: Tested | None, aim: Aim) -> ClassThres
 
 
 def _not_reached(judged: Judged, aim: Aim, shared: Tested) -> str:
+    if not len(judged.scores):
+        return (
+            f"{aim.in_words}: the detector finds nothing in these {judged.num_images} images, so that there is no "
+            "score to put a threshold at: train it longer, or let more through by its own score_threshold"
+        )
     least = least_images(aim.level, aim.delta)
     if shared.num_images < least:
         return f"{aim.in_words}, needs {least} images at least; here are {shared.num_images}"

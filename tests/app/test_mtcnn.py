@@ -39,14 +39,20 @@ def test_a_run_goes_on_in_the_same_bits(run):
     assert any(not torch.equal(one[name], half.weights[name]) for name in one)
 
 
-def test_explain_attributes_what_is_missed_to_a_stage(run, monkeypatch, capsys):
-    call(
-        explain.main, monkeypatch, capsys, f"checkpoint={run / 'run' / 'last.pt'}", "device=cpu", "score_threshold=0.9"
-    )
-    found = json.loads((run / "run" / "explanation_last_val" / "explanation.json").read_text())
+@pytest.mark.parametrize(
+    ("more", "among"),
+    [([], "below threshold (O-Net)"), (["model.min_size=90"], "never proposed (P-Net)")],
+    ids=["as trained", "objects below every window"],
+)
+def test_explain_attributes_all_that_is_missed_to_a_stage(run, monkeypatch, capsys, tmp_path, more, among):
+    start = [f"checkpoint={run / 'run' / 'last.pt'}", "device=cpu", "score_threshold=0.9", f"output={tmp_path}"]
+    call(explain.main, monkeypatch, capsys, *start, *more)
+    found = json.loads((tmp_path / "explanation.json").read_text())
     causes = found["missed_by_cause"]
-    assert sum(causes.values()) == found["objects"] - found["found"] > 0
-    assert any(cause.endswith(("(P-Net)", "(R-Net)", "(O-Net)")) for cause in causes)
+    assert sum(causes.values()) == found["objects"] - found["found"] == len(found["missed"]) > 0
+    rows = [(row["cause"], row["text"]) for row in found["missed"]]
+    assert [row for row in rows if not row[0].endswith(("(P-Net)", "(R-Net)", "(O-Net)"))] == []
+    assert among in causes
     assert "not traced" not in causes
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from detkit.app.explain.found import cause_of
-from detkit.evaluation.causes import Cause, describe, explain_missed, find_trails
+from detkit.evaluation.causes import Cause, describe, explain_missed, find_trails, stages_of
 from detkit.evaluation.errors import image_errors
 from detkit.matching import Fate, Selection
 from detkit.matching.trace import NO_CLASS
@@ -34,7 +34,7 @@ def cause(found, *selections, threshold=0.5, truth=None):
     truth = truth or truth_of((20, 10, 20, 20, 0))
     image = image_errors(truth, results_of(*found), CATEGORIES)
     trails = find_trails(selections, truth, AFFINE)
-    return next(m for m in explain_missed(image, trails, threshold) if m.index == 0)
+    return next(m for m in explain_missed(image, trails, threshold, stages_of(selections)) if m.index == 0)
 
 
 def test_never_proposed():
@@ -131,3 +131,32 @@ def test_in_a_cascade_the_last_stage_with_a_candidate_is_the_one_that_lost_it():
     assert cause_of(missed) == "below threshold (R-Net)"
     lost = cause([], first, replace(selection((FAR, 0.4, NO_CLASS, Fate.KEPT)), stage="R-Net"))
     assert (lost.cause, lost.stage) == (Cause.BADLY_PLACED, "P-Net"), "R-Net had nothing near it any more"
+
+
+#: A cascade that looked elsewhere.
+ELSEWHERE = [
+    replace(selection((FAR, 0.4, label, Fate.KEPT)), stage=stage)
+    for stage, label in (("P-Net", NO_CLASS), ("P-Net", NO_CLASS), ("R-Net", NO_CLASS), ("O-Net", 0))
+]
+
+
+def test_what_no_window_of_a_cascade_is_near_is_lost_in_its_first_stage():
+    missed = cause([], *ELSEWHERE)
+    assert (missed.cause, missed.stage) == (Cause.NEVER_PROPOSED, "P-Net")
+    assert cause_of(missed) == "never proposed (P-Net)"
+    assert describe(missed, CATEGORIES.names) == "never proposed in P-Net, no window has an IoU of 0.5 with it"
+
+
+@pytest.mark.parametrize(
+    ("found", "others", "expected"),
+    [
+        ((22, 10, 20, 20, 1, 0.8), (), Cause.WRONG_CLASS),
+        ((34, 10, 20, 20, 0, 0.8), (), Cause.BADLY_PLACED),
+        ((23, 10, 20, 20, 0, 0.9), [(22, 10, 20, 20, 0)], Cause.SHARED),
+    ],
+)
+def test_what_a_detection_of_a_cascade_is_wrong_about_is_lost_in_its_last_stage(found, others, expected):
+    truth = truth_of((20, 10, 20, 20, 0), *others)
+    missed = cause([found], *ELSEWHERE, truth=truth)
+    assert (missed.cause, missed.stage) == (expected, "O-Net")
+    assert cause([found], truth=truth).stage == "", "of a detector that names no stages"

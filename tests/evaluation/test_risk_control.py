@@ -200,3 +200,30 @@ def test_an_aim_that_is_not_reached_is_refused_with_the_best_there_is():
     few = judged.of_images(images < 15)
     with pytest.raises(ValueError, match=r"needs 22 images at least; here are \d+"):
         find_thresholds(few, ("a",), Aim("precision", 0.1, 0.1))
+
+
+@pytest.mark.parametrize(("risk", "aim"), [
+    ("precision", "precision of at least 0.9"), ("recall", "recall of at least 0.9"),
+    ("false_alarms", "false alarms in at most 0.1 of the images"),
+])  # fmt: skip
+def test_a_detector_that_finds_nothing_is_told_so(risk, aim):
+    """As one that is not trained yet, above its own score threshold."""
+    none, images = np.zeros(0, int), np.arange(200)
+    judged = Judged(
+        200, none, none, np.zeros(0), np.zeros(0, bool), images, np.zeros(200, int), np.full(200, -np.inf)
+    )  # fmt: skip
+    with pytest.raises(
+        ValueError,
+        match=f"^{aim}, with probability 0.9: the detector finds nothing in these 200 images.*score_threshold$",
+    ):
+        find_thresholds(judged, ("a",), Aim(risk, 0.1, 0.1))
+
+
+def test_an_aim_of_a_detector_that_finds_no_object_is_not_reached():
+    """All that it finds is wrong: there are scores, and the best recall is none."""
+    images, labels = np.arange(200), np.zeros(200, int)
+    judged = Judged(
+        200, images, labels, np.linspace(0.1, 0.9, 200), np.zeros(200, bool), images, labels, np.full(200, -np.inf)
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"not reached at any threshold; the best here is 0.000: ask for less"):
+        find_thresholds(judged, ("a",), Aim("recall", 0.1, 0.1))

@@ -16,7 +16,7 @@ from detkit.data.datasets.base import DetectionDataset
 from detkit.engine.evaluation import to_device
 from detkit.engine.precision import Precision, autocast, check_precision
 from detkit.evaluation.breakdown import by_class, by_size, confusion_matrix, false_alarms
-from detkit.evaluation.causes import FALSE_ALARMS, Missed, Trail, describe, explain_missed, find_trails
+from detkit.evaluation.causes import FALSE_ALARMS, Missed, Trail, describe, explain_missed, find_trails, stages_of
 from detkit.evaluation.errors import ErrorKind, ImageErrors, best_threshold, error_costs, image_errors
 from detkit.evaluation.results import restore
 from detkit.matching.trace import tracing
@@ -26,10 +26,14 @@ from detkit.utils.log import logger
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """One image: its detections judged, and the trails of its objects; None where the detector leaves none."""
+    """One image: its detections judged, and the trails of its objects; None where the detector leaves none.
+
+    ``stages``: of a cascade, in their order.
+    """
 
     errors: ImageErrors
     trails: list[list[Trail]] | None
+    stages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,14 +130,14 @@ def examine(
                 warned = True
                 logger.warning("the detector removes candidates elsewhere than in detkit.matching.select: not traced")
             trails = find_trails(trace.selections, truth, meta.affine) if trace.selections else None
-            yield Examined(errors, trails)
+            yield Examined(errors, trails, stages_of(trace.selections))
 
 
 def explain(examined: Sequence[Examined], categories: Categories, threshold: float | None = None) -> Explanation:
     """Attribute every error; ``threshold`` None takes the score of the best F1."""
     images = [e.errors for e in examined]
     chosen = best_threshold(images) if threshold is None else threshold
-    missed = [explain_missed(e.errors, e.trails, chosen) for e in examined]
+    missed = [explain_missed(e.errors, e.trails, chosen, e.stages) for e in examined]
     ap50, costs = error_costs(images, len(categories))
     return Explanation(categories, images, missed, chosen, ap50, costs)
 

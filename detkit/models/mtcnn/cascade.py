@@ -74,19 +74,22 @@ def first_stage(net: PNet, sums: Sequence[Tensor], how: CascadeSettings) -> list
     sizes = [_size(s) for s in sums]
     scales = [pyramid_scales(size, how.min_size, how.factor) for size in sizes]
     maps = [cells_at(net, s, scale) for s, of_image in zip(sums, scales, strict=True) for scale in of_image]
-    if not maps:
-        return [s.new_zeros((0, 4), dtype=torch.float32) for s in sums]
-    found = _of_scales(maps, [size for size, of_image in zip(sizes, scales, strict=True) for _ in of_image], how)
-    none = [found[0].select(slice(0))]  # of an image that is too small for any scale
-    parts = iter(found)
+    parts = iter(_of_scales(maps, [size for size, of_image in zip(sizes, scales, strict=True) for _ in of_image], how))
+    none = [_no_windows(sums[0].device)]  # of an image that is too small for any scale
     joined = [Windows.join(list(itertools.islice(parts, len(of_image))) or none) for of_image in scales]
     boxes, scores, deltas = zip(*joined, strict=True)
     kept = unsuppressed(boxes, scores, sizes, how.nms_iou, how.max_candidates, "P-Net")
     return [squared(moved(b[k], d[k], net.extra)) for b, d, k in zip(boxes, deltas, kept, strict=True)]
 
 
+def _no_windows(device: torch.device) -> Windows:
+    return Windows(*(torch.zeros(shape, device=device) for shape in ((0, 4), 0, (0, 4))))
+
+
 def _of_scales(maps: Sequence[Cells], sizes: Sequence[tuple[int, int]], how: CascadeSettings) -> list[Windows]:
     """What stays of each of ``maps``, of images of ``sizes``: what scores enough, and NMS."""
+    if not maps:
+        return []
     boxes_of, scores, deltas = zip(*maps, strict=True)
     passes = [s >= how.thresholds[0] for s in scores]
     index = let_through(boxes_of, scores, passes, sizes, "P-Net")

@@ -188,6 +188,14 @@ def test_each_stage_tells_the_trace_its_name():
     assert int((trace.selections[-1].fates == Fate.KEPT).sum()) == len(found) > 0
 
 
+@torch.no_grad()
+def test_each_stage_tells_it_of_an_image_without_a_window_too():
+    with tracing() as trace:
+        MTCNN(num_classes=1)(images((10, 300)))
+    assert list(dict.fromkeys(s.stage for s in trace.selections)) == ["P-Net", "R-Net", "O-Net"]
+    assert sum(len(s.boxes) for s in trace.selections) == 0
+
+
 def test_each_stage_learns_on_what_the_one_before_lets_through():
     """The same weights and keys: only what a threshold holds back is missing among the samples."""
 
