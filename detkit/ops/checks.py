@@ -14,11 +14,11 @@ from torch import Tensor
 _WHOLE = (torch.int64, torch.int32)
 
 
-def check_maps(features: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]] | None = None) -> None:
+def check_maps(features: Sequence[Tensor]) -> None:
     """Refuse maps that are not all (B, C, H_l, W_l), of one floating type, on one device, in strided memory.
 
     Raises:
-        ValueError: they are not, or there are none, or ``image_sizes`` are not B.
+        ValueError: they are not, or there are none.
     """
     if not features:
         raise ValueError("no feature maps")
@@ -28,8 +28,19 @@ def check_maps(features: Sequence[Tensor], image_sizes: Sequence[tuple[int, int]
             "feature maps must be (B, C, H, W) with the same B and C, of one floating type, on one device and strided, "
             f"not {'; '.join(_words(f) for f in features)}"
         )
-    if image_sizes is not None and len(image_sizes) != first.shape[0]:
-        raise ValueError(f"{len(image_sizes)} image sizes, but feature maps of {first.shape[0]} images")
+
+
+def check_sizes(image_sizes: Tensor, features: Tensor) -> None:
+    """Refuse sizes that are not (B, 2) int64 beside ``features`` (B, C, H, W).
+
+    Raises:
+        ValueError: they are not.
+    """
+    if image_sizes.ndim != 2 or image_sizes.shape[1] != 2 or image_sizes.dtype != torch.int64:
+        raise ValueError(f"image_sizes must be (B, 2) int64, not {tuple(image_sizes.shape)} {_name(image_sizes.dtype)}")
+    if len(image_sizes) != features.shape[0]:
+        raise ValueError(f"{len(image_sizes)} image sizes, but feature maps of {features.shape[0]} images")
+    check_device("image_sizes", image_sizes, features.device)
 
 
 def check_regions(boxes: Tensor, image_index: Tensor, levels: Tensor | None, device: torch.device) -> None:

@@ -30,7 +30,7 @@ def deform_roi_pool(
     sampling_ratio: int = 2,
     gamma: float = GAMMA,
     position_sensitive: bool = False,
-    image_sizes: Sequence[tuple[int, int]] | None = None,
+    image_sizes: Tensor | Sequence[tuple[int, int]] | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
     """Pool each box from the map of its level, with each bin moved by its offset.

@@ -65,7 +65,7 @@ def region_pooling_gathered(
     if offsets is None:
         return NotImplemented
     pooling = Pooling(*options)
-    if pooling.sampling_ratio < 1 or pooling.image_sizes:
+    if pooling.sampling_ratio < 1 or pooling.image_sizes is not None:
         raise ValueError(
             "moved bins can be gathered with a fixed sampling_ratio alone: set it to 2, and no image_sizes"
         )

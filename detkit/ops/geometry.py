@@ -1,4 +1,4 @@
-"""What an op computes, apart from its tensors: the numbers that its forms and its kernel share."""
+"""What an op computes, apart from its maps and boxes: what its forms and its kernel share."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from torch import Tensor
 
 
 class Pooling(NamedTuple):
-    """What is pooled: the op's arguments that are not tensors, in the order of its schema.
+    """How regions are pooled: the op's last arguments, in the order of its schema.
 
-    ``image_sizes`` is (h, w) px of each image one after another, or empty; ``scales`` are cells per px of each level.
+    ``image_sizes`` (B, 2) int64 are h, w px of each image, None for whole maps: a tensor, so that a graph that was
+    compiled for one batch takes the next. ``scales`` are cells per px of each level.
     """
 
-    image_sizes: Sequence[int]
+    image_sizes: Tensor | None
     output_size: Sequence[int]
     scales: Sequence[float]
     sampling_ratio: int

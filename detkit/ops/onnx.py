@@ -49,7 +49,7 @@ def _region_pooling(
     image_index: Any,
     levels: Any,
     offsets: Any,
-    image_sizes: Sequence[int],
+    image_sizes: Any,
     output_size: Sequence[int],
     scales: Sequence[float],
     sampling_ratio: int,
@@ -61,7 +61,7 @@ def _region_pooling(
     op = _opset()
     if offsets is not None:
         raise ValueError("ONNX has no op for deformable RoI pooling; RoIAlign can be exported")
-    if image_sizes:
+    if image_sizes is not None:
         raise ValueError("ONNX's RoiAlign reads a map as a whole: export multi_level_roi_align with image_sizes=None")
     pooled = None
     for level, (feature, scale) in enumerate(zip(features, scales, strict=True)):

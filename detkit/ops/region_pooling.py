@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detkit.ops.checks import check_device, check_maps, check_regions
+from detkit.ops.checks import check_device, check_maps, check_regions, check_sizes
 from detkit.ops.cuda import region_pooling as kernels
 from detkit.ops.cuda.compile import usable
 from detkit.ops.geometry import Pooling
@@ -35,10 +35,11 @@ from detkit.ops.sampling import (
     weight_gradient,
     weighted_rows,
 )
+from detkit.utils.transfer import constant
 
 _OPTIONS = (
-    "int[] image_sizes, int[] output_size, float[] scales, int sampling_ratio, bool aligned, bool position_sensitive, "
-    "float gamma"
+    "Tensor? image_sizes, int[] output_size, float[] scales, int sampling_ratio, bool aligned, "
+    "bool position_sensitive, float gamma"
 )
 
 
@@ -52,7 +53,7 @@ def pool_regions(
     scales: Sequence[float],
     sampling_ratio: int,
     aligned: bool,
-    image_sizes: Sequence[tuple[int, int]] | None = None,
+    image_sizes: Tensor | Sequence[tuple[int, int]] | None = None,
     offsets: Tensor | None = None,
     position_sensitive: bool = False,
     gamma: float = 0.0,
@@ -66,8 +67,12 @@ def pool_regions(
         ValueError: the maps differ in more than height, width and memory order, or shapes, types or devices of the
             other tensors do not fit.
     """
-    check_maps(features, image_sizes)
+    check_maps(features)
     check_regions(boxes, image_index, levels, features[0].device)
+    if image_sizes is not None and not isinstance(image_sizes, Tensor):
+        image_sizes = constant(tuple((h, w) for h, w in image_sizes), features[0].device, torch.int64)
+    if image_sizes is not None:
+        check_sizes(image_sizes, features[0])
     if len(features) != len(scales):
         raise ValueError(f"{len(features)} feature maps but {len(scales)} scales")
     bins = output_size[0] * output_size[1]
@@ -86,8 +91,7 @@ def pool_regions(
             raise ValueError(f"{out_channels} channels do not divide into the {groups} groups of the offsets")
     return torch.ops.detkit.region_pooling(
         list(features), boxes.detach(), image_index, levels, offsets,
-        [side for size in image_sizes or () for side in size], list(output_size), list(scales), sampling_ratio,
-        aligned, position_sensitive, gamma,
+        image_sizes, list(output_size), list(scales), sampling_ratio, aligned, position_sensitive, gamma,
     )  # fmt: skip
 
 
@@ -190,18 +194,18 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    features, boxes, image_index, levels, offsets, *options = inputs
+    features, boxes, image_index, levels, offsets, image_sizes, *options = inputs
     ctx.shapes = _flattened(features)
     ctx.options, ctx.has_offsets = options, offsets is not None
     kept = [offsets, *features] if ctx.has_offsets else []
-    ctx.save_for_backward(boxes, image_index, levels, *kept)
+    ctx.save_for_backward(boxes, image_index, levels, image_sizes, *kept)
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    boxes, image_index, levels, *kept = ctx.saved_tensors
+    boxes, image_index, levels, image_sizes, *kept = ctx.saved_tensors
     offsets, features = (kept[0], kept[1:]) if ctx.has_offsets else (None, [])
     grads = torch.ops.detkit.region_pooling_backward(
-        grad, features, ctx.shapes, boxes, image_index, levels, offsets, *ctx.options
+        grad, features, ctx.shapes, boxes, image_index, levels, offsets, image_sizes, *ctx.options
     )
     return (*grads, *([] if ctx.has_offsets else [None]))
 
@@ -254,8 +258,8 @@ class Geometry:
         corners = torch.where(self.finite[:, None], boxes.to(dtype), 0) * scale[:, None] - shift
         extent = extents[levels]
         self.row, self.base = extent[:, 1], first_cell[levels] + image_index * extent[:, 0] * extent[:, 1]
-        if pooling.image_sizes:
-            sizes = torch.tensor(pooling.image_sizes, dtype=dtype, device=device).view(-1, 2)[image_index]
+        if pooling.image_sizes is not None:
+            sizes = pooling.image_sizes[image_index].to(dtype)
             extent = torch.minimum(extent, (sizes * scale[:, None]).ceil().long())
         self.height, self.width = extent.unbind(1)
         self.x, self.y = corners[:, 0], corners[:, 1]

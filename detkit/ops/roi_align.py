@@ -52,7 +52,7 @@ def multi_level_roi_align(
     scales: Sequence[float],
     sampling_ratio: int = 2,
     aligned: bool = True,
-    image_sizes: Sequence[tuple[int, int]] | None = None,
+    image_sizes: Tensor | Sequence[tuple[int, int]] | None = None,
 ) -> Tensor:
     """:func:`roi_align` where each box reads the map ``features[levels[r]]``, in one pass over all levels.
 
@@ -60,7 +60,8 @@ def multi_level_roi_align(
         features: L maps (B, C, H_l, W_l) of one type and C.
         levels: (R,) int64 in [0, L).
         scales: feature cells per pixel of each level.
-        image_sizes: (h, w) px of each image before padding. A map then ends where its image ends, and what stands in
+        image_sizes: (h, w) px of each image before padding, or (B, 2) int64 of them, which a compiled graph takes
+            without being compiled anew for each batch. A map then ends where its image ends, and what stands in
             the padding cannot reach a box at the border; None reads the maps as a whole, as torchvision does.
     """
     return pool_regions(

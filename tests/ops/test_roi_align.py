@@ -88,6 +88,28 @@ def test_padding_is_invisible_where_image_sizes_are_given(sampling):
     levels = torch.zeros_like(index)
     out = multi_level_roi_align([padded], boxes, index, levels, scales=(1 / 8,), image_sizes=sizes, **kwargs)
     torch.testing.assert_close(out, alone)
+    as_tensor = torch.tensor(sizes)
+    again = multi_level_roi_align([padded], boxes, index, levels, scales=(1 / 8,), image_sizes=as_tensor, **kwargs)
+    assert torch.equal(again, out)
+
+
+@pytest.mark.slow
+def test_a_compiled_graph_takes_images_of_other_sizes():
+    features, boxes, index = random_case(7)
+    levels, options = torch.zeros_like(index), {"output_size": (3, 3), "scales": (1 / 8,)}
+
+    def pooled(features, sizes):
+        return multi_level_roi_align([features], boxes, index, levels, image_sizes=sizes, **options)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(pooled, fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for size in ((72, 104), (40, 50), (64, 33)):
+            sizes, x = torch.tensor([size, (72, 80)]), features.clone().requires_grad_()
+            out, expected = compiled(x, sizes), pooled(x, sizes)
+            assert torch.equal(out, expected)
+            one, two = (torch.autograd.grad(o.sum(), x)[0] for o in (out, expected))
+            torch.testing.assert_close(one, two)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -189,6 +211,7 @@ def test_maps_in_different_memory_orders_go_together():
         ({"index": INDEX.float()}, "image_index must be int64, not float32"),
         ({"levels": INDEX.bool()}, "levels must be int64, not bool"),
         ({"image_sizes": [(64, 64)]}, "1 image sizes, but feature maps of 2 images"),
+        ({"image_sizes": torch.zeros(2, 3)}, r"image_sizes must be \(B, 2\) int64, not \(2, 3\) float32"),
     ],
 )
 def test_what_does_not_belong_to_the_maps_is_refused(arguments, message):

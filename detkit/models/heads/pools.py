@@ -74,7 +74,7 @@ class PyramidPool(RegionPool):
             output_size=(self.resolution, self.resolution),
             scales=[1 / stride for stride in self.strides],
             sampling_ratio=self.sampling_ratio,
-            image_sizes=images.sizes,
+            image_sizes=constant(tuple(images.sizes), boxes.device, torch.int64),
         )
 
     def out_channels(self, channels: int) -> int:

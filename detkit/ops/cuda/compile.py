@@ -195,19 +195,6 @@ def run(
         start(torch.cuda.current_stream(), _config(grid, block), kernel, *values)
 
 
-def on_device(numbers: Sequence[int], device: torch.device) -> Tensor:
-    """The numbers (N,) int64 on ``device``, without waiting for it.
-
-    A CUDA graph cannot capture a copy from the host's memory, only kernels: they write the numbers one by one there.
-    """
-    if not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
-        return torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True)
-    out = torch.empty(len(numbers), dtype=torch.int64, device=device)
-    for i, number in enumerate(numbers):
-        out[i].fill_(number)
-    return out
-
-
 def fixed_point(largest: Tensor) -> tuple[Tensor, Tensor]:
     """The unit of fixed-point sums none of which exceeds ``largest`` (a scalar tensor), and its inverse, (1,) each.
 

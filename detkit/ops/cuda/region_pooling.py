@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detkit.ops.cuda.compile import TYPES, deterministic, fixed_point, launch, on_device, settled
+from detkit.ops.cuda.compile import TYPES, deterministic, fixed_point, launch, settled
 from detkit.ops.geometry import Pooling
 from detkit.ops.sampling import as_maps, empty_maps
 
@@ -120,7 +120,7 @@ def _level(strides: tuple[int, ...], height: int, width: int, scale: float) -> t
 def _places(
     boxes: Tensor, images: Tensor, levels: Tensor, offsets: Tensor | None, pooling: Pooling
 ) -> list[Tensor | None]:
-    sizes = on_device(pooling.image_sizes, boxes.device) if pooling.image_sizes else None
+    sizes = None if pooling.image_sizes is None else pooling.image_sizes.contiguous()
     moves = None if offsets is None else offsets.float().contiguous()
     return [boxes.float().contiguous(), images.long().contiguous(), levels.long().contiguous(), moves, sizes]
 
