@@ -17,6 +17,7 @@ from detkit.engine.state.checkpoint import Checkpoint, save_checkpoint
 from detkit.models import build_detector
 from detkit.structures import Categories
 from tests.models.builders import compose_model
+from tests.models.test_foreign_weights import RGB_MEAN, RGB_STD, stats
 
 ONE, OTHER = Categories(("a", "b", "c"), (1, 2, 3)), Categories(("x", "y", "z"), (1, 2, 3))
 LAYERS = [f"head.roi.network.{layer}.{kind}" for layer in ("cls_score", "bbox_pred") for kind in ("weight", "bias")]
@@ -310,20 +311,29 @@ def test_weights_of_detectron2_and_mmdetection_ask_for_a_model_of_their_style(tm
     preset = compose_model("faster_rcnn_fpn_detectron2", small)
     detector = build_detector(preset, ONE)
     path = tmp_path / "theirs.pth"
-    names = {"backbone.bottom_up.stem.conv1.weight": torch.zeros(64, 3, 7, 7), "pixel_std": torch.full((3, 1, 1), 57.0)}
+    names = {"backbone.bottom_up.stem.conv1.weight": torch.zeros(64, 3, 7, 7), **stats(RGB_MEAN, RGB_STD)}
     rows = (("cls_score", 6), ("bbox_pred", 20))  # of five classes
     last = {f"roi_heads.box_predictor.{n}.weight": torch.zeros(num, 32) for n, num in rows}
     last |= {f"roi_heads.box_predictor.{n}.bias": torch.zeros(num) for n, num in rows}
     torch.save({"model": {**names, **last}}, path)
-    words = r"style pytorch, the model of caffe: set model.backbone.stride_in_1x1=false model.backbone.pixel_std=null$"
+    words = r"of the style pytorch, .*: set model.backbone.stride_in_1x1=false model.backbone.pixel_std=null$"
     with pytest.raises(ConfigError, match=words):
         initialize(detector, f"detectron2:{path}", ONE, preset)
     half = compose_model("faster_rcnn_fpn_detectron2", [*small, "model.backbone.pixel_std=null"])
-    with pytest.raises(
-        ConfigError, match=r"model.backbone has stride_in_1x1=true and pixel_std=None; weights of other"
-    ):
+    torch.save({"model": last}, path)
+    words = r"model.backbone has stride_in_1x1=true, pixel_std=\[58.395, 57.12, 57.375\] and .*; weights of other"
+    with pytest.raises(ConfigError, match=words):
         initialize(detector, f"detectron2:{path}", ONE, half)
-    names["pixel_std"] = torch.ones(3, 1, 1)
+    names |= stats([102.9801, 115.9465, 122.7717], [1.0] * 3)
+    torch.save({"model": {**names, **last}}, path)
+    words = r"has stride_in_1x1=true, .*: set .* model.backbone.pixel_mean=\[122.7717,115.9465,102.9801\]$"
+    with pytest.raises(ConfigError, match=words):
+        initialize(detector, f"detectron2:{path}", ONE, preset)
+    caffes = compose_model(
+        "faster_rcnn_fpn_detectron2", [*small, "model.backbone.pixel_mean=[122.7717,115.9465,102.9801]"]
+    )
+    assert init_from.from_foreign(build_detector(caffes, ONE), f"detectron2:{path}", OTHER, caffes)
+    names |= stats(RGB_MEAN[::-1], [1.0] * 3)
     torch.save({"model": {**names, **last}}, path)
     before = detector.head.roi.network.cls_score.weight.clone()
     missing = init_from.from_foreign(detector, f"detectron2:{path}", OTHER, preset)

@@ -18,9 +18,20 @@ from detkit.config import ConfigError
 from detkit.engine.state.checkpoint import CheckpointError, load_checkpoint
 from detkit.models import build_detector
 from detkit.models.backbones.weights import published_file, read_state
-from detkit.models.converters import Library, Style, from_torchvision, load_converted, preset_of, read_foreign
+from detkit.models.converters import (
+    Foreign,
+    Library,
+    Style,
+    backbone_keys,
+    from_torchvision,
+    load_converted,
+    preset_of,
+    read_foreign,
+    same_stats,
+)
 from detkit.models.mtcnn.published import from_published
-from detkit.structures import Categories
+from detkit.structures import Categories, PixelStats
+from detkit.structures.feature_spec import IMAGENET_STATS
 from detkit.utils.download import is_url, local_copy
 from detkit.utils.log import logger
 
@@ -111,7 +122,7 @@ def from_foreign(
     foreign = read_foreign(library, path)
     foreign = foreign if names is None else dataclasses.replace(foreign, names=names)
     try:
-        state, with_classes = foreign.converted(categories, _style_of(model, foreign.style))
+        state, with_classes = foreign.converted(categories, _style_of(model, foreign))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     check_norms(detector, foreign.state, path, known=library)
@@ -127,23 +138,36 @@ def library_of(source: str) -> Library | None:
     return next((library for library in FOREIGN if source.startswith(f"{library}:")), None)
 
 
-def _style_of(model: Mapping[str, Any], told: Style | None) -> Style:
-    """How the backbone of ``model`` takes pixels and strides, which must be as the file has ``told``."""
+def _style_of(model: Mapping[str, Any], foreign: Foreign) -> Style:
+    """How the backbone of ``model`` takes pixels and strides, which must be as the file has told."""
     backbone = model.get("backbone") or {}
-    strides, deviation = bool(backbone.get("stride_in_1x1")), backbone.get("pixel_std")
-    style: Style = "caffe" if strides else "pytorch"
-    if strides != (deviation is not None and all(float(value) == 1 for value in deviation)):
-        raise ValueError(
-            f"model.backbone has stride_in_1x1={str(strides).lower()} and pixel_std={deviation}; weights of other "
-            "libraries go with true and [1, 1, 1] (the style caffe) or with false and null (pytorch)"
+    style: Style = "caffe" if backbone.get("stride_in_1x1") else "pytorch"
+    stats = PixelStats(
+        *(
+            own if (given := backbone.get(key)) is None else tuple(map(float, given))
+            for key, own in (("pixel_mean", IMAGENET_STATS.mean), ("pixel_std", IMAGENET_STATS.std))
         )
-    if told not in (None, style):
-        strides, deviation = ("true", "[1,1,1]") if told == "caffe" else ("false", "null")
+    )
+    told = foreign.style or style
+    wanted = foreign.pixels_by(told).stats
+    if style == told and same_stats(stats, wanted):
+        return style
+    strides = str(style == "caffe").lower()
+    has = f"stride_in_1x1={strides}, pixel_std={_numbers(stats.std)} and pixel_mean={_numbers(stats.mean)}"
+    if foreign.style is None and foreign.pixels is None:
         raise ValueError(
-            f"the file is of the style {told}, the model of {style}: set model.backbone.stride_in_1x1={strides} "
-            f"model.backbone.pixel_std={deviation}"
+            f"model.backbone has {has}; weights of other libraries that do not tell their pixels go with true and "
+            "pixel_std=[1,1,1] (the style caffe) or with false and null (pytorch), and pixel_mean=null"
         )
-    return style
+    words = " ".join(f"model.backbone.{key}={value}" for key, value in backbone_keys(told, wanted).items())
+    raise ValueError(
+        f"the file is of the style {told}, pixels in RGB of mean {_numbers(wanted.mean)} and deviation "
+        f"{_numbers(wanted.std)}; model.backbone has {has}: set {words}"
+    )
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return f"[{', '.join(f'{value:.7g}' for value in values)}]"
 
 
 def _placed(detector: nn.Module, state: Mapping[str, Tensor], path: Path, preset: str | None = None) -> list[str]:

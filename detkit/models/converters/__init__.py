@@ -2,17 +2,20 @@
 
 from detkit.models.converters.foreign import Foreign, Library, read_foreign
 from detkit.models.converters.loading import load_converted
-from detkit.models.converters.mmdetection_config import Style
 from detkit.models.converters.naming import coco_categories
+from detkit.models.converters.pixels import Pixels, Style, backbone_keys, same_stats
 from detkit.models.converters.torchvision import from_torchvision, preset_of
 
 __all__ = [
     "Foreign",
     "Library",
+    "Pixels",
     "Style",
+    "backbone_keys",
     "coco_categories",
     "from_torchvision",
     "load_converted",
     "preset_of",
     "read_foreign",
+    "same_stats",
 ]
