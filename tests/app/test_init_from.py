@@ -13,7 +13,7 @@ from detkit.app.assemble import weights_origin as origin
 from detkit.app.assemble.init_from import class_layers, initialize
 from detkit.app.assemble.weights_origin import check_norms
 from detkit.config import ConfigError
-from detkit.engine.state.checkpoint import Checkpoint, save_checkpoint
+from detkit.engine.state.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from detkit.models import build_detector
 from detkit.structures import Categories
 from tests.models.builders import compose_model
@@ -216,7 +216,7 @@ def test_retinanet_without_its_prefix_is_told_of_and_names_are_fetched_once(mode
     with pytest.raises(ConfigError, match=words):
         initialize(build_detector(model, ONE), "torchvision:retinanet_resnet50_fpn", ONE, model)
     path.rename(tmp_path / "checkpoints" / "retinanet_resnet50_fpn_coco-eeacb38b.pth")
-    with pytest.raises(ConfigError, match=r"'head.classification_head.a' is not a key of torchvision's RetinaNet"):
+    with pytest.raises(ConfigError, match=r"head.classification_head.a \(no key of torchvision's RetinaNet\)"):
         initialize(build_detector(model, ONE), "torchvision:retinanet_resnet50_fpn", ONE, model)
 
 
@@ -231,7 +231,7 @@ def test_what_is_fetched_is_kept_and_a_wrong_file_is_not(model, tmp_path, monkey
         torch.save({"head.classification_head.a": torch.zeros(1)}, path)
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
-    for words in ("cannot fetch .*: invalid hash value", "is not a key of torchvision's RetinaNet", "is not a key"):
+    for words in ("cannot fetch .*: invalid hash value", "no key of torchvision's RetinaNet", "no key of"):
         with pytest.raises(ConfigError, match=words):
             initialize(build_detector(model, ONE), "torchvision:retinanet_resnet50_fpn", ONE, model)
     assert fetched == [("retinanet_resnet50_fpn_coco-eeacb38b.pth", "eeacb38b")] * 2
@@ -278,8 +278,49 @@ def test_a_state_dict_that_would_run_code_is_refused_and_every_fault_names_its_f
         initialize(build_detector(model, ONE), "torchvision:theirs.pth", ONE, model)
     assert not (tmp_path / "made_by_a_pickle").exists()
     torch.save({"roi_heads.b": torch.zeros(1)}, "theirs.pth")
-    with pytest.raises(ConfigError, match=r"init_from: theirs.pth: 'roi_heads.b' is not a key of torchvision's Faster"):
+    words = r"init_from: theirs.pth: .*roi_heads.b \(no key of torchvision's Faster"
+    with pytest.raises(ConfigError, match=words):
         initialize(build_detector(model, ONE), "torchvision:theirs.pth", ONE, model)
+
+
+LAST = ["cls_score.weight", "cls_score.bias", "bbox_pred.weight", "bbox_pred.bias"]
+
+
+@pytest.mark.parametrize("with_last", [True, False])
+@pytest.mark.parametrize("library", ["torchvision", "detectron2"])
+def test_one_file_with_every_fault_names_each_of_them(model, tmp_path, library, with_last):
+    """Missing, extra and misshapen tensors of all, four of a kind at least, are told at once, last layers or none."""
+    backbone = {"torchvision": "backbone.fpn.inner_blocks.0", "detectron2": "backbone.fpn_lateral2"}[library]
+    state = {f"{backbone}.weight": torch.zeros(5, 1, 1, 1), **{f"mask.{i}": torch.zeros(1) for i in range(4)}}
+    first = 4 if library == "torchvision" else 3  # background's row of boxes as well
+    for name, rows in zip(LAST, (4, 4, 4 * first, 4 * first), strict=True):
+        state |= {f"roi_heads.box_predictor.{name}": torch.zeros(rows, 32) if "weight" in name else torch.zeros(rows)}
+    if not with_last:
+        del state["roi_heads.box_predictor.bbox_pred.bias"]
+    torch.save({"model": state} if library == "detectron2" else state, tmp_path / "theirs.pth")
+    detector = build_detector(model, ONE)
+    with pytest.raises(ConfigError) as caught:
+        initialize(detector, f"{library}:{tmp_path / 'theirs.pth'}", ONE, model)
+    said = str(caught.value)
+    assert all(f"mask.{i} (no key of {library}'s Faster R-CNN" in said for i in range(4))
+    shape = tuple(detector.state_dict()["neck.lateral.0.weight"].shape)
+    assert f"1 of another shape ['neck.lateral.0.weight (5, 1, 1, 1) for {shape}']" in said
+    lacking = [name for name in detector.state_dict() if name != "neck.lateral.0.weight" and name not in LAYERS]
+    assert all(f"'{name}'" in said for name in lacking)
+    assert ("must have all of its last layers; missing: head.roi.network.bbox_pred.bias; " in said) is not with_last
+
+
+def test_what_a_checkpoint_of_detkits_lacks_is_named_and_what_starts_anew_is_told_once(model, checkpoint, caplog):
+    path, _ = checkpoint
+    lacking = ["neck.output.0.bias", "neck.output.0.weight", "head.roi.network.cls_score.bias"]
+    stored = load_checkpoint(path)
+    weights = {k: v for k, v in stored.detector.items() if k not in lacking}
+    save_checkpoint(path, Checkpoint(step=7, detector=weights, categories=ONE, config={}, metrics={}))
+    for categories, names in ((ONE, sorted(lacking)), (OTHER, lacking[:2])):
+        caplog.clear()
+        loaded(model, path, categories)
+        said = [r.getMessage() for r in caplog.records if "keep their random values" in r.getMessage()]
+        assert said == [f"{path}: {len(names)} tensors keep their random values: {', '.join(names)}"]
 
 
 def test_weights_of_another_model_name_the_preset_that_takes_them(tmp_path):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from detkit.models.converters import (
     Foreign,
     Library,
     Style,
+    UnfitError,
     backbone_keys,
+    faults_of,
     from_torchvision,
     load_converted,
     preset_of,
@@ -86,7 +89,8 @@ def _path(name: str, source: str) -> Path:
 def _from_torchvision(detector: nn.Module, path: Path, categories: Categories, model: Mapping[str, Any]) -> None:
     try:
         published = read_state(path, f"the path of a state dict, or one of {', '.join(_PUBLISHED)}")
-        state, with_classes = from_torchvision(published, categories)
+        with _all_faults(detector):
+            state, with_classes = from_torchvision(published, categories)
     except ValueError as error:
         hint, where = describe_origin(path), "" if str(path) in str(error) else f"{path}: "
         raise ValueError(f"{where}{error}{hint if _TORCHVISION not in hint else ''}") from error
@@ -122,7 +126,8 @@ def from_foreign(
     foreign = read_foreign(library, path)
     foreign = foreign if names is None else dataclasses.replace(foreign, names=names)
     try:
-        state, with_classes = foreign.converted(categories, _style_of(model, foreign))
+        with _all_faults(detector):
+            state, with_classes = foreign.converted(categories, _style_of(model, foreign))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     check_norms(detector, foreign.state, path, known=library)
@@ -179,6 +184,16 @@ def _placed(detector: nn.Module, state: Mapping[str, Tensor], path: Path, preset
         raise ValueError(f"{path}: {error}{hint}") from error
 
 
+@contextmanager
+def _all_faults(detector: nn.Module) -> Iterator[None]:
+    """Where the last layers of a file do not fit each other, say of all its other tensors too whether they fit."""
+    try:
+        yield
+    except UnfitError as error:
+        faults = faults_of(detector, error.found, error.last)
+        raise ValueError(f"{error}{f'; beside these {faults}' if faults else ''}") from error
+
+
 def _without_class_layers(
     missing: Sequence[str], path: Path, model: Mapping[str, Any], categories: Categories
 ) -> list[str]:
@@ -206,24 +221,26 @@ def _from_checkpoint(detector: nn.Module, path: Path, categories: Categories, mo
     except CheckpointError as error:
         raise CheckpointError(f"{error}{describe_origin(path)}") from error
     state = dict(checkpoint.weights)
+    anew: set[str] = set()
     if difference := checkpoint.categories.difference(categories):
         layers = class_layers(model, categories)
         logger.warning("%s is of other classes (%s): starting anew with %s", path, difference, ", ".join(layers))
-        state = {k: v for k, v in state.items() if k not in layers}
-    state = _without_counts(_without_other_head(state, checkpoint.config, model, path), detector)
+        anew |= set(layers)
+    if _has_other_head(checkpoint.config, model, path):
+        anew |= {k for k in (*state, *detector.state_dict()) if k.startswith("head.")}
+    state = _without_counts({k: v for k, v in state.items() if k not in anew}, detector)
     missing = _placed(detector, state, path)
-    logger.info("weights of %s, step %d; %d tensors keep their random values", path, checkpoint.step, len(missing))
+    _warn_of([name for name in missing if name not in anew], path)
+    logger.info("weights of %s, step %d", path, checkpoint.step)
 
 
-def _without_other_head(
-    state: dict[str, Tensor], stored: Mapping[str, Any], model: Mapping[str, Any], path: Path
-) -> dict[str, Tensor]:
-    """``state`` without the head's tensors where that was one of another class: features are of use to any head."""
+def _has_other_head(stored: Mapping[str, Any], model: Mapping[str, Any], path: Path) -> bool:
+    """Whether the checkpoint's head is of another class: features are of use to any head, its tensors are not."""
     heads = [(m.get("head") or {}).get("_target_") for m in (stored.get("model") or {}, model)]
     if None in heads or heads[0] == heads[1]:
-        return state
+        return False
     logger.warning("%s has a %s, which is not used: %s starts anew", path, *heads)
-    return {k: v for k, v in state.items() if not k.startswith("head.")}
+    return True
 
 
 def _without_counts(state: dict[str, Tensor], detector: nn.Module) -> dict[str, Tensor]:

@@ -76,7 +76,7 @@ class Foreign:
         """The weights under detkit's names for pixels in RGB, and whether the class layers are among them.
 
         Raises:
-            ValueError: a key that no such model has, or its last layers are missing.
+            UnfitError: its last layers are missing, or do not fit each other.
         """
         convert = from_detectron2 if self.library == "detectron2" else from_mmdetection
         found, with_classes = convert(self.state, categories, self.names)
