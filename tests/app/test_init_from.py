@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 
 import pytest
 import torch
@@ -11,11 +12,15 @@ from torchvision.ops import FrozenBatchNorm2d
 from detkit.app.assemble import init_from
 from detkit.app.assemble import weights_origin as origin
 from detkit.app.assemble.init_from import class_layers, initialize
+from detkit.app.assemble.parts import warn_of_frozen_chance
 from detkit.app.assemble.weights_origin import check_norms
 from detkit.config import ConfigError
 from detkit.engine.state.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from detkit.models import build_detector
+from detkit.models.backbones import ResNet
 from detkit.structures import Categories
+from tests.app.test_configs import composed
+from tests.app.tools import trainer_in
 from tests.models.builders import compose_model
 from tests.models.test_foreign_weights import RGB_MEAN, RGB_STD, stats
 
@@ -281,6 +286,32 @@ def test_a_state_dict_that_would_run_code_is_refused_and_every_fault_names_its_f
     words = r"init_from: theirs.pth: .*roi_heads.b \(no key of torchvision's Faster"
     with pytest.raises(ConfigError, match=words):
         initialize(build_detector(model, ONE), "torchvision:theirs.pth", ONE, model)
+
+
+def test_the_recipe_to_train_on_says_the_weights_that_it_trains_on():
+    """Without them a random backbone would train with frozen norms and three frozen stages."""
+    cfg = composed("experiment=faster_rcnn/finetune_mobilenetv3", "data.root=somewhere")
+    assert cfg.init_from.removeprefix("torchvision:") in init_from._PUBLISHED
+    assert cfg.model.backbone.frozen_stages == 3
+
+
+def test_stages_frozen_at_random_values_are_warned_of(tmp_path, caplog):
+    torch.save(ResNet(width=32, depth=18, weights=None).state_dict(), tmp_path / "weights.pth")
+    words = r"model.backbone starts from random weights, and \d+ of its tensors are frozen at them, backbone.conv1.weight to"
+    frozen = ["model.backbone.frozen_stages=2"]
+    for overrides, warned in (
+        (frozen, True),
+        ([], False),
+        ([*frozen, f"model.backbone.weights={tmp_path / 'weights.pth'}"], False),
+    ):
+        caplog.clear()
+        node = compose_model("faster_rcnn_fpn", ["model/backbone=resnet18_narrow", *overrides])
+        warn_of_frozen_chance(node, build_detector(node, ONE))
+        assert bool(re.search(words, caplog.text)) == warned, overrides
+    caplog.clear()
+    shapes = [f"data.root={tmp_path}", "data.train.num_train=2", "data.train.num_val=1", "data.train.image_size=64"]
+    trainer_in(tmp_path / "run", "experiment=quickstart", "debug=overfit", *shapes, *frozen)
+    assert re.search(words, caplog.text), "a training says it"
 
 
 LAST = ["cls_score.weight", "cls_score.bias", "bbox_pred.weight", "bbox_pred.bias"]
