@@ -148,10 +148,7 @@ def _style_of(model: Mapping[str, Any], foreign: Foreign) -> Style:
     backbone = model.get("backbone") or {}
     style: Style = "caffe" if backbone.get("stride_in_1x1") else "pytorch"
     stats = PixelStats(
-        *(
-            own if (given := backbone.get(key)) is None else tuple(map(float, given))
-            for key, own in (("pixel_mean", IMAGENET_STATS.mean), ("pixel_std", IMAGENET_STATS.std))
-        )
+        _triple(backbone.get("pixel_mean"), IMAGENET_STATS.mean), _triple(backbone.get("pixel_std"), IMAGENET_STATS.std)
     )
     told = foreign.style or style
     wanted = foreign.pixels_by(told).stats
@@ -169,6 +166,11 @@ def _style_of(model: Mapping[str, Any], foreign: Foreign) -> Style:
         f"the file is of the style {told}, pixels in RGB of mean {_numbers(wanted.mean)} and deviation "
         f"{_numbers(wanted.std)}; model.backbone has {has}: set {words}"
     )
+
+
+def _triple(values: Sequence[float] | None, default: tuple[float, float, float]) -> tuple[float, float, float]:
+    r, g, b = default if values is None else map(float, values)
+    return r, g, b
 
 
 def _numbers(values: Sequence[float]) -> str:
