@@ -71,6 +71,7 @@ def test_every_experiment_runs_two_steps(experiment, coco_layout, tmp_path):
         "debug=fast",
         "device=cpu",
         "trainer.precision=fp32",
+        "init_from=null",
     ]
     plain = composed(f"experiment={experiment}")
     backbone, head = plain.model.get("backbone"), plain.model.get("head", {})  # a detector of its own has neither

@@ -1,6 +1,7 @@
 """``tools/export.py``: the file says what the detector says, in onnxruntime, and a file that does not is not kept."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import cv2
@@ -11,12 +12,15 @@ from omegaconf import OmegaConf
 
 from detkit.app.assemble import exported
 from detkit.app.assemble.schema import ExportOptions
-from detkit.app.assemble.stored import load_stored
+from detkit.app.assemble.stored import load_stored, open_split
 from detkit.app.calibrate import tool as calibrate
+from detkit.app.export import check
 from detkit.app.export import tool as export
-from detkit.app.export.check import ResizedDetector, edges_of, partners
+from detkit.app.export.check import ResizedDetector, edges_of, most_detections, partners
 from detkit.app.use import predict
-from detkit.matching import fixed
+from detkit.config import ConfigError
+from detkit.matching import Selector, fixed
+from detkit.models import Detector
 from detkit.models.calibrated import Calibrated
 from detkit.models.export import NoFormError
 from detkit.models.export.resize import Resized
@@ -24,7 +28,7 @@ from detkit.structures import Categories, Detections
 from detkit.utils.download import checksum
 from tests.app.test_explain import checkpoint  # noqa: F401 - a fixture: a small run on shapes
 from tests.app.tools import call
-from tests.models.builders import SMALL, build_model
+from tests.models.builders import SMALL, build_model, small
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed")
@@ -66,6 +70,17 @@ def test_where_rounding_decides_a_detection_may_be_on_one_side():
     assert partners(one, two)[1]
     assert not partners(two, one, [[0.0, 0.0], [0.05, 0.9]])[1], "the threshold of its own class"
     assert partners(two, one, [[0.0, 0.0], [0.9, 0.05]])[1], "and of no other"
+
+
+def test_the_last_of_a_side_that_is_not_full_needs_a_partner():
+    """Where one object is found, it is the last of as many on either side, wherever it lies."""
+    one, two = found([[0, 0, 9, 9]], [0.5], [0]), found([[50, 50, 90, 90]], [0.5], [0])
+    assert len(partners(one, two, most=100)[1]) == 2
+    assert not partners(one, two, most=1)[1]
+    assert most_detections(build_model("mtcnn", CATEGORIES, ["model.max_detections=7"])) == 7
+    detector = build_model("retinanet", CATEGORIES, [*small("retinanet"), "model.head.selector.max_detections=30"])
+    assert most_detections(ResizedDetector(Calibrated(detector, [0.5] * 3), Resized((10, 10), (20, 20)), 32)) == 30
+    assert most_detections(detector.backbone) is None
 
 
 def test_the_edges_are_what_scores_must_reach():
@@ -228,6 +243,81 @@ def test_a_file_that_differs_is_not_left_behind(fault, checkpoint, tmp_path, mon
     said = call(export.main, monkeypatch, capsys, f"checkpoint={checkpoint}", f"output={tmp_path / 'm.onnx'}", code=1)
     assert "finds something else" in said
     assert not list(tmp_path.iterdir())
+
+
+class Told(Detector):
+    """Finds what ``found`` says of the name of an image: what both sides of a comparison are in these tests."""
+
+    def __init__(self, found):
+        super().__init__()
+        self.found, self.selector = found, Selector()
+
+    def forward(self, images, targets=None):
+        return [self.found(meta) for meta in images.meta]
+
+
+@pytest.fixture
+def compared(checkpoint):  # noqa: F811
+    """Compare two functions of an image's meta on the pictures of the run: of its right boxes, and the number of its image."""
+    options, stored = load_stored(OmegaConf.create({"checkpoint": str(checkpoint)}), ExportOptions, choices={})
+    dataset, loader = open_split(stored, options.split)
+    right = {}
+    for batch in loader:
+        for meta, target in zip(batch.images.meta, batch.targets, strict=True):
+            right[meta.image_id] = Detections(target.boxes, torch.full((len(target.boxes),), 0.9), target.labels)
+    numbers = {image: number for number, image in enumerate(right)}
+    assert len(numbers) == 8
+    assert all(len(found) for found in right.values())
+
+    def compare(here, there, **changes):
+        sides = [Told(lambda m, side=side: side(right[m.image_id], numbers[m.image_id])) for side in (here, there)]
+        export._compare(*sides, stored, dataset, loader, replace(options, **changes))
+
+    return compare
+
+
+def nothing(found, number):
+    return found.select(torch.zeros(0, dtype=torch.int64))
+
+
+def test_more_images_are_looked_at_until_something_is_compared(compared):
+    """A fault that only the last images show, of which the first has been asked for: nothing is found in the others."""
+    late = lambda found, number: found if number > 5 else nothing(found, number)  # noqa: E731
+    compared(late, late, num_images=1)
+
+    def shifted(found, number):
+        return replace(late(found, number), boxes=late(found, number).boxes + 1)
+
+    with pytest.raises(export.DiffersError, match="finds something else"):
+        compared(late, shifted, num_images=1, evaluate=False)
+
+
+def test_where_nothing_is_found_the_file_is_not_kept_and_where_little_is_it_is_said(compared, caplog):
+    with pytest.raises(ConfigError, match=r"split: the detector finds nothing in 8 images of val, so that nothing of"):
+        compared(nothing, nothing, num_images=1)
+    one = lambda found, number: found.select(torch.arange(int(number == 0)))  # noqa: E731
+    compared(one, one)
+    assert "only 1 detections in 8 images could be compared" in caplog.text
+
+
+def test_no_more_images_than_the_bound_are_looked_at(compared, monkeypatch):
+    monkeypatch.setattr(check, "MOST_IMAGES", 3)
+    with pytest.raises(ConfigError, match="finds nothing in 3 images"):
+        compared(nothing, nothing, num_images=1)
+
+
+def test_a_file_of_another_ap_is_not_kept(compared, capsys):
+    """It finds the same in the images that are held against each other one by one, and something else in others."""
+    same = lambda found, number: found  # noqa: E731
+    compared(same, same)
+    assert "AP on 8 images: 1.0000 here, 1.0000 by the file" in " ".join(capsys.readouterr().out.split())
+
+    def worse(found, number):
+        return replace(found, boxes=found.boxes + 3) if number > 5 else found
+
+    with pytest.raises(export.DiffersError, match=r"another AP on 8 images .*: 1.0000 here, 0\.[0-9]+ by the file"):
+        compared(same, worse, num_images=4)
+    compared(same, worse, num_images=4, evaluate=False)
 
 
 def test_what_is_no_export_is_told(checkpoint, tmp_path, monkeypatch, capsys):  # noqa: F811

@@ -12,6 +12,7 @@ import torch
 from detkit.models.export import made_program
 from detkit.models.export.trace import traced, write_onnx
 from tests.app.documents import ROOT
+from tests.models.export import test_forms as forms
 from tests.models.export.test_forms import CATEGORIES, ONE_SIZE, TABLE, awake, padded, pixels
 
 PAGE = (ROOT / "docs/export.md").read_text()
@@ -40,6 +41,12 @@ def test_the_program_of_the_page_prints_what_the_detector_finds(tmp_path):
 
 
 def test_the_table_of_the_page_is_the_table_that_is_tested():
-    rows = dict(re.findall(r"^\| ([^|]+) \| (any size and number|one size) \| one size \|$", PAGE, re.MULTILINE))
-    assert list(rows) == list(TABLE)
-    assert [name for name, onnx in rows.items() if onnx == "one size"] == [n for n in TABLE if n in ONE_SIZE]
+    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", PAGE, re.MULTILINE)
+    rows = rows[rows.index(("detector", "onnx", "torch_export")) + 2 :]  # below the line of dashes
+    any_size = ("any size and number", "any size from two cells on, any number")
+    assert rows == [(name, *(("one size", "one size") if name in ONE_SIZE else any_size)) for name in TABLE]
+    tests = (forms.test_an_onnx_file_agrees_for_images_of_any_size_and_number,
+             forms.test_a_program_of_torch_agrees_for_images_of_any_size_and_number)  # fmt: skip
+    for test in tests:
+        (names,) = (mark.args[1] for mark in test.pytestmark if mark.name == "parametrize")
+        assert names == [name for name, *columns in rows if columns == list(any_size)]

@@ -1,12 +1,19 @@
-"""Checkpoints of a stranger: their configuration reads no environment, writes nothing, and starts no more than ours."""
+"""Files of a stranger, whatever their kind: their configuration reads no environment, writes nothing, runs nothing, and
+starts no more than ours."""
 
+import json
 import re
+from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors.torch import save_file
 
+from detkit.app.assemble.exported import ENTRY, Contract
 from detkit.app.assemble.foreign import inert, restrain
 from detkit.app.explain import tool as explain
 from detkit.app.inspect import config as show_config
@@ -17,6 +24,7 @@ from detkit.config.validate import plain
 from detkit.data import ShapesDataset
 from detkit.data.datasets.shapes import folder_of
 from detkit.engine.state.checkpoint import Checkpoint, save_checkpoint
+from detkit.engine.state.published import Published, digest_of, write_published
 from detkit.models import build_detector
 from detkit.models.backbones import resnet
 from tests.app.test_configs import composed
@@ -38,9 +46,57 @@ def stored(tmp_path_factory):
     return config, build_detector(plain(cfg)["model"], categories), categories
 
 
-@pytest.fixture
-def crafted(stored, tmp_path, monkeypatch):
-    """A checkpoint whose configuration says what is given: dotted keys and values."""
+def write_onnx(path, entry):
+    """A file of ONNX that finds nothing in any image, and says ``entry`` of itself."""
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    found = {
+        "boxes": np.zeros((1, 1, 4), np.float32),
+        "scores": np.zeros((1, 1), np.float32),
+        "labels": -np.ones((1, 1), np.int64),
+    }
+    nodes = [
+        onnx.helper.make_node("Constant", [], [name], value=onnx.numpy_helper.from_array(value))
+        for name, value in found.items()
+    ]
+    images = onnx.helper.make_tensor_value_info("images", onnx.TensorProto.UINT8, ["batch", 3, "height", "width"])
+    outputs = [
+        onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
+        for name, value in found.items()
+    ]
+    graph = onnx.helper.make_graph(nodes, "nothing", [images], outputs)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
+    onnx.helper.set_model_props(model, {ENTRY: entry})
+    onnx.save(model, path)
+
+
+def write(path, detector, categories, config):
+    """A file of the kind that ``path`` names, made as ours are, with ``config`` as it stands."""
+    if path.suffix == ".pt":
+        state = detector.state_dict()
+        save_checkpoint(path, Checkpoint(step=1, detector=state, categories=categories, config=config, metrics={}))
+        return
+    beside = {"categories": categories.to_dict(), "config": config, "metrics": {}}
+    if path.suffix == ".safetensors":
+        more = {
+            "step": 1,
+            "versions": {},
+            "calibration": None,
+            "licence": "none",
+            "digest": digest_of(detector.state_dict()),
+        }
+        write_published(path, detector.state_dict(), Published(**beside, **more))
+        return
+    nothing = {"input": "", "layout": "bchw", "size": None, "score_threshold": 0.0, "thresholds": None}
+    write_onnx(path, json.dumps(asdict(Contract(**beside, **nothing, checkpoint="", sha256=""))))
+
+
+KINDS = [".pt", ".safetensors", ".onnx"]
+
+
+@pytest.fixture(params=KINDS)
+def crafted(request, stored, tmp_path, monkeypatch):
+    """A checkpoint of each kind whose configuration says what is given: dotted keys and values."""
     monkeypatch.setenv("DETKIT_SECRET", SECRET)
     config, detector, categories = stored
 
@@ -48,10 +104,8 @@ def crafted(stored, tmp_path, monkeypatch):
         cfg = OmegaConf.create(config)
         for key, value in changes.items():
             OmegaConf.update(cfg, key, value, force_add=True)
-        path = tmp_path / "best.pt"
-        content = OmegaConf.to_container(cfg, resolve=False)
-        state = detector.state_dict()
-        save_checkpoint(path, Checkpoint(step=1, detector=state, categories=categories, config=content, metrics={}))
+        path = tmp_path / f"best{request.param}"
+        write(path, detector, categories, OmegaConf.to_container(cfg, resolve=False))
         return f"checkpoint={path}"
 
     return craft
@@ -83,6 +137,36 @@ def test_keys_are_looked_up_as_before():
 def test_what_is_no_configuration_is_refused_in_one_line(config):
     with pytest.raises(ConfigError, match=r"^file: its configuration (is no mapping|cannot be read)"):
         inert(config, "file")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "config", ["${oc.env:DETKIT_SECRET}", ["${oc.env:DETKIT_SECRET}"], {"model": "${oc.env:DETKIT_SECRET}"}]
+)
+def test_a_file_without_a_configuration_is_refused_in_one_line(kind, config, stored, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DETKIT_SECRET", SECRET)
+    write(tmp_path / f"best{kind}", *stored[1:], config)
+    output = call(evaluate.main, monkeypatch, capsys, f"checkpoint={tmp_path / f'best{kind}'}", code=2)
+    assert "its configuration is no mapping" in output or "'${oc.env:DETKIT_SECRET}'" in output
+    assert SECRET not in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_an_entry_too_deep_to_read_is_refused_in_one_line(kind, tmp_path, monkeypatch, capsys):
+    path, deep = tmp_path / f"best{kind}", "[" * 100_000
+    save_file({"a": torch.zeros(1)}, path, metadata={ENTRY: deep}) if kind == ".safetensors" else write_onnx(path, deep)
+    output = call(evaluate.main, monkeypatch, capsys, f"checkpoint={path}", code=2 if kind == ".onnx" else 1)
+    assert "its entry 'detkit' cannot be read" in output
+
+
+@pytest.mark.parametrize("place", ["model.backbone", "data.val", "evaluator", "transform.val.resize", "callbacks.x"])
+def test_nothing_is_called_that_is_none_of_ours(crafted, place, tmp_path, monkeypatch, capsys):
+    made = tmp_path / "made_by_a_stranger"
+    node = {"_target_": "os.mkdir", "path": str(made)}
+    output = call(evaluate.main, monkeypatch, capsys, crafted(**{place: node}), code=2)
+    assert "os.mkdir" in output
+    assert not made.exists()
 
 
 @pytest.mark.parametrize("tool", [evaluate, explain, predict])
@@ -195,11 +279,11 @@ def test_a_bundle_is_no_other_than_a_checkpoint(stored, monkeypatch):
         replay.detector_of(SimpleNamespace(config=config | {"model": model}, categories=categories, class_counts=None))
 
 
-def test_two_checkpoints_are_compared_without_the_environment(crafted, tmp_path, monkeypatch, capsys):
-    crafted(run_root="${oc.env:DETKIT_SECRET}")
-    (tmp_path / "best.pt").rename(tmp_path / "one.pt")
+def test_two_checkpoints_are_compared_without_the_environment(crafted, capsys):
+    best = Path(crafted(run_root="${oc.env:DETKIT_SECRET}").partition("=")[2])
+    one = best.rename(best.with_stem("one"))
     crafted()
-    show_config.main([str(tmp_path / "one.pt"), str(tmp_path / "best.pt")])
+    show_config.main([str(one), str(best)])
     output = capsys.readouterr().out
     assert "${oc.env:DETKIT_SECRET}" in output
     assert SECRET not in output

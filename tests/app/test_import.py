@@ -16,7 +16,7 @@ from detkit.config import ConfigError
 from detkit.engine.state.checkpoint import load_checkpoint
 from detkit.models import build_detector
 from tests.app.tools import call
-from tests.models.test_foreign_weights import detectron2_rcnn, mmdetection_centernet
+from tests.models.test_foreign_weights import RGB_MEAN, detectron2_rcnn, mmdetection_centernet, stats
 
 STYLE = "model = dict(backbone=dict(type='ResNet', depth={depth}, style='{style}'))"
 NAMES = ["nut", "bolt"]
@@ -83,6 +83,20 @@ def test_a_file_becomes_a_checkpoint_with_its_configuration_beside_it(theirs, tm
     assert config == OmegaConf.create(dict(own.config))
     assert config.model.neck.conv == "modulated_deform"
     assert (tmp_path / "own.yaml").read_text().startswith(f"# mmdetection:{theirs / 'a.pth'} as own.pt has it: ")
+
+
+def test_statistics_of_the_file_are_those_of_the_imported_detector(theirs, tmp_path):
+    said = "model = dict(data_preprocessor=dict(mean=[1, 2, 3], std=[255, 254, 253], bgr_to_rgb=False))"
+    torch.save({"state_dict": centernet(), "meta": {"config": said}}, tmp_path / "b.pth")
+    tool.run(
+        OmegaConf.create(given_of(theirs, tmp_path, source=f"mmdetection:{tmp_path / 'b.pth'}") | {"names": NAMES}),
+        tmp_path,
+    )
+    own = load_checkpoint(tmp_path / "own.pt")
+    detector = build_detector(OmegaConf.to_container(OmegaConf.create(dict(own.config)))["model"], own.categories)
+    assert detector.pixel_mean.flatten().tolist() == [3, 2, 1], "of R, G and B"
+    assert detector.pixel_std.flatten().tolist() == [253, 254, 255]
+    assert torch.equal(own.weights["backbone.conv1.weight"], centernet()["backbone.conv1.weight"].flip(1))
 
 
 @pytest.mark.slow
@@ -193,7 +207,7 @@ def test_where_the_second_file_cannot_be_written_the_first_does_not_stay(theirs,
 @pytest.mark.slow
 def test_a_faster_rcnn_of_detectron2_finds_something(tmp_path, theirs, run):
     state = trained(detectron2_rcnn(80))
-    state["pixel_std"] = torch.ones(3, 1, 1)
+    state |= stats(RGB_MEAN[::-1], [1.0] * 3)
     torch.save({"model": state}, tmp_path / "model_final.pth")
     run(f"source=detectron2:{tmp_path / 'model_final.pth'}", f"output={tmp_path / 'own.pt'}")
     own = load_checkpoint(tmp_path / "own.pt")

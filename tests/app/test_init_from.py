@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 
 import pytest
 import torch
@@ -11,12 +12,17 @@ from torchvision.ops import FrozenBatchNorm2d
 from detkit.app.assemble import init_from
 from detkit.app.assemble import weights_origin as origin
 from detkit.app.assemble.init_from import class_layers, initialize
+from detkit.app.assemble.parts import warn_of_frozen_chance
 from detkit.app.assemble.weights_origin import check_norms
 from detkit.config import ConfigError
-from detkit.engine.state.checkpoint import Checkpoint, save_checkpoint
+from detkit.engine.state.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from detkit.models import build_detector
+from detkit.models.backbones import ResNet
 from detkit.structures import Categories
+from tests.app.test_configs import composed
+from tests.app.tools import trainer_in
 from tests.models.builders import compose_model
+from tests.models.test_foreign_weights import RGB_MEAN, RGB_STD, stats
 
 ONE, OTHER = Categories(("a", "b", "c"), (1, 2, 3)), Categories(("x", "y", "z"), (1, 2, 3))
 LAYERS = [f"head.roi.network.{layer}.{kind}" for layer in ("cls_score", "bbox_pred") for kind in ("weight", "bias")]
@@ -215,7 +221,7 @@ def test_retinanet_without_its_prefix_is_told_of_and_names_are_fetched_once(mode
     with pytest.raises(ConfigError, match=words):
         initialize(build_detector(model, ONE), "torchvision:retinanet_resnet50_fpn", ONE, model)
     path.rename(tmp_path / "checkpoints" / "retinanet_resnet50_fpn_coco-eeacb38b.pth")
-    with pytest.raises(ConfigError, match=r"'head.classification_head.a' is not a key of torchvision's RetinaNet"):
+    with pytest.raises(ConfigError, match=r"head.classification_head.a \(no key of torchvision's RetinaNet\)"):
         initialize(build_detector(model, ONE), "torchvision:retinanet_resnet50_fpn", ONE, model)
 
 
@@ -230,7 +236,7 @@ def test_what_is_fetched_is_kept_and_a_wrong_file_is_not(model, tmp_path, monkey
         torch.save({"head.classification_head.a": torch.zeros(1)}, path)
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
-    for words in ("cannot fetch .*: invalid hash value", "is not a key of torchvision's RetinaNet", "is not a key"):
+    for words in ("cannot fetch .*: invalid hash value", "no key of torchvision's RetinaNet", "no key of"):
         with pytest.raises(ConfigError, match=words):
             initialize(build_detector(model, ONE), "torchvision:retinanet_resnet50_fpn", ONE, model)
     assert fetched == [("retinanet_resnet50_fpn_coco-eeacb38b.pth", "eeacb38b")] * 2
@@ -277,8 +283,75 @@ def test_a_state_dict_that_would_run_code_is_refused_and_every_fault_names_its_f
         initialize(build_detector(model, ONE), "torchvision:theirs.pth", ONE, model)
     assert not (tmp_path / "made_by_a_pickle").exists()
     torch.save({"roi_heads.b": torch.zeros(1)}, "theirs.pth")
-    with pytest.raises(ConfigError, match=r"init_from: theirs.pth: 'roi_heads.b' is not a key of torchvision's Faster"):
+    words = r"init_from: theirs.pth: .*roi_heads.b \(no key of torchvision's Faster"
+    with pytest.raises(ConfigError, match=words):
         initialize(build_detector(model, ONE), "torchvision:theirs.pth", ONE, model)
+
+
+def test_the_recipe_to_train_on_says_the_weights_that_it_trains_on():
+    """Without them a random backbone would train with frozen norms and three frozen stages."""
+    cfg = composed("experiment=faster_rcnn/finetune_mobilenetv3", "data.root=somewhere")
+    assert cfg.init_from.removeprefix("torchvision:") in init_from._PUBLISHED
+    assert cfg.model.backbone.frozen_stages == 3
+
+
+def test_stages_frozen_at_random_values_are_warned_of(tmp_path, caplog):
+    torch.save(ResNet(width=32, depth=18, weights=None).state_dict(), tmp_path / "weights.pth")
+    words = r"model.backbone starts from random weights, and \d+ of its tensors are frozen at them, backbone.conv1.weight to"
+    frozen = ["model.backbone.frozen_stages=2"]
+    for overrides, warned in (
+        (frozen, True),
+        ([], False),
+        ([*frozen, f"model.backbone.weights={tmp_path / 'weights.pth'}"], False),
+    ):
+        caplog.clear()
+        node = compose_model("faster_rcnn_fpn", ["model/backbone=resnet18_narrow", *overrides])
+        warn_of_frozen_chance(node, build_detector(node, ONE))
+        assert bool(re.search(words, caplog.text)) == warned, overrides
+    caplog.clear()
+    shapes = [f"data.root={tmp_path}", "data.train.num_train=2", "data.train.num_val=1", "data.train.image_size=64"]
+    trainer_in(tmp_path / "run", "experiment=quickstart", "debug=overfit", *shapes, *frozen)
+    assert re.search(words, caplog.text), "a training says it"
+
+
+LAST = ["cls_score.weight", "cls_score.bias", "bbox_pred.weight", "bbox_pred.bias"]
+
+
+@pytest.mark.parametrize("with_last", [True, False])
+@pytest.mark.parametrize("library", ["torchvision", "detectron2"])
+def test_one_file_with_every_fault_names_each_of_them(model, tmp_path, library, with_last):
+    """Missing, extra and misshapen tensors of all, four of a kind at least, are told at once, last layers or none."""
+    backbone = {"torchvision": "backbone.fpn.inner_blocks.0", "detectron2": "backbone.fpn_lateral2"}[library]
+    state = {f"{backbone}.weight": torch.zeros(5, 1, 1, 1), **{f"mask.{i}": torch.zeros(1) for i in range(4)}}
+    first = 4 if library == "torchvision" else 3  # background's row of boxes as well
+    for name, rows in zip(LAST, (4, 4, 4 * first, 4 * first), strict=True):
+        state |= {f"roi_heads.box_predictor.{name}": torch.zeros(rows, 32) if "weight" in name else torch.zeros(rows)}
+    if not with_last:
+        del state["roi_heads.box_predictor.bbox_pred.bias"]
+    torch.save({"model": state} if library == "detectron2" else state, tmp_path / "theirs.pth")
+    detector = build_detector(model, ONE)
+    with pytest.raises(ConfigError) as caught:
+        initialize(detector, f"{library}:{tmp_path / 'theirs.pth'}", ONE, model)
+    said = str(caught.value)
+    assert all(f"mask.{i} (no key of {library}'s Faster R-CNN" in said for i in range(4))
+    shape = tuple(detector.state_dict()["neck.lateral.0.weight"].shape)
+    assert f"1 of another shape ['neck.lateral.0.weight (5, 1, 1, 1) for {shape}']" in said
+    lacking = [name for name in detector.state_dict() if name != "neck.lateral.0.weight" and name not in LAYERS]
+    assert all(f"'{name}'" in said for name in lacking)
+    assert ("must have all of its last layers; missing: head.roi.network.bbox_pred.bias; " in said) is not with_last
+
+
+def test_what_a_checkpoint_of_detkits_lacks_is_named_and_what_starts_anew_is_told_once(model, checkpoint, caplog):
+    path, _ = checkpoint
+    lacking = ["neck.output.0.bias", "neck.output.0.weight", "head.roi.network.cls_score.bias"]
+    stored = load_checkpoint(path)
+    weights = {k: v for k, v in stored.detector.items() if k not in lacking}
+    save_checkpoint(path, Checkpoint(step=7, detector=weights, categories=ONE, config={}, metrics={}))
+    for categories, names in ((ONE, sorted(lacking)), (OTHER, lacking[:2])):
+        caplog.clear()
+        loaded(model, path, categories)
+        said = [r.getMessage() for r in caplog.records if "keep their random values" in r.getMessage()]
+        assert said == [f"{path}: {len(names)} tensors keep their random values: {', '.join(names)}"]
 
 
 def test_weights_of_another_model_name_the_preset_that_takes_them(tmp_path):
@@ -310,20 +383,29 @@ def test_weights_of_detectron2_and_mmdetection_ask_for_a_model_of_their_style(tm
     preset = compose_model("faster_rcnn_fpn_detectron2", small)
     detector = build_detector(preset, ONE)
     path = tmp_path / "theirs.pth"
-    names = {"backbone.bottom_up.stem.conv1.weight": torch.zeros(64, 3, 7, 7), "pixel_std": torch.full((3, 1, 1), 57.0)}
+    names = {"backbone.bottom_up.stem.conv1.weight": torch.zeros(64, 3, 7, 7), **stats(RGB_MEAN, RGB_STD)}
     rows = (("cls_score", 6), ("bbox_pred", 20))  # of five classes
     last = {f"roi_heads.box_predictor.{n}.weight": torch.zeros(num, 32) for n, num in rows}
     last |= {f"roi_heads.box_predictor.{n}.bias": torch.zeros(num) for n, num in rows}
     torch.save({"model": {**names, **last}}, path)
-    words = r"style pytorch, the model of caffe: set model.backbone.stride_in_1x1=false model.backbone.pixel_std=null$"
+    words = r"of the style pytorch, .*: set model.backbone.stride_in_1x1=false model.backbone.pixel_std=null$"
     with pytest.raises(ConfigError, match=words):
         initialize(detector, f"detectron2:{path}", ONE, preset)
     half = compose_model("faster_rcnn_fpn_detectron2", [*small, "model.backbone.pixel_std=null"])
-    with pytest.raises(
-        ConfigError, match=r"model.backbone has stride_in_1x1=true and pixel_std=None; weights of other"
-    ):
+    torch.save({"model": last}, path)
+    words = r"model.backbone has stride_in_1x1=true, pixel_std=\[58.395, 57.12, 57.375\] and .*; weights of other"
+    with pytest.raises(ConfigError, match=words):
         initialize(detector, f"detectron2:{path}", ONE, half)
-    names["pixel_std"] = torch.ones(3, 1, 1)
+    names |= stats([102.9801, 115.9465, 122.7717], [1.0] * 3)
+    torch.save({"model": {**names, **last}}, path)
+    words = r"has stride_in_1x1=true, .*: set .* model.backbone.pixel_mean=\[122.7717,115.9465,102.9801\]$"
+    with pytest.raises(ConfigError, match=words):
+        initialize(detector, f"detectron2:{path}", ONE, preset)
+    caffes = compose_model(
+        "faster_rcnn_fpn_detectron2", [*small, "model.backbone.pixel_mean=[122.7717,115.9465,102.9801]"]
+    )
+    assert init_from.from_foreign(build_detector(caffes, ONE), f"detectron2:{path}", OTHER, caffes)
+    names |= stats(RGB_MEAN[::-1], [1.0] * 3)
     torch.save({"model": {**names, **last}}, path)
     before = detector.head.roi.network.cls_score.weight.clone()
     missing = init_from.from_foreign(detector, f"detectron2:{path}", OTHER, preset)

@@ -199,6 +199,7 @@ def test_every_pair_takes_a_step_and_an_evaluation(experiment, composer, coco_la
 
 def take_a_step(composer, experiment, choice, coco_layout, folder):
     said = [f"experiment={experiment}", choice, "debug=fast", "device=cpu", "trainer.steps=1", "trainer.precision=fp32"]
+    said.append("init_from=null")  # no weights are fetched
     if experiment == "quickstart":
         data = [f"data.root={folder}", "data.train.num_train=4", "data.train.num_val=2", "data.train.image_size=96"]
     else:

@@ -19,13 +19,24 @@ from detkit.config import build
 from detkit.models.backbones import ResNet
 from detkit.models.converters import Foreign, coco_categories, load_converted, read_foreign
 from detkit.models.converters.arrays import read_arrays
-from detkit.models.converters.mmdetection_config import names_in, style_in
+from detkit.models.converters.mmdetection_config import input_in, names_in
+from detkit.models.converters.pixels import Pixels
 from detkit.models.necks import FPN
-from detkit.structures import Categories, FeatureSpec
+from detkit.structures import Categories, FeatureSpec, PixelStats
+from detkit.structures.feature_spec import IMAGENET_STATS
 from tests.models.builders import build_model, compose_model
 
 COCO = coco_categories()
 ANIMALS = Categories(("dog", "cat"), (1, 2))
+
+
+RGB_MEAN, RGB_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+BGR_MEAN = RGB_MEAN[::-1]
+
+
+def stats(mean, std):
+    """The buffers of detectron2's older files."""
+    return {"pixel_mean": torch.tensor(mean).view(-1, 1, 1), "pixel_std": torch.tensor(std).view(-1, 1, 1)}
 
 
 def norm(name, channels, *, counts=False):
@@ -208,11 +219,13 @@ def test_every_tensor_of_a_file_is_placed_and_none_is_left_over(case):
 def test_one_missing_extra_or_misshapen_tensor_is_named(case):
     _, library, shapes, style, model = case
     state = state_of(shapes(2))
-    with pytest.raises(ValueError, match=r"'mask_head\.a' is not a key of (detectron2|mmdetection)'s"):
-        Foreign(library, {**state, "mask_head.a": torch.zeros(1)}, None, None).converted(ANIMALS, style)
+    state["mask_head.a"] = torch.zeros(1)
     state[next(n for n in state if n.endswith("conv1.weight"))] = torch.zeros(5, 3, 7, 7)
     del state[next(n for n in state if n.endswith(("norm.running_var", "bn1.running_var")))]
-    words = r"1 of another shape \['backbone.conv1.weight \(5, 3, 7, 7\) .*1 missing \['backbone.bn1.running_var'\]"
+    words = (
+        r"1 unknown \[\"mask_head\.a \(no key of (detectron2|mmdetection)'s .*"
+        r"1 of another shape \['backbone.conv1.weight \(5, 3, 7, 7\) .*1 missing \['backbone.bn1.running_var'\]"
+    )
     with pytest.raises(ValueError, match=words):
         load_converted(model, Foreign(library, state, None, None).converted(ANIMALS, style)[0])
 
@@ -289,7 +302,7 @@ def test_rows_of_anchors_belong_to_the_anchors_of_their_size_and_ratio(library, 
 @torch.no_grad()
 def test_caffes_style_is_bgr_less_the_mean_and_halves_in_the_first_convolution(tmp_path):
     stem = "backbone.bottom_up.stem.conv1.weight"
-    state = {**last_layers("detectron2", "rcnn", 2), "pixel_std": torch.ones(3, 1, 1), stem: torch.randn(64, 3, 7, 7)}
+    state = {**last_layers("detectron2", "rcnn", 2), **stats(BGR_MEAN, [1.0] * 3), stem: torch.randn(64, 3, 7, 7)}
     file = foreign(tmp_path, "detectron2", state)
     assert file.style == "caffe"
     found, _ = file.converted(ANIMALS, "caffe")
@@ -305,7 +318,47 @@ def test_caffes_style_is_bgr_less_the_mean_and_halves_in_the_first_convolution(t
     assert [m.shape[-1] for m in ours(torch.zeros(1, 3, 32, 64))] == [16, 8, 4, 2]
     with pytest.raises(ValueError, match="stride_in_1x1: the blocks of ResNet-18 have no 1x1 convolution"):
         ResNet(depth=18, weights=None, stride_in_1x1=True)
-    assert foreign(tmp_path, "detectron2", {**state, "pixel_std": torch.full((3, 1, 1), 57.0)}).style == "pytorch"
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "style", "is_bgr", "carried"),
+    [
+        (RGB_MEAN, RGB_STD, "pytorch", False, IMAGENET_STATS),
+        (BGR_MEAN, [1.0] * 3, "caffe", True, (IMAGENET_STATS.mean, (1, 1, 1))),
+        ([102.9801, 115.9465, 122.7717], [1.0] * 3, "caffe", True, ((122.7717, 115.9465, 102.9801), (1, 1, 1))),
+        (BGR_MEAN, RGB_STD[::-1], None, True, IMAGENET_STATS),
+        (RGB_MEAN, [1.0] * 3, None, False, (IMAGENET_STATS.mean, (1, 1, 1))),
+    ],
+)
+def test_mean_and_deviation_of_a_file_of_detectron2_tell_its_order_and_are_carried(
+    mean, std, style, is_bgr, carried, tmp_path
+):
+    stem = "backbone.bottom_up.stem.conv1.weight"
+    state = {**last_layers("detectron2", "rcnn", 2), **stats(mean, std), stem: torch.randn(64, 3, 7, 7)}
+    file = foreign(tmp_path, "detectron2", state)
+    assert file.style == style
+    assert file.pixels.is_bgr == is_bgr
+    np.testing.assert_allclose(file.pixels.stats, carried, rtol=1e-6)
+    for asked in ("pytorch", "caffe"):
+        found = file.converted(ANIMALS, asked)[0]["backbone.conv1.weight"]
+        assert torch.equal(found, state[stem].flip(1) if is_bgr else state[stem]), "the order is the file's to tell"
+
+
+@pytest.mark.parametrize(
+    ("beside", "words"),
+    [
+        (
+            stats([0.0] * 3, [255.0] * 3),
+            r"its pixel_mean is \[0.0, 0.0, 0.0\], which does not tell RGB from BGR; allowed: ",
+        ),
+        (stats(RGB_MEAN, [0.0] * 3), r"its pixel_std is \[0.0, 0.0, 0.0\]; allowed: three numbers above 0"),
+        ({"pixel_std": torch.ones(3, 1, 1)}, "its pixel_mean is None; allowed: three numbers"),
+        ({"pixel_mean": torch.tensor([1.0])}, r"its pixel_mean is \[1.0\]; allowed: three numbers"),
+    ],
+)
+def test_statistics_that_tell_no_order_are_refused(beside, words, tmp_path):
+    with pytest.raises(ValueError, match=rf"theirs\.pth: {words}"):
+        foreign(tmp_path, "detectron2", {**last_layers("detectron2", "rcnn", 2), **beside})
 
 
 @torch.no_grad()
@@ -325,26 +378,55 @@ import os; os.abort()
 """
 
 
-def test_the_style_stands_in_a_configuration_that_is_never_run(tmp_path):
-    assert style_in(CONFIG.format(style="pytorch", std="[58.3, 57.1, 57.3]", rgb=True, more="")) == "pytorch"
-    assert style_in(CONFIG.format(style="caffe", std="[1.0, 1.0, 1.0]", rgb=False, more="")) == "caffe"
-    newer = "data_preprocessor=dict(mean=[1.0], std=[58.0], bgr_to_rgb=True)"
-    assert style_in(CONFIG.format(style="pytorch", std="[1]", rgb=False, more=newer)) == "pytorch"
-    assert style_in("") is None
-    with pytest.raises(ValueError, match=r"has backbone.style='pytorch', BGR pixels and std=\[1.0\]; taken are"):
-        style_in(CONFIG.format(style="pytorch", std="[1.0]", rgb=False, more=""))
+def told(style="pytorch", std="[58.3, 57.1, 57.3]", rgb=True, more=""):
+    return input_in(CONFIG.format(style=style, std=std, rgb=rgb, more=more))
+
+
+def test_style_and_pixels_stand_in_a_configuration_that_is_never_run(tmp_path):
+    assert told() == ("pytorch", Pixels(False, PixelStats((1, 2, 3), (58.3, 57.1, 57.3))))
+    assert told("caffe", "[4, 5, 6]", rgb=False) == ("caffe", Pixels(True, PixelStats((3, 2, 1), (6, 5, 4))))
+    zero = "data_preprocessor=dict(mean=[0, 0, 0], std=[255, 255, 255], bgr_to_rgb={})"
+    for is_rgb in (True, False):
+        stats = PixelStats((0, 0, 0), (255, 255, 255))
+        assert told(more=zero.format(is_rgb)) == ("pytorch", Pixels(not is_rgb, stats)), "the model's own goes first"
+    assert input_in("img_norm_cfg = dict(mean=[1, 2, 3], std=[4, 5, 6])")[1].is_bgr is False
+    assert input_in("data_preprocessor = dict(mean=[1, 2, 3], std=[4, 5, 6])")[1].is_bgr is True
+    assert input_in("model = dict(backbone=dict(style='caffe'))") == ("caffe", None)
+    assert input_in("") == (None, None)
     for text in ("model = (", "model = " + "(" * 5000, "a = 1\0"):
         with pytest.raises(ValueError, match="its configuration is no Python"):
-            style_in(text)
+            input_in(text)
     for text in ("model = 3", "model = dict(backbone='ResNet', data_preprocessor=[1])\nimg_norm_cfg = 'none'"):
-        assert style_in(text) is None
+        assert input_in(text) == (None, None)
     assert names_in({"dataset_meta": "coco"}) is None
     meta = {"config": CONFIG.format(style="caffe", std="[1, 1, 1]", rgb=False, more=""), "CLASSES": ("cat", "dog")}
     file = foreign(tmp_path, "mmdetection", last_layers("mmdetection", "rcnn", 2), meta=meta)
     assert (file.style, file.names) == ("caffe", ("cat", "dog"))
+    assert file.pixels == Pixels(True, PixelStats((3, 2, 1), (1, 1, 1)))
     found, _ = file.converted(ANIMALS, "caffe")
     assert found["head.roi.network.cls_score.bias"].tolist() == [1.0, 0.0, 2.0], "by name, not by place"
     assert names_in({"dataset_meta": {"classes": ["a"]}}) == ("a",)
+
+
+@pytest.mark.parametrize(
+    ("node", "words"),
+    [
+        (
+            "mean=[1.0], std=[58.0], bgr_to_rgb=True",
+            r"mean is \[1.0\]; allowed: three numbers, of the channels in 0..255",
+        ),
+        ("mean=[1, 2, 3], std=[58, 0, 58]", r"std is \[58, 0, 58\]; allowed: three numbers above 0"),
+        ("mean=[1, 2, 3]", "std is None; allowed: three numbers above 0"),
+        ("mean=MEAN, std=[1, 1, 1]", "mean is None"),
+        ("mean='123', std=[1, 1, 1]", "mean is 123"),
+        ("pad_size_divisor=32", "mean is None"),
+    ],
+)
+def test_statistics_of_a_configuration_that_are_no_numbers_are_named(node, words):
+    with pytest.raises(ValueError, match=rf"its model\.data_preprocessor\.{words}"):
+        told(more=f"data_preprocessor=dict({node})")
+    with pytest.raises(ValueError, match=r"its backbone\.style is 'tensorflow'; allowed: 'pytorch', 'caffe'"):
+        told("tensorflow")
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])

@@ -5,7 +5,7 @@ import torch
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from torchvision.ops import FrozenBatchNorm2d
 
-from detkit.models.converters import from_torchvision, load_converted
+from detkit.models.converters import UnfitError, from_torchvision, load_converted
 from detkit.structures import Categories, ImageMeta, Images, Target
 from tests.models.builders import build_model
 
@@ -197,6 +197,12 @@ def test_other_classes_leave_the_class_layers_out():
     assert not any("cls_score" in key or "roi.bbox_pred" in key for key in converted)
 
 
-def test_foreign_key_is_named():
-    with pytest.raises(ValueError, match=r"'mask_head\.conv' is not a key of torchvision's"):
+def test_a_foreign_key_has_a_name_that_no_model_has_and_missing_last_layers_are_named():
+    state = {**torchvision_model(3).state_dict(), "mask_head.conv": torch.zeros(1)}
+    found, _ = from_torchvision(state, CATEGORIES)
+    assert "mask_head.conv (no key of torchvision's Faster R-CNN)" in found
+    with pytest.raises(
+        UnfitError, match=r"torchvision's .* must have all of its last layers; missing: head\.roi"
+    ) as caught:
         from_torchvision({"mask_head.conv": torch.zeros(1)}, CATEGORIES)
+    assert list(caught.value.found) == ["mask_head.conv (no key of torchvision's Faster R-CNN)"]

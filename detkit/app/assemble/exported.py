@@ -93,7 +93,7 @@ def load_exported(path: str | Path) -> tuple[Checkpoint, ExportedDetector]:
         contract = Contract(**json.loads(held[ENTRY]))
         categories = Categories.from_dict(contract.categories)
         _check(contract, session)
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, RecursionError) as error:
         raise ConfigError(f"checkpoint: {path}: its entry {ENTRY!r} cannot be read: {error}") from error
     if contract.format != FORMAT:
         raise ConfigError(f"checkpoint: {path}: format {contract.format}; this is detkit {__version__}, of {FORMAT}")

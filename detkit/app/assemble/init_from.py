@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,22 @@ from detkit.config import ConfigError
 from detkit.engine.state.checkpoint import CheckpointError, load_checkpoint
 from detkit.models import build_detector
 from detkit.models.backbones.weights import published_file, read_state
-from detkit.models.converters import Library, Style, from_torchvision, load_converted, preset_of, read_foreign
+from detkit.models.converters import (
+    Foreign,
+    Library,
+    Style,
+    UnfitError,
+    backbone_keys,
+    faults_of,
+    from_torchvision,
+    load_converted,
+    preset_of,
+    read_foreign,
+    same_stats,
+)
 from detkit.models.mtcnn.published import from_published
-from detkit.structures import Categories
+from detkit.structures import Categories, PixelStats
+from detkit.structures.feature_spec import IMAGENET_STATS
 from detkit.utils.download import is_url, local_copy
 from detkit.utils.log import logger
 
@@ -75,7 +89,8 @@ def _path(name: str, source: str) -> Path:
 def _from_torchvision(detector: nn.Module, path: Path, categories: Categories, model: Mapping[str, Any]) -> None:
     try:
         published = read_state(path, f"the path of a state dict, or one of {', '.join(_PUBLISHED)}")
-        state, with_classes = from_torchvision(published, categories)
+        with _all_faults(detector):
+            state, with_classes = from_torchvision(published, categories)
     except ValueError as error:
         hint, where = describe_origin(path), "" if str(path) in str(error) else f"{path}: "
         raise ValueError(f"{where}{error}{hint if _TORCHVISION not in hint else ''}") from error
@@ -111,7 +126,8 @@ def from_foreign(
     foreign = read_foreign(library, path)
     foreign = foreign if names is None else dataclasses.replace(foreign, names=names)
     try:
-        state, with_classes = foreign.converted(categories, _style_of(model, foreign.style))
+        with _all_faults(detector):
+            state, with_classes = foreign.converted(categories, _style_of(model, foreign))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     check_norms(detector, foreign.state, path, known=library)
@@ -127,23 +143,38 @@ def library_of(source: str) -> Library | None:
     return next((library for library in FOREIGN if source.startswith(f"{library}:")), None)
 
 
-def _style_of(model: Mapping[str, Any], told: Style | None) -> Style:
-    """How the backbone of ``model`` takes pixels and strides, which must be as the file has ``told``."""
+def _style_of(model: Mapping[str, Any], foreign: Foreign) -> Style:
+    """How the backbone of ``model`` takes pixels and strides, which must be as the file has told."""
     backbone = model.get("backbone") or {}
-    strides, deviation = bool(backbone.get("stride_in_1x1")), backbone.get("pixel_std")
-    style: Style = "caffe" if strides else "pytorch"
-    if strides != (deviation is not None and all(float(value) == 1 for value in deviation)):
+    style: Style = "caffe" if backbone.get("stride_in_1x1") else "pytorch"
+    stats = PixelStats(
+        _triple(backbone.get("pixel_mean"), IMAGENET_STATS.mean), _triple(backbone.get("pixel_std"), IMAGENET_STATS.std)
+    )
+    told = foreign.style or style
+    wanted = foreign.pixels_by(told).stats
+    if style == told and same_stats(stats, wanted):
+        return style
+    strides = str(style == "caffe").lower()
+    has = f"stride_in_1x1={strides}, pixel_std={_numbers(stats.std)} and pixel_mean={_numbers(stats.mean)}"
+    if foreign.style is None and foreign.pixels is None:
         raise ValueError(
-            f"model.backbone has stride_in_1x1={str(strides).lower()} and pixel_std={deviation}; weights of other "
-            "libraries go with true and [1, 1, 1] (the style caffe) or with false and null (pytorch)"
+            f"model.backbone has {has}; weights of other libraries that do not tell their pixels go with true and "
+            "pixel_std=[1,1,1] (the style caffe) or with false and null (pytorch), and pixel_mean=null"
         )
-    if told not in (None, style):
-        strides, deviation = ("true", "[1,1,1]") if told == "caffe" else ("false", "null")
-        raise ValueError(
-            f"the file is of the style {told}, the model of {style}: set model.backbone.stride_in_1x1={strides} "
-            f"model.backbone.pixel_std={deviation}"
-        )
-    return style
+    words = " ".join(f"model.backbone.{key}={value}" for key, value in backbone_keys(told, wanted).items())
+    raise ValueError(
+        f"the file is of the style {told}, pixels in RGB of mean {_numbers(wanted.mean)} and deviation "
+        f"{_numbers(wanted.std)}; model.backbone has {has}: set {words}"
+    )
+
+
+def _triple(values: Sequence[float] | None, default: tuple[float, float, float]) -> tuple[float, float, float]:
+    r, g, b = default if values is None else map(float, values)
+    return r, g, b
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return f"[{', '.join(f'{value:.7g}' for value in values)}]"
 
 
 def _placed(detector: nn.Module, state: Mapping[str, Tensor], path: Path, preset: str | None = None) -> list[str]:
@@ -153,6 +184,16 @@ def _placed(detector: nn.Module, state: Mapping[str, Tensor], path: Path, preset
     except ValueError as error:
         hint = f"; these are weights for model={preset}" if preset else ""
         raise ValueError(f"{path}: {error}{hint}") from error
+
+
+@contextmanager
+def _all_faults(detector: nn.Module) -> Iterator[None]:
+    """Where the last layers of a file do not fit each other, say of all its other tensors too whether they fit."""
+    try:
+        yield
+    except UnfitError as error:
+        faults = faults_of(detector, error.found, error.last)
+        raise ValueError(f"{error}{f'; beside these {faults}' if faults else ''}") from error
 
 
 def _without_class_layers(
@@ -182,24 +223,26 @@ def _from_checkpoint(detector: nn.Module, path: Path, categories: Categories, mo
     except CheckpointError as error:
         raise CheckpointError(f"{error}{describe_origin(path)}") from error
     state = dict(checkpoint.weights)
+    anew: set[str] = set()
     if difference := checkpoint.categories.difference(categories):
         layers = class_layers(model, categories)
         logger.warning("%s is of other classes (%s): starting anew with %s", path, difference, ", ".join(layers))
-        state = {k: v for k, v in state.items() if k not in layers}
-    state = _without_counts(_without_other_head(state, checkpoint.config, model, path), detector)
+        anew |= set(layers)
+    if _has_other_head(checkpoint.config, model, path):
+        anew |= {k for k in (*state, *detector.state_dict()) if k.startswith("head.")}
+    state = _without_counts({k: v for k, v in state.items() if k not in anew}, detector)
     missing = _placed(detector, state, path)
-    logger.info("weights of %s, step %d; %d tensors keep their random values", path, checkpoint.step, len(missing))
+    _warn_of([name for name in missing if name not in anew], path)
+    logger.info("weights of %s, step %d", path, checkpoint.step)
 
 
-def _without_other_head(
-    state: dict[str, Tensor], stored: Mapping[str, Any], model: Mapping[str, Any], path: Path
-) -> dict[str, Tensor]:
-    """``state`` without the head's tensors where that was one of another class: features are of use to any head."""
+def _has_other_head(stored: Mapping[str, Any], model: Mapping[str, Any], path: Path) -> bool:
+    """Whether the checkpoint's head is of another class: features are of use to any head, its tensors are not."""
     heads = [(m.get("head") or {}).get("_target_") for m in (stored.get("model") or {}, model)]
     if None in heads or heads[0] == heads[1]:
-        return state
+        return False
     logger.warning("%s has a %s, which is not used: %s starts anew", path, *heads)
-    return {k: v for k, v in state.items() if not k.startswith("head.")}
+    return True
 
 
 def _without_counts(state: dict[str, Tensor], detector: nn.Module) -> dict[str, Tensor]:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from detkit.config import ConfigError, build
 from detkit.config.ranges import check_range
-from detkit.config.registry import parameters, resolve
+from detkit.config.registry import default_node, parameters, resolve
 from detkit.config.validate import is_component
 from detkit.data.balance import classes_of_images
 from detkit.data.datasets.base import DetectionDataset
@@ -99,6 +100,24 @@ def withhold_pretrained_weights(node: dict[str, Any], cls: type) -> None:
     for argument, value in (("weights", None), ("pretrained", False), ("checkpoint", None)):
         if argument in known:
             node[argument] = value
+
+
+def warn_of_frozen_chance(model: Mapping[str, Any], detector: nn.Module) -> None:
+    """Say where stages of a backbone stay at the random values that they start from; nothing else brings weights."""
+    backbone = model.get("backbone", {})
+    if not is_component(backbone):
+        return
+    cls = resolve(backbone["_target_"])
+    chosen = default_node(cls) | dict(backbone)
+    at_random = dict(chosen)
+    withhold_pretrained_weights(at_random, cls)
+    frozen = [name for name, p in detector.named_parameters() if name.startswith("backbone.") and not p.requires_grad]
+    if frozen and at_random == chosen:
+        logger.warning(
+            "model.backbone starts from random weights, and %d of its tensors are frozen at them, %s to %s: name "
+            "weights (init_from or those of model.backbone), or let all stages train (model.backbone.frozen_stages=0)",
+            len(frozen), frozen[0], frozen[-1],
+        )  # fmt: skip
 
 
 def check_same_classes(train: Categories, other: Categories, what: str) -> None:

@@ -18,6 +18,7 @@ from detkit.app.assemble.parts import (
     build_transforms,
     check_same_classes,
     choose_device,
+    warn_of_frozen_chance,
     without_pretrained_weights,
 )
 from detkit.config import ConfigError, build
@@ -55,6 +56,8 @@ def build_trainer(cfg: DictConfig, folder: Path, resumed: bool = False) -> tuple
     detector = build_detector(node["model"], train_set.categories, counts)
     if node["init_from"] is not None and not resumed:
         initialize(detector, node["init_from"], train_set.categories, node["model"])
+    elif not resumed:
+        warn_of_frozen_chance(node["model"], detector)
     if node["sync_bn"]:
         detector = with_sync_bn(detector, device)
     if dist.rank():  # from here on, dropout and the like: each process draws its own

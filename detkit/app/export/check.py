@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,11 +21,17 @@ from detkit.structures import Batch, Detections, Images, Target
 #: What may differ: px, and score.
 MOST_PX, MOST_SCORE = 0.01, 1e-4
 
+#: What AP of the whole split may differ by: equal scores may stand in another order.
+MOST_AP = 1e-3
+
+#: Detections that are to be compared, and the most images that are looked at to find as many.
+LEAST_COMPARED, MOST_IMAGES = 10, 200
+
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Of a number of images the largest differences of boxes (px) and scores between detections that belong together,
-    those ``alone`` in words, and the seconds that all took here and there."""
+    """Of a number of images the largest differences of boxes (px) and scores between ``num_detections`` that belong
+    together, those ``alone`` in words, and the seconds that all took here and there."""
 
     num_images: int
     num_detections: int
@@ -44,16 +50,18 @@ class Agreement:
 
 def agreement(
     detector: nn.Module, exported: nn.Module, batches: Iterable[Batch], num_images: int, divisor: int,
-    edges: Sequence[Sequence[float]],
+    edges: Sequence[Sequence[float]], most: int | None = None,
 ) -> Agreement:  # fmt: skip
     """Both detectors on the first images of ``batches``, one by one.
 
     Args:
+        num_images: least number of them; more are looked at, up to MOST_IMAGES, until LEAST_COMPARED detections were
+            compared.
         divisor: px, to which the loader pads.
-        edges: the least scores that come out of them, see :func:`partners`.
+        edges, most: the least scores and the most detections that come out of them, see :func:`partners`.
     """
     px, score, count, seconds, alone, seen = 0.0, 0.0, 0, [0.0, 0.0], [], 0
-    for image in _singles(batches, num_images, divisor):
+    for image in (one for batch in batches for one in _singles(batch.images, divisor)):
         seen += 1
         found = []
         for i, each in enumerate((detector, exported)):
@@ -62,28 +70,31 @@ def agreement(
                 found.append(each(image)[0])
             seconds[i] += time.perf_counter() - start
         here, there = found
-        pairs, left = partners(here, there, edges)
+        pairs, left = partners(here, there, edges, most)
         alone += [f"{image.meta[0].file}: {words}" for words in left]
-        count += len(here)
+        count += len(pairs)
         if len(pairs):
             one, two = here.select(pairs[:, 0]), there.select(pairs[:, 1])
             px = max(px, float((_places(one) - _places(two)).abs().max()))
             score = max(score, float((one.scores - two.scores).abs().max()))
+        if seen >= num_images and (alone or count >= LEAST_COMPARED or seen >= MOST_IMAGES):
+            break
     return Agreement(seen, count, px, score, tuple(alone), (max(seconds[0], 1e-9), max(seconds[1], 1e-9)))
 
 
 def partners(
-    here: Detections, there: Detections, edges: Sequence[Sequence[float]] = ()
+    here: Detections, there: Detections, edges: Sequence[Sequence[float]] = (), most: int | None = None
 ) -> tuple[torch.Tensor, list[str]]:
     """The pairs (P, 2) of detections that agree within MOST_PX and MOST_SCORE, and in words those without a partner.
 
     Landmarks count like corners.
 
-    Equal scores may stand in another order. What scores as the last of as many on the other side, or as one of the
+    Equal scores may stand in another order. What scores as the last where both sides are full, or as one of the
     ``edges``, may be on one side alone: rounding decides there.
 
     Args:
         edges: each with one score of every class, below which nothing of it comes out.
+        most: detections with which a side is full; None where that is not known, and sides of as many are taken as it.
     """
     one, two = _places(here), _places(there)
     px = (one[:, None] - two[None]).abs().amax(dim=2)
@@ -95,7 +106,8 @@ def partners(
             j = int(torch.where(free[i], px[i], torch.inf).argmin())
             pairs.append((i, j))
             free[:, j] = False
-    last = [float(d.scores.min()) for d in (here, there) if len(here) == len(there) and len(d)]
+    full = len(here) == len(there) and most in (None, len(here))
+    last = [float(d.scores.min()) for d in (here, there) if full and len(d)]
     left = []
     for side, found, taken in (("here", here, {i for i, _ in pairs}), ("in the file", there, {j for _, j in pairs})):
         for i in set(range(len(found))) - taken:
@@ -112,16 +124,28 @@ def _places(found: Detections) -> torch.Tensor:
     return torch.cat([found.boxes, *points], dim=1)
 
 
-def _singles(batches: Iterable[Batch], num_images: int, divisor: int) -> Iterable[Images]:
-    """The first ``num_images`` images, each as a batch of its own."""
-    for batch in batches:
-        for i, meta in enumerate(batch.images.meta):
-            if num_images == 0:
-                return
-            num_images -= 1
-            h, w = meta.size
-            whole = batch.images.pixels[i : i + 1, :, :h, :w]
-            yield Images(F.pad(whole, (0, -w % divisor, 0, -h % divisor)), (replace(meta),))
+def _singles(images: Images, divisor: int) -> Iterator[Images]:
+    """Each of ``images`` as a batch of its own."""
+    for i, meta in enumerate(images.meta):
+        h, w = meta.size
+        whole = images.pixels[i : i + 1, :, :h, :w]
+        yield Images(F.pad(whole, (0, -w % divisor, 0, -h % divisor)), (replace(meta),))
+
+
+class OneByOne(Detector):
+    """``detector`` asked of each image of a batch alone, as a file is: both see the same padding.
+
+    Args:
+        divisor: px, to which an image is padded.
+    """
+
+    def __init__(self, detector: nn.Module, divisor: int) -> None:
+        super().__init__()
+        self.detector, self.divisor = detector, divisor
+
+    def forward(self, images: Images, targets: Sequence[Target] | None = None) -> list[Detections]:
+        assert targets is None, "it is only asked what it finds"
+        return [self.detector(one)[0] for one in _singles(images, self.divisor)]
 
 
 class ResizedDetector(Detector):
@@ -158,6 +182,13 @@ def least_score(detector: nn.Module) -> float:
     selectors = [p["selector"].score_threshold for p in parts if isinstance(p.get("selector"), Selector)]
     last = [p["cascade"].thresholds[-1] for p in parts if isinstance(p.get("cascade"), CascadeSettings)]
     return max((*selectors, *last), default=0.0)
+
+
+def most_detections(detector: nn.Module) -> int | None:
+    """How many detections of an image come out at most; None where no part of the detector says so."""
+    parts = [vars(m) for m in detector.modules()]
+    cutters = [p[key] for p in parts for key in ("selector", "cascade") if key in p]
+    return min((c.max_detections for c in cutters if isinstance(c, (Selector, CascadeSettings))), default=None)
 
 
 def edges_of(detector: nn.Module, num_classes: int) -> list[list[float]]:

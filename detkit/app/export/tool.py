@@ -18,7 +18,18 @@ from detkit.app.assemble.parts import build_evaluator, build_transforms
 from detkit.app.assemble.schema import ExportOptions
 from detkit.app.assemble.stored import Stored, eval_loader, load_stored, open_split
 from detkit.app.cli.entry import run_tool
-from detkit.app.export.check import MOST_PX, MOST_SCORE, ResizedDetector, agreement, edges_of, least_score
+from detkit.app.export.check import (
+    LEAST_COMPARED,
+    MOST_AP,
+    MOST_PX,
+    MOST_SCORE,
+    OneByOne,
+    ResizedDetector,
+    agreement,
+    edges_of,
+    least_score,
+    most_detections,
+)
 from detkit.app.run.next_command import tell_prediction_with
 from detkit.config import ConfigError
 from detkit.config.ranges import check_range
@@ -188,30 +199,51 @@ def _compare(
     here: Detector, exported: ExportedDetector, stored: Stored, dataset: DetectionDataset, loader: EvalLoader,
     options: ExportOptions,
 ) -> None:  # fmt: skip
-    """Raise DiffersError where the file differs, and print AP by both."""
+    """Print how far the file agrees, and AP by both.
+
+    Raises:
+        DiffersError: it finds something else, or has another AP.
+        ConfigError: nothing is found in the images, so that nothing can be compared.
+    """
     edges = edges_of(here, len(stored.checkpoint.categories))
-    found = agreement(here, exported, loader, options.num_images, _divisor(stored), edges)
+    most = most_detections(here)
+    found = agreement(here, exported, loader, options.num_images, _divisor(stored), edges, most)
     if found.alone:
         shown = "\n  ".join(found.alone[:5])
         raise DiffersError(
             f"the exported file finds something else (more than {MOST_PX:g} px or {MOST_SCORE:g} apart) in "
             f"{len(found.alone)} places and is not kept:\n  {shown}"
         )
-    rich.print(str(found))
     if not found.num_detections:
-        logger.warning("nothing was found in these images, so that nothing was compared: see num_images and split")
+        raise ConfigError(
+            f"split: the detector finds nothing in {found.num_images} images of {options.split}, so that nothing of "
+            "the file could be compared, and it is not kept: take another split or more images (num_images), lower the "
+            "detector's score_threshold, or train it further"
+        )
+    rich.print(str(found))
+    if found.num_detections < LEAST_COMPARED:
+        logger.warning(
+            "only %d detections in %d images could be compared, which is little to trust a file by",
+            found.num_detections, found.num_images,
+        )  # fmt: skip
     if options.evaluate and stored.config.get("evaluator") is not None:
-        _print_ap(here, exported, stored, dataset, loader)
+        _compare_ap(here, exported, stored, dataset, loader)
 
 
-def _print_ap(
+def _compare_ap(
     here: Detector, exported: ExportedDetector, stored: Stored, dataset: DetectionDataset, loader: EvalLoader
 ) -> None:
+    """Print AP of the whole split by both; raise DiffersError where one is another."""
     values = []
-    for detector in (here, exported):
+    for detector in (OneByOne(here, _divisor(stored)), exported):
         evaluator = build_evaluator(stored.config["evaluator"], dataset, lambda: open_split(stored, "train")[0])
         values.append(evaluate(detector, loader, evaluator, device=stored.device).value("AP"))
     rich.print(f"AP on {len(dataset)} images: {values[0]:.4f} here, {values[1]:.4f} by the file")
+    if abs(values[0] - values[1]) > MOST_AP:  # nan, where there is no object, is no difference
+        raise DiffersError(
+            f"the exported file has another AP on {len(dataset)} images (more than {MOST_AP:g} apart) and is not kept: "
+            f"{values[0]:.4f} here, {values[1]:.4f} by the file"
+        )
 
 
 if __name__ == "__main__":

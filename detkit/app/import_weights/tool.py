@@ -24,7 +24,7 @@ from detkit.config.validate import plain
 from detkit.engine.bad_steps.finite import refuse_bad_weights
 from detkit.engine.state.checkpoint import Checkpoint, save_checkpoint
 from detkit.models import Detector, build_detector
-from detkit.models.converters import Foreign, Style, coco_categories, read_foreign
+from detkit.models.converters import Foreign, Style, backbone_keys, coco_categories, read_foreign
 from detkit.structures import Categories
 from detkit.utils.files import atomic_write
 from detkit.utils.log import set_up_logging
@@ -107,6 +107,11 @@ def _read(source: str) -> Foreign:
 
 
 def _style(foreign: Foreign, options: ImportOptions) -> Style:
+    if options.style is None and foreign.style is None and foreign.pixels is not None:
+        raise ConfigError(
+            "style: the file tells its pixels and not where a bottleneck halves its map: style=caffe for the first 1x1 "
+            "convolution, style=pytorch for the 3x3"
+        )
     if options.style is None and foreign.style is None:
         raise ConfigError(
             "style: the file does not tell it: style=caffe for BGR pixels less a mean and the stride in the first 1x1 "
@@ -154,11 +159,9 @@ def configuration(foreign: Foreign, style: Style) -> dict[str, Any]:
     if family == "centernet" and style == "caffe":
         raise ConfigError("style: CenterNet's ResNet-18 is of the style pytorch alone")
     if family != "centernet":
-        overrides += [
-            f"model.backbone.depth={foreign.depth}",
-            f"model.backbone.stride_in_1x1={style == 'caffe'}".lower(),
-        ]
-        overrides.append(f"model.backbone.pixel_std={'[1.0,1.0,1.0]' if style == 'caffe' else 'null'}")
+        overrides.append(f"model.backbone.depth={foreign.depth}")
+    keys = backbone_keys(style, foreign.pixels_by(style).stats)
+    overrides += [f"model.backbone.{key}={value}" for key, value in keys.items()]
     return plain(Composer()(*overrides).cfg)
 
 

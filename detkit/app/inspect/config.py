@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from rich.markup import escape
 from rich.table import Table
 
+from detkit.app.assemble.exported import is_exported, load_exported
 from detkit.app.assemble.foreign import inert
 from detkit.app.assemble.identity import is_free, leaves
 from detkit.app.cli.composer import Composer
@@ -23,6 +24,7 @@ from detkit.app.run.manifest import counted
 from detkit.config import ConfigError
 from detkit.config.validate import plain
 from detkit.engine.state.checkpoint import load_checkpoint
+from detkit.engine.state.published import SUFFIX
 from detkit.utils.commands import command
 
 #: What a manifest says of one start alone, or what the configuration says better.
@@ -95,7 +97,9 @@ def read_config(path: Path) -> dict[str, Any]:
     file = path / CONFIG if path.is_dir() else path
     if not file.is_file():
         raise ConfigError(f"{path}: no run folder, checkpoint or configuration is there")
-    if file.suffix in (".pt", ".pth"):
+    if is_exported(file):
+        return dict(load_exported(file)[0].config)
+    if file.suffix in (".pt", ".pth", SUFFIX):
         return dict(load_checkpoint(file).config)
     loaded: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     return loaded

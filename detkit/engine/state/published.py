@@ -68,7 +68,7 @@ def read_published(path: Path) -> tuple[dict[str, Tensor], Published]:
     try:
         beside = Published(**json.loads(metadata[ENTRY]))
         Categories.from_dict(beside.categories)
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, RecursionError) as error:
         raise ValueError(f"{path}: its entry {ENTRY!r} cannot be read: {error}") from error
     if beside.format != FORMAT:
         raise ValueError(f"{path}: format {beside.format}; this detkit reads format {FORMAT}")

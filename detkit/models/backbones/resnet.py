@@ -111,6 +111,7 @@ class ResNet(Backbone):
         stride_in_1x1: halve the map in a bottleneck's first 1x1 convolution, as the paper and weights of Caffe's do.
         pixel_std: deviation of R, G and B in 0..255 that the weights were trained with, [1, 1, 1] for those of Caffe's;
             null for ImageNet's.
+        pixel_mean: their mean, likewise; null for ImageNet's.
         attention: rescales the residual of every block that trains (``attention@model.backbone.attention=SE``). It
             starts as the identity by default; with ``identity: false`` pretrained weights are hurt.
     """
@@ -132,6 +133,7 @@ class ResNet(Backbone):
         width: Count = 64,
         stride_in_1x1: bool = False,
         pixel_std: tuple[float, float, float] | None = None,
+        pixel_mean: tuple[float, float, float] | None = None,
         attention: Callable[..., Attention] | None = None,
     ) -> None:
         super().__init__()
@@ -143,10 +145,9 @@ class ResNet(Backbone):
                 f"stride_in_1x1: the blocks of ResNet-{depth} have no 1x1 convolution to stride in: take depth 50 or "
                 "101, or stride_in_1x1=false"
             )
-        if pixel_std is not None:
-            if not min(pixel_std) > 0:
-                raise ValueError(f"pixel_std must be positive, not {list(pixel_std)}")
-            self.pixel_stats = PixelStats(IMAGENET_STATS.mean, pixel_std)
+        if pixel_std is not None and not min(pixel_std) > 0:
+            raise ValueError(f"pixel_std must be positive, not {list(pixel_std)}")
+        self.pixel_stats = PixelStats(pixel_mean or IMAGENET_STATS.mean, pixel_std or IMAGENET_STATS.std)
         self.levels = levels
         self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = make_norm(norm, width, norm_eps)

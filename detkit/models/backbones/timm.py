@@ -203,7 +203,7 @@ def _check_weights(timm, name: str, path: Path) -> None:
     model = timm.create_model(name, pretrained=False, num_classes=0)
     missing = sorted(model.state_dict().keys() - found.keys())
     if missing:
-        raise ValueError(f"checkpoint: {path} does not fit timm's {name}: {len(missing)} missing, {missing[:3]}")
+        raise ValueError(f"checkpoint: {path} does not fit timm's {name}: {len(missing)} missing, {missing}")
 
 
 def _levels_from_stride_4(info: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:

@@ -104,4 +104,4 @@ def read_state(path: Path, allowed: str = "'imagenet', the path of a state dict,
 
 
 def _count(what: str, keys: list[str]) -> str:
-    return f"{len(keys)} {what}" + (f" ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})" if keys else "")
+    return f"{len(keys)} {what}" + (f" ({', '.join(keys)})" if keys else "")

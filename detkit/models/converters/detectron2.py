@@ -69,7 +69,7 @@ def from_detectron2(
         the renamed state dict, and whether the class layers are in it.
 
     Raises:
-        ValueError: a key that such a model does not have, or its last layers are missing.
+        UnfitError: its last layers are missing, or do not fit each other.
     """
     weights = {key: value for key, value in state.items() if not BESIDE.match(key)}
     if not _is_retinanet(state):

@@ -16,7 +16,8 @@ from torch import Tensor
 from detkit.models.converters.arrays import read_arrays
 from detkit.models.converters.detectron2 import detectron2_preset, from_detectron2
 from detkit.models.converters.mmdetection import from_mmdetection, mmdetection_preset
-from detkit.models.converters.mmdetection_config import Style, names_in, style_in
+from detkit.models.converters.mmdetection_config import input_in, names_in
+from detkit.models.converters.pixels import OF_STYLE, Pixels, Style, pixels_of
 from detkit.structures import Categories
 
 Library = Literal["detectron2", "mmdetection"]
@@ -35,12 +36,13 @@ _LAST_LAYERS = (
 
 @dataclass(frozen=True)
 class Foreign:
-    """A state dict of ``library``; ``style`` and ``names`` of the classes where the file tells them."""
+    """A state dict of ``library``; ``style``, ``names`` of the classes and ``pixels`` where the file tells them."""
 
     library: Library
     state: Mapping[str, Tensor]
     style: Style | None
     names: tuple[str, ...] | None
+    pixels: Pixels | None = None
 
     @property
     def preset(self) -> str:
@@ -66,16 +68,20 @@ class Foreign:
         """Of its ResNet: 101 where the third stage has so many blocks, else 50, as most are."""
         return 101 if any(re.match(r"^backbone\.(layer3|bottom_up\.res4)\.22\.", key) for key in self.state) else 50
 
+    def pixels_by(self, style: Style) -> Pixels:
+        """How its network takes pixels: as the file tells, else as ``style`` has it."""
+        return self.pixels or OF_STYLE[style]
+
     def converted(self, categories: Categories, style: Style) -> tuple[dict[str, Tensor], bool]:
         """The weights under detkit's names for pixels in RGB, and whether the class layers are among them.
 
         Raises:
-            ValueError: a key that no such model has, or its last layers are missing.
+            UnfitError: its last layers are missing, or do not fit each other.
         """
         convert = from_detectron2 if self.library == "detectron2" else from_mmdetection
         found, with_classes = convert(self.state, categories, self.names)
-        if style == "caffe" and _STEM in found:
-            found[_STEM] = found[_STEM].flip(1)  # it reads BGR
+        if self.pixels_by(style).is_bgr and _STEM in found:
+            found[_STEM] = found[_STEM].flip(1)
         return found, with_classes
 
 
@@ -93,10 +99,10 @@ def read_foreign(library: Library, path: Path) -> Foreign:
     meta = meta if isinstance(meta, Mapping) else {}
     try:
         text = str(meta.get("config") or meta.get("cfg") or "")
-        style = _style_of(state) if library == "detectron2" else style_in(text)
+        style, pixels = _input_of(state) if library == "detectron2" else input_in(text)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return Foreign(library, state, style, names_in(meta))
+    return Foreign(library, state, style, names_in(meta), pixels)
 
 
 def _read_torch(path: Path, library: Library) -> Any:
@@ -121,9 +127,15 @@ def _state_in(content: Any, key: str, path: Path) -> dict[str, Tensor]:
     return {str(k).removeprefix("module."): v for k, v in state.items()}
 
 
-def _style_of(state: Mapping[str, Tensor]) -> Style | None:
-    """By the deviation of pixels, which detectron2's older files hold."""
-    std = state.get("pixel_std")
-    if std is None:
-        return None
-    return "caffe" if bool((std == 1).all()) else "pytorch"
+def _input_of(state: Mapping[str, Tensor]) -> tuple[Style | None, Pixels | None]:
+    """Style and pixels by the mean and deviation that detectron2's older files hold.
+
+    Raises:
+        ValueError: they are no three numbers each, or do not tell RGB from BGR.
+    """
+    names = ("pixel_mean", "pixel_std")
+    if not any(name in state for name in names):
+        return None, None
+    mean, std = (state[name].flatten().tolist() if name in state else None for name in names)
+    pixels = pixels_of(mean, std, None, names)
+    return pixels.style, pixels

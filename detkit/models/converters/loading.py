@@ -23,18 +23,37 @@ def load_converted(model: torch.nn.Module, state: Mapping[str, Tensor]) -> list[
         ValueError: a name that the model does not have, or a tensor of another shape; what is missing is named as well.
     """
     own = model.state_dict()
-    state = {k: v for k, v in _joined(state, own).items() if k in own or not _is_idle_count(k, own)}
-    foreign, missing = sorted(state.keys() - own.keys()), sorted(own.keys() - state.keys())
+    state = _under_own_names(state, own)
+    unknown, wrong, missing = _faults(own, state)
+    if unknown or wrong:
+        raise ValueError(f"the weights do not fit the model: {_told(unknown, wrong, missing)}")
+    model.load_state_dict(state, strict=False)
+    return missing
+
+
+def faults_of(model: torch.nn.Module, state: Mapping[str, Tensor], but: Sequence[str] = ()) -> str:
+    """Every tensor of ``state`` that ``model`` does not have or has of another shape, and all that it lacks.
+
+    Args:
+        but: of which nothing is said.
+    """
+    own = model.state_dict()
+    faults = _faults(own, _under_own_names(state, own))
+    return _told(*([name for name in names if name not in but] for names in faults))
+
+
+def _under_own_names(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v for k, v in _joined(state, own).items() if k in own or not _is_idle_count(k, own)}
+
+
+def _faults(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
+    """Unknown names of ``state``, those of another shape with both, and missing ones."""
     wrong = [
         f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}"
         for k in sorted(state.keys() & own.keys())
         if state[k].shape != own[k].shape
     ]
-    if foreign or wrong:
-        parts = (("unknown", foreign), ("of another shape", wrong), ("missing", missing))
-        raise ValueError("the weights do not fit the model: " + ", ".join(_told(w, n) for w, n in parts if n))
-    model.load_state_dict(state, strict=False)
-    return missing
+    return sorted(state.keys() - own.keys()), wrong, sorted(own.keys() - state.keys())
 
 
 def _joined(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -58,5 +77,6 @@ def _is_idle_count(name: str, own: Mapping[str, Tensor]) -> bool:
     return _joined_name(f"{name.removesuffix(_COUNT)}running_mean", own) in own
 
 
-def _told(what: str, names: Sequence[str]) -> str:
-    return f"{len(names)} {what} {names[:3]}"
+def _told(unknown: Sequence[str], wrong: Sequence[str], missing: Sequence[str]) -> str:
+    parts = (("unknown", unknown), ("of another shape", wrong), ("missing", missing))
+    return ", ".join(f"{len(names)} {what} {names}" for what, names in parts if names)

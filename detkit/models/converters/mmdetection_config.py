@@ -4,45 +4,48 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
-#: How pixels come in, and where a bottleneck halves its map. ``pytorch``: RGB by ImageNet's mean and deviation, in the
-#: 3x3 convolution; ``caffe``: BGR less the mean, in the first 1x1.
-Style = Literal["pytorch", "caffe"]
+from detkit.models.converters.pixels import Pixels, Style, pixels_of
+
+#: What turns the channels of an image; each does, whatever its name says of the order before.
+_TURNS = ("to_rgb", "bgr_to_rgb", "rgb_to_bgr")
 
 
-def style_in(text: str) -> Style | None:
-    """The style of a configuration; None where it does not say.
+def input_in(text: str) -> tuple[Style | None, Pixels | None]:
+    """The style of a configuration, and how its network takes pixels; None for what it does not say.
 
     Raises:
-        ValueError: it says a mixture of both, or is no Python.
+        ValueError: it is no Python, or its mean and deviation are no three numbers each.
     """
     try:
         said = {name: value for node in ast.parse(text).body for name, value in _assigned(node)}
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"its configuration is no Python: {error}") from error
     model = _mapping(said.get("model"))
-    backbone = _mapping(model.get("backbone")).get("style")
-    pixels = _mapping(model.get("data_preprocessor")) or _mapping(said.get("img_norm_cfg"))
-    is_rgb, std = pixels.get("to_rgb", pixels.get("bgr_to_rgb")), pixels.get("std")
-    if backbone is None and is_rgb is None:
-        return None
-    style: Style = "caffe" if backbone == "caffe" else "pytorch"
-    if is_rgb is not None and (bool(is_rgb), _is_one(std)) != (style == "pytorch", style == "caffe"):
-        raise ValueError(
-            f"its configuration has backbone.style={backbone!r}, {'RGB' if is_rgb else 'BGR'} pixels and std={std}; "
-            "taken are 'pytorch' with RGB and ImageNet's std, and 'caffe' with BGR and a std of 1"
-        )
-    return style
+    style = _mapping(model.get("backbone")).get("style")
+    pixels = _pixels_in(model, said)
+    if style not in (None, "pytorch", "caffe"):
+        raise ValueError(f"its backbone.style is {style!r}; allowed: 'pytorch', 'caffe'")
+    return "pytorch" if style is None and pixels is not None else style, pixels
+
+
+def _pixels_in(model: Mapping[Any, Any], said: Mapping[str, Any]) -> Pixels | None:
+    """What is done to an image, which mmdetection reads as BGR: channels are turned first, where that is said."""
+    for place, node, turned_unless_said in (
+        ("model.data_preprocessor", _mapping(model.get("data_preprocessor")), False),
+        ("data_preprocessor", _mapping(said.get("data_preprocessor")), False),
+        ("img_norm_cfg", _mapping(said.get("img_norm_cfg")), True),
+    ):
+        if node:
+            turns = [bool(node[key]) for key in _TURNS if key in node] or [turned_unless_said]
+            return pixels_of(node.get("mean"), node.get("std"), not any(turns), (f"{place}.mean", f"{place}.std"))
+    return None
 
 
 def _mapping(value: Any) -> Mapping[Any, Any]:
     """``value``, or nothing where it is something else: a file of strangers may say anything."""
     return value if isinstance(value, Mapping) else {}
-
-
-def _is_one(std: Any) -> bool:
-    return isinstance(std, list) and all(value == 1 for value in std)
 
 
 def _assigned(node: ast.stmt) -> list[tuple[str, Any]]:

@@ -17,6 +17,19 @@ Rename = tuple[str, str]
 COCO_91: tuple[str, ...] = tuple(FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"])
 
 
+class UnfitError(ValueError):
+    """The last layers of a file, from which its classes are told, are not there or do not fit each other.
+
+    Attributes:
+        found: the tensors of the file under detkit's names but for those of its last layers, ``last``.
+    """
+
+    def __init__(self, text: str, found: Mapping[str, Tensor], last: Sequence[str]) -> None:
+        super().__init__(text)
+        self.last = last
+        self.found = {name: value for name, value in found.items() if name not in last}
+
+
 def coco_categories() -> Categories:
     """COCO's 80 classes with their numbers."""
     ids = tuple(i for i, name in enumerate(COCO_91) if name not in ("__background__", "N/A"))
@@ -26,16 +39,14 @@ def coco_categories() -> Categories:
 def renamed(state: Mapping[str, Tensor], renames: Sequence[Rename], what: str) -> dict[str, Tensor]:
     """``state`` under detkit's names: of ``renames`` the first that fits.
 
-    A convolution beside the ``norm`` that follows it is that layer's ``conv``.
+    A convolution beside the ``norm`` that follows it is that layer's ``conv``. A key that none fits gets a name that
+    says so and that no model has, so that loading names it together with all else that does not fit.
 
-    Raises:
-        ValueError: keys that none fits; ``what`` has no such keys.
+    Args:
+        what: the network that has no such keys.
     """
-    names = {key: _rename(key, renames) for key in state}
-    if foreign := [key for key, name in names.items() if name is None]:
-        shown = ", ".join(map(repr, foreign[:5])) + ", ..." * (len(foreign) > 5)
-        raise ValueError(f"{shown} {'is not a key' if len(foreign) == 1 else 'are not keys'} of {what}")
-    placed = {name: state[key] for key, name in names.items() if name is not None}
+    names = {key: _rename(key, renames) or f"{key} (no key of {what})" for key in state}
+    placed = {name: state[key] for key, name in names.items()}
     normed = {name.removesuffix(".norm.weight") for name in placed if name.endswith(".norm.weight")}
     return {_beside_norm(name, normed): value for name, value in placed.items()}
 
@@ -43,7 +54,8 @@ def renamed(state: Mapping[str, Tensor], renames: Sequence[Rename], what: str) -
 def check_present(found: Mapping[str, Tensor], last: Sequence[str], what: str) -> None:
     """Refuse a state dict without one of its ``last`` layers' tensors, from which the classes are told."""
     if missing := [name for name in last if name not in found]:
-        raise ValueError(f"the state dict of {what} must have all of its last layers; missing: {', '.join(missing)}")
+        text = f"the state dict of {what} must have all of its last layers; missing: {', '.join(missing)}"
+        raise UnfitError(text, found, last)
 
 
 def check_rows(found: Mapping[str, Tensor], rows: Mapping[str, int], what: str) -> None:
@@ -51,7 +63,7 @@ def check_rows(found: Mapping[str, Tensor], rows: Mapping[str, int], what: str) 
     if wrong := [
         f"{name} {tuple(found[name].shape)}, not {n} rows" for name, n in rows.items() if len(found[name]) != n
     ]:
-        raise ValueError(f"the last layers of {what} do not fit each other: {'; '.join(wrong)}")
+        raise UnfitError(f"the last layers of {what} do not fit each other: {'; '.join(wrong)}", found, list(rows))
 
 
 def _rename(key: str, renames: Sequence[Rename]) -> str | None:

@@ -79,7 +79,7 @@ def from_torchvision(state: Mapping[str, Tensor], categories: Categories) -> tup
         the renamed state dict, and whether the class layers are in it: they are left out where the class lists differ.
 
     Raises:
-        ValueError: a key that such a model does not have, or its last layers are missing.
+        UnfitError: its last layers are missing, or do not fit each other.
     """
     return (_from_retinanet if is_retinanet(state) else _from_faster_rcnn)(state, categories)
 
