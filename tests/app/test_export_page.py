@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -26,10 +27,10 @@ def test_the_program_of_the_page_prints_what_the_detector_finds(tmp_path):
     detector, images = awake("yolov1_paper", []), pixels(1, 3, 64, 128)
     graph = traced(made_program(detector, size_divisor=32), (64, 128), fixed=True)
     write_onnx(graph, tmp_path / "model.onnx", {"class_names": json.dumps(CATEGORIES.names)})
-    np.save(tmp_path / "image.npy", images[0].permute(1, 2, 0).numpy())
+    cv2.imwrite(str(tmp_path / "image.png"), images[0].permute(1, 2, 0).numpy()[:, :, ::-1])
     (tmp_path / "program.py").write_text(program)
     said = subprocess.run(
-        [sys.executable, "-I", "program.py", "model.onnx", "image.npy"], cwd=tmp_path, check=True, capture_output=True, text=True
+        [sys.executable, "-I", "program.py", "model.onnx", "image.png"], cwd=tmp_path, check=True, capture_output=True, text=True
     )  # fmt: skip
     with torch.no_grad():
         (found,) = detector(padded(images))
