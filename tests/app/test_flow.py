@@ -67,7 +67,9 @@ def test_the_order_and_number_of_images_in_a_batch_change_no_detection(run, monk
 
 def test_an_evaluation_tells_how_straight_the_ways_are(run, monkeypatch, capsys):
     output, _ = scored(run, monkeypatch, capsys, "val_loss=true")
-    assert "flow_straightness" in output
+    assert "stat/flow_straightness" in output
+    folder = run / "e_val_loss=true"
+    assert 0 < json.loads((folder / "evaluation.json").read_text())["metrics"]["stat/flow_straightness"] < 10
 
 
 def test_explain_traces_every_object_that_is_missed(run, monkeypatch, capsys):
