@@ -167,7 +167,7 @@ def test_numbers_beside_the_scores_get_columns(runs: list[Path], tmp_path: Path)
     assert cells["model.neck=FPN"] == "-0.083 ± 0.804"
     assert cells["model.neck=Worse"] == "-"
     with pytest.raises(ConfigError, match=r"no metric 'stat/bent' in .*; there are .*, stat/bend"):
-        tool.main([*arguments, "--show", "stat/bent"])
+        tool.compare(runs[:6], tmp_path / "out", None, "AP", 100, 0, ["stat/bent"])
 
 
 def test_systems_of_one_class_are_told_apart_by_what_differs_between_them() -> None:

@@ -28,7 +28,7 @@ from detkit.engine.records import FitResult
 from detkit.engine.state.checkpoint import BEST, LAST, PREVIOUS, DamagedCheckpointError, load_config, load_latest
 from detkit.engine.trainer import Trainer
 from detkit.evaluation import ScoredSet
-from detkit.evaluation.summary import is_score, with_nan
+from detkit.evaluation.summary import UNDEFINED, is_score
 from detkit.utils import dist
 from detkit.utils.files import atomic_write
 from detkit.utils.lock import claim
@@ -250,6 +250,4 @@ def _object(path: Path) -> dict[str, Any] | None:
 
 def _number(name: str, stored: float | None) -> float:
     """What ``evaluation.json`` says of ``name``: -1 is no score, but may be a loss."""
-    if stored is None:
-        return float("nan")
-    return float(with_nan(np.float64(stored))) if is_score(name) else stored
+    return float("nan") if stored is None or (stored == UNDEFINED and is_score(name)) else stored
