@@ -26,7 +26,7 @@ from detkit.utils.progress import track
 #: How many images an evaluation hands on with their detections, to be drawn.
 NUM_EXAMPLES = 8
 
-#: Before the names of what a detector tells beside its losses, while both are summed.
+#: Before the names of what a detector tells beside its losses, as in a training step's scalars: no score has a slash.
 _STAT = "stat/"
 
 
@@ -45,8 +45,8 @@ class EvaluationResult:
     """What an evaluation found.
 
     ``evaluation``: the scores; None without an evaluator. ``losses``: means over the images of each term and, as
-    "val_loss", of their sum; ``stats``: of what else the detector told with them, by their names; both empty where
-    they were not asked for. ``examples``: the first images.
+    "val_loss", of their sum; ``stats``: of what else the detector told with them, as "stat/NAME"; both empty where
+    they were not asked for, and both beside the scores of ``evaluation`` too. ``examples``: the first images.
     """
 
     evaluation: Evaluation | None
@@ -58,9 +58,14 @@ class EvaluationResult:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Scores and losses together, as plain numbers."""
+        """Scores, losses and stats together, as plain numbers."""
         scores = self.evaluation.metrics if self.evaluation else {}
-        return {name: float(value) for name, value in {**scores, **self.losses}.items()}
+        return {name: float(value) for name, value in {**scores, **self.told}.items()}
+
+    @property
+    def told(self) -> dict[str, float]:
+        """Losses and stats, which are numbers whatever the data."""
+        return {**self.losses, **self.stats}
 
     def value(self, name: str) -> float:
         """One of :attr:`metrics`; nan for a score that is not defined on this data.
@@ -72,7 +77,7 @@ class EvaluationResult:
             raise ValueError(f"no metric {name!r}; there are {', '.join(self.metrics)}")
         if self.evaluation is not None and name in self.evaluation.metrics:
             return self.evaluation.value(name)
-        return self.losses[name]
+        return self.told[name]
 
 
 class EvaluationStopped(Exception):
@@ -127,10 +132,11 @@ def evaluate(
                 evaluator.update(found, batch.images.meta)
             examples += _examples(batch, found, NUM_EXAMPLES - len(examples))
     num_images, told = means.over_processes()
-    stats = {name.removeprefix(_STAT): value for name, value in told.items() if name.startswith(_STAT)}
+    losses = {name: value for name, value in told.items() if not name.startswith(_STAT)}
+    stats = {name: value for name, value in told.items() if name.startswith(_STAT)}
     return EvaluationResult(
-        evaluation=_compute(evaluator) if evaluator is not None else None,
-        losses={name: value for name, value in told.items() if not name.startswith(_STAT)},
+        evaluation=replace(_compute(evaluator), beside={**losses, **stats}) if evaluator is not None else None,
+        losses=losses,
         stats=stats,
         examples=tuple(examples),
         num_images=num_images,

@@ -86,7 +86,7 @@ class EvaluationRecord:
 
     def _number(self, name: str) -> str:
         value = self.result.value(name)
-        is_defined = name in self.result.losses or not math.isnan(value)
+        is_defined = name in self.result.told or not math.isnan(value)
         return f"{value:.4f}" if is_defined else "not defined"
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,6 +88,7 @@ class Evaluation:
     ``per_class``: one row for each class in label order. ``curves``: the arrays behind them, whose K axis follows
     ``category_ids``, ascending. ``max_detections``: the limits for each image and class. ``backend``: what computed it.
     ``settings``: thresholds and areas. ``frequency``: how frequent each class is in training, if known, in label order.
+    ``beside``: numbers that are no scores (losses, and what the detector told with them), if any; none is undefined.
     """
 
     metrics: dict[str, float]
@@ -101,6 +102,7 @@ class Evaluation:
     backend: str
     settings: Settings = COCO_SETTINGS
     frequency: tuple[str, ...] | None = None
+    beside: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def precision(self) -> np.ndarray:
@@ -128,9 +130,10 @@ class Evaluation:
         return math.nan if self.metrics[name] == UNDEFINED else self.metrics[name]
 
     def to_dict(self) -> dict[str, Any]:
-        """All but the arrays, as plain values."""
+        """All but the arrays, as plain values; None for a number beside the scores that is not finite."""
+        beside = {name: value if math.isfinite(value) else None for name, value in self.beside.items()}
         return {
-            "metrics": dict(self.metrics),
+            "metrics": {**self.metrics, **beside},
             "per_class": [asdict(row) for row in self.per_class],
             "max_detections": list(self.max_detections),
             "num_images": self.num_images,
@@ -162,6 +165,8 @@ class Evaluation:
             table.add_row(metric.name, iou, area, limit, _shown(self.metrics[metric.name]))
         for name in [name for name in self.metrics if name not in {m.name for m in self.definitions}]:
             table.add_row(name, "", "", "", _shown(self.metrics[name]))
+        for name, value in self.beside.items():
+            table.add_row(name, "", "", "", f"{value:.4f}")
         return table
 
     def _in_words(self, metric: Metric) -> str:

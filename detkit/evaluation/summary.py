@@ -100,6 +100,12 @@ def _suffix(area: str, settings: Settings) -> str:
     return area[0] if settings.areas == COCO_SETTINGS.areas else f"_{area}"
 
 
+def is_score(metric: str) -> bool:
+    """Whether ``metric`` of an evaluation is of its detections, for which -1 stands for "not defined": the others are
+    "val_loss", its terms, "val_loss/NAME", and what the detector told with them, "stat/NAME"."""
+    return metric != "val_loss" and "/" not in metric
+
+
 def with_nan(values: np.ndarray) -> np.ndarray:
     """Scores with nan where they are not defined: what is to be added up, compared or drawn."""
     return np.where(values == UNDEFINED, np.nan, values)

@@ -1,7 +1,7 @@
 """Backbone, neck and raw heads as graphs of ``torch.compile``.
 
 What follows them, from assignment to NMS, depends on what was found, and is run as it stands. So is the second stage's
-network, whose regions differ in number from step to step.
+network, whose regions differ in number from step to step, and a flow's decoder, which nobody has compiled yet.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from detkit.analysis.waits import watched
 from detkit.engine.update import Updater, read_losses
+from detkit.models.flow.path import CosinePath, LinearPath
 from detkit.structures import Batch, Categories, Images, Target
 from detkit.utils.transfer import constant, row_owners, sent
 from tests.models.builders import build_awake, images
@@ -105,10 +106,11 @@ def made_batch(num):
     return Batch(Images(pixels, seen.meta), tuple(targets)).to("cpu")
 
 
-def waits_of_steps(name, monkeypatch):
-    """Of one step each with two and eight images."""
+def waits_of_steps(name, monkeypatch, change=lambda detector: None):
+    """Of one step each with two and eight images, by a detector after ``change``."""
     monkeypatch.setattr("detkit.matching.groups._PARCEL", {})  # as many boxes at once as on a GPU
     detector = build_awake(name, CATEGORIES).train()
+    change(detector)
     updater = Updater(
         detector=detector, optimizer=torch.optim.SGD(detector.parameters(), lr=1e-4, momentum=0.9),
         device=torch.device("cpu"), precision="fp32", accumulate=1, clip_norm=None, ema_decay=None,
@@ -135,3 +137,15 @@ def test_a_step_waits_as_often_whatever_the_batch(name, monkeypatch):
     assert len(two.waits) == WAITS[name], two.waits
     assert len(eight.waits) == WAITS[name], eight.waits
     assert len(eight.sent) <= 40, eight.sent
+
+
+@pytest.mark.parametrize("path", [LinearPath(), CosinePath(eta=1.0)], ids=["lines", "chance"])
+def test_reflow_waits_no_more_than_the_plain_flow(path, monkeypatch):
+    """Its noises are sent, those of the steps too."""
+
+    def reflow(detector):
+        detector.head.reflow_steps, detector.head.path = 4, path
+
+    for found in waits_of_steps("flow", monkeypatch, reflow):
+        assert len(found.waits) == WAITS["flow"], found.waits
+        assert len(found.sent) <= 40, found.sent

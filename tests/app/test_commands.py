@@ -125,13 +125,30 @@ def test_evaluate_takes_overrides_on_top_of_the_stored_configuration(trained, tm
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["num_images"] == 12
 
 
+def test_evaluations_with_overrides_have_folders_of_their_own(trained):
+    """None of them writes over another, or over the plain one; what changes no number makes no new folder."""
+    _, folder = trained
+    start = "evaluate", f"checkpoint={folder / 'best.pt'}", "device=cpu"
+    run(*start, "data.loader.val.num_workers=1")
+    key = "model.head.roi.selector.max_detections"
+    most = {"evaluation_best_val": 101}
+    for limit in (2, 1):
+        run(*start, "data.loader.val.batch_size=1", f"{key}={limit}")
+        most[f"evaluation_best_val+data.loader.val.batch_size-1+{key}-{limit}"] = limit + 1
+    for name, below in most.items():
+        found = json.loads((folder / name / "detections.json").read_text())
+        assert 0 < np.bincount([row["image_id"] for row in found]).max() < below, name
+    assert not list(folder.glob("evaluation_best_val*num_workers*"))
+
+
 def test_evaluate_on_several_views(trained, tmp_path):
     """By a preset and by values alone; beside the plain evaluation, which stays as it was."""
     _, folder = trained
     checkpoint = f"checkpoint={folder / 'best.pt'}"
+    own = "evaluation_best_val+tta-multiscale_flip+tta.merge-WBF+tta.merge.iou_threshold-0.6"
     output = run("evaluate", checkpoint, "tta=multiscale_flip", "tta/merge=WBF", "tta.merge.iou_threshold=0.6")
     assert "6 views of each image (scales 0.75, 1, 1.25, each mirrored too), merged by WBF" in " ".join(output.split())
-    found = json.loads((folder / "evaluation_best_val_tta" / "detections.json").read_text())
+    found = json.loads((folder / own / "detections.json").read_text())
     assert min(row["score"] for row in found) < 0.04, "a sixth of what one view alone found, at 0.05 and more"
     output = run("evaluate", checkpoint, "tta.scales=[0.5,1]", "tta.max_detections=2", f"output={tmp_path / 'out'}")
     assert "2 views of each image (scales 0.5, 1), merged by NMS" in " ".join(output.split())

@@ -153,6 +153,23 @@ def test_the_baseline_and_the_metric_are_chosen(runs: list[Path], tmp_path: Path
         tool.compare(runs[:6], tmp_path / "out", None, "AP60", 100, 0)
 
 
+def test_numbers_beside_the_scores_get_columns(runs: list[Path], tmp_path: Path) -> None:
+    """-1 is one like another there, and what is not finite, which JSON cannot say, is not defined."""
+    for run, bend in zip(runs[:6], (0.25, -1.0, 0.5, 1.0, 1.0, None), strict=True):
+        stored = json.loads((run / "evaluation.json").read_text())
+        stored["metrics"]["stat/bend"] = bend
+        (run / "evaluation.json").write_text(json.dumps(stored))
+    arguments = [*map(str, runs[:6]), "--output", str(tmp_path / "out"), "--samples", "100"]
+    tool.main([*arguments, "--show", "stat/bend", "--show", "APs"])
+    lines = (tmp_path / "out" / "table.md").read_text().splitlines()
+    assert "AP75 | stat/bend | APs | AP difference" in lines[0]
+    cells = {row.split(" | ")[0].strip("| "): row.split(" | ")[5] for row in lines[2:]}
+    assert cells["model.neck=FPN"] == "-0.083 ± 0.804"
+    assert cells["model.neck=Worse"] == "-"
+    with pytest.raises(ConfigError, match=r"no metric 'stat/bent' in .*; there are .*, stat/bend"):
+        tool.compare(runs[:6], tmp_path / "out", None, "AP", 100, 0, ["stat/bent"])
+
+
 def test_systems_of_one_class_are_told_apart_by_what_differs_between_them() -> None:
     plain, se, other = (
         {"model": {"neck": {"_target_": target, "attention": attention, **more}}}

@@ -10,6 +10,7 @@ from detkit.app.audit import tool as audit
 from detkit.app.explain import tool as explain
 from detkit.app.use import evaluate
 from detkit.engine.state.checkpoint import load_checkpoint
+from detkit.structures import ImageMeta, Images
 from tests.app.test_configs import composed
 from tests.app.tools import call, gone_on, trainer_in
 
@@ -67,7 +68,9 @@ def test_the_order_and_number_of_images_in_a_batch_change_no_detection(run, monk
 
 def test_an_evaluation_tells_how_straight_the_ways_are(run, monkeypatch, capsys):
     output, _ = scored(run, monkeypatch, capsys, "val_loss=true")
-    assert "flow_straightness" in output
+    assert "stat/flow_straightness" in output
+    folder = run / "e_val_loss=true"
+    assert 0 < json.loads((folder / "evaluation.json").read_text())["metrics"]["stat/flow_straightness"] < 10
 
 
 def test_explain_traces_every_object_that_is_missed(run, monkeypatch, capsys):
@@ -80,9 +83,39 @@ def test_explain_traces_every_object_that_is_missed(run, monkeypatch, capsys):
     assert "not traced" not in causes
 
 
-def test_audit_says_that_there_is_nothing_to_ask_before_training(run, monkeypatch, capsys):
-    output = call(audit.main, monkeypatch, capsys, *overrides(run / "data"), f"hydra.run.dir={run / 'audit'}", code=2)
-    assert "FlowHead assigns by what it predicts" in output
+def audited(run, monkeypatch, capsys, *more):
+    folder = run / "_".join(["audit", *more])
+    output = call(audit.main, monkeypatch, capsys, *overrides(run / "data"), *more, f"hydra.run.dir={folder}")
+    return output, json.loads((folder / "audit.json").read_text())
+
+
+def test_audit_tells_the_objects_that_no_box_is_for(run, monkeypatch, capsys):
+    """Those beyond the number of boxes, those smaller than any box, and what the head beside it assigns."""
+    output, plain = audited(run, monkeypatch, capsys)
+    objects = [truth for truth in annotated(run) if truth]
+    total = sum(map(len, objects))
+    assert (plain["rows"][0]["objects"], plain["rows"][0]["none"]) == (total, 0)
+    assert plain["auxiliary"]["rows"][0]["objects"] == total
+    assert "model.head.auxiliary: " in output
+    _, few = audited(run, monkeypatch, capsys, "model.head.num_boxes=1", "model.head.auxiliary=null")
+    beyond = sum(len(boxes) - 1 for boxes in objects)
+    assert beyond > 0
+    assert few["rows"][0]["none"] == few["rows"][0]["crowded_out"] == beyond
+    assert "auxiliary" not in few
+    assert any("model.head.num_boxes=2" in advice["change"] for advice in few["advice"])
+    least = sorted(min(box[2:]) for boxes in objects for box in boxes)[total // 2]
+    output, small = audited(run, monkeypatch, capsys, f"model.head.min_size={least}")
+    short = sum(min(box[2:]) < least for boxes in objects for box in boxes)
+    reason = f"with a side below {least:g} px, which no box has (model.head.min_size)"
+    assert small["without"] == {reason: short}
+    assert f"{short} {reason}" in output
+
+
+def annotated(run):
+    """The boxes x y w h of each training image."""
+    (path,) = (run / "data").glob("*/train.json")
+    truth = json.loads(path.read_text())
+    return [[a["bbox"] for a in truth["annotations"] if a["image_id"] == i["id"]] for i in truth["images"]]
 
 
 def test_features_of_another_head_are_taken_over(run, tmp_path, monkeypatch, caplog):
@@ -99,9 +132,37 @@ def test_features_of_another_head_are_taken_over(run, tmp_path, monkeypatch, cap
     assert "has a FlowHead, which is not used: RetinaHead starts anew" in caplog.text
 
 
+def assert_a_batch_is_each_image_alone(detector, dtype, atol):
+    """Images of other sizes, alone in a frame of the batch's: a network reads beyond an image's border, whoever
+    has made the padding there."""
+    detector.to(dtype).eval()
+    detector.head.selector.score_threshold = 0.0
+    draws = torch.Generator().manual_seed(0)
+    sizes = ((160, 160), (96, 131), (128, 77), (50, 160))
+    pixels = torch.zeros(4, 3, 160, 160, dtype=torch.uint8)
+    for i, (h, w) in enumerate(sizes):
+        pixels[i, :, :h, :w] = torch.randint(0, 256, (3, h, w), generator=draws, dtype=torch.uint8)
+    metas = tuple(ImageMeta(i, "", size, size, key=i) for i, size in enumerate(sizes))
+    with torch.no_grad():
+        together = detector(Images(pixels, metas))
+        for i, found in enumerate(together):
+            alone = detector(Images(pixels[i : i + 1], metas[i : i + 1]))[0]
+            assert found.boxes.dtype == dtype
+            assert len(found) == len(alone) > 0
+            assert torch.equal(found.labels, alone.labels)
+            torch.testing.assert_close(found.boxes, alone.boxes, rtol=0, atol=atol)
+            torch.testing.assert_close(found.scores, alone.scores, rtol=0, atol=1e-6)
+
+
+def test_a_batch_is_each_image_alone_through_the_whole_detector(run):
+    trainer = small(run / "whole", run / "data", "trainer.ema_decay=0.9")
+    trainer.detector.load_state_dict(load_checkpoint(run / "run" / "last.pt").weights)
+    assert_a_batch_is_each_image_alone(trainer.detector, torch.float64, 1e-5)
+
+
 @pytest.mark.slow
 def test_eight_images_are_learnt_by_heart(tmp_path):
-    """From random weights, in 400 steps; four steps of 40 boxes at test."""
+    """From random weights, in 400 steps; four steps of 40 boxes at test. A batch is each of its images there too."""
     cfg = composed(
         "experiment=flow/shapes", "debug=overfit", "device=cpu", "callbacks={}", f"data.root={tmp_path}",
         "trainer.steps=400", "trainer.eval_every=400",
@@ -109,3 +170,4 @@ def test_eight_images_are_learnt_by_heart(tmp_path):
     trainer, _ = train.build_trainer(cfg, tmp_path)
     trainer.fit()
     assert trainer.metrics["AP50"] >= 0.9
+    assert_a_batch_is_each_image_alone(trainer.detector, torch.float64, 1e-5)

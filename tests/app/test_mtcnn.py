@@ -61,7 +61,8 @@ def test_evaluate_and_predict_look_at_tiles(run, monkeypatch, capsys, tmp_path):
     start = [monkeypatch, capsys, f"checkpoint={checkpoint}", "device=cpu", "tta=tiles", "tta.tile=64"]
     output = call(evaluate.main, *start, "tta.overlap=0.25", "tta/merge=OverSmaller")
     assert "tiles of 64 px, overlap 0.25, and the whole image made small, merged by OverSmaller" in output
-    assert (tmp_path / "evaluation_last_val_tta" / "detections.json").exists()
+    own = "evaluation_last_val+tta-tiles+tta.merge-OverSmaller+tta.overlap-0.25+tta.tile-64"
+    assert (tmp_path / own / "detections.json").exists()
     picture = next(run.glob("data/*/images/*"))
     call(predict.main, *start, f"input={picture}", f"output={tmp_path / 'found'}")
     rows = json.loads((tmp_path / "found" / "detections.json").read_text())

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
+from io import StringIO
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from detkit.engine import evaluate
@@ -37,9 +40,9 @@ def test_losses_are_means_over_images_not_batches(detector: StubDetector) -> Non
     assert result.losses == pytest.approx({**means, "val_loss": sum(means.values())})
     assert result.num_images == 5
     assert result.evaluation is None
-    assert result.metrics == result.losses
     told = [detector(b.images, b.targets).stats["num_objects"].item() * len(b) for b in StubEvalLoader(5)]  # pyright: ignore
-    assert result.stats == pytest.approx({"num_objects": sum(told) / 5}), "stats beside them, not among the metrics"
+    assert result.stats == pytest.approx({"stat/num_objects": sum(told) / 5})
+    assert result.metrics == {**result.losses, **result.stats}
 
 
 def test_the_evaluator_sees_every_image_once(detector: StubDetector) -> None:
@@ -125,5 +128,22 @@ def test_a_value_that_is_not_there_is_told(detector: StubDetector) -> None:
     result = evaluate(detector, StubEvalLoader(), StubEvaluator([-1.0]), device="cpu", val_loss=True)
     assert np.isnan(result.value("AP")), "-1 stands for undefined"
     assert result.value("val_loss") == result.losses["val_loss"]
-    with pytest.raises(ValueError, match=r"^no metric 'ap'; there are AP, AP50, val_loss/cls, val_loss/box, val_loss$"):
+    assert result.value("stat/num_objects") == result.stats["stat/num_objects"]
+    names = "AP, AP50, val_loss/cls, val_loss/box, val_loss, stat/num_objects"
+    with pytest.raises(ValueError, match=rf"^no metric 'ap'; there are {names}$"):
         result.value("ap")
+
+
+def test_losses_and_stats_stand_beside_the_scores(detector: StubDetector) -> None:
+    """In the table and the file."""
+    result = evaluate(detector, StubEvalLoader(5), StubEvaluator(), device="cpu", val_loss=True)
+    found = result.evaluation
+    assert found is not None
+    assert found.beside == {**result.losses, **result.stats}
+    written = json.loads(found.to_json())["metrics"]
+    assert written == result.metrics
+    text = StringIO()
+    Console(file=text, width=200).print(found.table())
+    rows = dict(re.findall(r"│ (\S+) .* (-?[\d.]+) │$", text.getvalue(), re.MULTILINE))
+    assert float(rows["stat/num_objects"]) == pytest.approx(result.stats["stat/num_objects"], abs=5e-5)
+    assert float(rows["val_loss/cls"]) == pytest.approx(result.losses["val_loss/cls"], abs=5e-5)

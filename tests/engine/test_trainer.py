@@ -258,7 +258,9 @@ def test_patience_goes_on_counting_after_a_resume(tmp_path: Path) -> None:
 
 
 def test_an_unknown_monitor_is_told_with_what_there_is(tmp_path: Path) -> None:
-    words = "trainer.monitor: no metric 'mAP'; there are AP, AP50, val_loss/cls, val_loss/box, val_loss"
+    words = (
+        "trainer.monitor: no metric 'mAP'; there are AP, AP50, val_loss/cls, val_loss/box, val_loss, stat/num_objects"
+    )
     with pytest.raises(ValueError, match=f"^{re.escape(words)}$"):
         make_trainer(tmp_path, monitor="mAP").fit()
 

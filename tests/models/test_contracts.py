@@ -134,11 +134,13 @@ def test_every_model_preset_builds(model):
         assert build_model(model, CATEGORIES, [] if whole else ["model.backbone.weights=null"])
 
 
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("empty", [(), (0,), (0, 1)], ids=["objects", "one empty", "all empty"])
-def test_losses_are_finite_and_reach_every_parameter(detector, empty):
+def test_losses_are_finite_and_reach_every_parameter(detector, empty, half):
     images, targets = batch(empty=empty)
     detector.zero_grad(set_to_none=True)
-    losses = detector(images, targets)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+        losses = detector(images, targets)
     assert isinstance(losses, Losses)
     assert all(term.isfinite() for term in losses.terms.values())
     assert all(not value.requires_grad for value in losses.stats.values()), "stats are for the log alone"

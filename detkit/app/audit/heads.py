@@ -18,12 +18,15 @@ from detkit.structures import Images, Target
 class HeadReferences(AnsweringDetector):
     """What the head of ``detector`` has on the cells of its maps, asked without running the detector.
 
+    Args:
+        head: one that learns beside it on the same maps, to be asked instead.
+
     Raises:
         ConfigError: the detector has no head that assigns.
     """
 
-    def __init__(self, detector: Detector) -> None:
-        head = getattr(detector, "head", None)
+    def __init__(self, detector: Detector, head: object = None) -> None:
+        head = getattr(detector, "head", None) if head is None else head
         if not isinstance(detector, ComposedDetector):
             raise ConfigError(
                 f"model: {type(detector).__name__} has no head that assigns references to objects: nothing to audit"

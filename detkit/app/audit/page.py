@@ -21,8 +21,10 @@ _POOR = "Objects without a reference, and those whose references all overlap the
 _MOST_NAMED = 12
 
 
-def audit_page(audit: Audit, changes: Sequence[Advice], source: str, albums: Sequence[str] = ()) -> str:
-    """The HTML page; ``albums`` are the sections with pictures."""
+def audit_page(
+    audit: Audit, changes: Sequence[Advice], source: str, albums: Sequence[str] = (), beside: Audit | None = None
+) -> str:
+    """The HTML page; ``albums`` are the sections with pictures, ``beside`` is of a head beside the flow's."""
     count = audit.num_positive
     todo = [(a.change, a.text.removeprefix(a.change).lstrip(": ").capitalize() + ".") for a in changes if a.change]
     said = paragraphs(*(a.text for a in changes if not a.change))
@@ -51,6 +53,10 @@ def audit_page(audit: Audit, changes: Sequence[Advice], source: str, albums: Seq
         *albums,
         section("Positives by level", bars(levels)),
         section("All numbers", table(COLUMNS, [in_columns(row) for row in audit.rows()]), note=_COLUMNS),
+        *([] if beside is None else [section(
+            "The head beside it, in training alone (model.head.auxiliary)",
+            table(COLUMNS, [in_columns(row) for row in beside.rows()]), note=f"{beside.in_words()}. {_COLUMNS}",
+        )]),
         section("Objects with a poor fit", _poor_objects(audit), note="The worst ones; audit.json names every one."),
     ]  # fmt: skip
     return page(audit.wording.headline, f"{source}: {audit.num_images} images", parts)

@@ -9,8 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from detkit.app.audit.flows import FlowReferences
 from detkit.app.audit.heads import HeadReferences
 from detkit.models import AnsweringDetector, AssigningHead, Detector, References
+from detkit.models.heads import FlowHead
 from detkit.structures import Batch, FeatureSpec, Images, Target
 
 
@@ -30,9 +32,7 @@ class Planner:
     """
 
     def __init__(self, detector: Detector | AnsweringDetector) -> None:
-        self.asked: AnsweringDetector = (
-            detector if isinstance(detector, AnsweringDetector) else HeadReferences(detector)
-        )
+        self.asked: AnsweringDetector = _asked(detector)
 
     @property
     def out_spec(self) -> FeatureSpec:
@@ -120,3 +120,17 @@ class Planner:
         one = Images(batch.images.pixels[i : i + 1], batch.images.meta[i : i + 1])
         (references,) = self.asked.references(one, [target])
         return references
+
+
+def _asked(detector: Detector | AnsweringDetector) -> AnsweringDetector:
+    if isinstance(detector, AnsweringDetector):
+        return detector
+    head = getattr(detector, "head", None)
+    return FlowReferences(head) if isinstance(head, FlowHead) else HeadReferences(detector)
+
+
+def auxiliary(detector: Detector) -> Planner | None:
+    """Of the head that learns beside a flow's on the same maps, if it assigns; None for none."""
+    head = getattr(detector, "head", None)
+    beside = head.auxiliary if isinstance(head, FlowHead) else None
+    return Planner(HeadReferences(detector, beside)) if isinstance(beside, AssigningHead) else None

@@ -25,7 +25,7 @@ from detkit.app.audit.advice import advise
 from detkit.app.audit.found import Advice, Audit, by_size
 from detkit.app.audit.page import audit_page
 from detkit.app.audit.pictures import albums
-from detkit.app.audit.plan import Planner
+from detkit.app.audit.plan import Planner, auxiliary
 from detkit.app.audit.shown import Shown
 from detkit.app.cli.entry import run_tool
 from detkit.app.run.next_command import tell_training
@@ -79,21 +79,36 @@ def run(cfg: DictConfig, folder: Path) -> None:
     batches, all_sides = first_batches(planned, node["num_images"])
     audit = Audit.of(planner, batches, dataset)
     sizes: Any = OmegaConf.to_container(cfg.transform)
-    advice = advise(node, sizes, audit, planner, batches, dataset.categories)
+    asked_of_beside = auxiliary(detector)
+    beside = None if asked_of_beside is None else Audit.of(asked_of_beside, batches, dataset)
+    advice = advise(_without_auxiliary(node), sizes, audit, planner, batches, dataset.categories)
     if wrong := planner.asked.misfit(audit.sides, max(max(meta.size) for meta in audit.metas)):
         poor = float(audit.poor.mean())
         advice.insert(0, Advice(f"{wrong[0].upper()}{wrong[1:]}.", "", poor))
     numbers = audit.to_dict(advice) | {"all": by_size(all_sides), "shown": shown.to_dict()}
+    if beside is not None:
+        numbers["auxiliary"] = beside.to_dict([])
     atomic_write(folder / "audit.json", json.dumps(numbers, indent=1) + "\n")
     source = f"{audit.wording.owner} on data.{split} ({dataset.report.source})"
     pictures = albums(audit, planner, batches, dataset, node["num_pictures"])
-    atomic_write(folder / "audit.html", audit_page(audit, advice, source, pictures))
+    atomic_write(folder / "audit.html", audit_page(audit, advice, source, pictures, beside))
     rich.print(audit.table())
     caveats = _caveats(transforms, audit, len(dataset), all_sides)
     for line in [audit.in_words(), *audit.why_none(), *shown.in_words(), *caveats, *(a.text for a in advice)]:
         rich.get_console().print(Text(line), soft_wrap=True)
+    if beside is not None:
+        rich.print(beside.table())
+        rich.get_console().print(Text(f"model.head.auxiliary: {beside.in_words()}"), soft_wrap=True)
     rich.print("report:", Text(str(folder / "audit.html"), "bold"))
     tell_training(("split", "num_images", "num_pictures"))
+
+
+def _without_auxiliary(node: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with the head alone that is used at test: changes are tried on that one's references."""
+    model = dict(node["model"])
+    if "auxiliary" in (model.get("head") or {}):
+        model["head"] = {**model["head"], "auxiliary": None}
+    return {**node, "model": model}
 
 
 def _loader(

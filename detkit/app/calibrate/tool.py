@@ -17,6 +17,7 @@ from detkit.app.assemble.stored import load_stored, open_split
 from detkit.app.calibrate.found import RightCosines, calibrate, judged_images
 from detkit.app.calibrate.page import calibration_page
 from detkit.app.cli.entry import run_tool
+from detkit.app.run.beside import folder_beside
 from detkit.app.run.next_command import tell_prediction_with
 from detkit.config import ConfigError
 from detkit.config.ranges import check_range
@@ -45,7 +46,7 @@ def run(cfg: DictConfig, _: Path) -> None:
     checkpoint = Path(options.checkpoint)
     source = f"{checkpoint} on data.{options.split}"
     precision = options.precision or stored.config["trainer"]["precision"]
-    wanted = Path(options.output or checkpoint.parent / f"calibration_{checkpoint.stem}_{options.split}")
+    wanted = options.output or folder_beside(checkpoint, "calibration", options.split, options)
     with output_folder(wanted) as folder:
         detector, views = stored.bare(options.tta)
         batches = track(loader, len(loader), "calibrating")

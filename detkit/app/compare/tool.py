@@ -33,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("paths", nargs="+", type=Path, help="run folders, or the folder of a sweep")
     parser.add_argument("--baseline", help="name of the system that the others are compared with; default: the first")
     parser.add_argument("--metric", default="AP", help="one of COCO's numbers: AP, AP50, APs, AR100, ...; default: AP")
+    parser.add_argument(
+        "--show", action="append", default=[], metavar="NAME", help="one more column: APs, val_loss, ..."
+    )
     parser.add_argument("--samples", type=int, default=1000, help="resamplings of the images; default: 1000")
     parser.add_argument("--seed", type=int, default=0, help="of the resampling")
     parser.add_argument("--output", type=Path, help="default: comparison/ in the sweep's folder, or here")
@@ -44,20 +47,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     set_up_logging()
     with told_plainly():
         check_range("--seed", options.seed, 0)
-        compare(options.paths, options.output, options.baseline, options.metric, options.samples, options.seed)
+        compare(
+            options.paths, options.output, options.baseline, options.metric, options.samples, options.seed, options.show
+        )
 
 
 def compare(
-    paths: Sequence[Path], output: Path | None, baseline: str | None, metric: str, num_samples: int, seed: int
+    paths: Sequence[Path],
+    output: Path | None,
+    baseline: str | None,
+    metric: str,
+    num_samples: int,
+    seed: int,
+    more: Sequence[str] = (),
 ) -> list[Row]:
     """Write table, figures and page into ``output``, and show the table.
+
+    Args:
+        more: numbers of the runs' ``evaluation.json`` that get columns too.
 
     Raises:
         ConfigError: the runs cannot be compared, or a name is unknown.
     """
     systems, missing = read_systems(paths)
     chosen = _find(systems, baseline)
-    shown = list(dict.fromkeys([metric, *_SHOWN]))
+    shown = list(dict.fromkeys([metric, *_SHOWN, *more]))
     is_sweep = len(paths) == 1 and (paths[0] / JOBS).is_file()
     output = output or (paths[0] / "comparison" if is_sweep else Path("comparison"))
     with output_folder(output):

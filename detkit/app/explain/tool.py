@@ -14,6 +14,7 @@ from detkit.app.assemble.stored import load_stored, open_split
 from detkit.app.cli.entry import run_tool
 from detkit.app.explain.found import examine, explain
 from detkit.app.explain.page import explanation_page
+from detkit.app.run.beside import folder_beside
 from detkit.app.run.next_command import tell_audit
 from detkit.config import ConfigError
 from detkit.utils.files import atomic_write, output_folder
@@ -39,7 +40,7 @@ def run(cfg: DictConfig, _: Path) -> None:
     precision = options.precision or stored.config["trainer"]["precision"]
     checkpoint = Path(options.checkpoint)
     source = f"{checkpoint} on data.{options.split}"
-    wanted = Path(options.output or checkpoint.parent / f"explanation_{checkpoint.stem}_{options.split}")
+    wanted = options.output or folder_beside(checkpoint, "explanation", options.split, options)
     with output_folder(wanted) as folder:
         examined = list(examine(stored, track(loader, len(loader), "explaining"), dataset, precision))
         explanation = explain(examined, dataset.categories, options.score_threshold)

@@ -26,6 +26,7 @@ from detkit.app.labels.found import LabelReport, LookedAt, look
 from detkit.app.labels.known import same_pictures, trained_on
 from detkit.app.labels.page import labels_page
 from detkit.app.labels.views import Views
+from detkit.app.run.beside import folder_beside
 from detkit.app.run.next_command import path_word, tell_next
 from detkit.config import ConfigError, validate
 from detkit.config.ranges import check_range
@@ -77,7 +78,7 @@ def find(options: LabelsOptions, stored: Stored) -> LabelReport:
     whole = {**stored.config["data"], "subset": None}  # what is held out is for the folds to say
     stored = dataclasses.replace(stored, config={**stored.config, "data": whole})
     dataset, _ = open_split(stored, split)
-    with output_folder(options.output or checkpoint.parent / f"labels_{checkpoint.stem}_{split}") as folder:
+    with output_folder(options.output or folder_beside(checkpoint, "labels", split, options)) as folder:
         _refuse_edited(folder / TABLE)
         if options.folds is None:
             places = _not_known(trained_on(stored, checkpoint, dataset), checkpoint, split, dataset)

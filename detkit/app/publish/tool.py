@@ -21,6 +21,7 @@ from detkit.config.validate import plain
 from detkit.engine.bad_steps.finite import refuse_bad_tensors
 from detkit.engine.state.checkpoint import Checkpoint, load_checkpoint
 from detkit.engine.state.published import SUFFIX, Published, digest_of, write_published
+from detkit.evaluation.summary import UNDEFINED, is_score
 from detkit.utils.download import checksum, is_url
 from detkit.utils.files import atomic_write
 from detkit.utils.log import set_up_logging
@@ -111,8 +112,10 @@ def model_card(checkpoint: Checkpoint, name: str, options: PublishOptions, sha25
     model = checkpoint.config.get("model", {})
     parts = [model.get("_target_")] + [(model.get(k) or {}).get("_target_") for k in ("backbone", "neck", "head")]
     classes = ", ".join(checkpoint.categories.names[:50]) + ", ..." * (len(checkpoint.categories) > 50)
-    # -1 is what COCO says where there is no object to find
-    said = {key: "no such objects" if value == -1 else f"{value:.4f}" for key, value in checkpoint.metrics.items()}
+    said = {
+        key: "no such objects" if value == UNDEFINED and is_score(key) else f"{value:.4f}"
+        for key, value in checkpoint.metrics.items()
+    }
     rows = "".join(f"| {key} | {value} |\n" for key, value in said.items())
     aim = (checkpoint.calibration or {}).get("aim")
     calibrated = f"\nThresholds of the classes keep a promise: {aim}.\n" if aim else ""

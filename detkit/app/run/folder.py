@@ -28,7 +28,7 @@ from detkit.engine.records import FitResult
 from detkit.engine.state.checkpoint import BEST, LAST, PREVIOUS, DamagedCheckpointError, load_config, load_latest
 from detkit.engine.trainer import Trainer
 from detkit.evaluation import ScoredSet
-from detkit.evaluation.summary import with_nan
+from detkit.evaluation.summary import UNDEFINED, is_score
 from detkit.utils import dist
 from detkit.utils.files import atomic_write
 from detkit.utils.lock import claim
@@ -173,7 +173,7 @@ class RunFolder:
             return None
 
     def metrics(self) -> dict[str, float]:
-        """The numbers of the best evaluation; nan for one that is not defined.
+        """The numbers of the best evaluation, losses and stats too; nan for one that is not defined or not finite.
 
         Raises:
             ConfigError: there was no evaluation.
@@ -182,7 +182,7 @@ class RunFolder:
         if not path.is_file():
             raise ConfigError(f"{self.path}: has no {EVALUATION}; only runs with an evaluator can be compared")
         stored = json.loads(path.read_text(encoding="utf-8"))["metrics"]
-        return {name: float(with_nan(value)) for name, value in stored.items()}
+        return {name: _number(name, value) for name, value in stored.items()}
 
     def scored(self) -> ScoredSet:
         """The detections of the best evaluation, and what there was to find.
@@ -246,3 +246,8 @@ def _object(path: Path) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: not a JSON object but {str(content)[:40]!r}")
     return content
+
+
+def _number(name: str, stored: float | None) -> float:
+    """What ``evaluation.json`` says of ``name``: -1 is no score, but may be a loss."""
+    return float("nan") if stored is None or (stored == UNDEFINED and is_score(name)) else stored

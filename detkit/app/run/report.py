@@ -61,10 +61,8 @@ def report_evaluation(folder: Path, result: EvaluationResult, dataset: Detection
         save_examples(path, result, dataset)
     if result.evaluation is not None:
         rich.print(result.evaluation.table(), result.evaluation.per_class_table())
-    if result.losses:
-        rich.print("losses: " + ", ".join(f"{name} {value:.4f}" for name, value in result.losses.items()))
-    if result.stats:
-        rich.print("beside them: " + ", ".join(f"{name} {value:.4f}" for name, value in result.stats.items()))
+    elif result.told:
+        rich.print(", ".join(f"{name} {value:.4f}" for name, value in result.told.items()))
     if result.examples:
         rich.print(f"ground truth (left) beside detections from score {DRAWN_SCORE}:", Text(str(path), "bold"))
 

@@ -10,6 +10,7 @@ from detkit.app.assemble.parts import build_evaluator
 from detkit.app.assemble.schema import EvaluateOptions
 from detkit.app.assemble.stored import load_stored, open_split
 from detkit.app.cli.entry import run_tool
+from detkit.app.run.beside import folder_beside
 from detkit.app.run.next_command import tell_explanation
 from detkit.app.run.report import report_evaluation
 from detkit.config import ConfigError
@@ -37,9 +38,8 @@ def run(cfg: DictConfig, _: Path) -> float:
     if stored.config.get("evaluator") is None:
         raise ConfigError("evaluator: the run had none; choose one with evaluator=CocoEvaluator")
     evaluator = build_evaluator(stored.config["evaluator"], dataset, lambda: open_split(stored, "train")[0])
-    checkpoint = Path(options.checkpoint)
-    name = f"evaluation_{checkpoint.stem}_{options.split}" + "_tta" * (options.tta is not None)
-    with output_folder(options.output or checkpoint.parent / name) as folder:
+    beside = folder_beside(options.checkpoint, "evaluation", options.split, options)
+    with output_folder(options.output or beside) as folder:
         result = evaluate(
             stored.augmented(options.tta), loader, evaluator,
             device=stored.device, precision=options.precision or stored.config["trainer"]["precision"],

@@ -13,16 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detkit.config import BOX_DECODERS, Count
+from detkit.config import BOX_DECODERS, Count, Whole
 from detkit.losses import ClassificationLoss
 from detkit.matching import Coder
 from detkit.models.flow.state import StateCoder, whole
 from detkit.models.interfaces import RegionPool
 from detkit.structures import FeatureSpec, Images
+from detkit.utils.precision import widened
 
 
 class Guess(NamedTuple):
-    """What a stage says of N boxes: ``logits`` (B, N, O) float32, and ``boxes`` (B, N, 4) px, where they belong."""
+    """What a stage says of N boxes: ``logits`` (B, N, O), at least float32, and ``boxes`` (B, N, 4) px, where they
+    belong."""
 
     logits: Tensor
     boxes: Tensor
@@ -44,6 +46,8 @@ class BoxDecoder(nn.Module):
         interaction: how a stage reads a region: "linear", one layer on the whole grid; "dynamic", two 1x1 convolutions
             whose weights are made of what is known of the box (Sun et al., section 3.1), then such a layer.
         dynamic_width: channels between these two.
+        cls_layers, box_layers: hidden layers (linear without bias, LayerNorm, ReLU) between what a stage knows of a box
+            and its classes, or its four numbers; DiffusionDet has 1 and 3.
     """
 
     runtime_arguments = ("states", "cls_loss")
@@ -63,6 +67,8 @@ class BoxDecoder(nn.Module):
         hidden: Count = 256,
         interaction: Literal["linear", "dynamic"] = "linear",
         dynamic_width: Count = 64,
+        cls_layers: Whole = 0,
+        box_layers: Whole = 0,
     ) -> None:
         super().__init__()
         if width % num_heads or width % 2:
@@ -84,6 +90,8 @@ class BoxDecoder(nn.Module):
             nn.init.normal_(box.weight, std=0.001)  # starts by moving a box hardly at all
             nn.init.zeros_(box.bias)
         self.cls_scores, self.box_preds = nn.ModuleList(scores), nn.ModuleList(boxes)
+        self.cls_layers = nn.ModuleList(_hidden(width, cls_layers) for _ in range(num_stages))
+        self.box_layers = nn.ModuleList(_hidden(width, box_layers) for _ in range(num_stages))
 
     def forward(self, features: Sequence[Tensor], boxes: Tensor, t: Tensor, images: Images) -> list[Guess]:
         """:meth:`guesses` of the regions of maps (B, C, H_l, W_l)."""
@@ -104,20 +112,29 @@ class BoxDecoder(nn.Module):
         batch, num = boxes.shape[:2]
         time = self.time(_waves(t, self.width).to(self.query.weight))
         known, guesses = None, []
-        for stage, score, box in zip(self.stages, self.cls_scores, self.box_preds, strict=True):
+        towers = zip(self.cls_layers, self.box_layers, strict=True)
+        for stage, score, box, (to_score, to_box) in zip(
+            self.stages, self.cls_scores, self.box_preds, towers, strict=True
+        ):
             grids = read(boxes)
             if known is None:
                 known = self.query(grids.mean(dim=(2, 3))).view(batch, num, -1)
             known = stage(known, grids, time)
-            logits, deltas = score(known.flatten(0, 1)), box(known).flatten(0, 1)
+            logits, deltas = score(to_score(known.flatten(0, 1))), box(to_box(known)).flatten(0, 1)
             moved = self.coder.decode(deltas, boxes.flatten(0, 1)).view(batch, num, 4)
-            guesses.append(Guess(logits.float().view(batch, num, -1), moved))
+            guesses.append(Guess(widened(logits).view(batch, num, -1), moved))
             boxes = self.bounded(moved.detach(), unit)
         return guesses
 
     def bounded(self, boxes: Tensor, unit: Tensor) -> Tensor:
         """``boxes`` (B, N, 4) px with centres in the image of ``unit`` (B, 1, 4), and of sizes that the states have."""
         return self.states.decode(self.states.encode(boxes, unit), unit)
+
+
+def _hidden(width: int, num: int) -> nn.Sequential:
+    """``num`` hidden layers; none changes nothing and has no weights."""
+    layers = [(nn.Linear(width, width, bias=False), nn.LayerNorm(width), nn.ReLU(inplace=True)) for _ in range(num)]
+    return nn.Sequential(*(part for layer in layers for part in layer))
 
 
 class _Stage(nn.Module):

@@ -3,7 +3,9 @@
 Chen, Sun, Song, Luo, "DiffusionDet", ICCV 2023; the theory of the paths stands in :mod:`detkit.models.flow`. Departures
 from DiffusionDet, of which ``model/head=diffusiondet`` takes back those of the recipe: lines instead of diffusion,
 noise coupled to objects by optimal transport, all boxes learn, softmax, a plain layer for a region's grid. Its sampler
-drops the boxes of the last step and takes one image at a time; this one does neither.
+drops the boxes of the last step and takes one image at a time; this one does neither. Reflow (Liu, Gong, Liu, ICLR
+2023, section 2.2) trains a second flow on pairs that a finished one has made once and for all; here the
+pairs are made anew in each step, by the very weights that train, and an end is moved to the object that it lies on.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from detkit.models.interfaces import Head
 from detkit.structures import Detections, FeatureSpec, Images, Losses, Target
 from detkit.structures.boxes import pairwise_iou
 from detkit.structures.target import on_host
-from detkit.utils.precision import full_precision
+from detkit.utils.precision import full_precision, widened
 from detkit.utils.seed import generator
 from detkit.utils.transfer import sent
 
@@ -82,8 +84,8 @@ class FlowHead(Head):
         noise_seed: of the noise at test, the same for every image, whatever it is batched with.
         reflow_steps: train on the pairs that the flow itself makes: each noise goes to the object that it arrives at in
             so many steps, and to its own end where it arrives at none (reflow: Liu et al., section 2; there ends stay
-            what they are, but here an object is known to be the better one). For a second phase, by ``init_from``; null
-            lets ``coupling`` say.
+            what they are, but here an object is known to be the better one, and there a finished flow has made the
+            pairs, here the weights in training do). For a second phase, by ``init_from``; null lets ``coupling`` say.
         freeze_features: backbone and neck stay as they are, statistics of their norms included.
         start_share: the share of images that are trained at time 0, on noise alone, where every sampling begins and a
             single step ends; the others' times are uniform.
@@ -184,7 +186,12 @@ class FlowHead(Head):
         """Where the flow carries ``noise`` (B, N, 4): states (B, N, 4), and the numbers (B, N) of the objects there."""
         assert self.reflow_steps is not None
         unit = whole(noise, images.sizes)
-        ends = self.sample(denoise, unit, noise, self.reflow_steps)[-1].guess.boxes
+        draws = None
+        if self.path.eta:
+            by_image = [generator(meta.key, "reflow") for meta in images.meta]
+            each = [torch.randn(self.reflow_steps, *noise.shape[1:], generator=draw) for draw in by_image]
+            draws = sent(torch.stack(each, dim=1).to(noise.dtype), noise.device)
+        ends = self.sample(denoise, unit, noise, self.reflow_steps, draws=draws)[-1].guess.boxes
         ends = self.decoder.bounded(ends, unit)
         boxes, coupled = [], []
         for own, target in zip(ends, targets, strict=True):
@@ -258,19 +265,20 @@ class FlowHead(Head):
 
         Args:
             unit: (B, 1, 4), :func:`~detkit.models.flow.state.whole` of the images.
-            draws: (2 steps, N, 4), what chance brings in each step, to every image and whatever became of its boxes:
-                None draws it from ``noise_seed``.
+            draws: what chance brings, in as many draws as the steps take (two each at most), whatever became of the
+                boxes: (D, N, 4) the same to every image, or (D, B, N, 4). None draws the first from ``noise_seed``,
+                where there is chance at all.
         """
-        if draws is None:
-            draws = self._draws("flow steps", 2 * steps, noise.shape[1]).to(noise)
-        drawn = iter(draws)
+        if draws is None and (self.path.eta or renewal is not None):
+            draws = sent(self._draws("flow steps", 2 * steps, noise.shape[1]).to(noise.dtype), noise.device)
+        drawn = iter(()) if draws is None else iter(draws)
         states, times, taken = noise, self.path.times(steps), []
         for t, s in itertools.pairwise(times):
             boxes = self.states.decode(states, unit)
-            guess = Guess(*(x.float() for x in denoise(boxes, noise.new_full((), t).expand(noise.shape[0]))))
+            guess = Guess(*(widened(x) for x in denoise(boxes, noise.new_full((), t).expand(noise.shape[0]))))
             taken.append(Step(t, states, boxes, guess))
             data = self.states.encode(self.decoder.bounded(guess.boxes, unit), unit)
-            states = self.path.step(states, data, t, s, next(drawn) if self.path.eta else None)
+            states = self.path.step(states, data, t, s, next(drawn) if self.path.eta and s < 1 else None)
             if renewal is not None and s < 1:
                 best = self.cls_loss.scores(guess.logits.flatten(0, 1)).amax(1).view(states.shape[:2])
                 states = torch.where((best < renewal)[..., None], next(drawn), states)

@@ -206,6 +206,60 @@ def test_reflow_pairs_noise_with_the_object_that_it_flows_to():
     assert (elsewhere.coupled == -1).all(), "an end on no object is no object"
 
 
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_reflow_of_a_batch_is_that_of_each_image_alone(eta):
+    """What chance brings on the way is of an image's own key too, and two images of one noise's place differ by it."""
+    head = build("model.head.reflow_steps=3", "flow_path@model.head.path=CosinePath", f"model.head.path.eta={eta}").head
+    head = head.double()
+    batch = keyed(images(*SIZES), 7, 8, 9)
+    together = reflowed(head, TARGETS, batch)
+    assert (together.coupled == -1).any()
+    for i, objects in enumerate(TARGETS):
+        alone = reflowed(head, [objects], Images(batch.pixels[i : i + 1], batch.meta[i : i + 1]))
+        for name in Start._fields:
+            torch.testing.assert_close(getattr(alone, name)[0], getattr(together, name)[i], rtol=0, atol=1e-5)
+
+
+def reflowed(head, targets, batch):
+    """Its start for ``batch`` in double precision, by the decoder on its own maps."""
+    maps = features_of(batch, dtype=torch.float64)
+    return head.start(targets, batch, lambda boxes, t: head.decoder(maps, boxes.double(), t.double(), batch)[-1])
+
+
+def test_chance_on_the_way_of_reflow_is_by_the_key():
+    """The same image twice, under two keys, and a flow that stays where it is: ends differ by what chance has drawn."""
+    head = build("model.head.reflow_steps=3", "flow_path@model.head.path=CosinePath", "model.head.path.eta=1.0").head
+    noise, seen = torch.zeros(2, 12, 4), []
+
+    def stays(boxes, t):
+        seen.append(boxes)
+        return Guess(torch.zeros(2, 12, 4), boxes)
+
+    def last_of(*keys):
+        seen.clear()
+        head._ends(noise, stays, keyed(images((64, 96), (64, 96)), *keys), [target(), target()])
+        return seen[-1]
+
+    one, two = last_of(7, 8)
+    assert not torch.equal(one, two)
+    head.noise_seed = 5
+    assert torch.equal(last_of(8, 7), torch.stack([two, one])), "and by nothing else"
+
+
+def test_without_chance_nothing_is_drawn(monkeypatch):
+    """Neither in a step of training on lines, nor for the straightness; where there is chance, once a sampling."""
+    head, batch = build("model.head.reflow_steps=3").head, keyed(images(*SIZES), 7, 8, 9)
+    unit, drawn = whole(torch.zeros(()), batch.sizes), []
+    plain = head._draws
+    monkeypatch.setattr(head, "_draws", lambda *a: drawn.append(a) or plain(*a))
+    still = lambda boxes, t: Guess(torch.zeros(*boxes.shape[:2], 4), boxes)  # noqa: E731
+    head.start(TARGETS, batch, still)
+    head.straightness(still, unit)
+    assert drawn == []
+    head.sample(still, unit, head.noise(3), 4, 0.5)
+    assert len(drawn) == 1
+
+
 def test_straightness_is_nothing_on_straight_ways_and_known_on_a_bent_one():
     head, unit = build().head, whole(torch.zeros(()), [(64, 96)])
     near, far = (torch.tensor([b]).expand(1, 12, 4) for b in ([[40.0, 30, 50, 40]], [[10.0, 10, 20, 20]]))
@@ -388,6 +442,38 @@ def test_as_coupled_gives_every_box_its_own_object():
     [matched] = matcher([Guessed(boxes, torch.zeros(3, 3), (100, 100))], torch.tensor([[1, -1, 0]]), [objects])
     assert matched.classes.matched.tolist() == [0, 1, -1], "the second object's best box is it, however far"
     assert matched.objects.tolist() == [1, -1, 0]
+
+
+def test_layers_before_classes_and_boxes_are_diffusiondets():
+    """One and three of them, of the decoder's width, in the preset; by default none, and not a name more."""
+    plain = build().head
+    assert not [name for name in plain.state_dict() if "cls_layers" in name or "box_layers" in name]
+    head = build("model.head.decoder.num_stages=2", model="diffusiondet").head
+    shapes = {name: tuple(value.shape) for name, value in head.decoder.state_dict().items() if "_layers." in name}
+    linear = {f"{kind}_layers.{stage}.{3 * i}.weight": (32, 32) for stage in (0, 1) for kind, i in PLACES}
+    assert {n: s for n, s in shapes.items() if len(s) == 2} == linear
+    assert len(shapes) == 3 * len(linear), "and a norm behind each, weight and bias; the linear layer has none"
+    batch = images(*SIZES)
+    boxes = head.states.decode(torch.randn(3, 12, 4), whole(torch.zeros(()), batch.sizes))
+    guesses = head.decoder(features_of(batch), boxes, torch.zeros(3), batch)
+    assert [(g.logits.shape, g.boxes.shape) for g in guesses] == [((3, 12, 3), (3, 12, 4))] * 2
+
+
+PLACES = [("cls", 0), ("box", 0), ("box", 1), ("box", 2)]
+
+
+def test_each_guess_goes_through_its_own_layers():
+    """By hand: what a stage knows, through linear, norm and ReLU as often as was said, then the last layer."""
+    head = build("model.head.decoder.cls_layers=1", "model.head.decoder.box_layers=2").head
+    decoder, known = head.decoder, []
+    decoder.stages[2].register_forward_hook(lambda module, args, out: known.append(out))
+    batch = images((64, 96))
+    boxes = head.states.decode(torch.randn(1, 12, 4), whole(torch.zeros(()), batch.sizes))
+    guess = decoder(features_of(batch), boxes, torch.zeros(1), batch)[-1]
+    seen = known[0][0]
+    for layer in decoder.cls_layers[2][::3]:
+        seen = torch.nn.functional.layer_norm(seen @ layer.weight.T, (32,)).relu()
+    torch.testing.assert_close(guess.logits[0], decoder.cls_scores[2](seen))
 
 
 def test_gradients_are_finite_for_margin_free_losses_in_the_recipe_of_diffusiondet():

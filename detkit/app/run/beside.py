@@ -1,0 +1,51 @@
+"""Where a tool puts what it found with a checkpoint, if nobody says: beside it, in a folder for what was asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+from detkit.app.assemble.identity import is_free
+from detkit.app.run.next_command import said
+
+#: Letters of a folder's name that stand for overrides; more are cut.
+_LONGEST = 120
+
+
+#: Options of tools that change the numbers, as the keys of a training configuration do.
+_CHANGING = ("tta", "precision", "val_loss")
+
+
+def folder_beside(checkpoint: str | Path, what: str, split: str, options: Any) -> Path:
+    """``<what>_<checkpoint>_<split>`` beside ``checkpoint``, and for overrides a folder of their own.
+
+    ``evaluation_best_val+model.head.steps-8+tta-flip`` is that of ``model.head.steps=8 tta=flip``, in whatever order.
+    Six digits at the end stand for what a name cannot hold: a path, a list, a great many keys.
+
+    Args:
+        options: a dataclass, the tool's own. How its report looks is not in the name, and neither is what changes no
+            number (:func:`~detkit.app.assemble.identity.is_free`).
+    """
+    checkpoint = Path(checkpoint)
+    own = {field.name for field in dataclasses.fields(options)} - set(_CHANGING)
+    return checkpoint.parent / f"{what}_{checkpoint.stem}_{split}{_told_apart(said(own))}"
+
+
+def _told_apart(overrides: list[str]) -> str:
+    """What a name says of ``overrides``; nothing where none changes a number."""
+    kept = sorted((word for word in overrides if not is_free(_key(word))), key=lambda word: (_key(word), word))
+    if not kept:
+        return ""
+    names = [f"{_key(word)}-{'null' if word.startswith('~') else word.partition('=')[2]}" for word in kept]
+    whole = "".join(f"+{name}" for name in names)
+    shown = re.sub(r"[^\w.+]+", "-", whole, flags=re.ASCII)[:_LONGEST].rstrip("-")
+    is_all = shown == whole and all(re.fullmatch(r"[^-+]+-[^-+]+", name) for name in names)
+    return shown if is_all else f"{shown}+{hashlib.sha256(' '.join(kept).encode()).hexdigest()[:6]}"
+
+
+def _key(override: str) -> str:
+    """What ``override`` sets, a group as the section it fills."""
+    return override.lstrip("~+").partition("=")[0].replace("/", ".")
