@@ -87,8 +87,6 @@ class FlowHead(Head):
             what they are, but here an object is known to be the better one, and there a finished flow has made the
             pairs, here the weights in training do). For a second phase, by ``init_from``; null lets ``coupling`` say.
         freeze_features: backbone and neck stay as they are, statistics of their norms included.
-        start_share: the share of images that are trained at time 0, on noise alone, where every sampling begins and a
-            single step ends; the others' times are uniform.
     """
 
     start_noise: Tensor
@@ -117,11 +115,8 @@ class FlowHead(Head):
         noise_seed: Whole = 0,
         reflow_steps: Count | None = None,
         freeze_features: bool = False,
-        start_share: Share = 0.0,
     ) -> None:
         super().__init__()
-        if start_share == 1:
-            raise ValueError("start_share=1 trains at time 0 alone, and a second step would be untrained: less than 1")
         if box_loss.space != "box":
             raise ValueError(f"box_loss must compare boxes in px, as GIoULoss does; {type(box_loss).__name__} does not")
         self.states = StateCoder(scale=scale, min_size=min_size)
@@ -132,7 +127,6 @@ class FlowHead(Head):
         self.num_boxes, self.test_boxes, self.steps = num_boxes, test_boxes or num_boxes, steps
         self.renewal, self.ensemble, self.noise_seed = renewal, ensemble, noise_seed
         self.reflow_steps, self.trains_features = reflow_steps, not freeze_features
-        self.start_share = start_share
         self.reads = _reads(self.decoder.pool.num_levels, auxiliary, in_spec)
         # the noise at test is a part of the model: that of the start, and what chance brings in the steps
         self.register_buffer("start_noise", self._draws("flow noise", 1, self.test_boxes), persistent=False)
@@ -171,7 +165,7 @@ class FlowHead(Head):
     def _drawn(self, target: Target, key: int, size: tuple[int, int]) -> tuple[Tensor, ...]:
         """Of one image and its ``target`` on the CPU: t (), noise and data (N, 4), and coupled (N,)."""
         draws = generator(key, "flow")
-        t = ((torch.rand((), generator=draws) - self.start_share) / (1 - self.start_share)).clamp(min=0)
+        t = torch.rand((), generator=draws)
         noise = torch.randn(self.num_boxes, 4, generator=draws)
         wanted, boxes = target.kinds.wanted, target.wanted.boxes[None]
         objects = self.states.encode(boxes, whole(boxes, [size]))[0]

@@ -140,22 +140,6 @@ def test_draws_in_training_are_by_the_key_alone():
     assert other.t[2] != one.t[2]
 
 
-def test_a_share_of_the_images_starts_on_noise_alone():
-    """And the others' times are still any, from the start to the end."""
-    head, batch, share = build("model.head.start_share=0.3").head, images(*[(64, 96)] * 400), 0.3
-    start = head.start([TARGETS[0]] * 400, keyed(batch, *range(400)))
-    at_start = start.t == 0
-    assert at_start.sum() == pytest.approx(400 * share, abs=3 * (400 * share * (1 - share)) ** 0.5)
-    assert torch.equal(
-        start.boxes[at_start], head.states.decode(start.noise, whole(start.noise, batch.sizes))[at_start]
-    )
-    rest = start.t[~at_start]
-    assert rest.mean() == pytest.approx(0.5, abs=0.06)
-    assert rest.max() > 0.97
-    with pytest.raises(ConfigError, match=r"model\.head: FlowHead: start_share=1 trains at time 0 alone"):
-        build("model.head.start_share=1")
-
-
 def test_renewal_draws_as_many_numbers_whatever_is_kept():
     """Image 0 keeps all its boxes, image 1 none: the third step's noise of both is still that of their own draws."""
     head, batch = build().head, images((64, 64), (64, 64))
