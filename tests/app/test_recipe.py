@@ -25,6 +25,7 @@ from detkit.app.recipe.made import make, options
 from detkit.app.recipe.measure import RATIOS
 from detkit.app.recipe.notes import notes
 from detkit.app.recipe.speed import Line, Pace, Speeds
+from detkit.app.recipe.tries import Trial, Tried
 from detkit.app.recipe.writer import Writer
 from detkit.app.recipe.written import experiment
 from detkit.app.run.folder import RunFolder
@@ -95,6 +96,25 @@ def test_the_file_composes_and_is_the_same_for_the_same_timings(recipe, tmp_path
     assert content["threads"] == 1
     assert content["trainer"]["precision"] == "fp32"
     assert recipe("data.root=set", "overwrite=true")[0] == text, "to the bit"
+
+
+def test_what_is_tried_is_taken_from_the_minutes_and_the_recipe_has_the_rest(recipe, tmp_path, monkeypatch):
+    """Of a minute a fifth is for the tries: the file is that for 0.8 minutes."""
+    seen = []
+
+    def run(trial, found):
+        seen.append(trial.minutes)
+        return Tried(found[0], ["Tried."])
+
+    monkeypatch.setattr(Trial, "run", run)
+    write("coco", tmp_path / "set")
+    tried, _ = recipe("data.root=set", "minutes=1", "try=true", "try_share=0.2")
+    assert seen == [0.2]
+    words = " ".join(tried.replace("#", "").split())
+    assert "Of the 1 min the tries had 0.2, and this training has the rest. Tried." in words
+    assert "minutes=1 try=true try_share=0.2 try_seeds=1;" in words, "the command that wrote it"
+    rest, _ = recipe("data.root=set", "minutes=0.8", "overwrite=true")
+    assert yaml.safe_load(tried) == yaml.safe_load(rest)
 
 
 @pytest.mark.slow
@@ -203,7 +223,7 @@ def trainers(tmp_path, name, **more):
     said = [Choice("data.root", str(root), ""), *([] if val else [Choice("data.val", None, "")])]
     said += [Choice("data.val.annotations", val, "")] * (val == "none.json")
     situation = Given(look(train_set, val_set), 10.0, "cpu", is_pretrained=False)
-    writer = Writer(situation, train_set, "coco", said, 1, Place(tmp_path / "scratch", "timed"))
+    writer = Writer(situation, train_set, "coco", said, 1, Place(tmp_path / "scratch", "timed"), ["minutes=10"])
     for option in options(situation, SPEEDS)[: len(DETECTORS)]:
         place = Place(tmp_path / "recipes", option.name)
         writer.write(place, situation, SPEEDS, option, [])
@@ -264,6 +284,7 @@ def test_mistakes_are_told(tmp_path):
     [
         (("minutes=0",), "minutes: must lie in [0.1, 43200], not 0"),
         (("speed=none.json",), "speed: there is no file none.json"),
+        (("try_share=1.0",), "try_share: must lie in [0.05, 0.95], not 1.0"),
         (("minute=3",), "no key 'minute'; did you mean 'minutes'?"),
         (("try=true", "data.val=null"), "try: needs data.val with objects"),
     ],
@@ -318,7 +339,8 @@ def test_a_killed_try_goes_on_and_names_an_interval(tmp_path):
     tools = Path(__file__).resolve().parents[2] / "tools"
     env = {**os.environ, "PYTHONPATH": str(tools.parent), "OMP_NUM_THREADS": "1"}
     FAST.write(tmp_path / "given.json")
-    own = ("minutes=1", "speed=given.json", "pretrained=false", "threads=1", "device=cpu", "try=true", "name=mine")
+    time_given = ("minutes=1.5", "try=true", "try_share=0.33")
+    own = ("speed=given.json", "pretrained=false", "threads=1", "device=cpu", "name=mine", *time_given)
     command = [sys.executable, str(tools / "recipe.py"), *SHAPES, *own]
     first = subprocess.Popen(command, cwd=tmp_path, env=env)
     folder = tmp_path / "runs" / "recipe" / "mine" / "round1"
@@ -335,6 +357,7 @@ def test_a_killed_try_goes_on_and_names_an_interval(tmp_path):
     assert len(read_jobs(folder)) == 3
     assert len(read_jobs(folder.with_name("round2"))) == 2
     text = " ".join((tmp_path / "recipes" / "experiment" / "mine.yaml").read_text().replace("#", "").split())
+    assert "Of the 1.5 min the tries had 0.495, and this training has the rest." in text
     assert "Tried for 0.1 minutes each: " in text
     assert "(images alone)" in text
     assert "; written: " in text
