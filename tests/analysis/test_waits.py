@@ -134,4 +134,5 @@ def test_a_step_waits_as_often_whatever_the_batch(name, monkeypatch):
     two, eight = waits_of_steps(name, monkeypatch)
     assert len(two.waits) == WAITS[name], two.waits
     assert len(eight.waits) == WAITS[name], eight.waits
-    assert len(eight.sent) <= 40, eight.sent
+    assert len(two.sent) <= 40, two.sent
+    assert len(eight.sent) == len(two.sent), "copies from the host do not grow with the batch"
