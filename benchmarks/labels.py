@@ -63,6 +63,9 @@ def main(arguments: Sequence[str]) -> None:
     load_components()
     planted, report = look_for_planted(options)
     rich.print(as_table(compare(planted, report.images, options.samples)))
+    for kind in KINDS:
+        if not planted.count(kind):
+            rich.print(f"{kind.value}: not planted, since the data have one class")
 
 
 class Planted(NamedTuple):
@@ -77,7 +80,10 @@ class Planted(NamedTuple):
 
 
 def plant(content: Mapping[str, Any], seed: int) -> tuple[dict[str, Any], Planted]:
-    """COCO's ``content`` with errors of each kind, no box having two, and what they are."""
+    """COCO's ``content`` with errors of each kind, no box having two, and what they are.
+
+    Where there is one class, no class is wrong: the other kinds alone are planted.
+    """
     rng = np.random.default_rng(seed)
     sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
     classes = [category["id"] for category in content["categories"]]
@@ -85,8 +91,9 @@ def plant(content: Mapping[str, Any], seed: int) -> tuple[dict[str, Any], Plante
     num = round(SHARE * len(usable))
     if num == 0:
         raise ConfigError(f"--checkpoint: {SHARE:.0%} of its {len(usable)} training boxes is none")
-    drawn = rng.permutation(usable)[: 3 * num].reshape(3, num)
-    kind_of = {int(i): kind for kind, places in zip(KINDS, drawn, strict=True) for i in places}
+    kinds = [kind for kind in KINDS if kind is not Kind.WRONG_CLASS or len(classes) > 1]
+    drawn = rng.permutation(usable)[: len(kinds) * num].reshape(len(kinds), num)
+    kind_of = {int(i): kind for kind, places in zip(kinds, drawn, strict=True) for i in places}
     annotations: list[dict[str, Any]] = []
     dropped: dict[int, list[np.ndarray]] = {}
     for i, annotation in enumerate(content["annotations"]):
@@ -100,8 +107,8 @@ def plant(content: Mapping[str, Any], seed: int) -> tuple[dict[str, Any], Plante
             dropped.setdefault(annotation["image_id"], []).append(np.array(annotation["bbox"], np.float64))
         else:
             annotations.append(annotation)
-    kinds = {content["annotations"][i]["id"]: kind for i, kind in kind_of.items()}
-    return {**content, "annotations": annotations}, Planted(kinds, dropped)
+    by_id = {content["annotations"][i]["id"]: kind for i, kind in kind_of.items()}
+    return {**content, "annotations": annotations}, Planted(by_id, dropped)
 
 
 def _moved(box: Sequence[float], size: tuple[int, int], rng: np.random.Generator) -> list[float]:
@@ -182,11 +189,13 @@ class Compared(NamedTuple):
 
 
 def compare(planted: Planted, images: Sequence[LookedAt], num_samples: int) -> list[Compared]:
-    """Both lists of each kind against what was planted, on the images and on ``num_samples`` resamplings of them."""
+    """Both lists of each planted kind against what was planted, on the images and on ``num_samples`` resamplings."""
     weights = image_weights(len(images), num_samples)
     rows = []
     for kind in KINDS:
         num = planted.count(kind)
+        if num == 0:
+            continue
         first = min(FIRST, num)
         both = [rank(planted, images, kind).precision(weights, first) for rank in (ranked_by_us, ranked_by_objectlab)]
         rows.append(Compared(kind, num, first, *both))

@@ -1,7 +1,8 @@
 """``tools/benchmark.py scaling``: how time and memory grow with images, boxes, classes and pixels, and by which power.
 
 Every point is measured in a process of its own. The exponent is that of a power law through all points of a row, by
-least squares on logarithms; ``last`` is that of the last step alone, where what is constant counts least: 1 is linear.
+least squares on logarithms; ``last`` is that of the last step alone, where what is constant counts least: 1 is linear,
+and what is above 1.1 is marked.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import argparse
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,11 +37,18 @@ from detkit.utils.progress import track
 
 #: Height and width, px, of the smallest images; larger ones have both sides multiplied.
 _SIZE = (160, 224)
+#: An exponent above this grows clearly faster than its input.
+_LINEAR = 1.1
+
 _USUAL = {"images": 1, "boxes": 14, "classes": 3, "pixels": _SIZE[0] * _SIZE[1]}
 
 
 class Row(NamedTuple):
-    """``what`` is done with each of ``values`` of ``axis``, all else as usual."""
+    """``what`` is done with each of ``values`` of ``axis``, all else as usual.
+
+    Boxes are objects in an image of a training step, regions that a prediction classifies and may give out, and both
+    objects and detections in an image of an evaluation.
+    """
 
     what: str
     axis: str
@@ -61,9 +69,11 @@ ROWS = (
     Row("training step", "classes", (1, 70, 600, 5000)),
     Row("training step", "pixels", _PIXELS),
     Row("prediction", "images", (1, 2, 4, 8)),
+    Row("prediction", "boxes", (1, 10, 100, 1000)),
     Row("prediction", "classes", (1, 70, 600, 5000)),
     Row("prediction", "pixels", _PIXELS),
     Row("evaluation", "images", (250, 1000, 4000)),
+    Row("evaluation", "boxes", (1, 10, 100, 400)),
     Row("evaluation", "classes", (1, 70, 600, 5000)),
 )
 
@@ -87,7 +97,7 @@ def measure(what: str, axis: str, value: int, repeats: int) -> Point:
     torch.manual_seed(0)
     amounts = {**_USUAL, axis: value}
     before = psutil.Process().memory_info().rss
-    run = _evaluation(**amounts) if what == "evaluation" else _step(what == "training step", **amounts)
+    run = _evaluation(axis, amounts) if what == "evaluation" else _step(what == "training step", axis, amounts)
     times = []
     for _ in range(repeats + 1):
         start = time.process_time()
@@ -96,19 +106,24 @@ def measure(what: str, axis: str, value: int, repeats: int) -> Point:
     return Point(statistics.median(times[1:]), max(0, peak_memory(torch.device("cpu")) - before))
 
 
-def _step(trains: bool, images: int, boxes: int, classes: int, pixels: int) -> Callable[[], Any]:
-    side = math.isqrt(pixels // _USUAL["pixels"])
+def _step(trains: bool, axis: str, amounts: Mapping[str, int]) -> Callable[[], Any]:
+    boxes, classes = amounts["boxes"], amounts["classes"]
+    side = math.isqrt(amounts["pixels"] // _USUAL["pixels"])
     size = (_SIZE[0] * side, _SIZE[1] * side)
-    batch, targets = made_images(images, size, boxes, torch.device("cpu"), classes)
-    model = bccd_detector("faster_rcnn", classes).train(trains)
+    batch, targets = made_images(amounts["images"], size, boxes, torch.device("cpu"), classes)
+    key = "model.head.roi.selector.max_detections"
+    regions = [f"model.head.rpn.num_proposals=[2000,{boxes}]", f"{key}={boxes}"] if axis == "boxes" else []
+    model = bccd_detector("faster_rcnn", classes, regions).train(trains)
     if trains:
         return training_step(model, lambda: model(batch, targets).total)
     return torch.no_grad()(lambda: model(batch))
 
 
-def _evaluation(images: int, boxes: int, classes: int, pixels: int) -> Callable[[], Any]:
-    num_images = images if images > 1 else 500
-    made = synthetic_set(num_images=num_images, num_categories=classes, detections_per_image=100)
+def _evaluation(axis: str, amounts: Mapping[str, int]) -> Callable[[], Any]:
+    amount = {"num_images": amounts["images"] if axis == "images" else 500, "detections_per_image": 100}
+    if axis == "boxes":
+        amount |= {"detections_per_image": amounts["boxes"], "objects_per_image": amounts["boxes"]}
+    made = synthetic_set(num_categories=amounts["classes"], **amount)
     evaluator = CocoEvaluator(categories=made.categories, truths=made.truths)
     evaluator.merge([EvaluatorState(np.array([t.image_id for t in made.truths]), made.results)])
     return evaluator.compute
@@ -122,8 +137,10 @@ def exponents(values: Sequence[int], amounts: Sequence[float]) -> tuple[float, f
 
 
 def scaling_table(measured: Sequence[tuple[Row, list[Point | None]]]) -> Table:
-    """One line for each row: from the least to the most, and the exponents of time and memory."""
-    table = Table(title="time and memory against the amount of input, one thread, processor time", title_justify="left")
+    """One line for each row: from the least to the most, and the exponents of time and memory, marked above 1.1."""
+    title = "time and memory against the amount of input, one thread, processor time"
+    note = f"* grows faster than its input: the exponent is above {_LINEAR}"
+    table = Table(title=title, title_justify="left", caption=note, caption_justify="left")
     for i, heading in enumerate(("", "against", "from", "to", "ms", "exponent", "last", "MiB", "exponent", "last")):
         table.add_column(heading, justify="right" if i > 1 else "left", no_wrap=True)
     for row, points in measured:
@@ -136,9 +153,13 @@ def scaling_table(measured: Sequence[tuple[Row, list[Point | None]]]) -> Table:
         for amounts, unit in (([p.seconds for _, p in found], 1e3), ([float(p.memory) for _, p in found], 2.0**-20)):
             fitted, last = exponents(values, amounts)
             span = f"{unit * amounts[0]:,.0f} to {unit * amounts[-1]:,.0f}"
-            cells += [span, f"{fitted:.2f}", f"{last:.2f}"]
+            cells += [span, _marked(fitted), _marked(last)]
         table.add_row(*cells)
     return table
+
+
+def _marked(exponent: float) -> str:
+    return f"{exponent:.2f}{'*' * (exponent > _LINEAR)}"
 
 
 def draw_scaling(measured: Sequence[tuple[Row, list[Point | None]]], path: Path) -> None:

@@ -16,14 +16,17 @@ import yaml
 from omegaconf import OmegaConf
 
 from detkit.app import train
+from detkit.app.assemble.trainer import build_trainer
 from detkit.app.recipe import tool, weights
 from detkit.app.recipe.files import Place, name_of
 from detkit.app.recipe.findings import look
-from detkit.app.recipe.given import DETECTORS, Fits, Given, Measured
+from detkit.app.recipe.given import DETECTORS, Choice, Fits, Given, Measured
 from detkit.app.recipe.made import make, options
 from detkit.app.recipe.measure import RATIOS
 from detkit.app.recipe.notes import notes
 from detkit.app.recipe.speed import Line, Pace, Speeds
+from detkit.app.recipe.tries import Trial, Tried
+from detkit.app.recipe.writer import Writer
 from detkit.app.recipe.written import experiment
 from detkit.app.run.folder import RunFolder
 from detkit.app.run.next_command import word
@@ -95,6 +98,25 @@ def test_the_file_composes_and_is_the_same_for_the_same_timings(recipe, tmp_path
     assert recipe("data.root=set", "overwrite=true")[0] == text, "to the bit"
 
 
+def test_what_is_tried_is_taken_from_the_minutes_and_the_recipe_has_the_rest(recipe, tmp_path, monkeypatch):
+    """Of a minute a fifth is for the tries: the file is that for 0.8 minutes."""
+    seen = []
+
+    def run(trial, found):
+        seen.append(trial.minutes)
+        return Tried(found[0], ["Tried."])
+
+    monkeypatch.setattr(Trial, "run", run)
+    write("coco", tmp_path / "set")
+    tried, _ = recipe("data.root=set", "minutes=1", "try=true", "try_share=0.2")
+    assert seen == [0.2]
+    words = " ".join(tried.replace("#", "").split())
+    assert "Of the 1 min the tries had 0.2, and this training has the rest. Tried." in words
+    assert "minutes=1 try=true try_share=0.2 try_seeds=1;" in words, "the command that wrote it"
+    rest, _ = recipe("data.root=set", "minutes=0.8", "overwrite=true")
+    assert yaml.safe_load(tried) == yaml.safe_load(rest)
+
+
 @pytest.mark.slow
 def test_a_file_that_is_there_stays_unless_it_is_told(recipe, tmp_path):
     write("coco", tmp_path / "set")
@@ -138,36 +160,102 @@ def written(root, val="val.json", minutes=10.0):
     return {line.key: line.value for line in lines}, " ".join(notes(situation, PACE, option.view))
 
 
+#: Of one_set, with the file to measure by.
+STRANGE = {
+    "one image": ({"boxes": [[4, 4, 20, 20]], "num_images": 1}, "val.json"),
+    "one size": ({"boxes": [[4, 4, 20, 20]]}, "val.json"),
+    "240 classes": ({"boxes": [[4, 4, 20, 20]] * 240, "names": tuple(f"k{i}" for i in range(240))}, "val.json"),
+    "tiny": ({"boxes": [[4, 4, 3, 3]]}, "val.json"),
+    "no validation": ({"boxes": [[4, 4, 20, 20]]}, None),
+    "a strip": ({"boxes": [[0, 0, 40, 40]], "size": (24, 4000)}, "val.json"),
+    "8000 px": ({"boxes": [[4000, 100, 20, 20], [10, 10, 24, 24]], "size": (600, 8000), "num_images": 1}, "val.json"),
+    "no object to measure by": ({"boxes": [[4, 4, 20, 20]], "names": ("cat", "dog")}, "none.json"),
+}
+
+
+def strange_set(tmp_path, name):
+    """The folder of a strange set, and the file to measure by."""
+    make, val = STRANGE[name]
+    root = one_set(tmp_path / "set", **make)
+    if val == "none.json":
+        content = json.loads((root / "train.json").read_text())
+        (root / val).write_text(json.dumps({**content, "annotations": []}))
+    return root, val
+
+
 @pytest.mark.parametrize(
-    ("make", "val", "expected", "words"),
+    ("name", "expected", "words"),
     [
-        ({"boxes": [[4, 4, 20, 20]], "num_images": 1}, "val.json", {"data.loader.train.batch_size": 4}, "1 image to learn"),
-        ({"boxes": [[4, 4, 20, 20]]}, "val.json", {}, "all objects are of about one size (20 to 20 px)"),
+        ("one image", {"data.loader.train.batch_size": 4}, "1 image to learn"),
+        ("one size", {}, "all objects are of about one size (20 to 20 px)"),
         (
-            {"boxes": [[4, 4, 20, 20]] * 240, "names": tuple(f"k{i}" for i in range(240))}, "val.json",
+            "240 classes",
             {"/loss@model.head.roi.cls_loss": "NormalizedSoftmax", "evaluator.max_detections": [1, 10, 300]},
             "with fewer than 20 boxes, and so rarely found: 240 of 240 classes",
         ),
-        ({"boxes": [[4, 4, 3, 3]]}, "val.json", {"transform.train.resize.size": 128}, "100.0% of the objects are below 8 px"),
-        ({"boxes": [[4, 4, 20, 20]]}, None, {"trainer.eval_every": None}, "nothing to measure by"),
-        ({"boxes": [[0, 0, 40, 40]], "size": (24, 4000)}, "val.json", {"/transform": "fit"}, "all objects"),
+        ("tiny", {"transform.train.resize.size": 128}, "100.0% of the objects are below 8 px"),
+        ("no validation", {"trainer.eval_every": None}, "nothing to measure by"),
+        ("a strip", {"/transform": "fit"}, "all objects"),
+        ("no object to measure by", {}, "not one object in the images to measure by"),
     ],
-    ids=("one image", "one size", "240 classes", "tiny", "no validation", "a strip"),
-)  # fmt: skip
-def test_strange_sets_give_recipes_that_say_what_they_lack(tmp_path, make, val, expected, words):
-    lines, said = written(one_set(tmp_path / "set", **make), val)
+)
+def test_strange_sets_give_recipes_that_say_what_they_lack(tmp_path, name, expected, words):
+    lines, said = written(*strange_set(tmp_path, name))
     assert expected.items() <= lines.items()
     assert words in said
 
 
 def test_long_grey_pictures_with_tiny_objects(tmp_path):
-    root = one_set(tmp_path / "set", [[4000, 100, 20, 20], [10, 10, 24, 24]], size=(600, 8000), num_images=1)
+    root, _ = strange_set(tmp_path, "8000 px")
     assert cv2.imwrite(str(root / "images" / "1.png"), np.zeros((600, 8000), np.uint8))
     lines, said = written(root)
     assert (lines["/transform"], lines["transform.train.tile.tile"]) == ("tiles", 256)
     assert lines["transform.val.resize"] == {"_target_": "ResizeFit", "size": 2048}
     assert "tta=tiles" in said
     assert "the images are grey" in said
+
+
+def trainers(tmp_path, name, **more):
+    """Of each detector on a strange set: its option, and what its written file composes and builds."""
+    root, val = strange_set(tmp_path, name)
+    train_set = CocoDataset(root=str(root))
+    val_set = val and CocoDataset(root=str(root), annotations=val)
+    said = [Choice("data.root", str(root), ""), *([] if val else [Choice("data.val", None, "")])]
+    said += [Choice("data.val.annotations", val, "")] * (val == "none.json")
+    situation = Given(look(train_set, val_set), 10.0, "cpu", is_pretrained=False)
+    writer = Writer(situation, train_set, "coco", said, 1, Place(tmp_path / "scratch", "timed"), ["minutes=10"])
+    for option in options(situation, SPEEDS)[: len(DETECTORS)]:
+        place = Place(tmp_path / "recipes", option.name)
+        writer.write(place, situation, SPEEDS, option, [])
+        cfg = place.compose()
+        OmegaConf.update(cfg, "device", "cpu")
+        OmegaConf.update(cfg, "callbacks", {}, merge=False)
+        for key, value in more.items():
+            OmegaConf.update(cfg, key.replace("__", "."), value)
+        folder = tmp_path / "runs" / option.name
+        folder.mkdir(parents=True)
+        yield option, cfg, build_trainer(cfg, folder)[0]
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_what_is_written_for_a_strange_set_composes_and_builds(tmp_path, name):
+    """As ``tools/train.py --config-dir recipes experiment=NAME`` would, for both detectors."""
+    seen = []
+    for option, cfg, trainer in trainers(tmp_path, name):
+        seen.append(option.detector)
+        assert (trainer.val_loader is None) == (name == "no validation")
+        assert cfg.trainer.steps == trainer.steps >= 20
+        assert len(trainer.categories) == len(STRANGE[name][0].get("names", ("cat",)))
+    assert seen == [*DETECTORS]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["one image", "240 classes", "no validation", "8000 px"])
+def test_what_is_written_for_a_strange_set_trains_a_step(tmp_path, name):
+    loads_here = {f"data__loader__{split}__num_workers": 0 for split in ("train", "val")}
+    for _, _, trainer in trainers(tmp_path, name, trainer__steps=1, **loads_here):
+        trainer.fit()
+        assert (trainer.run_dir / "last.pt").is_file()
 
 
 def test_commands_in_the_file_hold_in_folders_with_blanks(tmp_path):
@@ -196,6 +284,7 @@ def test_mistakes_are_told(tmp_path):
     [
         (("minutes=0",), "minutes: must lie in [0.1, 43200], not 0"),
         (("speed=none.json",), "speed: there is no file none.json"),
+        (("try_share=1.0",), "try_share: must lie in [0.05, 0.95], not 1.0"),
         (("minute=3",), "no key 'minute'; did you mean 'minutes'?"),
         (("try=true", "data.val=null"), "try: needs data.val with objects"),
     ],
@@ -250,7 +339,8 @@ def test_a_killed_try_goes_on_and_names_an_interval(tmp_path):
     tools = Path(__file__).resolve().parents[2] / "tools"
     env = {**os.environ, "PYTHONPATH": str(tools.parent), "OMP_NUM_THREADS": "1"}
     FAST.write(tmp_path / "given.json")
-    own = ("minutes=1", "speed=given.json", "pretrained=false", "threads=1", "device=cpu", "try=true", "name=mine")
+    time_given = ("minutes=1.5", "try=true", "try_share=0.33")
+    own = ("speed=given.json", "pretrained=false", "threads=1", "device=cpu", "name=mine", *time_given)
     command = [sys.executable, str(tools / "recipe.py"), *SHAPES, *own]
     first = subprocess.Popen(command, cwd=tmp_path, env=env)
     folder = tmp_path / "runs" / "recipe" / "mine" / "round1"
@@ -267,6 +357,7 @@ def test_a_killed_try_goes_on_and_names_an_interval(tmp_path):
     assert len(read_jobs(folder)) == 3
     assert len(read_jobs(folder.with_name("round2"))) == 2
     text = " ".join((tmp_path / "recipes" / "experiment" / "mine.yaml").read_text().replace("#", "").split())
+    assert "Of the 1.5 min the tries had 0.495, and this training has the rest." in text
     assert "Tried for 0.1 minutes each: " in text
     assert "(images alone)" in text
     assert "; written: " in text

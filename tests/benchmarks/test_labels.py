@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -62,6 +63,21 @@ def test_each_kind_is_planted_as_often_and_nothing_else_changes():
     assert plant(before, 4)[1].kinds != planted.kinds
     with pytest.raises(ConfigError, match="5% of its 8 training boxes is none"):
         plant(content(num_images=1), 0)
+
+
+def test_of_one_class_the_other_kinds_are_planted_and_compared():
+    after, planted = plant({**content(), "categories": CATEGORIES[1:]}, 3)
+    assert [planted.count(kind) for kind in labels.KINDS] == [20, 20, 0]
+    assert {a["category_id"] for a in after["annotations"]} == {CATEGORIES[1]["id"]}
+    assert [row.kind for row in compare(planted, [looked_at()], 3)] == [Kind.MISSING, Kind.MISPLACED]
+
+
+def test_what_is_not_planted_is_said(monkeypatch, capsys, tmp_path):
+    planted = Planted({12: Kind.MISPLACED, 13: Kind.MISSING}, {1: [np.array([1.0, 60.0, 20.0, 20.0])]})
+    report = SimpleNamespace(images=[looked_at()])
+    monkeypatch.setattr(labels, "look_for_planted", lambda options: (planted, report))
+    labels.main(["--checkpoint", "best.pt", "--folds", "2", "--samples", "3", "--output", str(tmp_path)])
+    assert "\nwrong class: not planted, since the data have one class\n" in capsys.readouterr().out
 
 
 def test_precision_of_the_first_with_images_that_come_more_often():

@@ -98,6 +98,49 @@ def test_each_row_has_as_much_as_it_says(what, monkeypatch):
     assert point.seconds > 0
 
 
+@pytest.mark.parametrize("what", ["training step", "prediction", "evaluation"])
+def test_boxes_are_what_the_row_says(what, monkeypatch):
+    """7 objects to learn from, 7 regions that all come out, and 7 objects and as many detections in each image."""
+    monkeypatch.setattr(scaling, "_SIZE", (96, 128))
+    monkeypatch.setitem(scaling._USUAL, "pixels", 96 * 128)
+    seen = []
+    original = scaling.synthetic_set, scaling.made_images, scaling.bccd_detector
+
+    def made_set(**amounts):
+        made = original[0](**amounts | {"num_images": 20})
+        seen.append((len(made.results) / 20, round(sum(map(len, made.truths)) / 20)))
+        return made
+
+    def detector(*arguments):
+        model = original[2](*arguments)
+        if what == "prediction":
+            model.register_forward_hook(lambda _, __, out: seen.append([len(found) for found in out]))
+        return model
+
+    def images(*arguments):
+        made = original[1](*arguments)
+        if what == "training step":
+            seen.append([len(target.boxes) for target in made[1]])
+        return made
+
+    for name, stub in (("synthetic_set", made_set), ("made_images", images), ("bccd_detector", detector)):
+        monkeypatch.setattr(scaling, name, stub)
+    scaling.measure(what, "boxes", 7, 1)
+    expected = {"training step": [7], "prediction": [7], "evaluation": (7, pytest.approx(7, abs=2))}
+    assert seen[0] == expected[what]
+    assert {row.what for row in scaling.ROWS if row.axis == "boxes"} == set(expected)
+
+
+def test_what_grows_faster_than_its_input_is_marked():
+    row = scaling.Row("evaluation", "boxes", (1, 10, 100))
+    points = [scaling.Point(1.0, 100), scaling.Point(10.0, 1000), scaling.Point(200.0, 10000)]
+    table = scaling.scaling_table([(row, points)])
+    cells = [next(iter(column.cells)) for column in table.columns]
+    assert cells[5:7] == ["1.15*", "1.30*"], "in time: log10(200) / 2, and log10(20)"
+    assert cells[8:] == ["1.00", "1.00"], "in memory"
+    assert str(table.caption) == "* grows faster than its input: the exponent is above 1.1"
+
+
 def test_a_killed_point_is_told_and_the_plot_has_the_others(tmp_path):
     rows = [scaling.Row("training step", "boxes", (1, 10)), scaling.Row("prediction", "classes", (1, 10))]
     measured = [

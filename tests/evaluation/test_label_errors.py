@@ -1,12 +1,12 @@
-"""Suspicions about labels, on labels and detections made by hand; ObjectLab's scores by plain loops."""
+"""Suspicions about labels, on labels and detections made by hand; ObjectLab's scores by hand and by plain loops."""
 
 import math
 
 import numpy as np
 import pytest
 
-from detkit.evaluation.label_errors import COMMON, Candidates, Kind, label_errors, rarities
-from detkit.evaluation.objectlab import ALPHA, GAMMA, objectlab
+from detkit.evaluation.label_errors import Candidates, Kind, label_errors, rarities
+from detkit.evaluation.objectlab import objectlab
 from detkit.structures import GroundTruth
 
 #: x y w h of four objects that lie apart.
@@ -103,9 +103,9 @@ def test_a_class_that_is_often_not_seen_says_little():
     labels = np.array([0] * 10 + [1] * 5 + [2] * 3)
     is_unseen = np.array([1] * 4 + [0] * 6 + [1, 0, 0, 0, 0] + [1] * 3, bool)
     made = rarities(labels, is_unseen, 4)
-    assert made[:4] == pytest.approx([COMMON / (3 / 10)] * 4)
+    assert made[:4] == pytest.approx([0.02 / (3 / 10)] * 4), "of the others of class 0, 3 in 10; 1 in 50 is common"
     assert made[10] == 1, "no other label shares it"
-    assert made[15:] == pytest.approx([COMMON / (2 / 3)] * 3)
+    assert made[15:] == pytest.approx([0.02 / (2 / 3)] * 3)
 
 
 def test_what_is_not_seen_is_told_for_each_label():
@@ -136,12 +136,13 @@ def test_crowds_are_no_labels_and_hide_detections():
 
 
 def alike(a, b):
-    """The similarity of two boxes x1 y1 x2 y2."""
+    """The similarity of two boxes x1 y1 x2 y2, with the alpha and gamma of arXiv 2309.00832 and of cleanlab
+    (internal/constants.py: ALPHA, EUC_FACTOR)."""
     w = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
     h = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
     union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - w * h
     distance = math.hypot(a[0] + a[2] - b[0] - b[2], a[1] + a[3] - b[1] - b[3]) / 2
-    return ALPHA * w * h / union + (1 - ALPHA) * math.exp(-GAMMA * distance)
+    return 0.9 * w * h / union + 0.1 * math.exp(-0.1 * distance)
 
 
 def by_loops(boxes, labels, seen, least=None):
@@ -185,6 +186,29 @@ def test_objectlab_is_its_definition(seed):
         assert mine == pytest.approx(np.array(theirs), nan_ok=True)
     kinds = ([x for x in expected[0] if not math.isnan(x)], expected[1], expected[2])
     assert made.image == pytest.approx(math.prod(map(pooled, kinds)) ** (1 / 3))
+
+
+def test_objectlab_by_hand():
+    """A of class 0 and B of class 1 lie 100 px apart (centre to centre). Detections, in turn: 10 px off A, of its
+    class; on B, of class 0; of class 2, 50 px from A; 4 px off B, of its class; on B, of its class, but unsure.
+
+    With IoUs of 200 / 600 and 320 / 480, s is 0.9 / 3 + 0.1 exp(-1) = 0.33678794 and 0.9 * 2 / 3 + 0.1 exp(-0.4) =
+    0.66703200 for the two that are off; on B 1; across, 0.1 exp(-10) = 4.5399930e-6, which is s_min; and
+    0.1 exp(-5) = 6.7379470e-4 between A and what is of class 2.
+    """
+    a, b = [0, 0, 20, 20], [100, 0, 120, 20]
+    seen = detections(
+        (10, 0, 20, 20, 0, 0.99), (100, 0, 20, 20, 0, 0.96), (40, 30, 20, 20, 2, 0.97), (96, 0, 20, 20, 1, 0.5),
+        (100, 0, 20, 20, 1, 0.49),
+    )  # fmt: skip
+    made = objectlab(np.array([a, b], np.float64), np.array([0, 1]), *seen)
+    s_min = 4.5399930e-6
+    assert made.least == pytest.approx(s_min)
+    overlooked = [0.33678794, s_min, s_min * (1 - 0.97), math.nan, math.nan]
+    assert made.overlooked == pytest.approx(np.array(overlooked), nan_ok=True), "from 0.95 on"
+    assert made.badly_located == pytest.approx(np.array([0.33678794, 0.66703200])), "from 0.5 on"
+    assert made.swapped == pytest.approx(np.array([1 - 6.7379470e-4, s_min])), "1 - 1 is raised to s_min"
+    assert made.image == pytest.approx((0.00570742579 * 0.348507499 * 5.02158393e-05) ** (1 / 3)), "softmins at 0.1"
 
 
 def test_objectlab_of_nothing():

@@ -40,6 +40,9 @@ from detkit.utils.log import logger, set_up_logging
 #: The shortest and longest time that can be given, in minutes: six seconds and thirty days.
 _SHORTEST, _LONGEST = 0.1, 30 * 24 * 60
 
+#: The least and greatest share of them that can go to what is tried: something must be left for either.
+_LEAST_SHARE, _MOST_SHARE = 0.05, 0.95
+
 
 def main() -> None:
     """The command line."""
@@ -53,6 +56,7 @@ def run(cfg: DictConfig, _: Path) -> None:
     set_up_logging()
     check_range("minutes", cfg.minutes, _SHORTEST, _LONGEST)
     check_range("threads", cfg.threads, 1)
+    check_range("try_share", cfg.try_share, _LEAST_SHARE, _MOST_SHARE)
     place = Place(Path(cfg.output), name_of(cfg.name, cfg.data.root))
     if place.file.exists() and not cfg.overwrite:
         raise ConfigError(f"{place.file} is there already: overwrite=true replaces it, name=NAME writes another")
@@ -60,7 +64,7 @@ def run(cfg: DictConfig, _: Path) -> None:
     if is_tried and (val is None or all(truth.crowd.all() for truth in val.truths)):
         raise ConfigError("try: needs data.val with objects, since it compares by AP")
     with tempfile.TemporaryDirectory() as folder:
-        writer = _writer(cfg, train, val, Place(Path(folder), "timed"))
+        writer = _writer(cfg, train, val, Place(Path(folder), "timed"), is_tried)
         speeds = _speeds(cfg, writer, place, is_tried)
         found = options(writer.given, speeds)
         tried = _try(cfg, writer, speeds, found) if is_tried else Tried(found[0], _doubts(found[1:]))
@@ -97,13 +101,21 @@ def _open(cfg: DictConfig) -> tuple[DetectionDataset, DetectionDataset | None]:
     return train, val
 
 
-def _writer(cfg: DictConfig, train: DetectionDataset, val: DetectionDataset | None, scratch: Place) -> Writer:
+def _writer(
+    cfg: DictConfig, train: DetectionDataset, val: DetectionDataset | None, scratch: Place, is_tried: bool
+) -> Writer:
+    """What writes experiments for the time that is given, or for what is left of it after the tries."""
     device: Any = choose_device(cfg.device).type
-    given = Given(look(train, val), cfg.minutes, device, is_pretrained=True)
+    minutes = cfg.minutes * (1 - cfg.try_share) if is_tried else cfg.minutes
+    given = Given(look(train, val), minutes, device, is_pretrained=True)
     is_pretrained = at_hand(given.backbone) if cfg.pretrained is None else cfg.pretrained
     preset = HydraConfig.get().runtime.choices["data"]
     said = data_choices(cfg.data, preset)
-    return Writer(replace(given, is_pretrained=is_pretrained), train, preset, said, cfg.threads, scratch)
+    asked = [f"minutes={cfg.minutes:g}"]
+    if is_tried:
+        asked += ["try=true", f"try_share={cfg.try_share:g}", f"try_seeds={cfg.try_seeds}"]
+    given = replace(given, is_pretrained=is_pretrained)
+    return Writer(given, train, preset, said, cfg.threads, scratch, asked)
 
 
 def _speeds(cfg: DictConfig, writer: Writer, place: Place, is_tried: bool) -> Speeds:
@@ -121,7 +133,10 @@ def _speeds(cfg: DictConfig, writer: Writer, place: Place, is_tried: bool) -> Sp
 
 def _try(cfg: DictConfig, writer: Writer, speeds: Speeds, found: Sequence[Option]) -> Tried:
     folder = Path(cfg.run_root) / "recipe" / name_of(cfg.name, cfg.data.root)
-    return Trial(folder, writer.writer_at(speeds), cfg.minutes * cfg.try_share, cfg.try_seeds).run(found)
+    minutes = cfg.minutes * cfg.try_share
+    tried = Trial(folder, writer.writer_at(speeds), minutes, cfg.try_seeds).run(found)
+    budget = f"Of the {cfg.minutes:g} min the tries had {minutes:.3g}, and this training has the rest."
+    return replace(tried, words=[budget, *tried.words])
 
 
 def _doubts(doubted: Sequence[Option]) -> list[str]:

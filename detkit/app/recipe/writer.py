@@ -28,6 +28,7 @@ class Writer:
         said: lines that the command line has of them.
         threads: of the CPU, where they are not torch's own choice.
         scratch: for what is only timed.
+        asked: what else the command line says, as it is to be repeated.
     """
 
     given: Given
@@ -36,6 +37,7 @@ class Writer:
     said: Sequence[Choice]
     threads: int | None
     scratch: Place
+    asked: Sequence[str]
 
     @property
     def bench(self) -> Bench:
@@ -53,7 +55,7 @@ class Writer:
         choices = with_said(make(given, measured, option, self.preset, self.threads), self.said)
         pace = speeds.paces[option.detector]
         remarks = [
-            self._origin(given),
+            self._origin(),
             *describe(given.findings),
             _of_pace(speeds.machine, pace),
             *(f"NOTE: {line}" for line in notes(given, pace, option.view)),
@@ -68,9 +70,9 @@ class Writer:
             place, replace(self.given, minutes=minutes), speeds, option, []
         )
 
-    def _origin(self, given: Given) -> str:
+    def _origin(self) -> str:
         said = [shlex.quote(word(choice.key, choice.value)) for choice in self.said]
-        line = " ".join([command("recipe"), f"data={self.preset}", *said, f"minutes={given.minutes:g}"])
+        line = " ".join([command("recipe"), f"data={self.preset}", *said, *self.asked])
         return (
             f"Written by {line}; not yet run to the end: no claim. Every line may be changed; above it stands why it "
             "is as it is (docs/recipes.md)."

@@ -72,8 +72,15 @@ def checked(batch: Sequence[Sequence[str]], config: DictConfig, loader: ConfigLo
 
 def parse(params: Mapping[str, str], arguments: Sequence[str], loader: ConfigLoader) -> list[Override]:
     """The lists of a sweep's file, then the command line, which replaces what has the same key."""
-    from_file = normalize_overrides([f"{key}={value}" for key, value in params.items()])
-    return OverridesParser.create(loader).parse_overrides([*from_file, *arguments])
+    parser = OverridesParser.create(loader)
+    given = parser.parse_overrides(list(arguments))
+    said = {_key(override) for override in given}
+    from_file = parser.parse_overrides(normalize_overrides([f"{key}={value}" for key, value in params.items()]))
+    return [*(override for override in from_file if _key(override) not in said), *given]
+
+
+def _key(override: Override) -> str:
+    return override.get_key_element().lstrip("+")
 
 
 def fix_folder(config: DictConfig) -> Path:
