@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from detkit.evaluation.reliability import expected_calibration_error, fit, reliability
+from detkit.evaluation.reliability import crossed, expected_calibration_error, fit, reliability
 
 
 def distorted(temperature, count=40_000, seed=0):
@@ -62,3 +62,17 @@ def test_no_detections_are_refused_and_scores_of_0_and_1_are_fine():
         fit("temperature", np.zeros(0), np.zeros(0, bool))
     found = fit("temperature", np.array([0.0, 1.0, 1.0, 0.5]), np.array([False, True, False, True]))
     assert np.isfinite(found(np.array([0.0, 1.0]))).all()
+
+
+def test_a_map_is_judged_on_images_that_it_has_not_seen():
+    """Scores that say nothing: an isotonic map knows its own 60 detections by heart, and no others."""
+    rng = np.random.default_rng(0)
+    scores, right, images = rng.random(60), rng.random(60) < 0.5, np.arange(60) // 3
+    known = expected_calibration_error(fit("isotonic", scores, right)(scores), right)
+    mapped = crossed("isotonic", scores, right, images)
+    assert mapped is not None
+    assert known < 0.01 < 0.05 < expected_calibration_error(mapped, right)
+    others = images % 5 != 2
+    by_others = fit("isotonic", scores[others], right[others])
+    np.testing.assert_array_equal(mapped[~others], by_others(scores[~others]))
+    assert crossed("isotonic", scores, right, np.full(60, 7)) is None, "one image"

@@ -14,7 +14,7 @@ from detkit.data.datasets.base import DetectionDataset
 from detkit.engine.evaluation import to_device
 from detkit.engine.precision import Precision, autocast, check_precision
 from detkit.evaluation.errors import ImageErrors, image_errors
-from detkit.evaluation.reliability import Kind, ScoreMap, expected_calibration_error, fit
+from detkit.evaluation.reliability import Kind, ScoreMap, crossed, expected_calibration_error, fit
 from detkit.evaluation.results import restore
 from detkit.evaluation.risk_control import Judged, image_losses
 from detkit.evaluation.thresholds import Aim, Thresholds, find_thresholds, judge
@@ -63,10 +63,13 @@ class Calibration:
         return cls(thresholds, judged, None if kind is None else fit(kind, judged.scores, judged.right))
 
     def errors(self) -> tuple[float, float | None]:
-        """The expected calibration error of the detector's scores, and of the mapped ones."""
+        """The expected calibration error of the detector's scores, and of mapped ones: those of a fifth of the images
+        each by what the other four give, since the map itself has seen all of them. None without a map, or where one
+        image has all detections."""
         scores, right = self.judged.scores, self.judged.right
-        mapped = None if self.scores is None else expected_calibration_error(self.scores(scores), right)
-        return expected_calibration_error(scores, right), mapped
+        mapped = None if self.scores is None else crossed(self.scores.kind, scores, right, self.judged.images)
+        after = None if mapped is None else expected_calibration_error(mapped, right)
+        return expected_calibration_error(scores, right), after
 
     def reached(self, label: int) -> tuple[float, float]:
         """Precision and recall of class ``label`` at its threshold, of all detections and objects here; nan of none."""
