@@ -133,7 +133,7 @@ def test_boxes_are_what_the_row_says(what, monkeypatch):
 
 def test_what_grows_faster_than_its_input_is_marked():
     row = scaling.Row("evaluation", "boxes", (1, 10, 100))
-    points = [scaling.Point(1.0, 100), scaling.Point(10.0, 1000), scaling.Point(200.0, 10000)]
+    points: list[scaling.Point | None] = [scaling.Point(1, 100), scaling.Point(10, 1000), scaling.Point(200, 10000)]
     table = scaling.scaling_table([(row, points)])
     cells = [next(iter(column.cells)) for column in table.columns]
     assert cells[5:7] == ["1.15*", "1.30*"], "in time: log10(200) / 2, and log10(20)"
