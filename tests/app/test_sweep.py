@@ -40,13 +40,13 @@ load_components()
 OmegaConf.register_new_resolver("or_custom", lambda name: name or "custom", replace=True)
 
 
-def planned(*lines: list[str], given: tuple[str, ...] = ()) -> list[Job]:
-    """The jobs of these command lines, on top of the quickstart."""
+def planned(*lines: list[str], given: tuple[str, ...] = (), experiment: str = "quickstart") -> list[Job]:
+    """The jobs of these command lines, on top of an experiment."""
     loader = ConfigLoaderImpl(create_config_search_path(str(config_dir())))
     master = loader.load_configuration(
-        "train", ["experiment=quickstart", *normalize_overrides(given)], run_mode=RunMode.MULTIRUN
+        "train", [f"experiment={experiment}", *normalize_overrides(given)], run_mode=RunMode.MULTIRUN
     )
-    batch = [["experiment=quickstart", *normalize_overrides([*given, *line])] for line in lines]
+    batch = [[f"experiment={experiment}", *normalize_overrides([*given, *line])] for line in lines]
     return plan_jobs(batch, master, loader, Path("somewhere"))
 
 
@@ -147,14 +147,17 @@ def test_every_sweep_file_is_lists_alone_whose_jobs_validate(name: str) -> None:
     text = OmegaConf.load(config_dir() / "sweep" / f"{name}.yaml")
     assert list(text) == ["hydra"]
     assert list(text.hydra) == ["sweeper"]
-    assert f"sweep={name}" in (config_dir() / "sweep" / f"{name}.yaml").read_text()
+    head = (config_dir() / "sweep" / f"{name}.yaml").read_text()
+    assert f"sweep={name}" in head
+    named = re.search(rf"experiment=(\S+) sweep={name}\b", head)
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         params = compose("train", [f"sweep={name}"], return_hydra_config=True).hydra.sweeper.params
     lists = {key: re.split(r",(?![^\[]*\])", str(values)) for key, values in params.items()}  # not inside a list
     longest = max(map(len, lists.values()))
     assert longest > 1
     lines = [[f"{key}={values[i % len(values)]}" for key, values in lists.items()] for i in range(longest)]
-    assert len(planned(*lines)) == longest
+    experiment = named[1] if named else "quickstart"
+    assert len(planned(*lines, given=("data.root=somewhere",), experiment=experiment)) == longest
 
 
 # Processes: each "job" is a small script instead of a training

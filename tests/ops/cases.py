@@ -40,7 +40,7 @@ def roi_align(sampling, aligned, *, num=5, dtype=torch.float32, device="cpu", ch
         index,
         torch.zeros_like(index),
         None,
-        [],
+        torch.tensor([[60, 90], [50, 70]], device=device),
         list(size),
         [1 / 8],
         sampling,
@@ -60,7 +60,20 @@ def ps_roi_align(sampling, *, num=5, dtype=torch.float32, device="cpu", size=(3,
     features = torch.randn(2, channels * size[0] * size[1], 9, 13, generator=g).to(device, dtype)
     boxes, index = boxes_and_images(g, num, torch.float64 if dtype == torch.float64 else torch.float32, device)
     options = {"output_size": size, "scale": 1 / 8, "sampling_ratio": sampling}
-    raw = ([features], boxes, index, torch.zeros_like(index), None, [], list(size), [1 / 8], sampling, True, True, 0.0)
+    raw = (
+        [features],
+        boxes,
+        index,
+        torch.zeros_like(index),
+        None,
+        None,
+        list(size),
+        [1 / 8],
+        sampling,
+        True,
+        True,
+        0.0,
+    )
     return Case(
         lambda f: ops.ps_roi_align(f, boxes, index, **options),
         lambda f: ops.ps_roi_align_reference(f, boxes, index, **options),
@@ -95,7 +108,7 @@ def deform_roi_pool(
         "output_size": size, "scales": (1 / 8, 1 / 16), "sampling_ratio": sampling, "position_sensitive": sensitive,
     }  # fmt: skip
     raw = (
-        [features, coarse], boxes, index, levels, offsets, [], list(size), [1 / 8, 1 / 16], sampling, True, sensitive, 0.1
+        [features, coarse], boxes, index, levels, offsets, None, list(size), [1 / 8, 1 / 16], sampling, True, sensitive, 0.1
     )  # fmt: skip
     mask = [torch.rand(num, groups, *size, generator=g).to(device, boxes.dtype)] if modulated else []
     return Case(

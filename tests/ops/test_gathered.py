@@ -27,7 +27,7 @@ def test_moved_bins(sensitive, groups, aligned):
     boxes = torch.cat([corner, corner + 60 * torch.rand(5, 2, generator=g)], dim=1)
     image, level = torch.tensor([0, 1, 1, 0, 1]), torch.tensor([0, 1, 0, 1, 1])
     offsets = 3 * torch.randn(5, 2 * groups, 3, 2, generator=g)
-    args = (maps, boxes, image, level, offsets, [], [3, 2], [1 / 8, 1 / 16], 2, aligned, sensitive, 0.1)
+    args = (maps, boxes, image, level, offsets, None, [3, 2], [1 / 8, 1 / 16], 2, aligned, sensitive, 0.1)
     torch.testing.assert_close(
         region_pooling_gathered(*args), torch.ops.detkit.region_pooling(*args), rtol=1e-4, atol=1e-4
     )
