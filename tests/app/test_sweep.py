@@ -142,7 +142,12 @@ def test_the_same_command_finds_the_same_folder() -> None:
     assert sweep_name(None, None, [], None).startswith("custom_")
 
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in (config_dir() / "sweep").glob("*.yaml")))
+#: Of the study of a recipe's parts, all lists of values for one recipe: one of them is planned by default.
+STUDY = ("batch", "colour", "ema", "flips", "frozen", "levels", "mosaic", "precision", "rate_adamw", "rate_sgd")
+SWEEPS = sorted(p.stem for p in (config_dir() / "sweep").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in STUDY else n for n in SWEEPS])
 def test_every_sweep_file_is_lists_alone_whose_jobs_validate(name: str) -> None:
     text = OmegaConf.load(config_dir() / "sweep" / f"{name}.yaml")
     assert list(text) == ["hydra"]

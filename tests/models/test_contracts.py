@@ -134,8 +134,17 @@ def test_every_model_preset_builds(model):
         assert build_model(model, CATEGORIES, [] if whole else ["model.backbone.weights=null"])
 
 
-@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("empty", [(), (0,), (0, 1)], ids=["objects", "one empty", "all empty"])
+@pytest.mark.parametrize(
+    ("half", "empty"),
+    [
+        pytest.param(False, (), id="float32, objects"),
+        pytest.param(False, (0,), id="float32, one empty"),
+        pytest.param(False, (0, 1), id="float32, all empty"),
+        pytest.param(True, (), id="bfloat16, objects"),
+        pytest.param(True, (0,), id="bfloat16, one empty", marks=pytest.mark.slow),
+        pytest.param(True, (0, 1), id="bfloat16, all empty", marks=pytest.mark.slow),
+    ],
+)
 def test_losses_are_finite_and_reach_every_parameter(detector, empty, half):
     images, targets = batch(empty=empty)
     detector.zero_grad(set_to_none=True)
