@@ -151,6 +151,8 @@ class OneByOne(Detector):
 class ResizedDetector(Detector):
     """``detector`` behind ``resized``: what a program that resizes is held against, image by image.
 
+    Its images are the originals, as they are the program's, whatever they were before they came to it.
+
     Args:
         divisor: px, to which the loader pads.
     """
@@ -165,10 +167,7 @@ class ResizedDetector(Detector):
         pixels = self.resized(images.pixels[:, :, :h, :w]).to(images.pixels.dtype)
         size = self.resized.after
         padded = F.pad(pixels, (0, -size[1] % self.divisor, 0, -size[0] % self.divisor))
-        metas = tuple(
-            replace(m, size=size, affine=None if m.affine is None else m.affine.then(self.resized.affine))
-            for m in images.meta
-        )
+        metas = tuple(replace(m, size=size, affine=self.resized.affine) for m in images.meta)
         found = self.detector(Images(padded, metas))
         return [replace(d, boxes=self.resized.back(d.boxes), landmarks=self._back(d.landmarks)) for d in found]
 

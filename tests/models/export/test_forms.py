@@ -371,7 +371,9 @@ def test_ranges_of_the_original_are_known_where_the_program_resizes():
     ranges = "model.head.valid_ranges=[[0,10],[6,14],[10,null]]"
     detector = awake("tridentnet", [ranges, "model.head.of_original=true"])
     resized, images = Resized((70, 101), (140, 202)), pixels(1, 3, 70, 101)
-    meta = ImageMeta(0, "0.png", (70, 101), (70, 101), affine=Affine())
+    meta = ImageMeta(
+        0, "0.png", (70, 101), (35, 51), affine=Affine(2.0, 2.0)
+    )  # the program's original is what it takes
     with torch.no_grad():
         here = ResizedDetector(detector, resized, 32)(Images(images, (meta,)))
         there = made_program(detector, size_divisor=32, resized=resized).of(images)
