@@ -34,20 +34,8 @@ def roi_align(sampling, aligned, *, num=5, dtype=torch.float32, device="cpu", ch
     features = torch.randn(2, channels, 9, 13, generator=g).to(device, dtype)
     boxes, index = boxes_and_images(g, num, torch.float64 if dtype == torch.float64 else torch.float32, device)
     options = {"output_size": size, "scale": 1 / 8, "sampling_ratio": sampling, "aligned": aligned}
-    raw = (
-        [features],
-        boxes,
-        index,
-        torch.zeros_like(index),
-        None,
-        torch.tensor([[60, 90], [50, 70]], device=device),
-        list(size),
-        [1 / 8],
-        sampling,
-        aligned,
-        False,
-        0.0,
-    )
+    sizes = torch.tensor([[60, 90], [50, 70]], device=device)
+    raw = ([features], boxes, index, torch.zeros_like(index), None, sizes, list(size), [1 / 8], sampling, aligned, False, 0.0)  # fmt: skip
     return Case(
         lambda f: ops.roi_align(f, boxes, index, **options),
         lambda f: ops.roi_align_reference(f, boxes, index, **options),
@@ -60,20 +48,7 @@ def ps_roi_align(sampling, *, num=5, dtype=torch.float32, device="cpu", size=(3,
     features = torch.randn(2, channels * size[0] * size[1], 9, 13, generator=g).to(device, dtype)
     boxes, index = boxes_and_images(g, num, torch.float64 if dtype == torch.float64 else torch.float32, device)
     options = {"output_size": size, "scale": 1 / 8, "sampling_ratio": sampling}
-    raw = (
-        [features],
-        boxes,
-        index,
-        torch.zeros_like(index),
-        None,
-        None,
-        list(size),
-        [1 / 8],
-        sampling,
-        True,
-        True,
-        0.0,
-    )
+    raw = ([features], boxes, index, torch.zeros_like(index), None, None, list(size), [1 / 8], sampling, True, True, 0.0)  # fmt: skip
     return Case(
         lambda f: ops.ps_roi_align(f, boxes, index, **options),
         lambda f: ops.ps_roi_align_reference(f, boxes, index, **options),

@@ -449,15 +449,18 @@ PLACES = [("cls", 0), ("box", 0), ("box", 1), ("box", 2)]
 def test_each_guess_goes_through_its_own_layers():
     """By hand: what a stage knows, through linear, norm and ReLU as often as was said, then the last layer."""
     head = build("model.head.decoder.cls_layers=1", "model.head.decoder.box_layers=2").head
-    decoder, known = head.decoder, []
-    decoder.stages[2].register_forward_hook(lambda module, args, out: known.append(out))
+    decoder, told = head.decoder, {}
+    for name, module in (("known", decoder.stages), ("cls", decoder.cls_scores), ("box", decoder.box_preds)):
+        what = 1 if name == "known" else 0  # what comes out of a stage, and what goes into a last layer
+        module[2].register_forward_hook(lambda _, args, out, n=name, w=what: told.update({n: (args[0], out)[w]}))
     batch = images((64, 96))
     boxes = head.states.decode(torch.randn(1, 12, 4), whole(torch.zeros(()), batch.sizes))
-    guess = decoder(features_of(batch), boxes, torch.zeros(1), batch)[-1]
-    seen = known[0][0]
-    for layer in decoder.cls_layers[2][::3]:
-        seen = torch.nn.functional.layer_norm(seen @ layer.weight.T, (32,)).relu()
-    torch.testing.assert_close(guess.logits[0], decoder.cls_scores[2](seen))
+    decoder(features_of(batch), boxes, torch.zeros(1), batch)
+    for name, layers in (("cls", decoder.cls_layers[2]), ("box", decoder.box_layers[2])):
+        seen = told["known"].flatten(0, 1)
+        for layer in layers[::3]:
+            seen = torch.nn.functional.layer_norm(seen @ layer.weight.T, (32,)).relu()
+        torch.testing.assert_close(told[name].view(12, 32), seen, msg=lambda m, name=name: f"{name}: {m}")
 
 
 def test_gradients_are_finite_for_margin_free_losses_in_the_recipe_of_diffusiondet():
