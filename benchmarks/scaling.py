@@ -40,6 +40,10 @@ _SIZE = (160, 224)
 #: An exponent above this grows clearly faster than its input.
 _LINEAR = 1.1
 
+#: A row's line in the plot: what is done by the kind of line, against what by the colour.
+_LINES = {"training step": "-", "prediction": "--", "evaluation": ":"}
+_COLOURS = {"images": "C0", "boxes": "C1", "classes": "C2", "pixels": "C3"}
+
 _USUAL = {"images": 1, "boxes": 14, "classes": 3, "pixels": _SIZE[0] * _SIZE[1]}
 
 
@@ -171,7 +175,8 @@ def draw_scaling(measured: Sequence[tuple[Row, list[Point | None]]], path: Path)
     for axes, name, unit in zip(panels, ("seconds", "memory"), (1.0, 2.0**-20), strict=True):
         for row, points in measured:
             found = [(v / row.values[0], getattr(p, name) * unit) for v, p in zip(row.values, points, strict=True) if p]
-            axes.plot(*zip(*found, strict=True), marker="o", markersize=3, label=f"{row.what}, {row.axis}")
+            line = f"{_LINES[row.what]}{_COLOURS[row.axis]}"
+            axes.plot(*zip(*found, strict=True), line, marker="o", markersize=3, label=f"{row.what}, {row.axis}")
         axes.set(xscale="log", yscale="log", xlabel="times the least input", ylabel="MiB" if unit < 1 else "s")
         axes.grid(alpha=0.3)
     panels[1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5))

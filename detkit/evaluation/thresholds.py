@@ -15,7 +15,6 @@ from detkit.evaluation.risk_control import (
     Risk,
     Tested,
     find_threshold,
-    image_losses,
     least_images,
 )
 
@@ -109,7 +108,7 @@ def find_thresholds(judged: Judged, names: Sequence[str], aim: Aim, seed: int = 
     if any(test.threshold is None for test in tests):
         shared = find_threshold(judged, aim.risk, aim.level, aim.delta, ordering)
         if shared.threshold is None:
-            raise ValueError(_not_reached(judged, aim, shared))
+            raise ValueError(_not_reached(judged, aim, shared, ordering))
     rows = [_row(name, test, shared, aim) for name, test in zip(names, tests, strict=True)]
     return Thresholds(aim, tuple(rows), shared, judged.num_images)
 
@@ -124,7 +123,7 @@ def _row(name: str, test: Tested, shared: Tested | None, aim: Aim) -> ClassThres
     return ClassThreshold(name, shared.threshold, False, why, test.loss, test.num_images)
 
 
-def _not_reached(judged: Judged, aim: Aim, shared: Tested) -> str:
+def _not_reached(judged: Judged, aim: Aim, shared: Tested, ordering: np.ndarray) -> str:
     if not len(judged.scores):
         return (
             f"{aim.in_words}: the detector finds nothing in these {judged.num_images} images, so that there is no "
@@ -133,10 +132,11 @@ def _not_reached(judged: Judged, aim: Aim, shared: Tested) -> str:
     least = least_images(aim.level, aim.delta)
     if shared.num_images < least:
         return f"{aim.in_words}, needs {least} images at least; here are {shared.num_images}"
-    candidates = np.unique(np.quantile(judged.scores, np.linspace(0, 1, 50)))
-    losses = [float(image_losses(judged, aim.risk, t).mean()) for t in candidates]
-    best = 1 - min(losses) if aim.risk != "false_alarms" else min(losses)
-    return f"{aim.in_words}, is not reached at any threshold; the best here is {best:.3f}: ask for less"
+    for level in (np.arange(1, 100) / 100).tolist():
+        if level > aim.level and find_threshold(judged, aim.risk, level, aim.delta, ordering).threshold is not None:
+            best = level if aim.risk == "false_alarms" else 1 - level
+            return f"{aim.in_words}, is not shown at any threshold; target.{aim.risk}={best:.2g} is: ask for that"
+    return f"{aim.in_words}, is not shown at any threshold, nor is any other target: train longer, or on more images"
 
 
 def _plain(value: Any) -> Any:

@@ -12,6 +12,7 @@ import detkit
 from detkit.app.calibrate import tool as calibrate
 from detkit.app.calibrate.found import Calibration
 from detkit.app.explain import tool as explain
+from detkit.app.pages import html as page
 from detkit.app.use import evaluate, predict
 from detkit.engine import load_checkpoint
 from detkit.engine.state.checkpoint import save_checkpoint
@@ -204,6 +205,13 @@ def test_the_curves_of_the_page_are_means_over_images():
             assert curves[name].low[place] == pytest.approx(max(0, np.mean(values) - wide))
             assert curves[name].high[place] == pytest.approx(min(1, np.mean(values) + wide))
         assert len(drawn) > 40 - 5 * (name == "precision")
+
+
+def test_a_band_is_drawn_from_its_low_to_its_high_line():
+    """At 44 to 432 px from left to right and 264 to 8 px upwards: there along the low line, back along the high one."""
+    drawn = page.curves({"line": ([0, 1], [0.5, 0.5])}, "x", "y", {"line": ([0.25, 0.25], [0.75, 1.0])})
+    assert 'points="44.0,200.0 432.0,200.0 432.0,8.0 44.0,72.0"' in drawn
+    assert "<polygon" not in page.curves({"line": ([0, 1], [0.5, 0.5])}, "x", "y")
 
 
 def test_views_that_the_thresholds_were_not_measured_with_are_told(checkpoint, tmp_path, monkeypatch, capsys):  # noqa: F811

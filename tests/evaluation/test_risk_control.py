@@ -194,7 +194,7 @@ def test_an_aim_that_is_not_reached_is_refused_with_the_best_there_is():
         np.where(images % 2 == 0, 0.5, -np.inf),
     )  # fmt: skip
     with pytest.raises(
-        ValueError, match=r"precision of at least 0.9, .* is not reached at any threshold; the best here is"
+        ValueError, match=r"precision of at least 0.9, .* is not shown at any threshold; .*=0.4 is: ask"
     ):
         find_thresholds(judged, ("a",), Aim("precision", 0.1, 0.1))
     few = judged.of_images(images < 15)
@@ -225,5 +225,27 @@ def test_an_aim_of_a_detector_that_finds_no_object_is_not_reached():
     judged = Judged(
         200, images, labels, np.linspace(0.1, 0.9, 200), np.zeros(200, bool), images, labels, np.full(200, -np.inf)
     )  # fmt: skip
-    with pytest.raises(ValueError, match=r"not reached at any threshold; the best here is 0.000: ask for less"):
+    with pytest.raises(ValueError, match=r"not shown at any threshold, nor is any other target: train longer"):
         find_thresholds(judged, ("a",), Aim("recall", 0.1, 0.1))
+
+
+@pytest.mark.parametrize(("risk", "level"), [("precision", 0.05), ("recall", 0.05), ("false_alarms", 0.012)])
+def test_an_aim_that_is_missed_names_the_nearest_that_is_kept(risk, level):
+    """The one that is named passes, and one step nearer to the aim does not."""
+    generator = np.random.default_rng(0)
+    images, labels = np.repeat(np.arange(200), 4), np.zeros(800, int)
+    scores = generator.random(800)
+    right = (generator.random(800) < 0.3 + 0.5 * scores) & (scores < scores.max())
+    objects = np.where(generator.random(800) < 0.7, scores, -np.inf)
+    judged = Judged(200, images, labels, scores, right, images, labels, objects)
+
+    def find(at):
+        return find_thresholds(judged, ("a",), Aim(risk, at, 0.1))
+
+    with pytest.raises(ValueError, match=rf"not shown at any threshold; target.{risk}=\S+ is: ask for that$") as missed:
+        find(level)
+    named = float(str(missed.value).split("=")[1].split()[0])
+    kept = named if risk == "false_alarms" else round(1 - named, 2)
+    assert find(kept).rows[0].own
+    with pytest.raises(ValueError, match=r"not shown|images at least"):
+        find(round(kept - 0.01, 2))

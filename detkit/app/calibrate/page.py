@@ -31,7 +31,7 @@ def calibration_page(calibration: Calibration, source: str) -> str:
         pair(
             section(
                 "Over the threshold", _over_threshold(calibration),
-                note="All classes together, means over images, and from where to where 95 % of such means lie.",
+                note="All classes together, means over images; shaded: from where to where 95 % of such means lie.",
             ),
             section("Scores as probabilities", _reliability(calibration), note="Share that is right over the score."),
         ),
@@ -40,12 +40,10 @@ def calibration_page(calibration: Calibration, source: str) -> str:
 
 
 def _over_threshold(calibration: Calibration) -> str:
-    series = {}
-    for name, curve in calibration.curves().items():
-        series[name] = (curve.x.tolist(), curve.y.tolist())
-        series[f"{name}, from"] = (curve.x.tolist(), curve.low.tolist())
-        series[f"{name}, to"] = (curve.x.tolist(), curve.high.tolist())
-    return curves(series, "threshold", "share")
+    found = calibration.curves()
+    series = {name: (curve.x.tolist(), curve.y.tolist()) for name, curve in found.items()}
+    bands = {name: (curve.low.tolist(), curve.high.tolist()) for name, curve in found.items()}
+    return curves(series, "threshold", "share", bands)
 
 
 def _reliability(calibration: Calibration) -> str:

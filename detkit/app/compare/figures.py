@@ -55,7 +55,7 @@ def _draw_differences(axis, rows: Sequence[Row], compared: Sequence[Row], metric
     alone = any(row.difference is not None and not row.difference.seeds_vary for row in compared)
     marks = f"hollow: {NOT_SHOWN}{'; dotted: images alone' * alone}"
     told = f"{metric} minus that of {baseline}, {CONFIDENCE:.0%} interval ({marks})"
-    axis.set_xlabel(textwrap.fill(told, width=90), parse_math=False)
+    axis.set_xlabel(textwrap.fill(told, width=64), parse_math=False)
 
 
 def _say(axis, words: str, row: int) -> None:

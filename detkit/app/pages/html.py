@@ -92,17 +92,27 @@ def matrix(counts: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> M
     return _part("matrix", rows, columns, cells)
 
 
-def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str) -> Markup:
-    """Lines of (x, y) in [0, 1] by name, as a drawing of 440 x 300 px."""
+def curves(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    x: str,
+    y: str,
+    bands: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+) -> Markup:
+    """Lines of (x, y) in [0, 1] by name, as a drawing of 440 x 300 px; the area from low to high of ``bands`` (low,
+    high), at the x of the line of that name, has its colour."""
     w, h, left, bottom = 440, 300, 44, 36
 
     def place(px: float, py: float) -> tuple[float, float]:
         return left + px * (w - left - 8), (h - bottom) - py * (h - bottom - 8)
 
+    def drawn(xs: Sequence[float], ys: Sequence[float]) -> str:
+        return " ".join("{:.1f},{:.1f}".format(*place(px, py)) for px, py in zip(xs, ys, strict=True))
+
     lines = []
     for k, (name, (xs, ys)) in enumerate(series.items()):
-        points = (place(px, py) for px, py in zip(xs, ys, strict=True))
-        lines.append((name, _rgb(class_color(k)), " ".join(f"{px:.1f},{py:.1f}" for px, py in points)))
+        low, high = (bands or {}).get(name, ((), ()))
+        area = drawn([*xs, *reversed(xs)], [*low, *reversed(high)]) if len(low) else ""
+        lines.append((name, _rgb(class_color(k)), drawn(xs, ys), area))
     ticks = [(value, *place(value, value)) for value in (0.0, 0.25, 0.5, 0.75, 1.0)]
     return _part("curves", lines, ticks, x, y, w, h, left, bottom)
 
