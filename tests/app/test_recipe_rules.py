@@ -152,6 +152,8 @@ def test_the_finest_level_goes_where_no_object_would_be_pooled_from_it():
     large, small = findings((0.4,)), findings((0.2,))
     assert rules.choose_finest(large, View(416), 224).value == 8  # 166 px
     assert rules.choose_finest(small, View(416), 224).value == 4  # 83 px, and regions below 112 px are pooled from P2
+    few = findings((0.4,) * 19 + (0.2,))  # one in twenty; one in 100 would do
+    assert rules.choose_finest(few, View(416), 224).value == 4
     lines = {c.key: c.value for c in made(given(large))}
     assert (lines["model.neck.min_stride"], lines["model.head.roi.pool.num_levels"]) == (8, 3)
 

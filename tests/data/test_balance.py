@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from detkit.app.audit.tool import _loader
 from detkit.data import ClassBalanced, RepeatFactor, TrainSampler
 from detkit.data.balance import classes_of_images
+from detkit.data.datasets.table import Strings, TruthTable
 from detkit.structures import GroundTruth
 from tests.data.loaders import ids, take, train
 
@@ -34,6 +35,19 @@ def test_which_classes_an_image_has():
     image, label = classes_of_images(TRUTHS)
     assert list(zip(image, label, strict=True))[:7] == [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1)]
     assert len(image) == 21
+
+
+def table(truths):
+    names = ("boxes", "labels", "area", "crowd", "annotation_ids")
+    return TruthTable(
+        np.array([t.image_id for t in truths]), Strings.of(t.file for t in truths), np.array([t.size for t in truths]),
+        np.cumsum([0, *map(len, truths)]), *(np.concatenate([getattr(t, n) for t in truths]) for n in names),
+    )  # fmt: skip
+
+
+def test_a_table_has_the_classes_of_its_records():
+    for one, other in zip(classes_of_images(table(TRUTHS)), classes_of_images(TRUTHS), strict=True):
+        assert one.tolist() == other.tolist()
 
 
 def test_repeat_factors_by_hand():

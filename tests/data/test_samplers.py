@@ -74,6 +74,12 @@ def test_grouping_only_changes_the_order_within_a_window(n, batch_size, share):
     assert mixed <= 1
 
 
+def test_an_image_that_comes_again_is_as_upright_as_before():
+    """Image 0 lies, 1 stands, and an epoch has each four times: one batch of a window at most has both."""
+    sampler = TrainSampler(num_images=2, batch_size=4, is_upright=np.array([False, True]), repeats=np.full(2, 4.0))
+    assert sum(len({index % 2 for _, index in batch}) > 1 for batch in first(sampler, GROUPING_WINDOW)) <= 1
+
+
 def test_grouped_batches_come_in_an_order_of_each_window():
     upright = np.arange(4 * GROUPING_WINDOW) % 2 == 0  # an epoch is a window, so each has as many upright batches
 

@@ -68,6 +68,13 @@ def test_each_kind_by_hand():
     assert image.missed.tolist() == [False, False, False, True], "errors speak of the dog; the crowd is not to be found"
 
 
+def test_an_overlap_of_exactly_a_tenth_is_a_place_and_not_more():
+    """10 x 1 of 10 x 10 px: in [t_b, t_f] for its own class, and not above t_b for another."""
+    found = results_of((0, 0, 10, 1, 0, 0.9), (0, 0, 10, 1, 1, 0.8))
+    image = image_errors(truth_of((0, 0, 10, 10, 0)), found, CATEGORIES)
+    assert image.kinds.tolist() == [ErrorKind.LOCATION, ErrorKind.BACKGROUND]
+
+
 def test_detections_come_best_first_whatever_their_order():
     image = image_errors(TRUTH, FOUND, CATEGORIES)
     shuffled = image_errors(TRUTH, FOUND.select(np.array([4, 1, 6, 0, 5, 3, 2])), CATEGORIES)
@@ -179,6 +186,31 @@ def test_best_threshold_is_the_best_by_trial():
 
     scores = np.concatenate([i.scores for i in images])
     assert f1(best_threshold(images)) == pytest.approx(max(map(f1, scores)))
+
+
+def test_best_threshold_counts_what_is_not_found():
+    """Two of ten objects are found, with three wrong ones between: F1 is 2 / 11 at 0.9, and 4 / 15 at 0.5."""
+    ten = truth_of(*((20 * i, 0, 10, 10, 0) for i in range(10)))
+    wrong = [(20 * i, 50, 10, 10, 0, 0.7) for i in range(3)]
+    seen = results_of((0, 0, 10, 10, 0, 0.9), *wrong, (20, 0, 10, 10, 0, 0.5))
+    assert best_threshold([image_errors(ten, seen, CATEGORIES)]) == 0.5
+
+
+def test_best_threshold_shows_all_of_equal_scores():
+    """Of two objects, F1 is 2 / 3 at 0.9 and 4 / 8 at 0.5, where four wrong ones come with the second right one."""
+    two = truth_of((0, 0, 10, 10, 0), (50, 0, 10, 10, 0))
+    wrong = [(100 + 20 * i, 50, 10, 10, 0, 0.5) for i in range(4)]
+    seen = results_of((0, 0, 10, 10, 0, 0.9), (50, 0, 10, 10, 0, 0.5), *wrong)
+    assert best_threshold([image_errors(two, seen, CATEGORIES)]) == 0.9
+
+
+def test_small_and_medium_are_below_their_bounds():
+    """32 x 32 px are not small, and 96 x 96 px not medium."""
+    seen = results_of((150, 0, 32, 32, 1, 0.9))
+    rows = by_size([image_errors(truth_of((0, 0, 32, 32, 0), (0, 0, 96, 96, 0)), seen, CATEGORIES)], 0.5)
+    assert [(r["name"], r["objects"], r["false_alarms"]) for r in rows] == [
+        ("small", 0, 0), ("medium", 1, 1), ("large", 1, 0),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.4, 0.9])

@@ -80,6 +80,11 @@ def test_a_box_is_in_one_finding_at_most():
     assert (moved.kind, moved.label) == (Kind.MISPLACED, 1), "the IoU is below a half: nothing is said of the class"
 
 
+def test_of_two_detections_at_one_place_a_label_has_that_of_its_class():
+    suspicions = found(truth(PLACES[:1], [1]), detections((*PLACES[0], 0, 0.6), (*PLACES[0], 1, 0.6)))
+    assert [s.detection for s in suspicions if s.index == 0] == [1]
+
+
 def test_one_object_of_several_detections_is_missing_once():
     """Detections of two classes at one place: together they are surer, and the better one gives box and class."""
     seen = detections((10, 10, 20, 20, 1, 0.5), (11, 10, 20, 20, 0, 0.6), (60, 60, 20, 20, 1, 0.7))

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from detkit.evaluation.learning_curve import learning_curve
 
@@ -40,6 +41,14 @@ def test_the_interval_is_over_seeds_with_their_own_level():
     assert narrow.seeds_vary
     assert narrow.high - narrow.low < 0.25 * (wide.high - wide.low)
     assert narrow.is_shown
+
+
+def test_each_sample_has_a_law_of_its_own():
+    """An exponent of 0.2 in every other sample and of 0.4 in the rest: what they gain is 0.4 (1 - 2^-b)."""
+    exponents = np.array([0.3, *[0.2, 0.4] * 50])
+    doubled = learning_curve(SHARES, 1 - 0.4 * SHARES[None, :, None] ** -exponents, 50).doubled
+    gains = 0.4 * (1 - 2.0 ** -exponents[1:])
+    assert doubled.high - doubled.value == pytest.approx(stats.t.ppf(0.975, 49) * gains.std(ddof=1))
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say():

@@ -162,11 +162,39 @@ def test_losses_by_hand():
     assert image_losses(judged, "precision", 0.85).tolist() == [0.0]
     assert image_losses(judged, "precision", 0.8).tolist() == [0.5], "a score equal to the threshold is shown"
     assert image_losses(judged, "recall", 0.5).tolist() == [0.0, 0.5]
+    assert image_losses(judged, "recall", 0.7).tolist() == [0.0, 0.5], "and finds its object"
     assert image_losses(judged, "recall", 0.8).tolist() == [0.0, 1.0]
     assert image_losses(judged, "false_alarms", 0.5).tolist() == [1.0, 0.0, 0.0]
     of_first = judged.of_classes(np.array([True, False]))
     assert image_losses(of_first, "precision", 0.5).tolist() == [0.0, 0.0]
     assert image_losses(judged.of_images(np.array([False, True, True])), "recall", 0.5).tolist() == [0.5]
+
+
+def one_each(num_images, scores, num_found=None):
+    """A right detection in each of the first ``num_found`` of ``num_images``, by default in all."""
+    n = np.arange(num_images if num_found is None else num_found)
+    return Judged(num_images, n, 0 * n, scores, n >= 0, n, 0 * n, scores)
+
+
+@pytest.mark.parametrize(("num", "passes"), [(21, False), (22, True)])
+def test_delta_is_the_most_that_a_p_value_may_be(num, passes):
+    """No false alarm in n images has the p-value 0.9^n: 0.109 and 0.098."""
+    nobody = np.zeros(num, bool)
+    found = find_threshold(one_each(num, np.full(num, 0.5)), "false_alarms", 0.1, 0.1, nobody)
+    assert (found.threshold is not None) == passes
+
+
+def test_images_that_are_tested_say_nothing_of_the_order():
+    """Where those that find it have no detection there is none to test, though all the others' are right."""
+    judged = one_each(200, np.arange(100) / 100, num_found=100)
+    images = np.arange(200)
+    assert find_threshold(judged, "precision", 0.1, 0.1, images >= 100).threshold is None
+    assert find_threshold(judged, "precision", 0.1, 0.1, images % 2 == 0).threshold is not None
+
+
+def test_three_images_in_ten_find_the_order_and_the_others_are_tested():
+    (row,) = find_thresholds(one_each(1000, np.full(1000, 0.5)), ("a",), Aim("precision", 0.1, 0.1)).rows
+    assert 650 < row.num_images < 750
 
 
 def test_a_class_of_too_few_images_gets_the_shared_threshold_and_is_named():

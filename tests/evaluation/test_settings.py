@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from detkit.evaluation import CocoEvaluator, ScoredSet
+from detkit.evaluation.coco import frequencies
 from detkit.evaluation.evaluator import MOST_ROWS
 from detkit.evaluation.matches import accumulate, match
 from detkit.evaluation.summary import mean
@@ -82,6 +83,16 @@ def test_all_classes_as_one_score_where_not_what():
     (row,) = values[True].per_class
     assert (row.name, row.num_gt, row.num_det) == ("any class", 2, 2)
     assert evaluator.results().category_ids.tolist() == [3, 7], "the file of results still has the classes"
+
+
+def test_a_crowd_is_one_among_all_classes_too():
+    categories = Categories(("cat", "dog"), (7, 3))
+    record = truth(4, [[10, 10, 60, 60], [100, 90, 80, 70]], [0, 1], crowd=(1,))
+    evaluator = CocoEvaluator(categories=categories, truths=[record], class_agnostic=True)
+    found = Detections(torch.tensor([[10.0, 10, 70, 70]]), torch.tensor([0.9]), torch.tensor([0]))
+    evaluator.update([found], [ImageMeta(4, record.file, (200, 300), (200, 300), Affine())])
+    evaluation = evaluator.compute()
+    assert (evaluation.metrics["AR100"], evaluation.per_class[0].num_gt) == (1, 1), "the dogs are not to be found"
 
 
 def test_all_classes_as_one_equal_pycocotools_without_categories(case):
@@ -166,6 +177,12 @@ def shown(table):
     console = Console(width=160, file=io.StringIO())
     console.print(table)
     return console.file.getvalue()
+
+
+def test_classes_are_rare_and_common_up_to_the_bounds():
+    categories = Categories(tuple("abcd"), (1, 2, 3, 4))
+    found = frequencies((10, 100), [10, 100, 11, 101], categories)
+    assert found == ("rare", "common", "common", "frequent")
 
 
 @pytest.mark.parametrize(

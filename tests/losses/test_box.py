@@ -63,10 +63,9 @@ def test_smooth_l1_equals_torch():
 
 
 @pytest.mark.parametrize("loss", IOU_LOSSES)
-def test_equal_boxes_cost_nothing_and_weight_scales(loss):
-    a, b = pairs()
+def test_equal_boxes_cost_nothing(loss):
+    a, _ = pairs()
     torch.testing.assert_close(loss()(a, a), torch.zeros(len(a), dtype=a.dtype), rtol=0, atol=1e-6)
-    torch.testing.assert_close(loss(weight=3.0)(a, b), 3 * loss()(a, b))
 
 
 @pytest.mark.parametrize("loss", [*IOU_LOSSES, L1, SmoothL1])

@@ -82,6 +82,13 @@ def test_seesaws_factors_have_no_gradient_and_its_scores_are_a_softmax_of_object
     assert loss.scores(loss.initial_bias(K)[None]).sum().item() == pytest.approx(0.25)
 
 
+def test_a_class_that_a_sample_is_taken_for_is_pushed_down_by_a_constant_factor():
+    """Logits 0 and log 2: S_01 = ((2/3) / (1/3))^2 = 4 has no gradient, so p_1 = 4 * 2 / (1 + 4 * 2)."""
+    z = torch.tensor([[0.0, math.log(2), 0.0]], requires_grad=True)
+    Seesaw(q=2.0)(z, torch.tensor([0])).sum().backward()
+    assert z.grad[0].tolist() == pytest.approx([-8 / 9, 8 / 9, 0.5])
+
+
 def test_seesaw_of_some_classes_has_their_counts(logits):
     some = torch.tensor([0, 2])
     columns = torch.tensor([0, 2, 4])
@@ -116,6 +123,11 @@ def test_class_weights_are_factors_on_each_classes_sigmoid(logits):
     logits, weights = logits[:, :K], (0.5, 2.0, 3.0, 4.0)
     by_class = torch.stack([BCE()(logits[:, k : k + 1], torch.where(k == LABELS, 0, 1)) for k in range(K)], 1)
     torch.testing.assert_close(BCE(class_weights=weights)(logits, LABELS), (by_class * torch.tensor(weights)).sum(1))
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy, BCE, SoftmaxFocal])
+def test_drawn_classes_keep_their_own_weights(loss):
+    assert loss(class_weights=(1.0, 2.0, 3.0)).of_classes(torch.tensor([2, 0])).class_weights == (3.0, 1.0)
 
 
 @pytest.mark.parametrize("loss", [CrossEntropy, BCE, SoftmaxFocal])

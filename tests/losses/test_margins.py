@@ -303,6 +303,14 @@ def test_untrained_classes_share_the_prior(num_classes, scale, prior):
         assert without.scores(without.make_layer(256, num_classes)(torch.randn(20, 256))).sum(1).mean() > 0.7
 
 
+def test_a_map_starts_as_the_layer_of_its_neighbourhoods_does():
+    """A cell's 3 x 3 neighbourhood of 8 channels has the directions of 72 numbers."""
+    loss = NormalizedSoftmax()
+    start = loss.start_of(72, 5)
+    assert loss.make_map(8, 2, 5).background.bias.tolist() == pytest.approx([start] * 2)
+    assert loss.make_layer(72, 5).background.bias.item() == pytest.approx(start)
+
+
 def test_a_scale_that_no_cosine_could_win_with_is_refused():
     with pytest.raises(ValueError, match=r"scale must be above 11\.0 for 20000 classes and prior_prob 0\.25, not 8"):
         CosFace(scale=8.0).make_layer(1024, 20000)

@@ -51,6 +51,11 @@ def test_crowd_ignores_what_it_covers_but_not_positives():
     assert matched.tolist() == [1, 1, IGNORED, IGNORED, IGNORED], "matched indexes the whole target, crowds counted"
 
 
+def test_half_inside_a_crowd_is_enough():
+    matched = MaxIoUAssigner(crowd_cover=0.5)(REFERENCES[:1], target([[5, 0, 20, 10]], ignore=[0])).matched
+    assert matched.tolist() == [IGNORED], "5 of 10 columns"
+
+
 def test_labels_follow_the_match():
     t = Target(torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([7]), torch.tensor([False]))
     assert MaxIoUAssigner(positive=0.5)(REFERENCES, t).labels(t, 20).tolist() == [7, 7, 20, 20, 20]

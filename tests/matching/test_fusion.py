@@ -193,6 +193,19 @@ def test_boxes_of_too_low_a_score_are_left_out():
     assert len(SoftNMS()(views)) == 3
 
 
+def test_a_score_that_is_the_least_stays():
+    assert WBF(least_score=0.5)([detections((*A, 0.5, 0), (*FAR, 0.25, 0))]).scores.tolist() == [0.5]
+
+
+def test_an_iou_that_is_the_threshold_decays_and_does_not_join():
+    """10 x 5 px of 10 x 10: "linear" is from the threshold on, and a fused box takes what overlaps it more."""
+    half = (0, 0, 10, 5)
+    lowered = SoftNMS(method="linear", iou_threshold=0.5)([detections((*A, 0.8, 0), (*half, 0.6, 0))])
+    assert lowered.scores.tolist() == pytest.approx([0.8, 0.6 * 0.5])
+    views = [detections((*A, 0.8, 0)), detections((*half, 0.6, 0))]
+    assert [len(WBF(iou_threshold=threshold)(views)) for threshold in (0.49, 0.5)] == [1, 2]
+
+
 def test_weights_are_of_the_views():
     views = [detections((*A, 0.9, 0))] * 2
     with pytest.raises(ValueError, match="weights must have a number for each of the 2 views, not 3"):

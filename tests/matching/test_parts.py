@@ -148,6 +148,14 @@ def test_selection_keeps_the_best_and_takes_class_agnostic_boxes():
     assert found.labels.tolist() == [1, 0]
 
 
+def test_a_score_that_is_the_threshold_is_not_more():
+    found = select_detections(
+        BOXES[[0, 3], None], torch.tensor([[0.5], [0.75]]), (100, 100),
+        score_threshold=0.5, iou_threshold=None, max_detections=10,
+    )  # fmt: skip
+    assert found.scores.tolist() == [0.75]
+
+
 def test_selecting_again_changes_nothing():
     g = torch.Generator().manual_seed(0)
     corner = torch.rand(200, 2, generator=g) * 80

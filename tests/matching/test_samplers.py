@@ -33,6 +33,7 @@ def test_the_ignored_never_count_and_the_first_of_equals_wins():
     assert chosen(HardExamples(num=4), matched, [9.0, 0.5, 2.0, 2.0, 0.5, 2.0]) == [[1], [2, 3, 5]]
     assert chosen(HardExamples(num=9), matched, [9.0, 0.5, 2.0, 2.0, 0.5, 2.0]) == [[1, 4], [2, 3, 5]]
     assert chosen(HardExamples(num=9), [IGNORED], [1.0]) == [[], []]
+    assert chosen(HardExamples(num=1), [IGNORED, NEGATIVE], [5.0, 0.0]) == [[], [1]], "a loss of 0 is one as well"
 
 
 def test_nothing_is_drawn_by_lot():

@@ -188,10 +188,12 @@ def test_each_scale_keeps_its_sizes():
 
 def test_limits_on_what_is_merged():
     images, _ = draw(((64, 64), [(RED, 0, 0, 8, 8), (GREEN, 16, 16, 36, 36), (BLUE, 40, 40, 60, 60)]))
+    second = ColorDetector()(images)[0].scores[1].item()  # as float32 has 0.8: it is not more than itself
     for limits, expected in (
         ({}, [0.9, 0.8, 0.7]),
         ({"max_detections": 2}, [0.9, 0.8]),
         ({"score_threshold": 0.85}, [0.9]),
+        ({"score_threshold": second}, [0.9]),
     ):
         found = MultiView(detector=ColorDetector(), flip=True, **limits)(images)[0]
         assert found.scores.tolist() == pytest.approx(expected)

@@ -67,6 +67,14 @@ def test_every_term_of_equation_3():
     assert losses.stats["num_collided"] == 0
 
 
+def test_the_iou_is_what_the_confidence_learns_and_moves_no_box():
+    raw = blank()
+    raw.boxes[0, 1, 2, 0] = torch.tensor([0.5, 0.5, ROOT_W, ROOT_H / 2, 0.6])  # IoU 1/4
+    raw.boxes.requires_grad_()
+    head().loss_from_raw(raw, images(SIZE), [target(BOX, labels=[1])]).terms["obj"].backward()
+    assert raw.boxes.grad[0, 1, 2, 0].tolist() == pytest.approx([0, 0, 0, 0, 2 * (0.6 - 0.25)])
+
+
 def test_square_roots_weigh_small_boxes_more():
     def wh_loss(side):
         x1, y1 = 224 - side / 2, 224 - side / 2

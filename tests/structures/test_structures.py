@@ -39,6 +39,15 @@ def test_iou_equals_torchvision_and_empty_boxes_are_no_nan():
 def test_cover_is_the_share_inside_the_crowd():
     crowd = torch.tensor([[0.0, 0, 100, 100]])
     assert boxes.pairwise_cover(torch.tensor([[90.0, 0, 110, 10]]), crowd).item() == pytest.approx(0.5)
+    assert boxes.pairwise_cover(torch.tensor([[4.0, 4, 4.5, 4.5]]), crowd).item() == 1, "smaller than a pixel too"
+
+
+def test_a_box_of_the_least_size_is_large_enough():
+    assert boxes.is_larger(torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 1.9], [0, 0, 1.9, 2]]), 2.0).tolist() == [1, 0, 0]
+
+
+def test_sizes_grow_by_the_root_of_what_areas_grow_by():
+    assert Affine(2.0, 8.0).scale == Affine(-2.0, 8.0, 3.0).scale == 4  # sqrt(2 * 8), mirrored or not
 
 
 @given(st.lists(box, min_size=1, max_size=4), scale, scale, number, number)

@@ -342,7 +342,9 @@ def test_anchors_stand_where_they_stood():
     assert inside.tolist() == [True, True, True, False, False, False]
 
 
-@pytest.mark.parametrize(("before", "after"), [((48, 60), (32, 40)), ((30, 41), (60, 82)), ((90, 120), (30, 41))])
+@pytest.mark.parametrize(
+    ("before", "after"), [((48, 60), (32, 40)), ((30, 41), (60, 82)), ((90, 120), (30, 41)), ((48, 60), (24, 40))]
+)
 def test_images_are_resized_as_the_transforms_resize_them(before, after):
     image = pixels(3, *before)
     wanted = resize_image(np.ascontiguousarray(image.permute(1, 2, 0).numpy()), *after)

@@ -6,10 +6,8 @@ import pytest
 import torch
 
 from detkit.config import ConfigError
-from detkit.matching import MaxIoUAssigner
 from detkit.models.flow.coupling import OptimalTransport, Padded
 from detkit.models.flow.decoder import Guess
-from detkit.models.flow.matchers import AsCoupled, Guessed, SimOTA
 from detkit.models.flow.path import CosinePath, LinearPath
 from detkit.models.flow.state import whole
 from detkit.models.heads.flow import Start
@@ -373,59 +371,6 @@ def test_a_loss_of_offsets_is_refused():
         ConfigError, match=r"model\.head: FlowHead: box_loss must compare boxes in px, as GIoULoss does; L1"
     ):
         build("loss@model.head.box_loss=L1")
-
-
-class TestSimOTA:
-    boxes = torch.tensor([[10.0, 10, 30, 30], [11, 10, 30, 30], [60, 60, 90, 90], [14, 10, 34, 30], [0, 80, 9, 99]])
-
-    def guessed(self, scores=0.5):
-        return Guessed(self.boxes, torch.full((5, 3), scores), (100, 100))
-
-    def match(self, objects):
-        return SimOTA()([self.guessed()], torch.zeros(1, 5), [objects])[0]
-
-    def test_costs_by_hand(self):
-        objects = target((10, 10, 30, 30), labels=[1])
-        cost = SimOTA().costs(self.guessed(), objects)
-        focal = (0.25 * 0.25 - 0.75 * 0.25) * torch.tensor(2.0).log()
-        assert cost[0, 0].item() == pytest.approx(2 * focal.item(), abs=1e-5)
-        assert cost[1, 0].item() == pytest.approx(2 * focal.item() + 5 * 0.01 + 2 * (1 - 0.95), abs=1e-4)
-        assert cost[2, 0] > 1e4
-
-    def test_an_object_takes_as_many_as_it_has_good_guesses(self):
-        matched = self.match(target((10, 10, 30, 30), labels=[1]))
-        # IoUs 1, .95, .667: 2.6 in sum, so two
-        assert matched.classes.matched.tolist() == [0, 0, -1, -1, -1]
-        assert matched.objects.tolist() == [0, 0, -1, -1, -1]
-
-    def test_two_objects_never_share_a_guess_and_each_has_one(self):
-        objects = target((10, 10, 30, 30), (10, 10, 30, 31), (70, 5, 80, 9), labels=[1, 1, 0])
-        matched = self.match(objects)
-        assert set(matched.objects.tolist()) == {-1, 0, 1, 2}
-
-    def test_no_objects_are_background_alone(self):
-        matched = self.match(target())
-        assert matched.classes.negative.all()
-        assert (matched.objects < 0).all()
-
-    def test_a_batch_is_matched_as_each_of_its_images(self):
-        crowded = target((10, 10, 30, 30), (10, 10, 30, 31), (70, 5, 80, 9), labels=[1, 1, 0])
-        far = target((0, 0, 3, 3), (90, 0, 93, 3), (50, 0, 53, 3), (60, 60, 90, 90), labels=[1, 2, 0, 0])
-        targets = [far, target(), crowded, far]
-        together = SimOTA()([self.guessed()] * 4, torch.zeros(4, 5), targets)
-        alone = [self.match(objects) for objects in targets]
-        assert [m.objects.tolist() for m in together] == [m.objects.tolist() for m in alone]
-        assert [m.classes.matched.tolist() for m in together] == [m.classes.matched.tolist() for m in alone]
-        assert set(alone[0].objects.tolist()) >= {0, 1, 2, 3}, "objects that no guess is near have one each"
-
-
-def test_as_coupled_gives_every_box_its_own_object():
-    matcher = AsCoupled(assigner=MaxIoUAssigner(positive=0.5, negative=0.5, match_best=True))
-    boxes = torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60], [9, 9, 40, 40]])
-    objects = target((0, 0, 10, 11), (45, 45, 70, 70))
-    [matched] = matcher([Guessed(boxes, torch.zeros(3, 3), (100, 100))], torch.tensor([[1, -1, 0]]), [objects])
-    assert matched.classes.matched.tolist() == [0, 1, -1], "the second object's best box is it, however far"
-    assert matched.objects.tolist() == [1, -1, 0]
 
 
 def test_layers_before_classes_and_boxes_are_diffusiondets():

@@ -14,9 +14,9 @@ from detkit.config import ConfigError
 from detkit.matching import Fate, tracing
 from detkit.matching.trace import NO_CLASS
 from detkit.models import MTCNN
-from detkit.models.mtcnn.crops import landmark_targets, moved, placed
+from detkit.models.mtcnn.crops import integral_image, landmark_targets, moved, placed
 from detkit.models.mtcnn.loss import box_targets, hardest_mean, landmark_loss, stage_loss
-from detkit.models.mtcnn.nets import Answers
+from detkit.models.mtcnn.nets import Answers, RNet
 from detkit.models.mtcnn.samples import (
     LANDMARKS,
     NEGATIVE,
@@ -28,7 +28,7 @@ from detkit.models.mtcnn.samples import (
     label,
     sample,
 )  # fmt: skip
-from detkit.models.mtcnn.training import TrainingSettings, _chosen
+from detkit.models.mtcnn.training import TrainingSettings, _chosen, _loss_of
 from detkit.structures import Categories, ImageMeta, Images, Target
 from detkit.utils.seed import generator
 from tests.models.builders import images, target
@@ -53,6 +53,12 @@ def test_a_box_is_an_example_of_what_its_overlap_says():
     assert found.labels[[0, 1, 5]].tolist() == [2, 2, 1]
     assert found.objects[0].tolist() == OBJECT
     assert label(boxes, Target.empty(), as_squares=False).kinds.tolist() == [NEGATIVE] * 6
+
+
+def test_overlaps_between_two_kinds_are_as_the_paper_has_them():
+    """Parts lie "between 0.4 and 0.65", positives "above 0.65" and negatives have "less than 0.3" (section III-A)."""
+    boxes = torch.tensor([[0.0, 0, 100, 40], [0, 0, 100, 65], [0, 0, 100, 30]])
+    assert label(boxes, target([0.0, 0, 100, 100]), as_squares=False).kinds.tolist() == [PART, PART, UNUSED]
 
 
 def test_a_long_object_has_positives_by_its_square_alone():
@@ -117,6 +123,16 @@ def test_the_terms_of_a_stage_by_hand():
     losses = stage_loss(Answers(many, deltas), samples._replace(kinds=torch.tensor([POSITIVE, PART, PART])),
                         name="s", extra=0.0, hard_share=1.0, box_weight=0.5)  # fmt: skip
     assert losses.terms["s_cls"].item() == pytest.approx(0.07067, abs=1e-4), "label 3 is output 4"
+
+
+def test_boxes_are_learnt_in_the_longer_sides_in_which_they_are_used():
+    """9 px count as 10 from R-Net on, so that 1 px is a tenth: half its square is the term of a network that says 0."""
+    net, near = RNet(), torch.tensor([[10.0, 10, 19, 19]])
+    for parameter in net.parameters():
+        torch.nn.init.zeros_(parameter)
+    of = Samples(near, torch.tensor([POSITIVE]), torch.tensor([0]), near + torch.tensor([1.0, 0, 0, 0]))
+    losses = _loss_of(net, [integral_image(torch.zeros(3, 40, 40))], [of], "rnet", SETTINGS, False)
+    assert losses.terms["rnet_box"].item() == pytest.approx(0.5 * 0.1**2)
 
 
 def test_stages_are_trained_in_turn():
