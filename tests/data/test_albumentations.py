@@ -121,3 +121,9 @@ def test_normalizing_is_refused(last):
 def test_arguments_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         Albumentations(transforms=[A.NoOp()], **options)
+
+
+def test_boxes_are_clipped_at_the_size_after():
+    before = replace(sample(48, 64, 1), boxes=np.array([[40, 20, 60, 44]], np.float32))
+    after = Albumentations(transforms=[A.Resize(96, 128)])(before, 0)
+    np.testing.assert_allclose(after.boxes, [[80, 40, 120, 88]], atol=1e-3)

@@ -155,3 +155,9 @@ def test_an_audit_looks_at_each_image_once(data):
 def test_what_no_sampling_can_be_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_an_image_of_a_rare_and_a_frequent_class_comes_as_the_rare_one():
+    """Class 0 is in one image of eight, at a threshold of a half: sqrt(0.5 * 8) times; class 1 in all."""
+    of = [truth(0, 0, 1), *(truth(i, 1) for i in range(1, 8))]
+    np.testing.assert_allclose(RepeatFactor(threshold=0.5)(of, 2), [2, *[1] * 7])

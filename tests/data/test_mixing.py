@@ -85,6 +85,7 @@ def test_where_mosaics_meet():
     assert (np.abs(small[:, 2:] - 50) <= 5).all()  # z * u alone
     moved = Mosaic(size=100, scale=(0.1, 0.1), translate=0.2)
     far = np.array([moved.mix(whole, [whole] * 3, key).boxes[0, 2:] for key in range(200)]) - 50
+    assert abs(np.corrcoef(far.T)[0, 1]) < 0.2  # x and y are moved by numbers of their own
     assert ((np.abs(far).max(axis=0) > 20) & (np.abs(far).max(axis=0) <= 25)).all()
 
 

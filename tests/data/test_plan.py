@@ -1,6 +1,7 @@
 """Plans: what is known of a batch before a pixel is read is what the batch then is, to the last bit."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import albumentations as A
@@ -17,13 +18,14 @@ from detkit.data import (
     MixUp,
     Mosaic,
     RandomWindow,
+    Resize,
     ResizeFit,
     Sample,
     TrainLoader,
 )
 from detkit.data.transforms import Plan, PlannedTransform, Transform, apply, lay, unplanned
 from detkit.data.transforms.base import MixingTransform
-from detkit.data.transforms.plan import Limits, render
+from detkit.data.transforms.plan import Limits, blank, render
 from detkit.structures import Affine
 from tests.data.builders import annotation, coco_set, image, write_coco
 from tests.data.loaders import evaluate, take, train
@@ -173,3 +175,16 @@ def test_images_without_an_object_to_find_are_left_out_as_before(tmp_path):
     data.truths = list(data.truths)  # a plug-in's data set has any sequence
     assert train(data, [], batch_size=1, keep_empty=False).num_images == 1
     assert Path(data.truths[2].file).name == "3.png"
+
+
+def test_a_picture_made_smaller_one_way_is_averaged_that_way():
+    """Every fourth row is white: a quarter of the height has a quarter of white in each row."""
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[::4] = 255
+    seen = Resize(height=16, width=64)(replace(sample(64, 64, 0), image=stripes), 0)
+    np.testing.assert_allclose(seen.image, 64, atol=1)
+
+
+def test_what_no_picture_covers_is_grey():
+    """114, as in the published mosaics."""
+    assert np.unique(blank(2, 3)).tolist() == [114]

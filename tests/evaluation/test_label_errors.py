@@ -220,3 +220,10 @@ def test_objectlab_of_nothing():
     none = objectlab(np.zeros((0, 4)), np.zeros(0, np.int64), *detections())
     assert (none.image, none.least) == (1, 1)
     assert [len(part) for part in none[:3]] == [0, 0, 0]
+
+
+def test_a_label_beside_the_object_of_another_is_spurious():
+    """IoU 0.6 with the label that has the detection: below that of a duplicate."""
+    labelled = truth([PLACES[0], [15, 10, 20, 20]], [0, 0])
+    (only,) = sure(found(labelled, detections((*PLACES[0], 0, 0.9))), least=0.05)
+    assert (only.kind, only.index, only.certainty) == (Kind.SPURIOUS, 1, pytest.approx(0.1))

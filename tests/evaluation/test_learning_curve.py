@@ -69,3 +69,9 @@ def test_samples_that_do_not_define_it_are_left_out():
     curve = learning_curve(SHARES, values, 50)
     assert (curve.doubled.num_undefined, curve.doubled.num_samples) == (100, 250)
     assert curve.doubled.is_shown
+
+
+def test_a_curve_near_the_best_is_not_cut():
+    curve = learning_curve(SHARES, scores([0.3], level=0.04), 50)
+    assert curve.scores == pytest.approx(1 - 0.04 * SHARES**-0.3)
+    assert curve.foretold == pytest.approx(0.96)

@@ -206,3 +206,15 @@ def test_classes_are_rare_and_common_up_to_the_bounds():
 def test_settings_that_mean_nothing_are_refused(case, options, message):
     with pytest.raises(ValueError, match=message):
         CocoEvaluator(categories=case.categories, truths=case.truths, **options)
+
+
+def test_an_area_without_an_upper_bound_has_none():
+    """Objects of 120,000 px, above the 10^5 px that COCO's own largest area ends at."""
+    record = truth(1, [[0, 0, 400, 300], [500, 0, 400, 300]], [0, 0])
+    boxes = torch.tensor([[0.0, 0, 400, 300], [500, 0, 900, 300]])
+    areas = {"tiny": (0.0, 1024.0), "rest": (1024.0, None)}
+    evaluator = CocoEvaluator(categories=Categories(("cat",), (7,)), truths=[record], areas=areas)
+    found = Detections(boxes, torch.tensor([0.9, 0.8]), torch.tensor([0, 0]))
+    evaluator.update([found], [ImageMeta(1, record.file, (1000, 1000), (1000, 1000), Affine())])
+    metrics = evaluator.compute().metrics
+    assert (metrics["AP_rest"], metrics["AP_tiny"]) == (pytest.approx(1), -1)

@@ -249,3 +249,17 @@ def test_every_object_of_a_large_image_is_found_once(merge, whole):
     assert matched.sum(dim=0).tolist() == [1] * len(found), "and nothing else"
     corners = boxes[matched.int().argmax(dim=0)].view(-1, 2, 2)
     torch.testing.assert_close(found.landmarks, corners, rtol=0, atol=0.01)
+
+
+def test_bounds_of_what_the_border_cuts():
+    """A tile of 100 px at the corner of 200: an edge is inside from 2 px on, and half as sure a whole is enough."""
+    boxes = torch.tensor([[40.0, 40, 98, 60], [40, 40, 97.9, 60]])
+    assert is_cut(boxes, (0, 0, 100, 100), (200, 200)).tolist() == [True, False]
+
+    def view(box, score, cut):
+        return _View(Detections(torch.tensor([box]), torch.tensor([score]), torch.tensor([0])), torch.tensor([cut]))
+
+    half = [view([80.0, 10, 100, 50], 0.8, True), view([80.0, 10, 120, 50], 0.4, False)]
+    assert without_cut(half).scores.tolist() == pytest.approx([0.4])
+    for x1, left in ((68.0, 1), (74.0, 2)):  # 0.8 and 0.65 of the part
+        assert len(without_cut([view([60.0, 10, 100, 50], 0.8, True), view([x1, 10, 140, 50], 0.8, False)])) == left

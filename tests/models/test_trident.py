@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from detkit.config import ConfigError
-from detkit.matching import BalancedSampler
+from detkit.matching import IGNORED, NEGATIVE, Assignment, BalancedSampler
 from detkit.models.backbones import MobileNetV2, ResNet
+from detkit.models.heads.trident import _of_any
 from detkit.models.layers import TridentConv, one_branch
 from detkit.structures import Affine, Categories, Images, SizeRange
 from tests.models.builders import build_awake, build_model, small, target
@@ -232,3 +233,10 @@ def test_one_branch_keeps_keys_and_ranges_as_they_are():
     keys = {meta.key for meta in small_trident().head.seen(given, 3).meta}
     assert len(keys) == 6
     assert dataclasses.replace(given.meta[0]).key not in keys
+
+
+def test_an_object_of_one_branch_is_no_background_of_another():
+    """An object where any branch has one, ignored only where none has more to say."""
+    branches = ([NEGATIVE, 1, IGNORED, NEGATIVE], [0, 2, NEGATIVE, IGNORED])
+    first, second = (Assignment(torch.tensor(m)) for m in branches)
+    assert _of_any([first, second]).matched.tolist() == [0, 1, NEGATIVE, NEGATIVE]
