@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from detkit.analysis.waits import watched
+from detkit.engine.evaluation import to_device
 from detkit.engine.update import Updater, read_losses
 from detkit.models.flow.path import CosinePath, LinearPath
 from detkit.structures import Batch, Categories, Images, Target
@@ -93,7 +94,7 @@ def test_tensors_of_host_and_device_do_not_go_together():
 
 
 def made_batch(num):
-    """Images of two sizes with one to four objects, every other one with one to be ignored; brought to the device."""
+    """Images of two sizes with one to four objects, every other one with one to be ignored."""
     seen = images(*[(64, 96), (50, 76)] * (num // 2))
     g = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, seen.pixels.shape, generator=g, dtype=torch.uint8)
@@ -103,7 +104,7 @@ def made_batch(num):
         boxes = torch.cat([corner, corner + 4 + torch.rand(len(corner), 2, generator=g) * (h / 2)], dim=1)
         labels = torch.randint(0, 3, (len(boxes),), generator=g)
         targets.append(Target(boxes, labels, torch.arange(len(boxes)) == (1 if i % 2 else 9)))
-    return Batch(Images(pixels, seen.meta), tuple(targets)).to("cpu")
+    return Batch(Images(pixels, seen.meta), tuple(targets))
 
 
 def waits_of_steps(name, monkeypatch, change=lambda detector: None):
@@ -117,9 +118,9 @@ def waits_of_steps(name, monkeypatch, change=lambda detector: None):
     )  # fmt: skip
     found = []
     for num in (2, 8):
-        batch = made_batch(num)
         forget_constants()  # of other tests
         with watched() as waits:
+            batch = to_device(made_batch(num), X.device, channels_last=False)
             losses = updater.backward(batch, is_last=True)
             norm = updater.gradient_norm()
             read_losses([(batch, losses)], norm)
