@@ -107,14 +107,14 @@ def made_batch(num):
     return Batch(Images(pixels, seen.meta), tuple(targets))
 
 
-def waits_of_steps(name, monkeypatch, change=lambda detector: None):
-    """Of one step each with two and eight images, by a detector after ``change``."""
+def waits_of_steps(name, monkeypatch, change=lambda detector: None, precision="fp32"):
+    """Of one step each with two and eight images, from their sending on, by a detector after ``change``."""
     monkeypatch.setattr("detkit.matching.groups._PARCEL", {})  # as many boxes at once as on a GPU
     detector = build_awake(name, CATEGORIES).train()
     change(detector)
     updater = Updater(
         detector=detector, optimizer=torch.optim.SGD(detector.parameters(), lr=1e-4, momentum=0.9),
-        device=torch.device("cpu"), precision="fp32", accumulate=1, clip_norm=None, ema_decay=None,
+        device=torch.device("cpu"), precision=precision, accumulate=1, clip_norm=None, ema_decay=None,
     )  # fmt: skip
     found = []
     for num in (2, 8):
@@ -133,13 +133,28 @@ def slowly(names, *slow):
     return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
 
 
-@pytest.mark.parametrize("name", slowly(WAITS, "tridentnet", "faster_rcnn_snip", "mtcnn"))
-def test_a_step_waits_as_often_whatever_the_batch(name, monkeypatch):
-    two, eight = waits_of_steps(name, monkeypatch)
+def assert_waits(name, two, eight):
     assert len(two.waits) == WAITS[name], two.waits
     assert len(eight.waits) == WAITS[name], eight.waits
     assert len(two.sent) <= 40, two.sent
     assert len(eight.sent) == len(two.sent), "copies from the host do not grow with the batch"
+
+
+@pytest.mark.parametrize("name", slowly(WAITS, "tridentnet", "faster_rcnn_snip", "mtcnn"))
+def test_a_step_waits_as_often_whatever_the_batch(name, monkeypatch):
+    assert_waits(name, *waits_of_steps(name, monkeypatch))
+
+
+@pytest.mark.parametrize("name", slowly(WAITS, *(WAITS.keys() - {"yolov1", "centernet", "diffusiondet"})))
+def test_a_step_in_bf16_waits_no_more(name, monkeypatch):
+    assert_waits(name, *waits_of_steps(name, monkeypatch, precision="bf16"))
+
+
+def test_the_scaler_of_fp16_asks_once_more(monkeypatch):
+    """Whether a gradient overflowed, before the optimiser's step."""
+    for found in waits_of_steps("yolov1", monkeypatch, precision="fp16"):
+        assert [wait.place.split(":")[0] for wait in found.waits].count("engine/update.py") == 2, "losses, and overflow"
+        assert len(found.waits) == WAITS["yolov1"] + 1, found.waits
 
 
 @pytest.mark.parametrize("path", [LinearPath(), CosinePath(eta=1.0)], ids=["lines", "chance"])
