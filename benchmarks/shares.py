@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from rich.table import Table
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 REST = "everything else"
@@ -48,7 +49,7 @@ def shares_of(step: Callable[[], object], repeats: int, device: torch.device) ->
     seconds: defaultdict[str, float] = defaultdict(float)
     calls: defaultdict[str, int] = defaultdict(int)
     for event in seen.events() or ():
-        if event.device_type != torch.autograd.DeviceType.CPU:
+        if event.device_type != DeviceType.CPU:
             continue  # a kernel: its time is told by who launched it
         kind, is_outermost = _kind_of(event)
         seconds[kind] += 1e-6 * (event.self_device_time_total if on_gpu else event.self_cpu_time_total)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from detkit.analysis.waits import watched
 from detkit.engine.evaluation import to_device
+from detkit.engine.precision import Precision
 from detkit.engine.update import Updater, read_losses
 from detkit.models.flow.path import CosinePath, LinearPath
 from detkit.structures import Batch, Categories, Images, Target
@@ -107,7 +108,7 @@ def made_batch(num):
     return Batch(Images(pixels, seen.meta), tuple(targets))
 
 
-def waits_of_steps(name, monkeypatch, change=lambda detector: None, precision="fp32"):
+def waits_of_steps(name, monkeypatch, change=lambda detector: None, precision: Precision = "fp32"):
     """Of one step each with two and eight images, from their sending on, by a detector after ``change``."""
     monkeypatch.setattr("detkit.matching.groups._PARCEL", {})  # as many boxes at once as on a GPU
     detector = build_awake(name, CATEGORIES).train()

@@ -87,6 +87,7 @@ def test_training_compares_models_of_one_size():
     }  # torchvision alone regresses a box for background
     for name, expected in more.items():
         ours, theirs = benchmark_models.recipe_detector(name), benchmark_models.torchvision_peer(name)
+        assert theirs is not None
         sizes = [sum(p.numel() for p in model.parameters()) for model in (ours, theirs)]
         assert sizes[1] - sizes[0] == expected, name
         learnt = [sum(p.numel() for p in model.parameters() if p.requires_grad) for model in (ours, theirs)]
