@@ -1,4 +1,4 @@
-"""The detectors of the blood cells' recipes, torchvision's like them, and the calls that take most of their time."""
+"""The detectors of the recipes that are timed, torchvision's like them, and the calls that take most of their time."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torchvision.models import mobilenet_v2
+from torchvision.models import mobilenet_v2, resnet50
 from torchvision.models.detection import FasterRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.backbone_utils import BackboneWithFPN, _resnet_fpn_extractor
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
@@ -30,34 +30,61 @@ RECIPES = {
     "yolov1": ("experiment=yolov1/bccd_mobilenetv2",),
     "rfcn": ("experiment=rfcn/bccd_mobilenetv2",),
     "tridentnet": ("experiment=tridentnet/bccd_mobilenetv2",),
-}
+    "flow": ("experiment=flow/bccd_mobilenetv2",),
+    "faster_rcnn_c4": (  # on R-FCN's map, of as many regions: see configs/experiment/rfcn/bccd_mobilenetv2.yaml
+        "experiment=faster_rcnn/bccd_mobilenetv2_fpn", "model/backbone=mobilenetv2_dilated",
+        "model.backbone.last_conv=false", "model/neck=single_level", "model.neck.out_channels=null",
+        "model.head.rpn.anchors.scales=[1,2,4,8,16]", "model.head.rpn.num_before_nms=[6000,6000]",
+        "model.head.rpn.num_proposals=[300,300]",
+    ),
+    "coco_r50": ("experiment=faster_rcnn/coco_r50_fpn_1x", "model.head.rpn.num_proposals=[2000,1000]"),
+}  # fmt: skip
+#: Those of the blood cells, which a CPU can take.
+BCCD = tuple(name for name in RECIPES if name != "coco_r50")
 
 
-def bccd_detector(name: str, num_classes: int = NUM_CLASSES, overrides: Sequence[str] = ()) -> Detector:
+def num_classes_of(name: str) -> int:
+    """How many classes the data set of a recipe has."""
+    return NUM_CLASSES if name in BCCD else 80
+
+
+def recipe_detector(name: str, num_classes: int | None = None, overrides: Sequence[str] = ()) -> Detector:
     """The detector of a recipe in ``RECIPES`` with other ``overrides``, with random weights."""
+    num = num_classes or num_classes_of(name)
     cfg = Composer()(*RECIPES[name], "model.backbone.weights=null", *overrides).cfg
-    return build_detector(cfg.model, Categories(tuple(f"c{k}" for k in range(num_classes)), tuple(range(num_classes))))
+    return build_detector(cfg.model, Categories(tuple(f"c{k}" for k in range(num)), tuple(range(num))))
 
 
-def torchvision_peer(name: str) -> nn.Module | None:
-    """Its like of torchvision, as wide and with as many anchors; None where there is none."""
-    peers = {"faster_rcnn": torchvision_faster_rcnn, "retinanet": torchvision_retinanet}
-    return peers[name]() if name in peers else None
+def torchvision_peer(name: str, size: tuple[int, int] = SIZE) -> nn.Module | None:
+    """Its like of torchvision for images of ``size``, as wide and with as many anchors; None where there is none."""
+    peers = {
+        "faster_rcnn": torchvision_faster_rcnn,
+        "retinanet": torchvision_retinanet,
+        "coco_r50": torchvision_coco_r50,
+    }
+    return peers[name](min_size=min(size), max_size=max(size)) if name in peers else None
 
 
-def torchvision_faster_rcnn() -> nn.Module:
+def torchvision_faster_rcnn(**size: int) -> nn.Module:
     """With as many proposals."""
     backbone = _backbone({"3": "0", "6": "1", "13": "2", "18": "3"}, [24, 32, 96, 1280])
     anchors = AnchorGenerator(((16,), (32,), (64,), (128,), (256,)), ((0.5, 1.0, 2.0),) * 5)
-    return FasterRCNN(backbone, NUM_CLASSES + 1, rpn_anchor_generator=anchors, min_size=min(SIZE), max_size=max(SIZE))
+    return FasterRCNN(backbone, NUM_CLASSES + 1, rpn_anchor_generator=anchors, **size)
 
 
-def torchvision_retinanet() -> nn.Module:
+def torchvision_retinanet(**size: int) -> nn.Module:
     """With strides from 8 to 64, as the recipe has them."""
     backbone = _backbone({"6": "0", "13": "1", "18": "2"}, [32, 96, 1280], _OneMore(1280, 128))
     sizes = tuple(tuple(int(stride * scale) for scale in (3.0, 3.78, 4.762)) for stride in (8, 16, 32, 64))
     anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 4)
-    return RetinaNet(backbone, NUM_CLASSES, anchor_generator=anchors, min_size=min(SIZE), max_size=max(SIZE))
+    return RetinaNet(backbone, NUM_CLASSES, anchor_generator=anchors, **size)
+
+
+def torchvision_coco_r50(**size: int) -> nn.Module:
+    """Its ``fasterrcnn_resnet50_fpn``, with the norms and stages frozen as where it loads weights."""
+    body = resnet50(norm_layer=FrozenBatchNorm2d)
+    backbone = _resnet_fpn_extractor(body, trainable_layers=3)
+    return FasterRCNN(backbone, num_classes_of("coco_r50") + 1, **size)
 
 
 class _OneMore(ExtraFPNBlock):

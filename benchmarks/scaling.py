@@ -23,7 +23,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.models import bccd_detector
+from benchmarks.models import recipe_detector
 from benchmarks.ops import WIDTH
 from benchmarks.processes import in_a_process_of_its_own
 from benchmarks.training import made_images, training_step
@@ -117,7 +117,7 @@ def _step(trains: bool, axis: str, amounts: Mapping[str, int]) -> Callable[[], A
     batch, targets = made_images(amounts["images"], size, boxes, torch.device("cpu"), classes)
     key = "model.head.roi.selector.max_detections"
     regions = [f"model.head.rpn.num_proposals=[2000,{boxes}]", f"{key}={boxes}"] if axis == "boxes" else []
-    model = bccd_detector("faster_rcnn", classes, regions).train(trains)
+    model = recipe_detector("faster_rcnn", classes, regions).train(trains)
     if trains:
         return training_step(model, lambda: model(batch, targets).total)
     return torch.no_grad()(lambda: model(batch))

@@ -21,10 +21,12 @@ from benchmarks import loading as benchmark_loading
 from benchmarks import ops as benchmark_ops
 from benchmarks import scaling as benchmark_scaling
 from benchmarks import vocabulary as benchmark_vocabulary
-from benchmarks.models import RECIPES, SIZE
+from benchmarks.models import RECIPES
+from benchmarks.options import add_size, size_of
+from benchmarks.shares import shares_table
 from benchmarks.shown import timing_table
 from benchmarks.timing import clock_for, time_alternately
-from benchmarks.training import benchmark_training
+from benchmarks.training import benchmark_training, profile_training
 from detkit.app.assemble.parts import choose_device
 from detkit.app.cli.failure import told_plainly
 from detkit.config.ranges import check_range
@@ -68,10 +70,12 @@ def run(arguments: Sequence[str] | None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, help="rounds of one run of each contestant; 10, for ops on a CPU 3")
     parser.add_argument("--batch", type=int, default=4, help="images in a training step")
+    add_size(parser)
     parser.add_argument("--models", nargs="+", choices=RECIPES, default=["faster_rcnn"], help="training: of which")
     parser.add_argument("--compile", action="store_true", help="training: compiled as well, which takes minutes first")
     parser.add_argument("--bf16", action="store_true", help="training: detkit's in bf16 as well")
     parser.add_argument("--channels-last", action="store_true", help="training: detkit's in that order as well")
+    parser.add_argument("--profile", action="store_true", help="training: by kind of operation instead, detkit's alone")
     parser.add_argument("--threads", type=int, help="threads of torch; with 1 the process's own time is taken")
     parser.add_argument("--batches", type=int, nargs="+", help="ops: images at once; 2 16 on a GPU, 1 on a CPU")
     parser.add_argument("--shrink", type=int, help="ops: divide the sides of images; 1 on a GPU, 4 on a CPU")
@@ -79,6 +83,7 @@ def run(arguments: Sequence[str] | None) -> None:
     for name in ("repeats", "batch", "shrink", "threads"):
         check_range(f"--{name}", getattr(options, name), 1)
     check_range("--batches", min(options.batches or [1]), 1)
+    size = size_of(options)
     device = choose_device(options.device)
     on_gpu = device.type == "cuda"
     if options.threads is not None:
@@ -87,12 +92,16 @@ def run(arguments: Sequence[str] | None) -> None:
     if options.what == "training":
         clock = clock_for(device, options.threads)
         for name in options.models:
+            of_images = f"{options.batch} images of {size[1]} x {size[0]} px, float32"
+            if options.profile:
+                shares = profile_training(device, options.batch, repeats, name, size)
+                rich.print(shares_table(shares, f"where a training step of {name} spends its time, {of_images}"))
+                continue
             times = benchmark_training(
                 device, options.batch, repeats, clock, name, compiled=options.compile, bf16=options.bf16,
-                channels_last=options.channels_last,
+                channels_last=options.channels_last, size=size,
             )  # fmt: skip
-            title = f"training step of {name}, {options.batch} images of {SIZE[1]} x {SIZE[0]} px, float32"
-            rich.print(timing_table(times, title, options.batch))
+            rich.print(timing_table(times, f"training step of {name}, {of_images}", options.batch))
     else:
         for title, times in benchmark_roi_align(device, repeats).items():
             rich.print(timing_table(times, title))

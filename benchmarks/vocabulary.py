@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from benchmarks.models import bccd_detector
+from benchmarks.models import recipe_detector
 from benchmarks.ops import WIDTH
 from benchmarks.processes import in_a_process_of_its_own
 from benchmarks.timing import time_alternately
@@ -101,7 +101,7 @@ def measure(head: str, num_classes: int, batch: int, repeats: int, threads: int,
     torch.manual_seed(0)
     where = torch.device(device)
     images, targets = made_batch(batch, where, num_classes)
-    model = bccd_detector("faster_rcnn", num_classes, HEADS[head]).to(where).train()
+    model = recipe_detector("faster_rcnn", num_classes, HEADS[head]).to(where).train()
     roi = next(part for part in model.modules() if isinstance(part, RoIHead))
     whole = training_step(model, lambda: model(images, targets).total)
     layer = class_layer_alone(roi, _features(roi.network.get_submodule("cls_score"), whole))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from detkit.structures.images import Images
-from detkit.structures.target import Target
+from detkit.structures.target import Target, brought, pinned
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +25,9 @@ class Batch:
         return len(self.images)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """A copy on ``device``."""
-        return Batch(self.images.to(device, non_blocking), tuple(t.to(device, non_blocking) for t in self.targets))
+        """A copy on ``device``, in as many pieces whatever the number of images."""
+        return Batch(self.images.to(device, non_blocking), brought(self.targets, device, non_blocking))
 
     def pin_memory(self) -> Batch:
         """A copy in memory that a GPU can read by itself."""
-        return Batch(self.images.pin_memory(), tuple(t.pin_memory() for t in self.targets))
+        return Batch(self.images.pin_memory(), pinned(self.targets))

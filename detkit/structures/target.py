@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from detkit.structures.columns import check_landmarks, each_field
-from detkit.utils.transfer import sent
+from detkit.structures.columns import check_landmarks, columns_of, each_field
+from detkit.utils.transfer import moved_together, sent
 
 
 class Kinds(NamedTuple):
@@ -80,17 +80,12 @@ class Target:
         return moved
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Target:
-        """A copy on ``device``."""
-        return self._copy(lambda column: column.to(device, non_blocking=non_blocking))
+        """A copy on ``device``, or itself if it is there."""
+        return brought([self], device, non_blocking)[0]
 
     def pin_memory(self) -> Target:
         """A copy in memory that a GPU can read by itself."""
-        return self._copy(Tensor.pin_memory)
-
-    def _copy(self, copied: Callable[[Tensor], Tensor]) -> Target:
-        copy = each_field(self, copied)
-        copy._know(Kinds(*map(copied, self.kinds)))
-        return copy
+        return pinned([self])[0]
 
     def _know(self, kinds: Kinds) -> None:
         object.__setattr__(self, "_kinds", kinds)
@@ -107,6 +102,33 @@ def find_kinds(targets: Sequence[Target]) -> None:
     indices = sent(torch.cat(found), device).split([len(index) for index in found])
     for target, wanted, ignored in zip(new, indices[::2], indices[1::2], strict=True):
         target._know(Kinds(wanted, ignored))
+
+
+def brought(targets: Sequence[Target], device: torch.device | str, non_blocking: bool = False) -> tuple[Target, ...]:
+    """Copies of all of ``targets`` on ``device``, as they are if there.
+
+    What is copied is the columns of all of them at once, one for each type of number: three, however many they are.
+    """
+    device = torch.device(device)
+    if all(target.boxes.device == device for target in targets):
+        return tuple(targets)
+    return _moved(targets, lambda whole: sent(whole, device) if non_blocking else whole.to(device))
+
+
+def pinned(targets: Sequence[Target]) -> tuple[Target, ...]:
+    """Copies of all of ``targets`` in memory that a GPU can read by itself, their columns one after the other."""
+    return _moved(targets, lambda whole: whole.pin_memory())
+
+
+def _moved(targets: Sequence[Target], move: Callable[[Tensor], Tensor]) -> tuple[Target, ...]:
+    columns = [column for target in targets for column in (*columns_of(target), *target.kinds)]
+    moved = iter(moved_together(columns, move))
+    copies = []
+    for target in targets:
+        copy = each_field(target, lambda _: next(moved))
+        copy._know(Kinds(next(moved), next(moved)))
+        copies.append(copy)
+    return tuple(copies)
 
 
 def on_host(targets: Sequence[Target]) -> list[Target]:

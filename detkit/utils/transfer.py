@@ -7,7 +7,8 @@ A GPU copies from page-locked memory by itself; from ordinary memory, as ``torch
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,14 +21,42 @@ _KEPT = 1024
 def sent(values: Tensor | Sequence[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """``values``, numbers or a tensor of the host, on ``device``."""
     host = values if isinstance(values, Tensor) else torch.tensor(values, dtype=dtype)
-    if device.type == "cuda":
+    if device.type == "cuda" and not host.is_cuda:
         host = host.pin_memory()
     return host.to(device, non_blocking=True)
 
 
 def sent_parts(parts: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """:func:`sent` for several tensors of the host, (N, ...) each, in one copy."""
-    return list(sent(torch.cat(list(parts)), device).split([len(part) for part in parts]))
+    """:func:`sent` for several tensors of the host, of any shapes, in one copy for each type of number."""
+    return moved_together(parts, lambda whole: sent(whole, device))
+
+
+def moved_together(parts: Sequence[Tensor], move: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """``parts``, of any shapes, where ``move`` brings them, which is called once for each type of number.
+
+    ``move`` is given the numbers of all parts of a type, (sum,); what it returns is cut into views of their shapes.
+    """
+    moved: dict[int, Tensor] = {}
+    for dtype in dict.fromkeys(part.dtype for part in parts):
+        places = [i for i, part in enumerate(parts) if part.dtype == dtype]
+        same = [parts[i] for i in places]
+        pieces = move(_in_a_row(same)).split([part.numel() for part in same])
+        moved |= {i: piece.view(part.shape) for i, part, piece in zip(places, same, pieces, strict=True)}
+    return [moved[i] for i in range(len(parts))]
+
+
+def _in_a_row(parts: Sequence[Tensor]) -> Tensor:
+    """(sum,): the numbers of all ``parts``; where they lie so already, as views of page-locked memory do, no copy."""
+    first = parts[0]
+    counts = [part.numel() for part in parts]
+    starts = itertools.accumulate(counts[:-1], initial=first.storage_offset())
+    memory = first.untyped_storage()._cdata
+    if all(
+        part.untyped_storage()._cdata == memory and part.is_contiguous() and part.storage_offset() == start
+        for part, start in zip(parts, starts, strict=True)
+    ):
+        return first.as_strided((sum(counts),), (1,), first.storage_offset())
+    return torch.cat([part.reshape(-1) for part in parts])
 
 
 def constant(values: tuple[Any, ...], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:

@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from detkit.analysis.waits import watched
+from detkit.engine.evaluation import to_device
+from detkit.engine.precision import Precision
 from detkit.engine.update import Updater, read_losses
 from detkit.models.flow.path import CosinePath, LinearPath
 from detkit.structures import Batch, Categories, Images, Target
@@ -93,7 +95,7 @@ def test_tensors_of_host_and_device_do_not_go_together():
 
 
 def made_batch(num):
-    """Images of two sizes with one to four objects, every other one with one to be ignored; brought to the device."""
+    """Images of two sizes with one to four objects, every other one with one to be ignored."""
     seen = images(*[(64, 96), (50, 76)] * (num // 2))
     g = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, seen.pixels.shape, generator=g, dtype=torch.uint8)
@@ -103,23 +105,23 @@ def made_batch(num):
         boxes = torch.cat([corner, corner + 4 + torch.rand(len(corner), 2, generator=g) * (h / 2)], dim=1)
         labels = torch.randint(0, 3, (len(boxes),), generator=g)
         targets.append(Target(boxes, labels, torch.arange(len(boxes)) == (1 if i % 2 else 9)))
-    return Batch(Images(pixels, seen.meta), tuple(targets)).to("cpu")
+    return Batch(Images(pixels, seen.meta), tuple(targets))
 
 
-def waits_of_steps(name, monkeypatch, change=lambda detector: None):
-    """Of one step each with two and eight images, by a detector after ``change``."""
+def waits_of_steps(name, monkeypatch, change=lambda detector: None, precision: Precision = "fp32"):
+    """Of one step each with two and eight images, from their sending on, by a detector after ``change``."""
     monkeypatch.setattr("detkit.matching.groups._PARCEL", {})  # as many boxes at once as on a GPU
     detector = build_awake(name, CATEGORIES).train()
     change(detector)
     updater = Updater(
         detector=detector, optimizer=torch.optim.SGD(detector.parameters(), lr=1e-4, momentum=0.9),
-        device=torch.device("cpu"), precision="fp32", accumulate=1, clip_norm=None, ema_decay=None,
+        device=torch.device("cpu"), precision=precision, accumulate=1, clip_norm=None, ema_decay=None,
     )  # fmt: skip
     found = []
     for num in (2, 8):
-        batch = made_batch(num)
         forget_constants()  # of other tests
         with watched() as waits:
+            batch = to_device(made_batch(num), X.device, channels_last=False)
             losses = updater.backward(batch, is_last=True)
             norm = updater.gradient_norm()
             read_losses([(batch, losses)], norm)
@@ -132,13 +134,28 @@ def slowly(names, *slow):
     return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
 
 
-@pytest.mark.parametrize("name", slowly(WAITS, "tridentnet", "faster_rcnn_snip", "mtcnn"))
-def test_a_step_waits_as_often_whatever_the_batch(name, monkeypatch):
-    two, eight = waits_of_steps(name, monkeypatch)
+def assert_waits(name, two, eight):
     assert len(two.waits) == WAITS[name], two.waits
     assert len(eight.waits) == WAITS[name], eight.waits
     assert len(two.sent) <= 40, two.sent
     assert len(eight.sent) == len(two.sent), "copies from the host do not grow with the batch"
+
+
+@pytest.mark.parametrize("name", slowly(WAITS, "tridentnet", "faster_rcnn_snip", "mtcnn"))
+def test_a_step_waits_as_often_whatever_the_batch(name, monkeypatch):
+    assert_waits(name, *waits_of_steps(name, monkeypatch))
+
+
+@pytest.mark.parametrize("name", slowly(WAITS, *(WAITS.keys() - {"yolov1", "centernet", "diffusiondet"})))
+def test_a_step_in_bf16_waits_no_more(name, monkeypatch):
+    assert_waits(name, *waits_of_steps(name, monkeypatch, precision="bf16"))
+
+
+def test_the_scaler_of_fp16_asks_once_more(monkeypatch):
+    """Whether a gradient overflowed, before the optimiser's step."""
+    for found in waits_of_steps("yolov1", monkeypatch, precision="fp16"):
+        assert [wait.place.split(":")[0] for wait in found.waits].count("engine/update.py") == 2, "losses, and overflow"
+        assert len(found.waits) == WAITS["yolov1"] + 1, found.waits
 
 
 @pytest.mark.parametrize("path", [LinearPath(), CosinePath(eta=1.0)], ids=["lines", "chance"])

@@ -41,7 +41,9 @@ NOT_RUN = {
     **dict.fromkeys(
         ("python datasets/bccd.py", "python datasets/coco.py", "python datasets/coco.py --split val",
          "python datasets/voc.py --to-coco"), "downloads; tests/datasets has them with a server of its own"),
-    **dict.fromkeys(("python tools/benchmark.py ops --device cuda", "sync_bn=true"), "needs a GPU"),
+    **dict.fromkeys(
+        ("python tools/benchmark.py ops --device cuda", "sync_bn=true", "trainer.precision=fp16",
+         "python tools/benchmark.py training --models coco_r50 --size 800 1333 --batch 8 --device cuda"), "needs a GPU"),
     **dict.fromkeys(
         ("hydra/launcher=submitit_slurm", "hydra/launcher=ray", "hydra/launcher=joblib",
          'hydra/sweeper=optuna "optim.lr=interval(1e-4,1e-2)" hydra.sweeper.n_trials=20'), "an extra of its own"),
@@ -285,6 +287,7 @@ def _briefly_timed(command: str) -> list[str]:
         "loading": ["--sizes", "64"],
         "scaling": ["--what", "prediction", "--most", "2"],
         "vocabulary": ["--classes", "9"],
+        "evaluation": ["--images", "9"],
     }
     return ["--repeats", "1", *short.get(what, [])]
 

@@ -80,12 +80,19 @@ def _refuses(x):
 
 
 def test_training_compares_models_of_one_size():
-    more = {"faster_rcnn": 4 * 1024 + 4, "retinanet": 0}  # torchvision alone regresses a box for background
+    more = {
+        "faster_rcnn": 4 * 1024 + 4,
+        "retinanet": 0,
+        "coco_r50": 4 * 1024 + 4,
+    }  # torchvision alone regresses a box for background
     for name, expected in more.items():
-        ours, theirs = benchmark_models.bccd_detector(name), benchmark_models.torchvision_peer(name)
+        ours, theirs = benchmark_models.recipe_detector(name), benchmark_models.torchvision_peer(name)
+        assert theirs is not None
         sizes = [sum(p.numel() for p in model.parameters()) for model in (ours, theirs)]
         assert sizes[1] - sizes[0] == expected, name
-    ours = benchmark_models.bccd_detector("faster_rcnn")
+        learnt = [sum(p.numel() for p in model.parameters() if p.requires_grad) for model in (ours, theirs)]
+        assert learnt[1] - learnt[0] == expected, name
+    ours = benchmark_models.recipe_detector("faster_rcnn")
     images, targets = benchmark_training.made_batch(1, CPU)
     assert ours(images, targets).total.isfinite()
 

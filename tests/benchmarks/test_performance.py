@@ -1,21 +1,24 @@
 """The figures of docs/performance.md are of what they say: the parts that are timed, not the times."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import nms
 
-from benchmarks import inference, loading, models, scaling, training
+from benchmarks import inference, loading, models, scaling, shares, tool, training
 from benchmarks.timing import clock_for
+from detkit.app.cli.composer import Composer
 from detkit.data import CocoDataset
+from detkit.ops import roi_align
 from tests.data.builders import coco_set
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def small(monkeypatch):
-    monkeypatch.setattr(training, "SIZE", (96, 128))
+SMALL = (96, 120)
 
 
 def test_the_convolutions_and_products_are_those_of_the_step():
@@ -33,9 +36,9 @@ def test_the_convolutions_and_products_are_those_of_the_step():
 
 
 @pytest.mark.parametrize(("name", "sides"), [("yolov1", 2), pytest.param("retinanet", 3, marks=pytest.mark.slow)])
-def test_a_step_and_a_prediction_are_timed_on_each_side(small, name, sides, monkeypatch):
+def test_a_step_and_a_prediction_are_timed_on_each_side(name, sides, monkeypatch):
     layouts = []
-    made = training.bccd_detector
+    made = training.recipe_detector
 
     def watched_detector(name):
         detector = made(name)
@@ -44,15 +47,97 @@ def test_a_step_and_a_prediction_are_timed_on_each_side(small, name, sides, monk
         )
         return detector
 
-    monkeypatch.setattr(training, "bccd_detector", watched_detector)
-    steps = dict(training.benchmark_training(CPU, 1, 1, clock_for(CPU, 1), name, bf16=True, channels_last=True))
+    monkeypatch.setattr(training, "recipe_detector", watched_detector)
+    steps = dict(
+        training.benchmark_training(CPU, 1, 1, clock_for(CPU, 1), name, bf16=True, channels_last=True, size=SMALL)
+    )
     for asked in ("detkit, bf16", "detkit, channels last", "detkit, channels last, bf16"):
         assert steps.pop(asked)[0] > 0
     assert set(layouts) == {False, True}
-    predicted = inference.benchmark_inference(name, 1, 1, CPU, 1)
+    predicted = inference.benchmark_inference(name, 1, 1, CPU, 1, SMALL)
     for times in (steps, predicted):
         assert list(times) == ["torchvision", "detkit", "its convolutions and products"][3 - sides :]
         assert all(seconds > 0 for seconds, *_ in times.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "sides"), [("flow", 2), ("faster_rcnn_c4", 2), pytest.param("coco_r50", 3, marks=pytest.mark.slow)]
+)
+def test_other_recipes_take_a_step_and_predict(name, sides):
+    steps = training.benchmark_training(CPU, 1, 1, clock_for(CPU, 1), name, size=SMALL)
+    predicted = inference.benchmark_inference(name, 1, 1, CPU, 1, SMALL)
+    for times in (steps, predicted):
+        assert list(times) == ["torchvision", "detkit", "its convolutions and products"][3 - sides :]
+
+
+def test_images_of_any_size_are_padded_for_detkit_alone():
+    batch, targets = training.made_images(2, (100, 133), 3, CPU)
+    assert batch.padded_size == (128, 160)
+    assert batch.sizes == [(100, 133)] * 2
+    assert batch.pixels[:, :, 100:].sum() == batch.pixels[:, :, :, 133:].sum() == 0
+    assert [tuple(p.shape) for p in training.unpadded(batch)] == [(3, 100, 133)] * 2
+    assert all((t.boxes[:, 2:] <= torch.tensor([133, 100])).all() for t in targets)
+
+
+def test_rfcn_and_its_neighbour_differ_in_the_second_stage_alone():
+    rfcn, neighbour = (Composer()(*models.RECIPES[name]).cfg.model for name in ("rfcn", "faster_rcnn_c4"))
+    assert neighbour.backbone == rfcn.backbone
+    assert neighbour.neck == rfcn.neck
+    rpn = [{k: v for k, v in m.head.rpn.items() if k != "box_loss"} for m in (rfcn, neighbour)]
+    assert rpn[0] == rpn[1]
+    assert neighbour.head.roi.sampler == rfcn.head.roi.sampler
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["training", "--batch", "1"], ["training step of yolov1, 1 images of 128 x 96 px", "detkit"]),
+        (["training", "--batch", "1", "--profile"], ["1 images of 128 x 96 px", "convolutions, backward"]),
+        (["inference", "--batch", "1"], ["yolov1, 1 of 128 x 96 px, predicted", "its convolutions"]),
+    ],
+    ids=["training", "profile", "inference"],
+)
+def test_size_and_batch_are_those_of_the_command(arguments, told, capsys):
+    own = ["--models", "yolov1", "--size", "96", "128", "--repeats", "1", "--device", "cpu"]
+    tool.main([*arguments, *own])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(words in shown for words in told), shown
+
+
+def test_a_size_without_room_for_the_boxes_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        tool.main(["training", "--size", "64", "128"])
+    assert "--size" in capsys.readouterr().err
+
+
+def test_time_goes_to_the_outermost_operation_that_has_a_kind():
+    conv, linear = nn.Conv2d(3, 4, 3), nn.Linear(4 * 14 * 14, 2)
+    boxes = torch.tensor([[0.0, 0, 8, 8], [0, 0, 7, 8]])
+    where = torch.zeros(2, dtype=torch.int64)
+
+    def step():
+        x = conv(torch.rand(1, 3, 16, 16))
+        pooled = roi_align(x, boxes, where, output_size=(2, 2), scale=1.0)
+        (linear(x.flatten(1)).sum() + pooled.sum()).backward()
+        nms(boxes, torch.rand(2), 0.5)
+        torch.rand(4).clone()
+        time.sleep(0.01)
+
+    found = {share.kind: share for share in shares.shares_of(step, 3, CPU)}
+    assert {kind: share.calls for kind, share in found.items() if kind not in ("copies", shares.REST)} == {
+        "convolutions, forward": 1,
+        "convolutions, backward": 1,
+        "products of matrices, both ways": 2,
+        "NMS": 1,
+        "pooling of regions, forward": 1,
+        "pooling of regions, backward": 1,
+    }
+    assert found["copies"].calls >= 1
+    assert found[shares.REST].seconds >= 0.01, "Python's time too"
+    table = shares.shares_table([shares.Share("NMS", 0.03, 4.0), shares.Share(shares.REST, 0.01, 0.0)], "title")
+    assert [list(column.cells) for column in table.columns] == [
+        ["NMS", shares.REST], ["30.0", "10.0"], ["75.0%", "25.0%"], ["4", ""],
+    ]  # fmt: skip
 
 
 def test_every_way_of_loading_gives_the_same_boxes_and_sizes(tmp_path, monkeypatch):
@@ -104,7 +189,7 @@ def test_boxes_are_what_the_row_says(what, monkeypatch):
     monkeypatch.setattr(scaling, "_SIZE", (96, 128))
     monkeypatch.setitem(scaling._USUAL, "pixels", 96 * 128)
     seen = []
-    original = scaling.synthetic_set, scaling.made_images, scaling.bccd_detector
+    original = scaling.synthetic_set, scaling.made_images, scaling.recipe_detector
 
     def made_set(**amounts):
         made = original[0](**amounts | {"num_images": 20})
@@ -123,7 +208,7 @@ def test_boxes_are_what_the_row_says(what, monkeypatch):
             seen.append([len(target.boxes) for target in made[1]])
         return made
 
-    for name, stub in (("synthetic_set", made_set), ("made_images", images), ("bccd_detector", detector)):
+    for name, stub in (("synthetic_set", made_set), ("made_images", images), ("recipe_detector", detector)):
         monkeypatch.setattr(scaling, name, stub)
     scaling.measure(what, "boxes", 7, 1)
     expected = {"training step": [7], "prediction": [7], "evaluation": (7, pytest.approx(7, abs=2))}

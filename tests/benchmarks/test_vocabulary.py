@@ -38,7 +38,7 @@ def test_a_step_and_its_class_layer_are_timed(small, monkeypatch):
 
 @pytest.mark.parametrize("head", ["softmax", "cosine", "cosine, a tenth drawn"])
 def test_the_class_layer_alone_learns_what_the_head_would_let_it(small, head):
-    roi = benchmark_models.bccd_detector("faster_rcnn", 400, HEADS[head]).head.roi
+    roi = benchmark_models.recipe_detector("faster_rcnn", 400, HEADS[head]).head.roi
     assert roi.network.bbox_pred.out_features == 4
     before = roi.network.cls_score.weight.detach().clone()
     features = torch.randn(64, 1024)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torchvision.ops import box_iou
 
 from detkit.structures import Affine, Batch, Categories, Detections, ImageMeta, Images, Losses, Target, boxes
+from detkit.structures.columns import columns_of
 
 number = st.floats(-1e3, 1e3, width=32)
 size = st.floats(0, 1e3, width=32)
@@ -104,6 +105,44 @@ def test_categories_say_how_they_differ():
         Categories(("a", "b"), (1, 1))
     with pytest.raises(ValueError, match="at least one category"):
         Categories((), ())
+
+
+def batch_of(*counts):
+    """Images of which every other one has landmarks, with ``counts`` objects, the first of each to be ignored."""
+    g = torch.Generator().manual_seed(0)
+    targets = tuple(
+        Target(
+            torch.rand(n, 4, generator=g),
+            torch.randint(0, 9, (n,), generator=g),
+            torch.arange(n) == 0,
+            torch.rand(n, 5, 3, generator=g) if i % 2 else None,
+        )
+        for i, n in enumerate(counts)
+    )
+    metas = tuple(ImageMeta(i, f"{i}.png", (4, 4), (4, 4), key=i) for i in range(len(counts)))
+    return Batch(Images(torch.zeros(len(counts), 3, 4, 4), metas), targets)
+
+
+@pytest.mark.parametrize("counts", [(3, 2), (0, 0), (0, 1, 4, 0, 2, 7, 1, 5)], ids=str)
+def test_a_batch_is_moved_in_four_pieces_and_stays_what_it_is(counts, monkeypatch):
+    moves = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: (moves.append(self), self.clone())[1])
+    batch = batch_of(*counts)
+    moved = batch.pin_memory()
+    assert len(moves) == 4, "pixels, and the columns of floats, whole numbers and truths"
+    assert moved.images.meta == batch.images.meta
+    for ours, theirs in zip(moved.targets, batch.targets, strict=True):
+        assert ours._kinds is not None, "found before, so that no GPU is asked"
+        assert (ours.landmarks is None) == (theirs.landmarks is None)
+        for mine, its in zip([*columns_of(ours), *ours.kinds], [*columns_of(theirs), *theirs.kinds], strict=True):
+            assert mine.dtype == its.dtype
+            assert torch.equal(mine, its)
+
+
+def test_a_batch_that_is_there_is_not_copied():
+    batch = batch_of(3, 2)
+    assert all(a is b for a, b in zip(batch.to("cpu").targets, batch.targets, strict=True))
+    assert [t.boxes.device.type for t in batch.to("meta").targets] == ["meta", "meta"]
 
 
 def test_wanted_leaves_crowds_out():
