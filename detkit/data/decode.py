@@ -25,6 +25,8 @@ _SIDEWAYS = (5, 6, 7, 8)
 #: Those that exchange top and bottom, or left and right; of sideways ones after width and height.
 _UPSIDE_DOWN, _MIRRORED = (3, 4, 7, 8), (2, 3, 6, 7)
 _WIDTH_TAG, _HEIGHT_TAG, _ORIENTATION_TAG = 0x0100, 0x0101, 0x0112
+#: TIFF's "SampleFormat", and what OpenCV takes for unsigned numbers: -1 would become white.
+_FORMAT_TAG, _NOT_UNSIGNED = 0x0153, {2: "signed", 3: "floating-point"}
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _END_OF_JPEG = b"\xff\xd9"
 
@@ -90,6 +92,19 @@ def read_size(file: str) -> tuple[int, int]:
     """
     (h, w), orientation = _read_header(file)
     return (w, h) if orientation in _SIDEWAYS else (h, w)
+
+
+def has_pages(file: str) -> bool:
+    """Whether ``file`` has more pages or frames than the first, which is all that :func:`read_image` reads.
+
+    A JPEG's further pictures are previews and depth, which nobody asks for. What cannot be read has none.
+    """
+    try:
+        with open(file, "rb") as stream:
+            header = _open(file, stream)
+            return header.format in ("TIFF", "GIF", "WEBP", "PNG") and getattr(header, "n_frames", 1) > 1
+    except Exception:  # as in _open: damaged pages can raise anything
+        return False
 
 
 def orientation_left_out(file: str, size: tuple[int, int]) -> int:
@@ -164,7 +179,18 @@ def _open(file: str, stream: IO[bytes]) -> Image.Image:
     w, h = header.size
     if w * h > MAX_PIXELS:
         raise ImageError(f"{file}: {w} x {h} is more than the limit of {MAX_PIXELS} pixels; cut the image into tiles")
+    if kind := _kind_of_numbers(header):
+        raise ImageError(f"{file}: a TIFF of {kind} numbers; write unsigned ones of 8 or 16 bits")
     return header
+
+
+def _kind_of_numbers(header: Image.Image) -> str | None:
+    """What the numbers of a TIFF are, where they are not unsigned."""
+    if header.format != "TIFF":
+        return None
+    said = header.tag_v2.get(_FORMAT_TAG, 1)  # pyright: ignore[reportAttributeAccessIssue]
+    formats = said if isinstance(said, tuple) else (said,)
+    return next((_NOT_UNSIGNED[number] for number in formats if number in _NOT_UNSIGNED), None)
 
 
 def _decode(file: str, data: bytes, header: Image.Image) -> np.ndarray:
