@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,10 @@ from torch import Tensor
 
 from detkit.data.sample import Layout, Sample
 from detkit.structures import Batch, ImageMeta, Images, Target
+
+#: A batch of more than so many times the px that its images alone would have is mostly padding. A very wide image and
+#: a very high one can make it a hundred times, which no memory holds.
+MOST_PADDING = 4.0
 
 
 class Item(NamedTuple):
@@ -80,6 +85,36 @@ class Collate:
         """(H, W) px of a batch of these images."""
         h, w = (self._padded(max(meta.size[axis] for meta in metas)) for axis in (0, 1))
         return (max(h, w), max(h, w)) if self.square else (h, w)
+
+    def is_wasteful(self, metas: Sequence[ImageMeta]) -> bool:
+        """Whether a batch of these images has more than ``MOST_PADDING`` times the px that each alone would have."""
+        alone = sum(math.prod(self.padded([meta])) for meta in metas)
+        return len(metas) * math.prod(self.padded(metas)) > MOST_PADDING * alone
+
+    def waste(self, metas: Sequence[ImageMeta]) -> str | None:
+        """Of a wasteful batch the two images that make it so, in words; None of any other."""
+        if not self.is_wasteful(metas):
+            return None
+        first, second = (max(metas, key=lambda meta: meta.size[axis]) for axis in (0, 1))
+        if second is first:  # one is larger than others both ways
+            second = min(metas, key=lambda meta: math.prod(meta.size))
+        h, w = self.padded(metas)
+        named = " and ".join(f"{meta.file} ({meta.size[1]} x {meta.size[0]})" for meta in (first, second))
+        return f"{named} are padded to {w} x {h} px (w x h) in one batch"
+
+    def apart(self, metas: Sequence[ImageMeta]) -> list[list[int]]:
+        """The places of the images in batches that are not wasteful; all in one where that is not."""
+        if not self.is_wasteful(metas):
+            return [list(range(len(metas)))]
+        groups: list[list[int]] = []
+        for i in range(len(metas)):
+            for group in groups:
+                if not self.is_wasteful([metas[k] for k in (*group, i)]):
+                    group.append(i)
+                    break
+            else:
+                groups.append([i])
+        return groups
 
     def without_pixels(self, items: Sequence[tuple[Layout, ImageMeta]]) -> Batch:
         """The batch of images whose pixels were not read: black ones, which take no memory."""

@@ -22,7 +22,11 @@ FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
 
 #: Values of the EXIF tag "Orientation" that exchange width and height.
 _SIDEWAYS = (5, 6, 7, 8)
+#: Those that exchange top and bottom, or left and right; of sideways ones after width and height.
+_UPSIDE_DOWN, _MIRRORED = (3, 4, 7, 8), (2, 3, 6, 7)
 _WIDTH_TAG, _HEIGHT_TAG, _ORIENTATION_TAG = 0x0100, 0x0101, 0x0112
+#: TIFF's "SampleFormat", and what OpenCV takes for unsigned numbers: -1 would become white.
+_FORMAT_TAG, _NOT_UNSIGNED = 0x0153, {2: "signed", 3: "floating-point"}
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _END_OF_JPEG = b"\xff\xd9"
 
@@ -67,7 +71,7 @@ def read_image(file: str, size: tuple[int, int] | None = None) -> np.ndarray:
         data = _tiff_as_it_lies(data)
         header = _open(file, io.BytesIO(data))
     lying = _decode(file, data, header)
-    if size is not None and lying.shape[:2] == size != lying.shape[1::-1] and orientation in _SIDEWAYS:
+    if size is not None and _lies(size, (lying.shape[0], lying.shape[1]), orientation):
         return lying
     image = _turned(lying, orientation)
     if size is not None and image.shape[:2] != size:
@@ -86,15 +90,72 @@ def read_size(file: str) -> tuple[int, int]:
     Raises:
         ImageError: as :func:`read_image`, save that a cut-off file is not noticed.
     """
+    (h, w), orientation = _read_header(file)
+    return (w, h) if orientation in _SIDEWAYS else (h, w)
+
+
+def has_pages(file: str) -> bool:
+    """Whether ``file`` has more pages or frames than the first, which is all that :func:`read_image` reads.
+
+    A JPEG's further pictures are previews and depth, which nobody asks for. What cannot be read has none.
+    """
+    try:
+        with open(file, "rb") as stream:
+            header = _open(file, stream)
+            return header.format in ("TIFF", "GIF", "WEBP", "PNG") and getattr(header, "n_frames", 1) > 1
+    except Exception:  # as in _open: damaged pages can raise anything
+        return False
+
+
+def orientation_left_out(file: str, size: tuple[int, int]) -> int:
+    """The EXIF orientation that :func:`read_image` does not apply to ``file``, whose annotations say ``size`` (h, w).
+
+    1, which turns nothing, where they count the pixels as they are shown.
+
+    Raises:
+        ImageError: as :func:`read_size`.
+    """
+    raw, orientation = _read_header(file)
+    return orientation if _lies(size, raw, orientation) else 1
+
+
+def turned_corners(corners: np.ndarray, size: tuple[int, int], orientation: int) -> np.ndarray:
+    """Boxes (N, 4) x1 y1 x2 y2 px that count pixels as they lie, in the frame of the image as it is shown.
+
+    Args:
+        corners: inside the image as it lies.
+        size: (h, w) px of the image as it lies.
+        orientation: EXIF's, 1 to 8.
+    """
+    h, w = size
+    if orientation in _SIDEWAYS:
+        corners, (h, w) = corners[:, [1, 0, 3, 2]], (w, h)
+    if orientation in _UPSIDE_DOWN:
+        corners = np.abs(corners[:, [0, 3, 2, 1]] - [0, h, 0, h])
+    if orientation in _MIRRORED:
+        corners = np.abs(corners[:, [2, 1, 0, 3]] - [w, 0, w, 0])
+    return corners
+
+
+def _read_header(file: str) -> tuple[tuple[int, int], int]:
+    """(h, w) px as the pixels lie in the file, and the EXIF orientation."""
     try:
         with open(file, "rb", buffering=0) as stream:
             if not os.fstat(stream.fileno()).st_size:
                 raise ImageError(f"{file}: the file is empty (0 bytes)")
             header = _open(file, stream)
             w, h = _raw_size(header)
-            return (w, h) if _orientation(header) in _SIDEWAYS else (h, w)
+            return (h, w), _orientation(header)
     except OSError as error:
         raise ImageError(f"{file}: {error.strerror or error}") from error
+
+
+def _lies(size: tuple[int, int], raw: tuple[int, int], orientation: int) -> bool:
+    """Whether annotations of ``size`` count the pixels as they lie in a file of ``raw`` (h, w) px.
+
+    Only where height and width change places can that be told; else they are taken to count what is shown.
+    """
+    return raw == size != raw[::-1] and orientation in _SIDEWAYS
 
 
 def _read(file: str) -> bytes:
@@ -118,7 +179,18 @@ def _open(file: str, stream: IO[bytes]) -> Image.Image:
     w, h = header.size
     if w * h > MAX_PIXELS:
         raise ImageError(f"{file}: {w} x {h} is more than the limit of {MAX_PIXELS} pixels; cut the image into tiles")
+    if kind := _kind_of_numbers(header):
+        raise ImageError(f"{file}: a TIFF of {kind} numbers; write unsigned ones of 8 or 16 bits")
     return header
+
+
+def _kind_of_numbers(header: Image.Image) -> str | None:
+    """What the numbers of a TIFF are, where they are not unsigned."""
+    if header.format != "TIFF":
+        return None
+    said = header.tag_v2.get(_FORMAT_TAG, 1)  # pyright: ignore[reportAttributeAccessIssue]
+    formats = said if isinstance(said, tuple) else (said,)
+    return next((_NOT_UNSIGNED[number] for number in formats if number in _NOT_UNSIGNED), None)
 
 
 def _decode(file: str, data: bytes, header: Image.Image) -> np.ndarray:
@@ -150,9 +222,9 @@ def _turned(image: np.ndarray, orientation: int) -> np.ndarray:
     """``image`` (H, W, 3) as it is shown (CIPA DC-008, Exif 2.32, 4.6.4 A: where row 0 and column 0 lie)."""
     if orientation in _SIDEWAYS:
         image = image.transpose(1, 0, 2)
-    if orientation in (3, 4, 7, 8):
+    if orientation in _UPSIDE_DOWN:
         image = image[::-1]
-    if orientation in (2, 3, 6, 7):
+    if orientation in _MIRRORED:
         image = image[:, ::-1]
     return np.ascontiguousarray(image)
 

@@ -217,6 +217,14 @@ class EvalLoader:
         """The same batches before any image is read: same sizes, boxes and metas, on black pixels."""
         return (self._workers.collate.without_pixels([*map(self._source.lay, batch)]) for batch in self._batches)
 
+    def apart(self) -> list[list[int]]:
+        """The places of the images in the batches that spare them most of the padding, where one would be mostly that.
+
+        Raises:
+            ImageError: a transform refuses the size of an image; the message names the file.
+        """
+        return self._workers.collate.apart([meta for batch in self.lay() for meta in batch.images.meta])
+
 
 class Place(NamedTuple):
     """Where an image stands in the run: its epoch, its index among the images used, the number of its batch, and how

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import signal
@@ -18,8 +19,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from detkit.data.collate import Collate, Refusal, unpack
-from detkit.structures import Batch
+from detkit.structures import Batch, ImageMeta
 from detkit.utils.interrupt import interrupt_waits
+
+logger = logging.getLogger(__name__)
 
 
 class WorkerError(ValueError):
@@ -61,6 +64,7 @@ class Workers:
         self.timeout = timeout
         self.pin_memory = pin_memory
         self._kept: list[DataLoader] = []
+        self._has_told_waste = False
         _ALL.add(self)
         # At the interpreter's end living workers would be killed, and their folders stay behind in /tmp.
         weakref.finalize(self, self._kept.clear)
@@ -90,6 +94,7 @@ class Workers:
                     return
                 if isinstance(parcel, Refusal):
                     raise parcel.error
+                self._tell_waste(parcel.metas)
                 yield unpack(parcel), parcel.bad
         except Exception as error:
             if self.source.busy_with is None:
@@ -108,6 +113,15 @@ class Workers:
         """The files that the workers are loading at this moment."""
         busy = self.source.busy_with
         return [] if busy is None else [self.source.file(i) for i in busy.tolist() if i >= 0]
+
+    def _tell_waste(self, metas: Sequence[ImageMeta]) -> None:
+        """Say once, before its pixels are used, which images make a batch mostly padding: it may be the last one."""
+        if not self._has_told_waste and (waste := self.collate.waste(metas)):
+            self._has_told_waste = True
+            logger.warning(
+                "%s: that takes time and memory, here and wherever such images meet; resize them in transform, or "
+                "leave them out", waste,
+            )  # fmt: skip
 
     def _loader(self, batches: Iterable[list[Any]], keep: bool) -> DataLoader:
         if self.num_workers:

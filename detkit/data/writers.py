@@ -19,6 +19,7 @@ from detkit.data.datasets.base import DetectionDataset
 from detkit.data.datasets.coco_keypoints import keypoints
 from detkit.data.datasets.files import normal_name
 from detkit.data.datasets.table import clipped_corners, is_usable
+from detkit.data.decode import ImageError, orientation_left_out, turned_corners
 from detkit.structures import GroundTruth
 
 Layout = Literal["coco", "voc", "yolo"]
@@ -56,7 +57,8 @@ def write(
     - "coco" holds all: ids, boxes, areas and landmarks stay what they are.
     - "voc" counts whole pixels: corners are rounded to the nearest, and boxes cut at the border of their image. Crowds
       become difficult.
-    - "yolo" has shares with six decimals, boxes cut at the border, and no crowds: they are left out.
+    - "yolo" has shares with six decimals, boxes cut at the border, and no crowds: they are left out. Boxes that count
+      the pixels as they lie are turned by the file's EXIF orientation, which every reader of YOLO's applies.
 
     In the latter two ids are not kept, nor the areas of masks nor landmarks, and boxes without area inside their image
     are left out.
@@ -176,7 +178,8 @@ def _write_yolo(
         corners, kept = _inside(truth, losses)
         crowd = truth.crowd[kept]
         losses.counts["crowds left out: the format has none"] += int(crowd.sum())
-        scale = np.array([truth.size[1], truth.size[0]] * 2)
+        corners, (h, w) = _as_shown(truth, corners, losses)
+        scale = np.array([w, h, w, h])
         shares = np.concatenate([corners[:, :2] + corners[:, 2:], 2 * (corners[:, 2:] - corners[:, :2])], axis=1)
         shares = (shares[~crowd] / 2 / scale).round(DECIMALS)
         back = np.concatenate([shares[:, :2] - shares[:, 2:] / 2, shares[:, :2] + shares[:, 2:] / 2], axis=1) * scale
@@ -185,6 +188,19 @@ def _write_yolo(
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = zip(truth.labels[kept][~crowd], shares.tolist(), strict=True)
         path.write_text("".join(f"{k} {' '.join(f'{s:.{DECIMALS}f}' for s in box)}\n" for k, box in rows))
+
+
+def _as_shown(truth: GroundTruth, corners: np.ndarray, losses: Losses) -> tuple[np.ndarray, tuple[int, int]]:
+    """``corners`` (n, 4) px in the frame of the image as it is shown, the only one that labels in shares can be of, and
+    its (h, w)."""
+    try:
+        orientation = orientation_left_out(truth.file, truth.size)
+    except ImageError:  # what no reader can open has no frame; it is copied as it is
+        orientation = 1
+    if orientation == 1:
+        return corners, truth.size
+    losses.counts["images whose boxes were turned as their EXIF orientation says"] += 1
+    return turned_corners(corners, truth.size, orientation), (truth.size[1], truth.size[0])
 
 
 def _write_names(dataset: DetectionDataset, parts: Mapping[str, Sequence[int]], folder: Path) -> None:

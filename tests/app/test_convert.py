@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from detkit.app import convert
 from detkit.config import ConfigError
@@ -100,6 +101,31 @@ def test_what_is_lost_is_counted(tmp_path):
     assert VocDataset(root=str(tmp_path / "voc")).truths[0].boxes.tolist() == [
         [1, 1, 9, 9], [50, 30, 14, 18], [2, 2, 20, 20], [5, 5, 1, 1],
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("h", [48, 64], ids=["oblong", "square"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_keep_their_pixels_where_exif_turns_the_picture(tmp_path, orientation, h):
+    """YOLO's readers turn every picture; COCO's sizes may say that it was annotated as it lies."""
+    data = CocoDataset(root=str(write_coco(tmp_path / "set", [image(1, h, 64)], [annotation(1, 1, [3, 5, 20, 11])])))
+    pixels = np.random.default_rng(0).integers(0, 255, (h, 64, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "set/images/1.png", exif=exif)
+
+    def inside(dataset):
+        x, y, w, h = dataset.truths[0].boxes[0].round(3).astype(int)
+        return dataset.read(0)[y : y + h, x : x + w]
+
+    losses = convert.convert(data, "yolo", everything(data), tmp_path / "yolo")
+    found, is_turned = inside(YoloDataset(root=str(tmp_path / "yolo"))), orientation >= 5 and h == 48
+    turned = {5: (0,), 6: (0, 1), 7: (0, 2, 1), 8: (0, 2)}.get(orientation, ()) if is_turned else ()
+    back = found
+    for step in turned[::-1]:
+        back = (back.transpose(1, 0, 2), back[:, ::-1], back[::-1])[step]
+    assert found.shape[:2] == ((20, 11) if is_turned else (11, 20))
+    np.testing.assert_array_equal(back, inside(data))
+    assert losses.counts["images whose boxes were turned as their EXIF orientation says"] == is_turned
 
 
 def test_names_with_signs_of_xml_and_yaml(tmp_path):

@@ -166,7 +166,10 @@ def test_numbers_of_the_other_command_lines(run, checkpoint):
     assert not Path("out").exists()
     assert "--batch: must be 1 or more, not 0" in run(benchmark.main, "training", "--batch", "0", code=2)
     assert "--threads: must be 1 or more, not 0" in run(benchmark.main, "divergence", "--threads", "0", code=2)
-    assert "device: 'cudo' is not there" in run(benchmark.main, "ops", "--device", "cudo", code=2)
+    for name in ("gpu", "cudo", "cuda:x"):
+        assert f"device: {name!r} is not there: it may be auto, cpu, cuda or cuda:N\n" in run(
+            benchmark.main, "ops", "--device", name, code=2
+        )
     assert "--seed: must be 0 or more, not -1" in run(compare.main, "x", "--seed", "-1", code=2)
 
 

@@ -11,10 +11,12 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from detkit.app.use import predict
 from detkit.app.use.drawings import Film, PictureFolder
 from detkit.app.use.writers import Place, detection_writer
+from detkit.config import ConfigError
 from detkit.data.datasets import YoloDataset
 from detkit.data.datasets.unlabelled import ImageFiles, Picture, VideoFrames
 from detkit.engine.state.checkpoint import load_checkpoint
@@ -291,6 +293,60 @@ def test_what_no_transform_can_take_is_a_fault_of_that_picture_alone(run, tmp_pa
     output = run("input=in", "output=out", "transform.val.fit={_target_:ResizeFit,size:64}", code=1)
     assert "in 4 images" in output
     assert "in/wide.png: too flat" in output
+
+
+def test_a_wide_and_a_high_picture_are_not_padded_to_the_square_of_both(run, tmp_path, monkeypatch):
+    """Others stay together, and all come in their order."""
+    from detkit.data import collate
+
+    shapes = {"a": (96, 128), "b": (1200, 1), "c": (128, 96), "d": (1, 1200), "e": (1100, 2)}
+    (tmp_path / "in").mkdir()
+    for name, (h, w) in shapes.items():
+        (tmp_path / "in" / f"{name}.png").write_bytes(cv2.imencode(".png", noise(h, w))[1].tobytes())
+    sizes, plain = [], collate.unpack
+
+    def unpack(parcel):
+        sizes.append(tuple(parcel.pixels.shape))
+        return plain(parcel)
+
+    monkeypatch.setattr("detkit.data.workers.unpack", unpack)
+    options = ("input=in", "score_threshold=0")
+    run(*options, "output=together", "batch_size=5")
+    assert sizes == [(2, 3, 128, 128), (2, 3, 1216, 32), (1, 3, 32, 1216)]
+    monkeypatch.setattr("detkit.data.workers.unpack", plain)
+    run(*options, "output=alone", "batch_size=1")
+    together, alone = rows(tmp_path / "together"), rows(tmp_path / "alone")
+    assert [row["file_name"] for row in together] == [row["file_name"] for row in alone]
+    assert {row["file_name"] for row in together} == {f"in/{name}.png" for name in shapes}
+    assert pictures(tmp_path / "together") == pictures(tmp_path / "alone")
+    d_together, d_alone = ([row for row in found if row["image_id"] == 4] for found in (together, alone))
+    assert d_together == d_alone
+
+
+def test_pages_that_are_not_read_are_told(run, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name, count in (("a.tif", 1), ("b.tif", 3), ("c.gif", 2)):
+        pages = [Image.fromarray(np.roll(noise(), i, axis=0)) for i in range(count)]
+        pages[0].save(tmp_path / "in" / name, save_all=True, append_images=pages[1:])
+    output = run("input=in", "output=out")
+    assert output.count("several pages or frames") == 1
+    assert "of 2 files with several pages or frames the first alone was read: in/b.tif, in/c.gif" in output
+
+
+def test_patterns_and_lists_are_no_input(run, tmp_path):
+    for name in ("a.png", "b.png"):
+        write_picture(tmp_path / name)
+    taken = "a file or a folder is taken, no pattern and no list"
+    assert f"input: no file or folder '*.png'; {taken}" in run("input=*.png", code=1)
+    assert f"input: {taken}: put what belongs together into a folder" in run("input=[a.png,b.png]", code=2)
+
+
+def test_a_class_whose_name_has_two_lines_has_no_place_in_classes_txt(tmp_path):
+    place = Place(tmp_path, tmp_path)
+    for name in ("a\nb", "a\rb"):
+        with pytest.raises(ConfigError, match=r"format=yolo: the class 'a\\[nr]b' has a line break"):
+            detection_writer("yolo", place, Categories(("c", name), (1, 2)))
+    assert not list(tmp_path.iterdir())
 
 
 def test_folders_are_read_by_name_and_what_is_no_image_is_counted(tmp_path):

@@ -146,6 +146,16 @@ def test_a_sound_file_has_nothing_to_report(tmp_path):
     assert data.report.to_dict()["num_trainable"] == 1
 
 
+def test_class_names_that_are_one_but_for_case_and_blanks(tmp_path):
+    names = ("Car", "bus", "car", "big dog", " bigdog", "bus stop")
+    categories = [{"id": i, "name": name} for i, name in enumerate(names)]
+    write_coco(tmp_path, [image(1)], [annotation(1, 1, [1, 1, 9, 9], 0)], categories)
+    (finding,) = open_set(tmp_path).report.findings
+    assert (finding.problem, finding.count) == ("class names that differ by case or blanks alone", 2)
+    assert finding.examples == ("'Car', 'car'", "'big dog', ' bigdog'")
+    assert "convert merge=" in finding.consequence
+
+
 BAD_ANNOTATIONS = {
     "NaN": (
         annotation(8, 1, [1, 2, math.nan, 4]),
@@ -154,6 +164,10 @@ BAD_ANNOTATIONS = {
     "infinite": (
         annotation(8, 1, [1, 2, 3, math.inf]),
         "boxes that are not four finite numbers (1): annotation 8 of 1.png: category 3, box [1, 2, 3, inf]. ",
+    ),
+    "beyond any picture": (
+        annotation(8, 1, [10, 10, 1e300, 1e300], area=9),
+        "boxes with a number beyond 1e+09 px (1): annotation 8 of 1.png: category 3, box [10, 10, 1e+300, 1e+300]. ",
     ),
     "three numbers": (
         annotation(8, 1, [1, 2, 3]),
@@ -184,6 +198,7 @@ BAD_ANNOTATIONS = {
 }
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("case", BAD_ANNOTATIONS)
 def test_bad_annotations_are_an_error_that_names_them_or_are_left_out_and_counted(tmp_path, case):
     bad, told = BAD_ANNOTATIONS[case]

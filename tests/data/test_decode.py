@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detkit.data.decode import MAX_PIXELS, ImageError, read_image, read_size
+from detkit.data.decode import MAX_PIXELS, ImageError, has_pages, read_image, read_size
 from tests.data.builders import picture
 
 RGB = picture(48, 64)
@@ -216,6 +216,26 @@ def test_16_bit_tiff_is_turned_too(tmp_path, orientation):
     file = write(tmp_path, encode(gray, "TIFF", exif=exif))
     assert read_size(file) == TURNED[orientation].shape[:2]
     np.testing.assert_array_equal(read_image(file)[..., 0], TURNED[orientation][..., 0])
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [(np.int16, "signed"), (np.int8, "signed"), (np.float32, "floating-point")])
+def test_a_tiff_of_numbers_that_are_not_unsigned_is_refused(tmp_path, dtype, kind):
+    """OpenCV takes their bits for unsigned ones: what is below 0 would be white."""
+    values = np.arange(48 * 64, dtype=np.int64).reshape(48, 64) % 200 - 100
+    bits = {np.int16: np.uint16, np.int8: np.uint8}.get(dtype, dtype)
+    more = {} if bits is dtype else {"tiffinfo": {0x0153: 2}}
+    file = write(tmp_path, encode(Image.fromarray(values.astype(dtype).view(bits)), "TIFF", **more), "a.tif")
+    for read in (read_image, read_size):
+        with pytest.raises(ImageError, match=f"^{re.escape(file)}: a TIFF of {kind} numbers; write unsigned ones"):
+            read(file)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "GIF", "WEBP", "PNG"])
+def test_pages_and_frames_after_the_first_are_known_of(tmp_path, kind):
+    first, second = Image.fromarray(RGB), Image.fromarray(RGB[::-1].copy())
+    assert not has_pages(write(tmp_path, encode(first, kind), "one"))
+    assert has_pages(write(tmp_path, encode(first, kind, save_all=True, append_images=[second]), "two"))
+    assert not has_pages(write(tmp_path, b"no picture", "none"))
 
 
 def test_exif_after_the_pixels_of_a_png_and_none_from_xmp(tmp_path):

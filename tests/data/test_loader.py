@@ -52,6 +52,23 @@ def test_size_divisor_and_square(data):
         train(data, size_divisor=0)
 
 
+def test_a_batch_that_is_mostly_padding_is_told_once_with_two_files(tmp_path, caplog):
+    sizes = {1: (40, 56), 2: (2, 900), 3: (900, 2), 4: (64, 64), 5: (2, 800), 6: (800, 2), 7: (40, 40), 8: (60, 40)}
+    data = CocoDataset(root=str(write_coco(tmp_path, [image(i, *size) for i, size in sizes.items()], [])))
+    loader = evaluate(data)
+    assert len([*loader, *loader]) == 4
+    (told,) = caplog.messages
+    folder = tmp_path / "images"
+    assert told.startswith(
+        f"{folder}/3.png (2 x 900) and {folder}/2.png (900 x 2) are padded to 928 x 928 px (w x h) in one batch: "
+    )
+    caplog.clear()
+    take(train(data, [ResizeFit(size=64)], batch_size=8), 2)  # 64 x 1 px at least: nothing that needs words
+    list(evaluate(data, batch_size=1))
+    list(evaluate(data, square=True))  # was asked for
+    assert not caplog.messages
+
+
 @pytest.mark.parametrize("num_workers", [1, 2])
 @pytest.mark.parametrize("start", [0, 5])
 def test_workers_and_start_change_nothing(data, num_workers, start):

@@ -97,6 +97,7 @@ BAD_LINES = {
     "0 0.5 0.5 0.1 0.1 0.9": NO_BOX,
     "0 0.5 nan 0.1 0.1": NO_BOX,
     "0 0.5 x 0.1 0.1": NO_BOX,
+    "0 0.5 0.5 1e300 1e300": "boxes with a number beyond 1e+09 px (1): line 2 of a: {}. ",
     "2 0.5 0.5 0.1 0.1": NO_CLASS,
     "-1 0.5 0.5 0.1 0.1": NO_CLASS,
     "0.5 0.5 0.5 0.1 0.1": NO_CLASS,
@@ -104,6 +105,7 @@ BAD_LINES = {
 }
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("line", BAD_LINES)
 def test_bad_lines_name_file_and_line(tmp_path, line):
     write_yolo(tmp_path, {"a": f"1 0.5 0.5 0.2 0.2\n{line}\n"})
@@ -246,6 +248,35 @@ def test_names_are_the_text_that_stands_in_the_file(tmp_path, names):
 )
 def test_names_that_would_vanish(tmp_path, names, told):
     refused(write_yolo(tmp_path, {"a": ""}, names), f"{tmp_path / 'data.yaml'}: {told}")
+
+
+def test_a_number_of_classes_that_contradicts_the_names(tmp_path):
+    told = f"{tmp_path / 'data.yaml'}: 'nc' says 3, and 'names' has 2 classes: cat, dog"
+    refused(write_yolo(tmp_path, {"a": ""}, "nc: 3\nnames: [cat, dog]"), told)
+    refused(write_yolo(tmp_path, {"a": ""}, "nc: many\nnames: [cat, dog]"), told.replace("3", "many"))
+
+
+@pytest.mark.parametrize(
+    ("said", "is_told"),
+    [
+        ("train: images/train", False),
+        ("train: ../train/images\nval: ./images/train/", False),
+        ("path: /elsewhere\ntrain: images/train", False),
+        ("path: ..\ntrain: set/images/train", False),
+        ("train: ../images/train", False),
+        ("train: train.txt", False),
+        ("path: .", False),
+        ("train: images/other", True),
+        ("path: /elsewhere\ntrain: images/new\nval: [images/val, images/more]", True),
+    ],
+)
+def test_folders_of_data_yaml_that_are_not_the_one_that_is_read(tmp_path, said, is_told):
+    root = write_yolo(tmp_path / "set", {"a": "0 0.5 0.5 0.5 0.5"}, f"{said}\nnames: [cat, dog]")
+    found = [f for f in open_set(root).report.findings if f.problem.startswith("data.yaml")]
+    assert len(found) == is_told
+    if is_told:
+        assert found[0].problem == "data.yaml names other folders of images than images/train"
+        assert found[0].examples[0] == f"train: {said.split('train: ')[1].splitlines()[0]}"
 
 
 def test_an_empty_line_among_names_would_shift_the_classes(tmp_path):

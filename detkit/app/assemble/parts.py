@@ -53,7 +53,10 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device: {name!r} is not there: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        if reason.startswith(("Expected one of", "Invalid device string")):  # and all that torch was ever built for
+            reason = "it may be auto, cpu, cuda or cuda:N"
+        raise ConfigError(f"device: {name!r} is not there: {reason}") from error
     return device
 
 

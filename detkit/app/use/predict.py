@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import rich
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from rich.text import Text
 from torch import Tensor
 
@@ -23,8 +23,9 @@ from detkit.app.use.drawings import Drawings, Film, PictureFolder
 from detkit.app.use.writers import Place, detection_writer
 from detkit.config import ConfigError, build
 from detkit.config.ranges import check_range
-from detkit.data.datasets.unlabelled import VIDEO_SUFFIXES, ImageFiles, InMemory, Picture, VideoFrames
-from detkit.data.decode import ImageError
+from detkit.data.datasets.unlabelled import TAKEN, VIDEO_SUFFIXES, ImageFiles, InMemory, Picture, VideoFrames
+from detkit.data.decode import ImageError, has_pages
+from detkit.data.loader import EvalLoader
 from detkit.engine.evaluation import to_device
 from detkit.engine.precision import Precision, autocast, check_precision
 from detkit.evaluation.results import restore
@@ -78,6 +79,8 @@ def run(cfg: DictConfig, folder: Path) -> None:
         IncompleteError: after all the others, for pictures that could not be read or written.
     """
     set_up_logging()
+    if isinstance(cfg.get("input", None), ListConfig):
+        raise ConfigError(f"input: {TAKEN}: put what belongs together into a folder")
     options, stored = load_stored(cfg, PredictOptions)
     check_range("score_threshold", options.score_threshold, 0, 1)
     check_range("batch_size", options.batch_size, 1)
@@ -89,9 +92,14 @@ def run(cfg: DictConfig, folder: Path) -> None:
     drawings = _drawings(output, source, options.input)
     with output_folder(output):
         total = len(source) if isinstance(source, ImageFiles) else source.expected
-        found = track(Detection(stored, options, source.faults).of(source), total, "predicting")
+        paged: list[str] = []
+        pictures = _noting_pages(source, paged) if isinstance(source, ImageFiles) else source
+        found = track(Detection(stored, options, source.faults).of(pictures), total, "predicting")
         if first := next(found, None):
             _write(chain([first], found), Place(output, images, options.image_prefix), drawings, stored, options)
+        if paged:
+            logger.warning("of %d files with several pages or frames the first alone was read: %s", len(paged),
+                           ", ".join(paged[:3]) + ", ..." * (len(paged) > 3))  # fmt: skip
         if faults := [*source.faults, *drawings.faults]:
             raise IncompleteError("\n  ".join([f"{len(faults)} could not be read or written:", *faults]))
     tell_explanation(options.checkpoint)
@@ -107,6 +115,14 @@ def _open(path: str) -> ImageFiles | VideoFrames:
         counts = ", ".join(f"{count} {ending}" for ending, count in files.others.most_common())
         logger.info("not read in %s, since they are no images: %s", path, counts)
     return files
+
+
+def _noting_pages(source: ImageFiles, paged: list[str]) -> Iterator[Picture]:
+    """The pictures of ``source``; ``paged`` gets the files that hold more than the one that is read."""
+    for picture in source:
+        if has_pages(picture.file):
+            paged.append(picture.file)
+        yield picture
 
 
 def _drawings(output: Path, source: ImageFiles | VideoFrames, path: str) -> Drawings:
@@ -176,14 +192,24 @@ class Detection:
 
     def _of_batch(self, pictures: Sequence[Picture]) -> Iterator[Found]:
         try:
-            found = list(self._detect(pictures))
+            found = [one for group in self._apart(pictures) for one in self._detect(group)]
         except ImageError as error:
             if len(pictures) > 1:
                 yield from chain.from_iterable(self._of_batch([picture]) for picture in pictures)
             else:
                 self._faults.append(str(error))
             return
-        yield from found
+        yield from sorted(found, key=lambda one: one.picture.number)
+
+    def _apart(self, pictures: Sequence[Picture]) -> list[Sequence[Picture]]:
+        """``pictures`` in batches: several where one would be mostly padding, as of a very wide and a very high one."""
+        if len({picture.image.shape for picture in pictures}) == 1:
+            return [pictures]
+        dataset = InMemory(pictures, self._stored.checkpoint.categories)
+        loader = self._loader(dataset=dataset, transforms=self._transforms)
+        if not isinstance(loader, EvalLoader):  # one of the user's own, which pads as it likes
+            return [pictures]
+        return [[pictures[i] for i in group] for group in loader.apart()]
 
     def _detect(self, pictures: Sequence[Picture]) -> Iterator[Found]:
         by_number = {picture.number: picture for picture in pictures}

@@ -164,7 +164,7 @@ class YoloWriter(DetectionWriter):
     ``data.yaml`` their number. An image without detections has an empty file. ``data=yolo`` reads them.
 
     Raises:
-        ConfigError: there are labels already.
+        ConfigError: there are labels already, or the name of a class has a line break.
     """
 
     holds_labels = True
@@ -175,6 +175,11 @@ class YoloWriter(DetectionWriter):
         if next(self._labels.rglob("*.txt"), None):
             raise ConfigError(
                 f"output: {self._labels} has labels already, which are not written over; choose another folder"
+            )
+        if broken := [name for name in categories.names if "\n" in name or "\r" in name]:
+            raise ConfigError(
+                f"format=yolo: the class {broken[0]!r} has a line break, which would shift the classes after it in "
+                "classes.txt; choose another format, or another name in the data (convert merge=)"
             )
         with named(self._labels):
             self._labels.mkdir(exist_ok=True)

@@ -17,6 +17,9 @@ from detkit.structures import Landmarks
 #: Boxes may reach this far (px) over the border before it is worth a word: annotation tools round to the next pixel.
 BORDER_TOLERANCE = 1.0
 
+#: No picture has so many px on a side; the squares of larger numbers would be no numbers any more.
+FURTHEST = 1e9
+
 #: No mask covers more of its box than this, or less: a thin diagonal or two far parts have more (COCO's least: 3.7 %).
 MAX_AREA_SHARE = 1.5
 MIN_AREA_SHARE = 0.002
@@ -73,6 +76,20 @@ class RawAnnotations:
             oddities=tuple(o._replace(mask=o.mask[rows]) for o in self.oddities),
             landmarks=None if self.landmarks is None else self.landmarks.select(rows),
         )
+
+
+def note_names(findings: Findings, names: Sequence[str]) -> None:
+    """Count the classes whose names are one but for case and blanks: slips of the keyboard, more often than not."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault("".join(name.split()).casefold(), []).append(name)
+    several = [", ".join(repr(name) for name in group) for group in alike.values() if len(group) > 1]
+    findings.note(
+        "class names that differ by case or blanks alone",
+        "kept as classes of their own; convert merge= joins them",
+        range(len(several)),
+        several.__getitem__,
+    )
 
 
 def check_annotations(
@@ -149,6 +166,7 @@ def _good_rows(findings: Findings, raw: RawAnnotations, known_categories: Sequen
         *raw.faults,
         ("annotations of an unknown image", "", raw.image < 0),
         ("boxes that are not four finite numbers", "", ~np.isfinite(raw.boxes).all(axis=1)),
+        (f"boxes with a number beyond {FURTHEST:g} px", "", (np.abs(raw.boxes) > FURTHEST).any(axis=1)),
         ("annotations of an unknown category", known, raw.labels < 0),
         ("duplicate annotation ids", "", _has_successor(raw.ids)),
     ):

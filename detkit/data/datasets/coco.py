@@ -12,7 +12,7 @@ import numpy as np
 
 from detkit.config import DATASETS
 from detkit.data.datasets.base import DetectionDataset
-from detkit.data.datasets.checks import ImageRecord, Oddity, RawAnnotations, check_annotations
+from detkit.data.datasets.checks import ImageRecord, Oddity, RawAnnotations, check_annotations, note_names
 from detkit.data.datasets.coco_columns import CocoColumns, read_columns
 from detkit.data.datasets.coco_keypoints import landmark_names, landmarks_of, points_of
 from detkit.data.datasets.fields import FLAG_VALUES, is_whole, parse_flag, parse_number
@@ -158,6 +158,7 @@ def _parse_categories(findings: Findings, records: Sequence[Record], named: Sequ
 def _categories(findings: Findings, pairs: Sequence[tuple[int, str]], landmarks: Sequence[str]) -> Categories:
     """Of (id, name), in the order of the ids."""
     pairs = sorted(pairs)
+    note_names(findings, [name for _, name in pairs])
     try:
         return Categories(tuple(name for _, name in pairs), tuple(i for i, _ in pairs), tuple(landmarks))
     except ValueError as error:

@@ -23,6 +23,9 @@ VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpe
 #: Frames a second of a video that does not say, or says what no film has.
 _FPS, _MOST_FPS = 25.0, 1000.0
 
+#: What ``input`` may be, in words.
+TAKEN = "a file or a folder is taken, no pattern and no list"
+
 
 class Picture(NamedTuple):
     """``image`` is uint8 (H, W, 3) RGB; ``number`` counts from 1 over all that is there to read."""
@@ -152,7 +155,7 @@ class InMemory(DetectionDataset):
 
 def _check_exists(path: Path) -> None:
     if not path.exists():
-        raise ValueError(f"input: no file or folder {str(path)!r}")
+        raise ValueError(f"input: no file or folder {str(path)!r}; {TAKEN}")
 
 
 def _blank(image_id: int, file: str, size: tuple[int, int]) -> GroundTruth:

@@ -10,7 +10,7 @@ import numpy as np
 
 from detkit.config import DATASETS
 from detkit.data.datasets.base import DetectionDataset
-from detkit.data.datasets.checks import ImageRecord, Oddity, RawAnnotations, check_annotations
+from detkit.data.datasets.checks import ImageRecord, Oddity, RawAnnotations, check_annotations, note_names
 from detkit.data.datasets.fields import FLAG_VALUES
 from detkit.data.datasets.files import (
     IMAGE_ENDINGS,
@@ -87,6 +87,7 @@ class VocDataset(DetectionDataset):
             findings.raise_refused()
             raise ValueError(f"{base / 'Annotations'}: no XML file has an object, so there are no classes")
         self.categories = Categories(names, tuple(range(1, len(names) + 1)))
+        note_names(findings, names)
         records = _records(findings, stems, parsed, pictures, base, on_missing)
         raw = _raw_annotations([(r.name, parsed[r.name].objects) for r in records], names, inclusive, zero_based)
         self.truths, self.report = check_annotations(findings, records, raw, names, on_missing, on_bad_annotation)
@@ -177,6 +178,9 @@ def _raw_annotations(
     has_zero = (corners[:, :2] == 0).any(axis=1)
     corners[:, :2] -= float(inclusive and not zero_based)
     corners[:, 2:] += float(zero_based)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is too large for a number is refused by the check
+        sides = corners[:, 2:] - corners[:, :2]
+        area = sides.prod(axis=1)
 
     def describe(row: int) -> str:
         o = objects[row]
@@ -185,9 +189,9 @@ def _raw_annotations(
 
     return RawAnnotations(
         image=np.array(owners, dtype=np.int64),
-        boxes=np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1),
+        boxes=np.concatenate([corners[:, :2], sides], axis=1),
         labels=np.array([label.get(o.name, -1) for o in objects], dtype=np.int64),
-        area=np.prod(corners[:, 2:] - corners[:, :2], axis=1),
+        area=area,
         crowd=np.array([o.difficult for o in objects], dtype=bool),
         ids=np.arange(1, len(objects) + 1, dtype=np.int64),
         describe=describe,

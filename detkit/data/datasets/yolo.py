@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -11,7 +12,7 @@ import yaml
 
 from detkit.config import DATASETS
 from detkit.data.datasets.base import DetectionDataset
-from detkit.data.datasets.checks import ImageRecord, Oddity, RawAnnotations, check_annotations
+from detkit.data.datasets.checks import ImageRecord, Oddity, RawAnnotations, check_annotations, note_names
 from detkit.data.datasets.files import IMAGE_ENDINGS, list_files, read_sizes, read_text
 from detkit.data.datasets.findings import Findings, Policy
 from detkit.data.decode import read_image
@@ -19,6 +20,9 @@ from detkit.structures import Categories
 
 #: Where the class names are looked for, in this order, when the config does not give them.
 NAME_FILES = ("data.yaml", "classes.txt", "obj.names")
+
+#: What data.yaml calls the images of a split.
+SPLITS = ("train", "val", "test")
 
 #: A share of the image may lie a little over the border, but from here on it is a number of pixels.
 MAX_SHARE = 2.0
@@ -67,6 +71,8 @@ class YoloDataset(DetectionDataset):
         names = classes or _read_names(base)
         self.categories = Categories(names, tuple(range(len(names))))
         findings = Findings(str(base / images))
+        note_names(findings, names)
+        _note_other_folders(findings, base, images)
         pictures = list_files(findings, base / images, IMAGE_ENDINGS)
         label_files = _label_files(findings, label_folder, pictures, on_missing)
         sizes = read_sizes(findings, list(pictures.values()), on_missing)
@@ -119,7 +125,31 @@ def _read_names(base: Path) -> tuple[str, ...]:
         raise ValueError(f"{path}: no class names")
     if not all(names):
         raise ValueError(f"{path}: the name of class {names.index('')} is empty")
+    said = _key_of_yaml(path, "nc") if path.suffix == ".yaml" else None
+    if said is not None and said.value != str(len(names)):
+        raise ValueError(f"{path}: 'nc' says {said.value}, and 'names' has {len(names)} classes: {', '.join(names)}")
     return tuple(names)
+
+
+def _note_other_folders(findings: Findings, base: Path, images: str) -> None:
+    """Count what data.yaml calls its images where none of it is what is read: it may be of another data set.
+
+    What stands there is relative to its ``path``, to the file itself, or to a folder beside it, as its writers have it.
+    """
+    path = base / NAME_FILES[0]
+    nodes = {key: _key_of_yaml(path, key) for key in ("path", *SPLITS)} if path.is_file() else {}
+    said = {key: node.value for key, node in nodes.items() if isinstance(node, yaml.ScalarNode) and node.value}
+    folders = {key: said[key] for key in SPLITS if key in said and not said[key].endswith(".txt")}
+    wanted = os.path.abspath(base / images)
+    starts = (base / said.get("path", ""), base, base / "folder")
+    found = [f"{key}: {value}" for key, value in folders.items()]
+    if not any(os.path.abspath(start / value) == wanted for start in starts for value in folders.values()):
+        findings.note(
+            f"data.yaml names other folders of images than {images}",
+            "not followed: its names of classes are taken for what is read",
+            range(len(found)),
+            found.__getitem__,
+        )
 
 
 def _names_of_text(path: Path) -> list[str]:
@@ -234,8 +264,10 @@ def _raw_annotations(
     owners = np.array([i for i, of_image in enumerate(lines) for _ in of_image], dtype=np.int64)
     sizes = np.array([r.size for r in records], dtype=np.float64).reshape(-1, 2)[owners]
     relative = np.array([line.box for line in found], dtype=np.float64).reshape(-1, 4)
-    pixels = relative * np.concatenate([sizes[:, ::-1], sizes[:, ::-1]], axis=1)
-    boxes = np.concatenate([pixels[:, :2] - pixels[:, 2:] / 2, pixels[:, 2:]], axis=1)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is too large for a number is refused by the check
+        pixels = relative * np.concatenate([sizes[:, ::-1], sizes[:, ::-1]], axis=1)
+        boxes = np.concatenate([pixels[:, :2] - pixels[:, 2:] / 2, pixels[:, 2:]], axis=1)
+        area = boxes[:, 2] * boxes[:, 3]
     form = np.array([line.form for line in found], dtype=str)
     in_px = np.array([line.largest > MAX_SHARE for line in found], dtype=bool)
     categories = np.array([line.category for line in found], dtype=np.int64)
@@ -247,7 +279,7 @@ def _raw_annotations(
         image=owners,
         boxes=boxes,
         labels=np.where((categories >= 0) & (categories < num_classes), categories, -1),
-        area=boxes[:, 2] * boxes[:, 3],
+        area=area,
         crowd=np.zeros(len(found), dtype=bool),
         ids=np.arange(1, len(found) + 1, dtype=np.int64),
         describe=describe,
