@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from detkit.config import TRAINERS
+from detkit.engine.arguments import check_can_be_kept, check_counts
 from detkit.engine.bad_steps.divergence import StepWatch
 from detkit.engine.bad_steps.finite import BadStepError
 from detkit.engine.batches import EvalBatches, TrainBatches
@@ -385,19 +385,12 @@ class Trainer:
             getattr(callback, event)(*what)
 
     def _check_arguments(self, clip_norm: float | None) -> None:
-        for name in ("steps", "accumulate", "log_every", "eval_every", "save_every", "patience"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be 1 or more, not {value}")
+        counts = ("steps", "accumulate", "log_every", "eval_every", "save_every", "patience")
+        check_counts({name: getattr(self, name) for name in counts})
         if clip_norm is not None and not clip_norm > 0:
             raise ValueError(f"clip_norm must be above 0, not {clip_norm}")
         check_precision(self.precision, self.device)
-        if not self.run_dir.is_dir():
-            raise ValueError(f"run_dir {self.run_dir} is not a folder")
-        try:
-            json.dumps(self.config)
-        except TypeError as error:
-            raise ValueError(f"config must be plain values, or no checkpoint could be read again: {error}") from None
+        check_can_be_kept(self.config, self.run_dir)
         only_with_evaluations = {"eval_every": self.eval_every, "patience": self.patience}
         check_evaluation(
             self.val_loader is not None, only_with_evaluations, self.monitor, self.evaluator, self.val_loss
