@@ -27,7 +27,7 @@ from detkit.engine import (
     load_bundle,
     replay,
 )
-from detkit.engine.bad_steps.diagnosis import _learning_rate, update_ratio
+from detkit.engine.bad_steps.diagnosis import LARGE_UPDATE, _learning_rate, update_ratio
 from detkit.engine.bad_steps.divergence import describe, save_bundle
 from detkit.structures import Batch, Categories, Images, Losses
 from tests.engine.stubs import StubDetector, StubTrainLoader, make_trainer, without_evaluation
@@ -163,6 +163,61 @@ def test_a_high_rate_is_accused_by_its_updates_where_the_loss_has_not_grown_yet(
     trainer.fit()
     (finding,) = _learning_rate(trainer.updater.optimizer, [])
     assert re.match(r"the learning rate 2 is too high: the last update changed half of the weights by \d", finding)
+
+
+class Cliff(StubDetector):
+    """Its loss rises with the square of how far the bias of its head has moved: no weight has changed much then."""
+
+    def __init__(self, steepness: float) -> None:
+        super().__init__(noisy=False)
+        self.steepness = steepness
+        self.start = self.head.bias.detach().clone()
+
+    def forward(self, images: Any, targets: Any = None) -> Any:
+        found = super().forward(images, targets)
+        assert isinstance(found, Losses)
+        return Losses({**found.terms, "cliff": self.steepness * (self.head.bias - self.start).square().sum()})
+
+
+@pytest.mark.parametrize(("optim", "steepness"), [(SGD(lr=0.1), 1e5), (AdamW(lr=0.008), 1e6)])
+def test_a_rate_is_accused_where_a_tenth_of_the_update_would_not_have_made_the_loss_explode(
+    tmp_path: Path, optim: Any, steepness: float
+) -> None:
+    """The loss was usual before, and the update is small beside the weights."""
+    trainer = stub_trainer(tmp_path, detector=Cliff(steepness), optim=optim, clip_norm=None, schedule=Constant())
+    error, bundle = failed(trainer, ExplodingLossError)
+    assert error.step == 2
+    ratio = update_ratio(trainer.updater.optimizer)
+    assert ratio is not None
+    assert ratio < LARGE_UPDATE
+    found = re.fullmatch(
+        rf"the learning rate {optim.lr:g} is too high: the loss is (\S+) after the last update, and would be (\S+) after a "
+        "tenth of it",
+        bundle.findings[0],
+    )
+    assert found is not None
+    assert f"the loss explodes: {found[1]} is more" in str(error)
+    assert float(found[1]) > 10 * float(found[2])
+    assert bundle.weights is not None
+    assert torch.equal(bundle.weights["head.bias"], trainer.detector.head.bias.detach()), "the weights are as they were"
+
+
+class HardBatch(StubDetector):
+    """A thousandfold loss on batch 7, whatever the weights are."""
+
+    def forward(self, images: Any, targets: Any = None) -> Any:
+        found = super().forward(images, targets)
+        assert isinstance(found, Losses)
+        is_hard = images.meta[0].image_id == StubTrainLoader().batch(7).images.meta[0].image_id
+        return Losses({name: term * (1000 if is_hard else 1) for name, term in found.terms.items()})
+
+
+@pytest.mark.parametrize("optim", [SGD(lr=0.05), AdamW(lr=1e-3)])
+def test_a_batch_that_is_at_fault_itself_is_not_laid_to_the_rate(tmp_path: Path, optim: Any) -> None:
+    error, bundle = failed(stub_trainer(tmp_path, detector=HardBatch(), optim=optim), ExplodingLossError)
+    assert error.step == 8
+    assert bundle.findings == []
+    assert describe(bundle)[0] == "no cause was found"
 
 
 def test_a_usual_learning_rate_is_not_accused(tmp_path: Path) -> None:

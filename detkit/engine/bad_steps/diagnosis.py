@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -43,6 +44,12 @@ class Rerun:
     gradient: str | None = None
     terms: Mapping[str, float] | None = None
     error: str | None = None
+
+    @property
+    def loss(self) -> float:
+        """The sum of the terms; inf where it is not finite, or the detector failed."""
+        total = math.inf if self.terms is None else sum(self.terms.values())
+        return total if is_finite(total) else math.inf
 
     @property
     def is_finite(self) -> bool:
@@ -99,7 +106,8 @@ def diagnose(
     """
     findings = [] if optimizer is None else _bad_rates(optimizer, rates) + _bad_states(detector, optimizer)
     findings += culprits(detector, [batch], num_classes)
-    seen = run_again(detector, batch, device, precision, scale)
+    again = partial(run_again, detector, batch, device, precision, scale)
+    seen = again()
     if not findings and precision != "fp32" and not seen.is_finite:
         exact = run_again(detector, batch, device, "fp32")
         if exact.is_finite:
@@ -109,7 +117,11 @@ def diagnose(
                 "trainer.precision=bf16 or fp32"
             )
     if not findings and optimizer is not None:
-        findings += _weight_decay(optimizer) or _learning_rate(optimizer, losses)
+        findings += (
+            _weight_decay(optimizer)
+            or _last_update(optimizer, losses, rates, seen, again)
+            or _learning_rate(optimizer, losses)
+        )
     if not findings:
         findings += _large_weights(detector) or _blank_images(batch)
     return findings + _layers(seen), seen
@@ -155,6 +167,55 @@ def _learning_rate(optimizer: torch.optim.Optimizer, losses: Sequence[float]) ->
         f"the learning rate {rates} is too high: the last update changed half of the weights by {ratio:.2g} times "
         f"their own size or more (healthy is below {LARGE_UPDATE:g})"
     ]
+
+
+def _last_update(
+    optimizer: torch.optim.Optimizer,
+    losses: Sequence[float],
+    rates: Sequence[float],
+    seen: Rerun,
+    again: Callable[[], Rerun],
+) -> list[str]:
+    """Whether the last update has made the loss explode: after a tenth of it the same batch has a usual one.
+
+    A batch that is at fault itself has its loss after any update.
+    """
+    if not losses or seen.error is not None or not seen.loss > (limit := GROWTH * statistics.median(losses)) > 0:
+        return []
+    with _shortened(optimizer, rates[-1]) as is_known:
+        shorter = again().loss if is_known else math.inf
+    if shorter > limit:
+        return []
+    return [
+        f"the learning rate {rates[-1]:g} is too high: the loss is {seen.loss:.4g} after the last update, and would be "
+        f"{shorter:.4g} after a tenth of it"
+    ]
+
+
+@contextmanager
+def _shortened(optimizer: torch.optim.Optimizer, rate: float) -> Iterator[bool]:
+    """The weights as after a tenth of the last update, inside the block; False where that update is not known.
+
+    Args:
+        rate: the highest of the last update; those of the groups have changed since, all by the same factor.
+    """
+    now = max(group["lr"] for group in optimizer.param_groups)
+    updates = [
+        (p, group["lr"] / now * rate * direction)
+        for group in optimizer.param_groups
+        for p in group["params"]
+        if now > 0 and (direction := _direction(optimizer.state.get(p, {}), group)) is not None
+    ]
+    before = [p.detach().clone() for p, _ in updates]
+    with torch.no_grad():
+        for p, update in updates:
+            p.add_(update, alpha=0.9)
+    try:
+        yield bool(updates)
+    finally:
+        with torch.no_grad():
+            for (p, _), value in zip(updates, before, strict=True):
+                p.copy_(value)
 
 
 def _bad_rates(optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> list[str]:
