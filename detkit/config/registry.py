@@ -28,6 +28,9 @@ ALLOWED_MODULES = ("albumentations", "torch.optim", "torch.nn.modules")
 #: class's objects from the data set.
 RUNTIME_ARGUMENTS = ("in_spec", "num_classes", "class_counts")
 
+#: The variable that names modules with components of one's own.
+_PLUGINS = "DETKIT_PLUGINS"
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be built. ``errors`` holds one line for each mistake, each with its full key."""
@@ -130,7 +133,8 @@ def resolve(target: str) -> type:
     if target in _BY_NAME:
         return _BY_NAME[target][0]
     if "." not in target:
-        raise ConfigError(f"no component is called {target!r}{did_you_mean(target, _BY_NAME)}")
+        own = f"a class of your own is found by {_PLUGINS}=module"
+        raise ConfigError(f"no component is called {target!r} ({own}){did_you_mean(target, _BY_NAME)}")
     if not _is_allowed(target):
         raise ConfigError(
             f"{target!r} is not allowed: a config may name registered components and classes of "
@@ -173,7 +177,7 @@ def load_plugins() -> None:
         ConfigError: a plugin cannot be imported; the message names it.
     """
     names = [entry.value for entry in entry_points(group="detkit.plugins")]
-    names += [name.strip() for name in os.environ.get("DETKIT_PLUGINS", "").split(",") if name.strip()]
+    names += [name.strip() for name in os.environ.get(_PLUGINS, "").split(",") if name.strip()]
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     for name in names:

@@ -255,7 +255,7 @@ def test_an_albumentations_step_is_added_and_its_arguments_are_checked():
         ("data.rot=x", "data.rot: no key 'rot'; did you mean 'root'?"),
         ("optim.lr=null", "optim.lr: must be float, not None"),
         ("model.backbone.depth=19", "model.backbone.depth: must be one of 18, 34, 50, 101, not 19"),
-        ("data.train._target_=CocoDatset", "data.train._target_: no component is called 'CocoDatset'; did you mean 'CocoDataset'?"),
+        ("data.train._target_=CocoDatset", "data.train._target_: no component is called 'CocoDatset' (a class of your own is found by DETKIT_PLUGINS=module); did you mean 'CocoDataset'?"),
         ("callbacks.csv=yes", "callbacks.csv: must be a Callback or null, not 'yes'"),
         ("schedule={_target_: FPN}", "schedule: FPN does not fit here; it must be a Schedule"),
     ],

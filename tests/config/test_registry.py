@@ -132,7 +132,7 @@ def test_every_mistake_is_told_at_once_with_its_key_and_the_nearest_name():
         "machine.size: must be a list of 2: int, int, not [1, 2, 3]",
         "machine.flag: must be bool, not 'yes'",
         "machine.num_classes: arrives at run time from the data and the other parts, never from YAML",
-        "machine.spring._target_: no component is called 'Sprin'; did you mean 'Spring'?",
+        "machine.spring._target_: no component is called 'Sprin' (a class of your own is found by DETKIT_PLUGINS=module); did you mean 'Spring'?",
         "machine.parts[0].stifness: no argument 'stifness'; did you mean 'stiffness'?",
         "machine.make: Spring does not fit here; it must be a component with _partial_: true or null",
         "machine.make.coils: must be int or null, not 'many'",
