@@ -13,13 +13,14 @@ from detkit.app.assemble.parts import check_values
 from detkit.app.assemble.schema import TrainSchema
 from detkit.app.assemble.trainer import build_trainer
 from detkit.app.cli.entry import run_tool
+from detkit.app.cli.slots import search_paths
 from detkit.app.run.finding import choose_run
 from detkit.app.run.folder import RunFolder
 from detkit.app.run.manifest import data_hash
 from detkit.app.run.next_command import tell_prediction
 from detkit.app.run.processes import launcher_mark, process_group
 from detkit.app.run.report import KeepBest, report_training
-from detkit.app.sweep.plan import Job
+from detkit.app.sweep.plan import Job, own_configs
 from detkit.app.sweep.plugins import register_sweeps
 from detkit.app.sweep.process import run_to_the_end, stop_with_the_sweep
 from detkit.config import ConfigError, validate
@@ -42,7 +43,9 @@ def run_sweep_job(cfg: DictConfig, folder: Path) -> float | None:
         The best value of the monitored metric, which a search needs.
     """
     validate(cfg, TrainSchema)
-    job = Job(folder.name, tuple(HydraConfig.get().overrides.task), folder.name, folder, steps=None)
+    given, own = HydraConfig.get().overrides, own_configs(HydraConfig.get().runtime.config_sources)
+    said = (*search_paths(given.hydra), *given.task)
+    job = Job(folder.name, said, folder.name, folder, steps=None, own_configs=own)
     return run_to_the_end(job)
 
 

@@ -47,6 +47,18 @@ def test_a_sweep_with_a_job_that_fails(tmp_path: Path) -> None:
     assert "Left out, since they have not come to their end: optim.lr=1e+30." in output
 
 
+@pytest.mark.parametrize("named", ["--config-dir={}", "hydra.searchpath=[file://{}]"])
+def test_the_jobs_find_an_experiment_of_ones_own(tmp_path: Path, named: str) -> None:
+    file = tmp_path / "mycfg/experiment/mine.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("# @package _global_\ndefaults: [/experiment/quickstart, _self_]\ntrainer: {steps: 2}\n")
+    own = [named.format(tmp_path / "mycfg"), "experiment=mine", *SMALL[1:]]
+    output = run("train", "-m", *own, f"data.root={tmp_path / 'data'}", f"run_root={tmp_path}", "seed=0")
+    assert "1 of 1 jobs finished" in output or "failed" not in output
+    (result,) = tmp_path.glob("sweep/*/*/result.json")
+    assert json.loads(result.read_text())["steps"] == 2
+
+
 def test_a_list_needs_the_flag(tmp_path: Path) -> None:
     output = run("train", *SMALL, "sweep=neck", f"hydra.run.dir={tmp_path / 'run'}", code=2)
     assert "sweep=neck is a list of jobs: add -m" in output

@@ -28,7 +28,8 @@ class Job:
     ``label``: what distinguishes it from the others, as on the command line. ``overrides``: its whole command line.
     ``key``: the hash of its configuration, which names its ``folder``. ``steps``: its length, for the time to go.
     ``program``: a module, and its arguments, that trains in the folder and goes on there by itself; None for
-    ``train.py`` with the ``overrides``.
+    ``train.py`` with the ``overrides``. ``own_configs``: the folder of ``--config-dir``, None without it;
+    ``overrides`` may begin with ``hydra.searchpath``.
     """
 
     label: str
@@ -37,6 +38,7 @@ class Job:
     folder: Path
     steps: int | None
     program: tuple[str, ...] | None = None
+    own_configs: str | None = None
 
 
 def plan_jobs(batch: Iterable[Sequence[str]], master: DictConfig, loader: ConfigLoader, sweep_dir: Path) -> list[Job]:
@@ -49,6 +51,7 @@ def plan_jobs(batch: Iterable[Sequence[str]], master: DictConfig, loader: Config
     Raises:
         ConfigError: one or more configurations cannot be run; each line names the job and the key.
     """
+    own, elsewhere = own_configs(loader.get_sources()), search_paths(master.hydra.overrides.hydra)
     given = _fixed(master.hydra.overrides.task)
     config_name = master.hydra.job.config_name
     jobs: list[Job] = []
@@ -68,10 +71,16 @@ def plan_jobs(batch: Iterable[Sequence[str]], master: DictConfig, loader: Config
             continue
         key = config_hash(_plain(cfg))
         steps = OmegaConf.select(cfg, "trainer.steps")
-        jobs.append(Job(label, tuple(overrides), key, sweep_dir / key, steps if isinstance(steps, int) else None))
+        steps = steps if isinstance(steps, int) else None
+        jobs.append(Job(label, (*elsewhere, *overrides), key, sweep_dir / key, steps, own_configs=own))
     if mistakes:
         raise ConfigError([f"{_whose(where, len(lines))}: {line}" for line, where in mistakes.items()])
     return jobs
+
+
+def own_configs(sources: Iterable[Any]) -> str | None:
+    """The folder of ``--config-dir`` among Hydra's sources of configurations, each with a provider and a path."""
+    return next((source.path for source in sources if source.provider == "command-line"), None)
 
 
 def without_twins(jobs: Sequence[Job]) -> list[Job]:

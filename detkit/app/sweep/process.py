@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from detkit.app.cli.slots import search_paths
 from detkit.app.run.folder import RunFolder
 from detkit.app.sweep.plan import Job
 
@@ -54,11 +55,12 @@ class JobProcess:
     def _command(self) -> list[str]:
         if self.job.program is not None:
             return [sys.executable, "-m", *self.job.program]
-        said = [o for o in self.job.overrides if not o.startswith(("sweep=", "hydra"))]
+        own = [] if self.job.own_configs is None else ["--config-dir", self.job.own_configs]
+        said = [o for o in self.job.overrides if not o.startswith(("sweep=", "hydra")) or search_paths([o])]
         said.append(f"hydra.run.dir={_quoted(self.job.folder)}")
         if self.resumed:
             said.append(f"++resume.path={_quoted(self.job.folder)}")
-        return [sys.executable, "-m", "detkit.app.train", *said]
+        return [sys.executable, "-m", "detkit.app.train", *own, *said]
 
     @property
     def seconds(self) -> float:
