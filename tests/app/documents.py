@@ -34,6 +34,11 @@ def plugin() -> str:
     return (ROOT / "docs/models.md").read_text().partition("```python\n")[2].partition("```")[0]
 
 
+def own_experiment() -> str:
+    """The file of README that one of its commands names as ``foo``."""
+    return (ROOT / "README.md").read_text().partition("```yaml\n")[2].partition("```")[0]
+
+
 def _of_page(text: str, page: str) -> Iterator[Found]:
     for block in re.findall(r"```\n(.*?)```", text, re.DOTALL):
         for line in re.sub(r"\\\n\s*", "", block).splitlines():

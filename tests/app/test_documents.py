@@ -25,7 +25,7 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 from detkit.app.assemble.schema import TrainSchema
 from detkit.config import validate
-from tests.app.documents import ROOT, Found, commands, plugin
+from tests.app.documents import ROOT, Found, commands, own_experiment, plugin
 from tests.app.test_configs import composed
 from tests.app.test_import import trained
 from tests.data.builders import picture
@@ -37,6 +37,7 @@ NOT_RUN = {
     **dict.fromkeys(("make quickstart", "make test", "make lint types", "make test-slow"), "installs, then runs this"),
     **dict.fromkeys(
         ("pip install 'detkit[export]'", "pip install -e '.[slurm]'", "pip install .",
+         "pip install 'detkit[NAME]'", "pip install '.[NAME]'",
          "pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu"), "asks the package index"),
     **dict.fromkeys(
         ("python datasets/bccd.py", "python datasets/coco.py", "python datasets/coco.py --split val",
@@ -151,6 +152,8 @@ class Place:
         self.folder = folder
         (folder / "tools").symlink_to(ROOT / "tools")
         (folder / "my_necks.py").write_text(plugin())
+        (folder / "mycfg/experiment").mkdir(parents=True)
+        (folder / "mycfg/experiment/foo.yaml").write_text(own_experiment())
         write_data(folder)
         self.run("python tools/train.py experiment=quickstart hydra.run.dir=runs/short")
 
@@ -175,6 +178,8 @@ class Place:
         text = filled(text).replace("output=NEW", f"output=new_{time.time_ns()}")  # nothing is written over
         if "runs/other" in text.split() and not (self.folder / "runs" / "other").is_dir():
             self.run("python tools/train.py experiment=quickstart seed=1 hydra.run.dir=runs/other")
+        if "runs/own/" in text and not (self.folder / "runs" / "own").is_dir():
+            self.run(next(found.text for found in commands() if "runs/own" in found.text))
         if "runs/flow/" in text and not (self.folder / "runs" / "flow").is_dir():
             self.run("python tools/train.py experiment=flow/shapes hydra.run.dir=runs/flow")
         if re.search(r"--config-dir recipes|=recipes/", text) and not (self.folder / "recipes").is_dir():
@@ -235,7 +240,7 @@ def tool_of(command: str) -> str:
 def small(command: str) -> list[str]:
     """What makes ``command`` take seconds."""
     tool = tool_of(command)
-    is_generated = not re.search(r"data\.root=(?!my data)|--config-dir", command)
+    is_generated = not re.search(r"data\.root=(?!my data)|--config-dir recipes", command)
     few = list(FEW) if is_generated else list(FEW[2:])
     if tool == "train":
         is_run = "experiment=" in command and "--cfg" not in command and "modell" not in command
@@ -379,6 +384,8 @@ def test_runs(found: Found, place: Place) -> None:
     start = time.time() - 1  # a disk's clock may be coarser
     output = place.run(command, code)
     assert "Traceback" not in output
+    if "optim.lr=2 " in command:
+        assert "likeliest cause: the learning rate 2 is too high" in output
     if command in LISTS_EXPERIMENTS:
         assert "experiment=quickstart" in output
     elif code == 0 and "--cfg" not in command:

@@ -13,7 +13,7 @@ import detkit
 from detkit.app.use import predict
 from detkit.config import ConfigError
 from detkit.structures import Losses
-from tests.app.documents import ROOT
+from tests.app.documents import ROOT, own_experiment
 from tests.app.tools import call, train_briefly
 from tests.engine.stubs import make_batch
 
@@ -160,15 +160,31 @@ def test_a_run_from_a_notebook(tmp_path):
         detkit.train([*small, "optim.lrr=1"])
 
 
+def test_an_experiment_of_ones_own(tmp_path, monkeypatch):
+    """README's file; what it says counts, and the checkpoint needs it no more."""
+    file = tmp_path / "mycfg/experiment/foo.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(own_experiment())
+    monkeypatch.chdir(tmp_path)
+    small = ["device=cpu", "data.train.num_train=4", "data.train.num_val=2", "data.train.image_size=64"]
+    small += ["data.loader.train.batch_size=2", "data.loader.train.num_workers=0", "data.loader.val.num_workers=0"]
+    run = detkit.train(["experiment=foo", *small], own_configs="mycfg")
+    assert run.result["steps"] == 7
+    assert run.folder.parent.name == "foo"
+    file.unlink()
+    assert len(detkit.load(run.checkpoint, device="cpu").class_names) == 6
+
+
 def test_the_page_works_word_for_word(image, tmp_path, monkeypatch, capsys):
     """Each of its pieces after the one before, as in a notebook; only the run is made smaller."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(), re.DOTALL)
     small = ["debug=fast", "device=cpu", "data.train.num_train=4", "data.train.num_val=2", "data.train.image_size=64"]
-    names = {"image": image, "batch": make_batch([1, 2], [1, 2])}
+    names = {"image": image}
     monkeypatch.chdir(tmp_path)
     assert len(blocks) == 3
     for block in blocks:
         exec(block.replace('"trainer.steps=200"', f"*{small}"), names)
     assert (tmp_path / names["run"].checkpoint).is_file()
     assert names["picture"].shape == image.shape
+    assert len(names["batch"].targets) == 4
     assert "rpn_cls" in capsys.readouterr().out

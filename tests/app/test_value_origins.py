@@ -102,6 +102,14 @@ def test_a_value_is_where_the_row_says(key, value, place, mine):
     assert found.place.partition(",")[0].partition(" ")[0] == expected.partition(" ")[0]
 
 
+def test_the_table_in_readme_is_what_is_shown():
+    block = (ROOT / "README.md").read_text().partition("model.neck optim.lr --origin\n")[2].partition("```")[0]
+    shown = [re.split(r" {2,}", line) for line in block.splitlines() if line != "..."]
+    assert len(shown) > 3
+    found = {o.key: o for o in origins_of(Composer(), "experiment=quickstart", "optim.lr=0.01")[0]}
+    assert shown == [[key, str(found[key].value), found[key].place] for key, *_ in shown]
+
+
 def test_the_command_line_has_the_last_word(mine):
     assert of(mine, "optim.lr", "experiment=mine", "optim.lr=3")[1:3] == (3, "command line")
     assert of(mine, "optim.lr", "experiment=mine", "optim={lr: 0.5}")[1:3] == (0.5, "command line")
