@@ -110,6 +110,27 @@ def test_maps_end_where_their_images_end(sampling):
 
 
 @host.needs_compiler
+@pytest.mark.parametrize("sampling", [0, 2])
+def test_boxes_that_are_not_finite_move_nothing(sampling):
+    case = cases.deform_roi_pool(sampling, False, 1, num=6)
+    boxes = case.raw[1][1]
+    boxes[0, 2], boxes[1, 3], boxes[2, 0], boxes[3, 1] = torch.inf, torch.inf, -torch.inf, torch.nan
+    ours, expected, _ = both_ways(case, torch.float32)
+    assert_same(ours, expected, torch.float32)
+    assert (ours[3][:4] == 0).all()
+    assert (ours[3][4:] != 0).any()
+
+
+@host.needs_compiler
+@pytest.mark.parametrize("sensitive", [False, True])
+def test_each_channel_is_moved_by_offsets_of_its_own(sensitive):
+    """More channels than a warp has lanes."""
+    case = cases.deform_roi_pool(2, sensitive, 40, channels=40, num=3, size=(2, 1))
+    ours, expected, _ = both_ways(case, torch.float32)
+    assert_same(ours, expected, torch.float32)
+
+
+@host.needs_compiler
 @pytest.mark.parametrize("name", VECTOR)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_vector_forms(name, dtype):
