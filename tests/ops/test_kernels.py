@@ -336,11 +336,10 @@ def test_a_trial_is_launched_before_anything_else(monkeypatch, caplog):
     told = {}
     for run in (host.run, refused, wrong):
         monkeypatch.setattr(kernels, "run", run)
-        kernels._works_on.cache_clear()
+        monkeypatch.setattr(kernels, "_trials", {})
         caplog.clear()
         with caplog.at_level("WARNING", "detkit"):
             told[run] = kernels._works_on(CPU, (9, 0)), caplog.messages
-    kernels._works_on.cache_clear()
     assert told[host.run] == (True, [])
     assert told[refused][0] is told[wrong][0] is False
     assert told[refused][1][0].endswith("sampling ops run in their PyTorch form: CUDA_ERROR_NO_BINARY_FOR_GPU")
@@ -351,8 +350,9 @@ def test_without_cuda_core_one_line_says_so(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("DETKIT_CACHE", str(tmp_path))
     for module in ("cuda.core", "cuda.bindings"):
         monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(kernels, "_trials", {})
+    monkeypatch.setattr(kernels, "_launched", set())
     kernels._versions.cache_clear()
-    kernels._works_on.cache_clear()
     try:
         with caplog.at_level("WARNING", "detkit"):
             assert not any(kernels._works_on(CPU, (9, 0)) for _ in range(3))
@@ -361,7 +361,6 @@ def test_without_cuda_core_one_line_says_so(tmp_path, monkeypatch, caplog):
             assert not kernels._works_on(CPU, (9, 4))
     finally:
         kernels._versions.cache_clear()
-        kernels._works_on.cache_clear()
     assert len(caplog.messages) == 3
     assert caplog.messages[0].startswith("no CUDA kernels for sm_90, sampling ops run in their PyTorch form: ")
     assert "cuda.core" in caplog.messages[0]

@@ -13,7 +13,7 @@ from detkit.ops.cuda.compile import TYPES, deterministic, fixed_point, launch, s
 from detkit.ops.geometry import Pooling
 from detkit.ops.sampling import as_maps, empty_maps
 
-_SOURCE = "region_pooling.cu"
+SOURCE = "region_pooling.cu"
 
 #: maps that a kernel takes
 MAX_LEVELS = 8
@@ -35,7 +35,7 @@ def forward(
     ]  # fmt: skip
     vec = _vector(features, channels // groups)
     launch(
-        _SOURCE, "region_forward", _grid(boxes, pooling), (32, 8, 1), arguments,
+        SOURCE, "region_forward", _grid(boxes, pooling), (32, 8, 1), arguments,
         TYPE=TYPES[out.dtype], VEC=vec, FIXED=0, LEVELS=len(features),
     )  # fmt: skip
     return out
@@ -69,7 +69,7 @@ def backward(
         *(np.int64(s) for s in grad.stride()), offset_grad, unit, *_sizes(channels, groups, pooling),
     ]  # fmt: skip
     launch(
-        _SOURCE, "region_backward", _grid(boxes, pooling), (32, 8, 1), arguments,
+        SOURCE, "region_backward", _grid(boxes, pooling), (32, 8, 1), arguments,
         TYPE=TYPES[grad.dtype], VEC=vec, FIXED=int(unit is not None), LEVELS=len(sums),
     )  # fmt: skip
     grads = [_like(settled(s, inverse, grad.dtype), s) for s in sums]
