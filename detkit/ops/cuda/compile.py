@@ -1,7 +1,8 @@
 """From ``*.cu`` beside this file to a kernel on the GPU: compiled by NVRTC, kept on disk, launched on torch's stream.
 
 NVRTC comes with torch's own wheels, ``cuda.core`` is a dependency of detkit on Linux. Where either is missing one line
-says so and the ops run in their PyTorch form, and so does an op one of whose kernels is refused when it first comes. ``DETKIT_CACHE`` moves the folder of compiled kernels.
+says so and the ops run in their PyTorch form, and so does an op one of whose kernels is refused when it first comes.
+``DETKIT_CACHE`` moves the folder of compiled kernels.
 """
 
 from __future__ import annotations
@@ -57,10 +58,12 @@ def usable(source: str, *tensors: Tensor | None) -> bool:
 
 @contextmanager
 def or_in_pytorch(source: str, first: Tensor) -> Iterator[None]:
-    """In it an op runs its kernels and returns; where one is :class:`Unusable`, it goes on behind it in its PyTorch form.
+    """An op runs its kernels in it and returns; where one is :class:`Unusable` the op goes on behind it, in PyTorch.
 
-    One line says so, once: from then on ``source`` is not :func:`usable` for the type and device of ``first``, the first
-    tensor that :func:`usable` was asked about.
+    One line says so, once: from then on ``source`` is not :func:`usable` for the type and device of ``first``.
+
+    Args:
+        first: the first tensor that :func:`usable` was asked about.
     """
     try:
         yield
