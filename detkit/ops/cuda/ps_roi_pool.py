@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from detkit.ops.cuda.compile import TYPES, deterministic, fixed_point, launch, settled
+from detkit.ops.cuda.region_pooling import near
 from detkit.ops.sampling import as_maps, empty_maps
 
 SOURCE = "ps_roi_pool.cu"
@@ -17,6 +18,7 @@ SOURCE = "ps_roi_pool.cu"
 def forward(features: Tensor, boxes: Tensor, image_index: Tensor, h: int, w: int, scale: float) -> Tensor:
     """The op ``detkit::ps_roi_pool`` on a GPU; see :func:`detkit.ops.ps_roi_pool` for shapes."""
     channels = features.shape[1] // (h * w)
+    (features,) = near([features], 4 * len(boxes))  # a bin as large as a cell meets four; each channel is of one bin
     out = empty_maps(features, len(boxes), channels, h, w)
     sizes = (channels, *features.shape[2:], h, w)
     arguments = [
