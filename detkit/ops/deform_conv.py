@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from detkit.ops.cuda import deform_conv as kernels
-from detkit.ops.cuda.compile import usable
+from detkit.ops.cuda.compile import or_in_pytorch, usable
 from detkit.ops.geometry import ConvSizes
 from detkit.ops.register import registered
 from detkit.ops.sampling import (
@@ -172,8 +172,9 @@ def _forward(
     x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None, *moves: Sequence[int]
 ) -> Tensor:
     sizes = ConvSizes.of(x.shape, weight.shape, offset.shape, *moves)
-    if sizes.num_cells > 0 and usable(x, offset, mask, weight, bias):
-        return kernels.forward(x, offset, mask, weight, bias, sizes)
+    if sizes.num_cells > 0 and usable(kernels.SOURCE, x, offset, mask, weight, bias):
+        with or_in_pytorch(kernels.SOURCE, x):
+            return kernels.forward(x, offset, mask, weight, bias, sizes)
     out = []
     matrix = widened(_matrix(sizes, weight)).transpose(1, 2)
     table = feature_table([x]).view(-1, sizes.channels // sizes.offset_groups)
@@ -204,8 +205,9 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, offset, mask (empty without one) and weight, in its layout. Rows are sampled again, not kept."""
     sizes = ConvSizes.of(x.shape, weight.shape, offset.shape, *moves)
-    if sizes.num_cells > 0 and usable(grad, x, offset, mask, weight):
-        return kernels.backward(grad, x, offset, mask, weight, sizes)
+    if sizes.num_cells > 0 and usable(kernels.SOURCE, grad, x, offset, mask, weight):
+        with or_in_pytorch(kernels.SOURCE, grad):
+            return kernels.backward(grad, x, offset, mask, weight, sizes)
     matrix = widened(_matrix(sizes, weight)).contiguous()
     table = feature_table([x]).view(-1, sizes.channels // sizes.offset_groups)
     of_matrix, of_table = torch.zeros_like(matrix), torch.zeros_like(table)

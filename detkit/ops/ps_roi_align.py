@@ -15,7 +15,7 @@ from torch import Tensor
 
 from detkit.ops.checks import check_maps, check_regions
 from detkit.ops.cuda import ps_roi_pool as kernels
-from detkit.ops.cuda.compile import usable
+from detkit.ops.cuda.compile import or_in_pytorch, usable
 from detkit.ops.region_pooling import pool_regions
 from detkit.ops.register import registered
 from detkit.ops.roi_align import roi_align_reference
@@ -94,8 +94,9 @@ def ps_roi_pool(
 )
 def _forward(features: Tensor, boxes: Tensor, image_index: Tensor, output_size: list[int], scale: float) -> Tensor:
     h, w = output_size
-    if usable(features, boxes, image_index):
-        return kernels.forward(features, boxes, image_index, h, w, scale)
+    if usable(kernels.SOURCE, features, boxes, image_index):
+        with or_in_pytorch(kernels.SOURCE, features):
+            return kernels.forward(features, boxes, image_index, h, w, scale)
     indices, weights, starts = _cells(features.shape, boxes, image_index, h, w, scale)
     table = feature_table([features]).view(-1, features.shape[1] // (h * w))
     rows = weighted_rows(table, indices, weights, starts)
@@ -115,8 +116,9 @@ def _(features: Tensor, boxes: Tensor, image_index: Tensor, output_size: list[in
 def _backward(grad: Tensor, shape: list[int], boxes: Tensor, image_index: Tensor, scale: float) -> Tensor:
     height, width = grad.shape[2:]
     b, c, h, w = shape
-    if usable(grad, boxes, image_index):
-        return kernels.backward(grad, shape, boxes, image_index, scale)
+    if usable(kernels.SOURCE, grad, boxes, image_index):
+        with or_in_pytorch(kernels.SOURCE, grad):
+            return kernels.backward(grad, shape, boxes, image_index, scale)
     indices, weights, starts = _cells(shape, boxes, image_index, height, width, scale)
     rows = grad.permute(0, 2, 3, 1).reshape(-1, grad.shape[1])
     into_table = scattered_rows(widened(rows), indices, weights, b * h * w * height * width, starts)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from detkit.ops.checks import check_device, check_maps, check_regions, check_sizes
 from detkit.ops.cuda import region_pooling as kernels
-from detkit.ops.cuda.compile import usable
+from detkit.ops.cuda.compile import or_in_pytorch, usable
 from detkit.ops.geometry import Pooling
 from detkit.ops.register import registered
 from detkit.ops.sampling import (
@@ -108,8 +108,9 @@ def _forward(
     *options: Any,
 ) -> Tensor:
     pooling = Pooling(*options)
-    if len(features) <= kernels.MAX_LEVELS and usable(*features, boxes, image_index, levels, offsets):
-        return kernels.forward(features, boxes, image_index, levels, offsets, pooling)
+    if len(features) <= kernels.MAX_LEVELS and usable(kernels.SOURCE, *features, boxes, image_index, levels, offsets):
+        with or_in_pytorch(kernels.SOURCE, features[0]):
+            return kernels.forward(features, boxes, image_index, levels, offsets, pooling)
     geometry = Geometry(_unflatten(_flattened(features)), boxes, image_index, levels, offsets, pooling)
     table = geometry.table(features)
     parts = [(part.member, weighted_rows(table, *part.map(grid)[:2])) for part, grid in geometry.parts()]
@@ -155,8 +156,9 @@ def _backward(
 ) -> list[Tensor]:
     """Gradients of the maps, and last that of the offsets where there are any: ``features`` are needed only for it."""
     pooling = Pooling(*options)
-    if len(pooling.scales) <= kernels.MAX_LEVELS and usable(grad, boxes, image_index, levels, offsets):
-        return kernels.backward(grad, features, _unflatten(shapes), boxes, image_index, levels, offsets, pooling)
+    if len(pooling.scales) <= kernels.MAX_LEVELS and usable(kernels.SOURCE, grad, boxes, image_index, levels, offsets):
+        with or_in_pytorch(kernels.SOURCE, grad):
+            return kernels.backward(grad, features, _unflatten(shapes), boxes, image_index, levels, offsets, pooling)
     geometry = Geometry(_unflatten(shapes), boxes, image_index, levels, offsets, pooling)
     rows = geometry.rows_of(grad.double() if grad.dtype == torch.float64 else grad.float())
     into_table = None

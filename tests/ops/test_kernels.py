@@ -110,6 +110,27 @@ def test_maps_end_where_their_images_end(sampling):
 
 
 @host.needs_compiler
+@pytest.mark.parametrize("sampling", [0, 2])
+def test_boxes_that_are_not_finite_move_nothing(sampling):
+    case = cases.deform_roi_pool(sampling, False, 1, num=6)
+    boxes = case.raw[1][1]
+    boxes[0, 2], boxes[1, 3], boxes[2, 0], boxes[3, 1] = torch.inf, torch.inf, -torch.inf, torch.nan
+    ours, expected, _ = both_ways(case, torch.float32)
+    assert_same(ours, expected, torch.float32)
+    assert (ours[3][:4] == 0).all()
+    assert (ours[3][4:] != 0).any()
+
+
+@host.needs_compiler
+@pytest.mark.parametrize("sensitive", [False, True])
+def test_each_channel_is_moved_by_offsets_of_its_own(sensitive):
+    """More channels than a warp has lanes."""
+    case = cases.deform_roi_pool(2, sensitive, 40, channels=40, num=3, size=(2, 1))
+    ours, expected, _ = both_ways(case, torch.float32)
+    assert_same(ours, expected, torch.float32)
+
+
+@host.needs_compiler
 @pytest.mark.parametrize("name", VECTOR)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_vector_forms(name, dtype):
@@ -315,11 +336,10 @@ def test_a_trial_is_launched_before_anything_else(monkeypatch, caplog):
     told = {}
     for run in (host.run, refused, wrong):
         monkeypatch.setattr(kernels, "run", run)
-        kernels._works_on.cache_clear()
+        monkeypatch.setattr(kernels, "_trials", {})
         caplog.clear()
         with caplog.at_level("WARNING", "detkit"):
             told[run] = kernels._works_on(CPU, (9, 0)), caplog.messages
-    kernels._works_on.cache_clear()
     assert told[host.run] == (True, [])
     assert told[refused][0] is told[wrong][0] is False
     assert told[refused][1][0].endswith("sampling ops run in their PyTorch form: CUDA_ERROR_NO_BINARY_FOR_GPU")
@@ -330,8 +350,9 @@ def test_without_cuda_core_one_line_says_so(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("DETKIT_CACHE", str(tmp_path))
     for module in ("cuda.core", "cuda.bindings"):
         monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(kernels, "_trials", {})
+    monkeypatch.setattr(kernels, "_launched", set())
     kernels._versions.cache_clear()
-    kernels._works_on.cache_clear()
     try:
         with caplog.at_level("WARNING", "detkit"):
             assert not any(kernels._works_on(CPU, (9, 0)) for _ in range(3))
@@ -340,7 +361,6 @@ def test_without_cuda_core_one_line_says_so(tmp_path, monkeypatch, caplog):
             assert not kernels._works_on(CPU, (9, 4))
     finally:
         kernels._versions.cache_clear()
-        kernels._works_on.cache_clear()
     assert len(caplog.messages) == 3
     assert caplog.messages[0].startswith("no CUDA kernels for sm_90, sampling ops run in their PyTorch form: ")
     assert "cuda.core" in caplog.messages[0]

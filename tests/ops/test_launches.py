@@ -43,6 +43,23 @@ def test_boxes_read_contiguous_maps_from_a_copy_where_they_read_more_than_is_cop
     assert macros["region_forward"]["VEC"] == vec
 
 
+@pytest.mark.parametrize(("name", "kernel"), [("ps_roi_align", "region_forward"), ("ps_roi_pool", "ps_pool_forward")])
+@pytest.mark.parametrize(("num", "copied"), [(70, True), (20, False)])
+def test_few_channels_of_a_bin_lie_together_where_more_is_read_than_copied(name, kernel, num, copied, monkeypatch):
+    """Two channels of each bin: too few for 16 bytes at a time."""
+    strides, run = {}, host.run
+
+    def noted(source, name, grid, block, arguments, *rest, **mode):
+        strides.update({name: arguments[0].stride()} if name == kernel else {})
+        run(source, name, grid, block, arguments, *rest, **mode)
+
+    monkeypatch.setattr(host, "run", noted)
+    case = getattr(cases, name)(*([1] if name == "ps_roi_align" else []), num=num)
+    ours, expected, _ = both_ways(case, torch.float32)
+    assert_same(ours, expected, torch.float32)
+    assert (strides[kernel][1] == 1) == copied
+
+
 def pyramid(num, **options):
     """The op on ``num`` maps, each half as large as the one before but for rounding, and its maps."""
     g = torch.Generator().manual_seed(3)
@@ -66,11 +83,28 @@ def test_each_box_reads_its_own_of_many_maps(num):
     assert bool(launched) == (num <= MAX_LEVELS), "beyond, the sparse form serves"
 
 
-def test_nothing_is_copied_from_the_host_while_a_graph_captures(monkeypatch):
+#: what would copy from the host, whose copies a graph cannot capture
+COPIES = [(torch, name) for name in ("tensor", "as_tensor", "from_numpy")]
+COPIES += [(torch.Tensor, name) for name in ("new_tensor", "pin_memory")]
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("name", ["pyramid", *cases.CASES])
+def test_nothing_is_copied_from_the_host_while_a_graph_captures(name, deterministic, monkeypatch):
     """The sizes of images come as a tensor, which is the caller's: a graph that is played again reads what is there."""
-    case, (_, undo) = pyramid(3, image_sizes=torch.tensor([[50, 100], [72, 60]])), host.take_over()
-    with monkeypatch.context() as patch:
-        for maker in ("tensor", "from_numpy"):
-            patch.setattr(torch, maker, lambda *_, **__: pytest.fail("copied from the host"))
-        case.op(*case.inputs)
-    undo()
+    sizes = torch.tensor([[50, 100], [72, 60]])
+    case = pyramid(3, image_sizes=sizes) if name == "pyramid" else cases.CASES[name]()
+    leaves = [t.clone().requires_grad_() for t in case.inputs]
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
+    launched, undo = host.take_over()
+    try:
+        with monkeypatch.context() as patch:
+            for owner, maker in COPIES:
+                patch.setattr(owner, maker, lambda *_, **__: pytest.fail("copied from the host"))
+            out = case.op(*leaves)
+            grads = torch.autograd.grad(out, leaves, torch.ones_like(out))
+    finally:
+        undo()
+    assert len(launched) >= 2
+    assert ("settle" in launched) == deterministic
+    assert len(grads) == len(leaves)

@@ -1,7 +1,8 @@
 """From ``*.cu`` beside this file to a kernel on the GPU: compiled by NVRTC, kept on disk, launched on torch's stream.
 
 NVRTC comes with torch's own wheels, ``cuda.core`` is a dependency of detkit on Linux. Where either is missing one line
-says so and the ops run in their PyTorch form. ``DETKIT_CACHE`` moves the folder of compiled kernels.
+says so and the ops run in their PyTorch form, and so does an op one of whose kernels is refused when it first comes.
+``DETKIT_CACHE`` moves the folder of compiled kernels.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -31,9 +33,46 @@ MIN_CAPABILITY = (8, 0)
 Macros = tuple[tuple[str, str], ...]
 
 
-def usable(*tensors: Tensor | None) -> bool:
-    """Whether the kernels can take these tensors: on one GPU, of their element types, and NVRTC is at hand."""
+#: (source, element type, device) of ops that run in their PyTorch form, since one of their kernels failed
+_failed: set[tuple[str, torch.dtype, torch.device]] = set()
+
+#: kernels that were launched once: what fails later is no matter of what this GPU or its driver can run
+_launched: set[tuple[str, str, Macros, torch.device]] = set()
+
+#: what :func:`_works_on` found
+_trials: dict[tuple[torch.device, tuple[int, int]], bool] = {}
+
+
+class Unusable(RuntimeError):
+    """A kernel could not be compiled or launched when it first came; its cause says why."""
+
+
+def usable(source: str, *tensors: Tensor | None) -> bool:
+    """Whether the kernels of ``source`` can take these tensors: on one GPU, of their element types, NVRTC is at hand.
+
+    False also where one of them failed before, so that the backward pass has its forward pass's form.
+    """
     given = [t for t in tensors if t is not None]
+    return (source, given[0].dtype, given[0].device) not in _failed and _on_a_gpu(given)
+
+
+@contextmanager
+def or_in_pytorch(source: str, first: Tensor) -> Iterator[None]:
+    """An op runs its kernels in it and returns; where one is :class:`Unusable` the op goes on behind it, in PyTorch.
+
+    One line says so, once: from then on ``source`` is not :func:`usable` for the type and device of ``first``.
+
+    Args:
+        first: the first tensor that :func:`usable` was asked about.
+    """
+    try:
+        yield
+    except Unusable as error:
+        _failed.add((source, first.dtype, first.device))
+        _tell(f"{source} with {TYPES[first.dtype]} on {first.device}", error)
+
+
+def _on_a_gpu(given: Sequence[Tensor]) -> bool:
     return (
         all(t.is_cuda and (t.dtype in TYPES or not t.is_floating_point()) for t in given)
         and len({t.device for t in given}) == 1
@@ -41,24 +80,53 @@ def usable(*tensors: Tensor | None) -> bool:
     )
 
 
-@functools.cache
 def _works_on(device: torch.device, capability: tuple[int, int]) -> bool:
     """Compile the smallest kernel, launch it and look at what it made; where that fails say so, once.
 
-    What the driver or the GPU refuses shows here, and not in the user's first step.
+    What the driver or the GPU refuses shows here, and not in the user's first step. A trial would end the capture of a
+    graph: meanwhile kernels are taken on trust.
+
+    Raises:
+        torch.OutOfMemoryError: the trial found no memory, which says nothing of the kernels.
     """
+    known = _trials.get((device, capability))
+    if known is not None:
+        return known
     arch = f"sm_{capability[0]}{capability[1]}"
     try:
         if torch.version.hip is not None:  # its GPUs pass for CUDA devices, and NVRTC compiles without looking at them
             raise RuntimeError("this torch is built for ROCm")
         if capability < MIN_CAPABILITY:
             raise RuntimeError(f"compute capability {capability[0]}.{capability[1]} is below 8.0")
+        if _captures(device):
+            return True
         _try_on(device)
+        _trials[device, capability] = True
     except Exception as error:  # a missing library, a GPU that NVRTC does not know yet: every cause has the same remedy
-        reason = " ".join(str(error).split())[:200]
-        logger.warning("no CUDA kernels for %s, sampling ops run in their PyTorch form: %s", arch, reason)
+        if _out_of_memory(error):
+            raise
+        _trials[device, capability] = False
+        _tell(arch, error)
+    return _trials[device, capability]
+
+
+def _tell(what: str, error: Exception) -> None:
+    reason = " ".join(str(error).split())[:200]
+    logger.warning("no CUDA kernels for %s, sampling ops run in their PyTorch form: %s", what, reason)
+
+
+def _captures(device: torch.device) -> bool:
+    """Whether a graph captures what the current stream of ``device`` does."""
+    if device.type != "cuda":
         return False
-    return True
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Of torch, Python, the driver or NVRTC; the last two know no class for it."""
+    named = "out of memory" in str(error).lower().replace("_", " ")
+    return named or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 def _try_on(device: torch.device) -> None:
@@ -167,12 +235,23 @@ def launch(
         block: threads along x, y, z.
         arguments: tensors for pointers (None is the null pointer), numpy scalars of the parameters' very types.
         macros: what the source wants defined.
+
+    Raises:
+        Unusable: this kernel comes for the first time on this device, and cannot be compiled or launched. What lacks
+            memory is raised as it is, and what fails while a graph captures: it may work elsewhere.
     """
     if 0 in grid:
         return
     defined = tuple(sorted((k, str(v)) for k, v in macros.items()))
     device = next(a.device for a in arguments if isinstance(a, Tensor))
-    run(source, name, tuple(grid), tuple(block), arguments, defined, device)
+    kernel = (source, name, defined, device)
+    try:
+        run(source, name, tuple(grid), tuple(block), arguments, defined, device)
+    except Exception as error:  # a driver's, a compiler's, a missing library's: every cause has the same remedy
+        if kernel in _launched or _out_of_memory(error) or _captures(device):
+            raise
+        raise Unusable(str(error)) from error
+    _launched.add(kernel)
 
 
 def run(

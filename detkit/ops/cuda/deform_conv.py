@@ -13,7 +13,7 @@ from detkit.ops.cuda.compile import TYPES, deterministic, fixed_point, launch, s
 from detkit.ops.geometry import ConvSizes
 from detkit.ops.sampling import as_maps, empty_maps
 
-_SOURCE = "deform_conv.cu"
+SOURCE = "deform_conv.cu"
 _ROWS = 64  # places (or, for the weights' gradient, channels) of a block: BM in tiles.cuh
 _THREADS = (256, 1, 1)
 
@@ -108,7 +108,7 @@ def _launch(
     fixed: bool = False,
 ) -> None:
     launch(
-        _SOURCE, name, grid, _THREADS, arguments, TYPE=TYPES[x.dtype], TENSOR=int(x.dtype != torch.float32), BN=tile,
+        SOURCE, name, grid, _THREADS, arguments, TYPE=TYPES[x.dtype], TENSOR=int(x.dtype != torch.float32), BN=tile,
         PACKED=int(packed), FIXED=int(fixed),
     )  # fmt: skip
 

@@ -11,6 +11,9 @@ __device__ inline void put(P* p, const P& x) {
     *p = x;
 }
 
+// Says that p points to global memory. Where the compiler does not know it, each access finds out at run time.
+__device__ inline void in_global_memory(const void* p) { __builtin_assume(__isGlobal(p)); }
+
 __device__ inline float float_of_bits(unsigned x) { return __uint_as_float(x); }
 __device__ inline unsigned bits_of_float(float x) { return __float_as_uint(x); }
 

@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 
 from detkit.ops.cuda.compile import TYPES, deterministic, fixed_point, launch, settled
+from detkit.ops.cuda.region_pooling import near
 from detkit.ops.sampling import as_maps, empty_maps
 
-_SOURCE = "ps_roi_pool.cu"
+SOURCE = "ps_roi_pool.cu"
 
 
 def forward(features: Tensor, boxes: Tensor, image_index: Tensor, h: int, w: int, scale: float) -> Tensor:
     """The op ``detkit::ps_roi_pool`` on a GPU; see :func:`detkit.ops.ps_roi_pool` for shapes."""
     channels = features.shape[1] // (h * w)
+    (features,) = near([features], 4 * len(boxes))  # a bin as large as a cell meets four; each channel is of one bin
     out = empty_maps(features, len(boxes), channels, h, w)
     sizes = (channels, *features.shape[2:], h, w)
     arguments = [
@@ -24,7 +26,7 @@ def forward(features: Tensor, boxes: Tensor, image_index: Tensor, h: int, w: int
         *(np.int32(n) for n in sizes), np.float32(scale),
     ]  # fmt: skip
     grid = (len(boxes), (h * w + 7) // 8, 1)
-    launch(_SOURCE, "ps_pool_forward", grid, (32, 8, 1), arguments, TYPE=TYPES[features.dtype], FIXED=0)
+    launch(SOURCE, "ps_pool_forward", grid, (32, 8, 1), arguments, TYPE=TYPES[features.dtype], FIXED=0)
     return out
 
 
@@ -43,7 +45,7 @@ def backward(grad: Tensor, shape: Sequence[int], boxes: Tensor, image_index: Ten
         *(np.int32(n) for n in (grad.shape[1], height, width, h, w)), np.float32(scale),
     ]  # fmt: skip
     launch(
-        _SOURCE, "ps_pool_backward", (len(boxes), (h * w + 7) // 8, 1), (32, 8, 1), arguments,
+        SOURCE, "ps_pool_backward", (len(boxes), (h * w + 7) // 8, 1), (32, 8, 1), arguments,
         TYPE=TYPES[grad.dtype], FIXED=int(unit is not None),
     )  # fmt: skip
     return as_maps(settled(sums, inverse, grad.dtype), b, c, height, width)

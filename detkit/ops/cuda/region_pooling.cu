@@ -47,6 +47,7 @@ __device__ inline Level level_at(const Level* levels, int64 number) {
 #pragma unroll
     for (int i = 1; i < LEVELS; i++)
         if (i == number) level = levels[i];
+    in_global_memory(level.data), in_global_memory(level.sums);  // of a pointer that was chosen this is not known
     return level;
 }
 
@@ -67,8 +68,8 @@ __device__ inline Bin place(const float* box, const Level& level, const int64* i
     float scale = level.scale, shift = s.aligned ? 0.5f : 0.f, least = s.aligned ? 0.f : 1.f;
     bin.finite = isfinite(box[0]) && isfinite(box[1]) && isfinite(box[2]) && isfinite(box[3]);
     float x1 = box[0] * scale - shift, y1 = box[1] * scale - shift;
-    bin.width = fmaxf(box[2] * scale - shift - x1, least);
-    bin.height = fmaxf(box[3] * scale - shift - y1, least);
+    bin.width = bin.finite ? fmaxf(box[2] * scale - shift - x1, least) : 0.f;  // infinity times nothing would be NaN
+    bin.height = bin.finite ? fmaxf(box[3] * scale - shift - y1, least) : 0.f;
     bin.cells_h = level.height, bin.cells_w = level.width;
     if (image_size) {  // a map ends where its image ends
         bin.cells_h = min(bin.cells_h, (int)ceilf((float)image_size[0] * scale));
@@ -158,12 +159,13 @@ extern "C" __global__ void region_backward(
     const T* map = level.data + image * level.stride_b;
     const T* upstream = grad + r * grad_r + (bin / bins_w) * grad_h + (bin % bins_w) * grad_w;
     float share = b.finite && b.grid_h > 0 && b.grid_w > 0 ? 1.f / (float)(b.grid_h * b.grid_w) : 0.f;
-    int depth = channels / groups;
-    for (int g = 0; g < groups; g++) {
+    int depth = channels / groups, lane = (int)threadIdx.x;
+    bool alone = depth == 1;  // each lane has a group of its own
+    for (int g = alone ? lane : 0; g < groups; g += alone ? 32 : 1) {
         float y0 = b.y, x0 = b.x, by_y = 0.f, by_x = 0.f;
         int64 move = ((r * groups + g) * 2) * bins + bin;
         if (offsets) x0 += gamma * offsets[move] * b.width, y0 += gamma * offsets[move + bins] * b.height;
-        for (int d = (int)threadIdx.x * VEC; d < depth; d += 32 * VEC) {
+        for (int d = alone ? 0 : lane * VEC; d < depth; d += 32 * VEC) {
             int c = g * depth + d;
             float up[VEC];
             load<VEC>(up, upstream + c * grad_c, grad_c, false);
@@ -200,8 +202,8 @@ extern "C" __global__ void region_backward(
             }
         }
         if (!offsets) continue;
-        by_y = warp_sum(by_y), by_x = warp_sum(by_x);
-        if (threadIdx.x == 0) {
+        if (!alone) by_y = warp_sum(by_y), by_x = warp_sum(by_x);
+        if (alone || lane == 0) {
             offset_grad[move] = gamma * b.width * by_x;
             offset_grad[move + bins] = gamma * b.height * by_y;
         }

@@ -13,7 +13,7 @@ from detkit.ops.cuda.compile import TYPES, deterministic, fixed_point, launch, s
 from detkit.ops.geometry import Pooling
 from detkit.ops.sampling import as_maps, empty_maps
 
-_SOURCE = "region_pooling.cu"
+SOURCE = "region_pooling.cu"
 
 #: maps that a kernel takes
 MAX_LEVELS = 8
@@ -27,7 +27,7 @@ def forward(
     channels = features[0].shape[1] // sets
     h, w = pooling.output_size
     out = empty_maps(features[0], len(boxes), channels, h, w)
-    features = _near(features, len(boxes), channels // groups, pooling)
+    features = near(features, _reads(len(boxes), pooling))
     shapes = [f.shape for f in features]
     arguments = [
         *_levels(features, [None] * len(features), shapes, pooling), *_places(boxes, images, levels, offsets, pooling),
@@ -35,7 +35,7 @@ def forward(
     ]  # fmt: skip
     vec = _vector(features, channels // groups)
     launch(
-        _SOURCE, "region_forward", _grid(boxes, pooling), (32, 8, 1), arguments,
+        SOURCE, "region_forward", _grid(boxes, pooling), (32, 8, 1), arguments,
         TYPE=TYPES[out.dtype], VEC=vec, FIXED=0, LEVELS=len(features),
     )  # fmt: skip
     return out
@@ -61,7 +61,7 @@ def backward(
     dtype = torch.float32 if unit is None else torch.int64
     sums = [as_maps(torch.zeros(b * h * w * c, dtype=dtype, device=grad.device), b, c, h, w) for b, c, h, w in shapes]
     offset_grad = None if offsets is None else torch.empty_like(offsets, dtype=torch.float32).contiguous()
-    features = _near(features, len(boxes), channels // groups, pooling)
+    features = near(features, _reads(len(boxes), pooling))
     maps = [None] * len(sums) if offsets is None else features
     vec = _vector(features, channels // groups, element=grad)
     arguments = [
@@ -69,7 +69,7 @@ def backward(
         *(np.int64(s) for s in grad.stride()), offset_grad, unit, *_sizes(channels, groups, pooling),
     ]  # fmt: skip
     launch(
-        _SOURCE, "region_backward", _grid(boxes, pooling), (32, 8, 1), arguments,
+        SOURCE, "region_backward", _grid(boxes, pooling), (32, 8, 1), arguments,
         TYPE=TYPES[grad.dtype], VEC=vec, FIXED=int(unit is not None), LEVELS=len(sums),
     )  # fmt: skip
     grads = [_like(settled(s, inverse, grad.dtype), s) for s in sums]
@@ -78,18 +78,22 @@ def backward(
     return grads
 
 
-def _near(maps: Sequence[Tensor], num_boxes: int, depth: int, pooling: Pooling) -> Sequence[Tensor]:
-    """The maps in channels-last order where that lets them be read 16 bytes at a time, and more is read than copied.
+def near(maps: Sequence[Tensor], reads: float) -> Sequence[Tensor]:
+    """The maps in channels-last order, in which the lanes of a warp read side by side, where more is read than copied.
 
     Args:
-        depth: channels that share their samples.
+        reads: cells that are read of each channel, of all maps together.
     """
-    h, w = pooling.output_size
     cells = sum(m.shape[0] * m.shape[2] * m.shape[3] for m in maps)
-    reads = 4 * max(pooling.sampling_ratio, 1) ** 2 * num_boxes * h * w
-    if depth % 8 or reads < cells * pooling.channel_sets:
+    if reads < cells:
         return maps
     return [m if m.stride(1) == 1 else m.contiguous(memory_format=torch.channels_last) for m in maps]
+
+
+def _reads(num_boxes: int, pooling: Pooling) -> float:
+    """Cells that are read of each channel, one sample a bin where boxes choose their number."""
+    h, w = pooling.output_size
+    return 4 * max(pooling.sampling_ratio, 1) ** 2 * num_boxes * h * w / pooling.channel_sets
 
 
 def _like(x: Tensor, channels_last: Tensor) -> Tensor:
