@@ -186,6 +186,8 @@ class Place:
             self.run(next(found.text for found in commands() if tool_of(found.text) == "recipe"))
         if "replay.py" in text and not (self.folder / "runs" / "hot").is_dir():
             self.run(next(found.text for found in commands() if "optim.lr=2 " in found.text), code=1)
+        if (found := re.search(r"hydra\.run\.dir=(\S+)", text)) and (self.folder / found[1] / "last.pt").is_file():
+            text = text.replace(found[0], f"{found[0]}_{time.time_ns()}")  # neither is a run
         if "apply=" in text:
             text = self._edited(text)
         if "/elsewhere" in text:
