@@ -357,6 +357,24 @@ def test_folders_are_read_by_name_and_what_is_no_image_is_counted(tmp_path):
     assert files.others == {".txt": 1}
 
 
+def test_linked_folders_are_read_too_and_each_once(tmp_path):
+    for name in ("in/a.png", "elsewhere/b.png"):
+        write_picture(tmp_path / name)
+    for name in ("linked", "linked_again"):
+        (tmp_path / "in" / name).symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "in")
+    names = [picture.file for picture in ImageFiles(tmp_path / "in")]
+    assert names == [str(tmp_path / "in" / name) for name in ("a.png", "linked/b.png")]
+
+
+def test_misspelt_options_are_told_with_the_tool_s_own_names(run, tmp_path):
+    write_picture(tmp_path / "a.png")
+    told = run("input=a.png", "score_treshold=0.1", "optim.lrr=1", code=2)
+    assert "score_treshold: no key 'score_treshold'; did you mean 'score_threshold'?" in told
+    assert "optim.lrr: no argument 'lrr'; did you mean 'lr'?" in told
+    assert "zzz: no key 'zzz'; known: batch_size, checkpoint, device, format" in run("input=a.png", "zzz=1", code=2)
+
+
 def test_the_forms_say_the_same(run, tmp_path):
     write_picture(tmp_path / "in" / "a.png")
     write_picture(tmp_path / "in" / "b c" / "b.png")
