@@ -97,6 +97,7 @@ def aim_of(options: CalibrateOptions) -> Aim:
     if not 0 < level < 1:
         raise ConfigError(f"target.{risk}: must lie between 0 and 1, not {value:g}: no number of images proves that")
     check_range("delta", options.delta, 0, 1)
+    check_range("seed", options.seed, 0)
     if options.unknown is not None and not 0 < options.unknown < 1:
         raise ConfigError(f"unknown: must lie between 0 and 1, not {options.unknown:g}")
     if not 0 < options.delta < 1 or math.isnan(options.delta):
