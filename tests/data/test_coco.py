@@ -229,16 +229,6 @@ def test_duplicate_image_ids(tmp_path):
     assert len(data.truths[0]) == 1  # as pycocotools: the last record of an id counts
 
 
-def test_two_images_with_one_file_are_told_and_kept(tmp_path):
-    images = [image(1), image(2, file_name="1.png"), image(5, file_name="1.png"), image(4)]
-    write_coco(tmp_path, images, [annotation(1, 1, [1, 1, 9, 9])])
-    data = open_set(tmp_path)
-    assert len(data) == 4
-    assert (
-        "images with the file of another: 2 (kept, each with its own boxes): 1.png: ids 1 and 2; 1.png: ids 1 and 5"
-    ) in str(data.report)
-
-
 def test_missing_image_files(tmp_path):
     write_coco(tmp_path, [image(1), image(2)], [annotation(1, 1, [1, 1, 9, 9]), annotation(2, 2, [2, 2, 9, 9])])
     file = tmp_path / "images" / "1.png"

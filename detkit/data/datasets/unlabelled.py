@@ -36,7 +36,7 @@ class Picture(NamedTuple):
 
 
 class ImageFiles:
-    """One image, or those in a folder and below, links followed, by name. One is read after another, however many there are.
+    """One image, or those in a folder and below, by name, links followed. One is read after another, however many.
 
     ``faults`` names what could not be read so far. ``own`` counts the pictures that are left out since detkit drew
     them, ``others`` the files that are no images, by their ending.

@@ -125,7 +125,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises:
         DamagedCheckpointError: the file is cut off or its bytes have changed; the message names the record.
-        CheckpointError: there is no such file, or it is a folder, another program's, of another format, or would run code.
+        CheckpointError: there is no such file, or it is a folder, another program's, of another format, or would run
+            code.
     """
     path = Path(path)
     if path.is_dir():
