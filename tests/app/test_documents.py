@@ -235,7 +235,7 @@ def filled(text: str) -> str:
 
 def tool_of(command: str) -> str:
     """``train`` of ``python tools/train.py ...``."""
-    found = re.search(r"tools/(\w+)\.py|-m detkit\.app\.(\w+)", command)
+    found = re.search(r"tools/(\w+)\.py|-m detkit(?:\.app\.| )(\w+)", command)
     return (found[1] or found[2]) if found else ""
 
 
