@@ -67,10 +67,11 @@ def run(cfg: DictConfig, folder: Path) -> None:
     output = Path(node["output"])
     check_free(output)
     dataset = build_dataset(node["data"], split)
+    coco_file = dataset.coco_file
     if node["merge"] is not None:
         dataset = _merged(dataset, node["merge"])
     parts = plan_parts(dataset, node["into"] or {split: 1.0}, node["group"], node["seed"])
-    losses = convert(dataset, node["to"], parts, output, is_linked=node["pictures"] == "link")
+    losses = convert(dataset, node["to"], parts, output, is_linked=node["pictures"] == "link", coco_file=coco_file)
     rich.print(parts_table(dataset, parts))
     for line in losses.describe():
         rich.get_console().print(Text(line), soft_wrap=True)
@@ -116,6 +117,7 @@ def convert(
     output: Path,
     *,
     is_linked: bool = False,
+    coco_file: str | None = None,
 ) -> Losses:
     """Write ``dataset`` to ``output``, whole or not at all: beside it first, then by its name.
 
@@ -125,9 +127,10 @@ def convert(
         parts: name -> places of its images.
         output: missing or empty.
         is_linked: symbolic links instead of copies of the pictures.
+        coco_file: of which ``dataset`` was read: its other keys are written too, where ``layout`` is COCO's.
 
     Raises:
-        ConfigError: ``output`` is not empty, or the layout cannot hold two of the pictures.
+        ConfigError: ``output`` is not empty, or the layout cannot hold two of the pictures or a name.
         OSError: it cannot be written; the error names it.
     """
     check_free(output)
@@ -135,7 +138,7 @@ def convert(
         output.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:
-        losses = write(dataset, layout, parts, partial, is_linked)
+        losses = write(dataset, layout, parts, partial, is_linked, coco_file)
         partial.chmod(0o755)  # mkdtemp makes it private
         os.replace(partial, output)  # fails where something has come there since
     except ValueError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from xml.etree import ElementTree
 import numpy as np
 import yaml
 
+from detkit.data.coco_keys import OtherKeys
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.datasets.coco_keypoints import keypoints
 from detkit.data.datasets.files import normal_name
@@ -24,6 +26,9 @@ from detkit.structures import GroundTruth
 
 Layout = Literal["coco", "voc", "yolo"]
 LAYOUTS = get_args(Layout)
+
+#: What XML 1.0 has no way to write, and a carriage return, which is read as another sign.
+_NOT_IN_XML = re.compile("[^\\t\\n\\x20-\\ud7ff\\ue000-\\ufffd\\U00010000-\\U0010ffff]")
 
 #: Decimals of YOLO's shares: with six a corner is exact to a thousandth of a pixel in pictures of up to 1300 px.
 DECIMALS = 6
@@ -50,11 +55,16 @@ def relative_names(dataset: DetectionDataset) -> list[str]:
 
 
 def write(
-    dataset: DetectionDataset, layout: Layout, parts: Mapping[str, Sequence[int]], folder: Path, is_linked: bool
+    dataset: DetectionDataset,
+    layout: Layout,
+    parts: Mapping[str, Sequence[int]],
+    folder: Path,
+    is_linked: bool,
+    coco_file: str | None = None,
 ) -> Losses:
     """Write ``dataset`` into the empty ``folder``, as ``data=<layout> data.root=<folder>`` reads it.
 
-    - "coco" holds all: ids, boxes, areas and landmarks stay what they are.
+    - "coco" holds all: ids, boxes, areas and landmarks stay what they are, and so do the other keys of ``coco_file``.
     - "voc" counts whole pixels: corners are rounded to the nearest, and boxes cut at the border of their image. Crowds
       become difficult.
     - "yolo" has shares with six decimals, boxes cut at the border, and no crowds: they are left out. Boxes that count
@@ -67,17 +77,25 @@ def write(
         dataset: what to write.
         parts: name -> places of its images in ``dataset``.
         is_linked: pictures become symbolic links to the old ones, not copies.
+        coco_file: the file that ``dataset`` was read from, if its layout is COCO's.
 
     Raises:
-        ValueError: two pictures would have the same annotation file.
+        ValueError: two pictures would have the same annotation file, or XML cannot hold a name or tell two apart.
         OSError: something cannot be written.
     """
     names = relative_names(dataset)
     if layout != "coco":
         _check_stems(names)
     losses = Losses()
+    if layout == "voc":
+        _check_xml(dataset, names, losses)
+    keys = OtherKeys(coco_file if layout == "coco" else None)
     for part, places in parts.items():
-        _WRITERS[layout](dataset, names, part, places, folder, losses)
+        if layout == "coco":
+            content = keys.beside(coco_content(dataset, names, places))
+            (folder / f"{part}.json").write_text(json.dumps(content))
+        else:
+            _WRITERS[layout](dataset, names, part, places, folder, losses)
         for i in places:
             target = folder / _PICTURES[layout].format(part=part) / names[i]
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -102,10 +120,23 @@ def _check_stems(names: Sequence[str]) -> None:
         seen[stem] = name
 
 
-def _write_coco(
-    dataset: DetectionDataset, names: Sequence[str], part: str, places: Sequence[int], folder: Path, losses: Losses
-) -> None:
-    (folder / f"{part}.json").write_text(json.dumps(coco_content(dataset, names, places)))
+def _check_xml(dataset: DetectionDataset, names: Sequence[str], losses: Losses) -> None:
+    """Refuse names of pictures and classes that XML cannot hold, and those of classes that it cannot tell apart."""
+    if bad := next((name for name in names if _NOT_IN_XML.search(name) or "\n" in name), None):
+        raise ValueError(f"{bad!r}: the picture's name has a character that VOC's files cannot hold; to=coco can")
+    used = sorted({int(k) for truth in dataset.truths for k in truth.labels})
+    read: dict[str, str] = {}
+    for name in (dataset.categories.names[k] for k in used):
+        way_out = f"merge={{NAME: [{name!r}]}} gives it another name, and to=coco can hold it"
+        if _NOT_IN_XML.search(name):
+            raise ValueError(f"class {name!r}: has a character that XML cannot hold; {way_out}")
+        other = read.setdefault(name.strip(), name)
+        if other != name:
+            raise ValueError(
+                f"classes {other!r} and {name!r} would be one, as VOC's files have no blanks around a name: "
+                f"merge={{{name.strip()}: [{other!r}, {name!r}]}} makes them one, and to=coco can hold both"
+            )
+        losses.counts["names of classes without the blanks around them"] += name != name.strip()
 
 
 def coco_content(dataset: DetectionDataset, names: Sequence[str], places: Sequence[int]) -> dict[str, Any]:
@@ -224,5 +255,5 @@ def _inside(truth: GroundTruth, losses: Losses) -> tuple[np.ndarray, np.ndarray]
     return corners[kept], kept
 
 
-_WRITERS = {"coco": _write_coco, "voc": _write_voc, "yolo": _write_yolo}
+_WRITERS = {"voc": _write_voc, "yolo": _write_yolo}
 _PICTURES = {"coco": "images", "voc": "JPEGImages", "yolo": "images/{part}"}

@@ -31,6 +31,11 @@ def check_evaluation(
     """
     if evaluates:
         check_monitor(monitor, evaluator, val_loss)
+        if only_with_evaluations.get("patience") is not None and only_with_evaluations.get("eval_every") is None:
+            raise ValueError(
+                f"patience={only_with_evaluations['patience']} counts evaluations, and with eval_every=null there is "
+                "one alone, at the end: set eval_every too, or patience=null"
+            )
         return
     for name, value in only_with_evaluations.items():
         if value is not None:

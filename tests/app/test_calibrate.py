@@ -69,6 +69,7 @@ def test_what_cannot_be_promised_is_told(checkpoint, tmp_path, monkeypatch, caps
         assert "target: one of precision, recall, false_alarms is wanted" in call(*start, *target, code=2)
     assert "target.precision: must lie between 0 and 1, not 1" in call(*start, "target.precision=1", code=2)
     assert "delta: must lie between 0 and 1, not 0" in call(*start, "target.precision=0.9", "delta=0", code=2)
+    assert "seed: must be 0 or more, not -1" in call(*start, "target.precision=0.9", "seed=-1", code=2)
     assert "needs 459 images at least" in call(*start, "target.recall=0.99", "delta=0.01", code=1)
     output = call(*start, "target.recall=0.9", "model.head.roi.selector.score_threshold=1", code=1)
     assert "recall of at least 0.9, with probability 0.9: the detector finds nothing in these" in " ".join(

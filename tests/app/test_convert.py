@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -126,6 +127,69 @@ def test_boxes_keep_their_pixels_where_exif_turns_the_picture(tmp_path, orientat
     assert found.shape[:2] == ((20, 11) if is_turned else (11, 20))
     np.testing.assert_array_equal(back, inside(data))
     assert losses.counts["images whose boxes were turned as their EXIF orientation says"] == is_turned
+
+
+@pytest.mark.parametrize("merge", [None, {"pet": ["cat", "dog"]}])
+def test_other_keys_of_a_coco_file_are_kept(tmp_path, monkeypatch, capsys, merge):
+    root = write_coco(
+        tmp_path / "set",
+        [image(1, license=3), image(2, coco_url="http://there", camera={"name": "left"})],
+        [
+            annotation(4, 2, [1, 1, 9, 9], segmentation=[[1, 1, 10, 1, 10, 10]], keypoints=[2, 3, 2, 0, 0, 0]),
+            annotation(9, 1, [2, 2, 9, 9], 7, attributes={"occluded": True}),
+        ],
+        [{"id": 7, "name": "dog", "supercategory": "animal"},
+         {"id": 3, "name": "cat", "keypoints": ["ear", "tail"], "skeleton": [[1, 2]]}],
+    )  # fmt: skip
+    before = json.loads((root / "train.json").read_text()) | {"info": {"year": 2026}, "licenses": [{"id": 3}]}
+    (root / "train.json").write_text(json.dumps(before))
+    more = [] if merge is None else ["merge={pet: [cat, dog]}"]
+    call(
+        convert.main, monkeypatch, capsys, "data=coco", f"data.root={root}", "to=coco", f"output={tmp_path / 'out'}",
+        "into={train: 0.5, rest: 0.5}", *more,
+    )  # fmt: skip
+    parts = [json.loads((tmp_path / "out" / f"{part}.json").read_text()) for part in ("train", "rest")]
+    for part in parts:
+        assert (part["info"], part["licenses"]) == ({"year": 2026}, [{"id": 3}])
+    for key, id_of in (("images", {1, 2}), ("annotations", {4, 9})):
+        found = {record["id"]: record for part in parts for record in part[key]}
+        assert set(found) == id_of
+        for old in before[key]:
+            new = found[old["id"]]
+            assert {k: v for k, v in new.items() if k in old and k != "category_id"} == {
+                k: v for k, v in old.items() if k != "category_id"
+            }
+    names = {record["name"]: record for record in parts[0]["categories"]}
+    assert names["pet" if merge else "cat"]["skeleton"] == [[1, 2]]
+    if not merge:
+        assert names["dog"]["supercategory"] == "animal"
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("cat", "cat "), "classes 'cat' and 'cat ' would be one, as VOC's files have no blanks around a name: merge={cat: ['cat', 'cat ']}"),
+        (("cat", "a\x0bb"), "class 'a\\x0bb': has a character that XML cannot hold; merge={NAME: ['a\\x0bb']}"),
+        (("cat", "a\rb"), "class 'a\\rb': has a character that XML cannot hold"),
+        (("cat", "a\ud800b"), "class 'a\\ud800b': has a character that XML cannot hold"),
+    ],
+)  # fmt: skip
+def test_classes_that_xml_cannot_hold_or_tell_apart_are_refused(tmp_path, names, words):
+    categories = [{"id": i, "name": name} for i, name in enumerate(names, start=1)]
+    rows = [annotation(i, 1, [i, i, 9, 9], i) for i in (1, 2)]
+    data = CocoDataset(root=str(write_coco(tmp_path / "set", [image(1)], rows, categories)))
+    with pytest.raises(ConfigError, match=f"^to: {re.escape(words)}"):
+        convert.convert(data, "voc", everything(data), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    convert.convert(data, "coco", everything(data), tmp_path / "out")
+    assert CocoDataset(root=str(tmp_path / "out")).categories == data.categories
+
+
+def test_a_class_that_loses_the_blanks_around_it_is_counted(tmp_path):
+    root = write_coco(tmp_path / "set", [image(1)], [annotation(1, 1, [1, 1, 9, 9], 1)], [{"id": 1, "name": " cat"}])
+    data = CocoDataset(root=str(root))
+    losses = convert.convert(data, "voc", everything(data), tmp_path / "out")
+    assert "names of classes without the blanks around them: 1" in losses.describe()
 
 
 def test_names_with_signs_of_xml_and_yaml(tmp_path):

@@ -186,6 +186,8 @@ class Place:
             self.run(next(found.text for found in commands() if tool_of(found.text) == "recipe"))
         if "replay.py" in text and not (self.folder / "runs" / "hot").is_dir():
             self.run(next(found.text for found in commands() if "optim.lr=2 " in found.text), code=1)
+        if (found := re.search(r"hydra\.run\.dir=(\S+)", text)) and (self.folder / found[1] / "last.pt").is_file():
+            text = text.replace(found[0], f"{found[0]}_{time.time_ns()}")  # neither is a run
         if "apply=" in text:
             text = self._edited(text)
         if "/elsewhere" in text:
@@ -233,7 +235,7 @@ def filled(text: str) -> str:
 
 def tool_of(command: str) -> str:
     """``train`` of ``python tools/train.py ...``."""
-    found = re.search(r"tools/(\w+)\.py|-m detkit\.app\.(\w+)", command)
+    found = re.search(r"tools/(\w+)\.py|-m detkit(?:\.app\.| )(\w+)", command)
     return (found[1] or found[2]) if found else ""
 
 

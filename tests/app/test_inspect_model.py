@@ -186,7 +186,8 @@ def test_no_experiment_is_needed_and_its_groups_are_those_of_training():
         (("split=test",), ("split: must be one of 'train', 'val', not 'test'",)),
         (("input_size=[3]",), ("input_size: must be a list of 2: int, int or null, not [3]",)),
         (("input_size=[0,64]",), ("input_size: must be [height, width] in px, not [0, 64]",)),
-        (("num_inputs=-1",), ("num_inputs must not be negative, and classes must be positive",)),
+        (("num_inputs=-1",), ("num_inputs: must be 0 or more, not -1",)),
+        (("classes=0",), ("classes: must be 1 or more, not 0",)),
         (("data=coco",), ("data.root: needs a value; data=null inspects the model without data",)),
     ],
 )  # fmt: skip

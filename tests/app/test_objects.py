@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from torch import nn
@@ -86,6 +89,33 @@ def test_a_loss_can_be_monitored_without_objects_and_sound_data_are_silent(caplo
     val = Given([0, 1], [])
     objects.warn_of_validation(Given([0, 1]), val, scorer(val), "APs")
     objects.warn_of_limits(val, "data.val", nn.Identity(), scorer(val))
+    assert not caplog.text
+
+
+def test_pictures_that_are_trained_on_and_validated_on_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By whatever name: through a linked folder, a linked file, or a path that goes up and down again."""
+    for name in ("a.jpg", "b.jpg", "c.jpg", "d.jpg"):
+        (tmp_path / "images" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "images" / name).touch()
+    (tmp_path / "linked").symlink_to(tmp_path / "images")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "x.jpg").symlink_to(tmp_path / "images" / "c.jpg")
+    train, val = Given([0], [0], [0]), Given([0], [0], [0], [0])
+    for dataset, names in (
+        (train, ("images/a.jpg", "images/b.jpg", "images/c.jpg")),
+        (val, ("linked/a.jpg", "linked/d.jpg", "other/../images/b.jpg", "other/x.jpg")),
+    ):
+        placed = zip(dataset.truths, names, strict=True)
+        dataset.truths = [replace(truth, file=str(tmp_path / name)) for truth, name in placed]
+    objects.warn_of_shared(train, val)
+    assert caplog.messages == [
+        "3 of 4 images of data.val are in data.train too (a.jpg, b.jpg, x.jpg): AP will be too high"
+    ]
+    caplog.clear()
+    val.truths = val.truths[1:2]
+    objects.warn_of_shared(train, val)
     assert not caplog.text
 
 

@@ -104,8 +104,7 @@ def test_where_no_picture_can_be_read_nothing_is_left(run, tmp_path):
 
 def test_its_own_output_is_not_read_again(run, tmp_path):
     write_picture(tmp_path / "in" / "a.png")
-    for output in ("in", "in/out"):
-        assert "in 1 images" in run("input=in", f"output={output}")
+    for output in ("in", "in/out", "in/again"):
         assert "in 1 images" in run("input=in", f"output={output}")
     assert pictures(tmp_path / "in") == ["000001_a.png", "a.png"]
     only_own = run("input=in/out", code=1)
@@ -358,6 +357,24 @@ def test_folders_are_read_by_name_and_what_is_no_image_is_counted(tmp_path):
     assert files.others == {".txt": 1}
 
 
+def test_linked_folders_are_read_too_and_each_once(tmp_path):
+    for name in ("in/a.png", "elsewhere/b.png"):
+        write_picture(tmp_path / name)
+    for name in ("linked", "linked_again"):
+        (tmp_path / "in" / name).symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "in")
+    names = [picture.file for picture in ImageFiles(tmp_path / "in")]
+    assert names == [str(tmp_path / "in" / name) for name in ("a.png", "linked/b.png")]
+
+
+def test_misspelt_options_are_told_with_the_tool_s_own_names(run, tmp_path):
+    write_picture(tmp_path / "a.png")
+    told = run("input=a.png", "score_treshold=0.1", "optim.lrr=1", code=2)
+    assert "score_treshold: no key 'score_treshold'; did you mean 'score_threshold'?" in told
+    assert "optim.lrr: no argument 'lrr'; did you mean 'lr'?" in told
+    assert "zzz: no key 'zzz'; known: batch_size, checkpoint, device, format" in run("input=a.png", "zzz=1", code=2)
+
+
 def test_the_forms_say_the_same(run, tmp_path):
     write_picture(tmp_path / "in" / "a.png")
     write_picture(tmp_path / "in" / "b c" / "b.png")
@@ -419,6 +436,19 @@ def test_labels_are_what_scores_enough_and_are_read_again(run, checkpoint, tmp_p
     before = {f: f.read_bytes() for f in (tmp_path / "yolo").rglob("*.txt")}
     assert "has labels already" in run("input=in", "output=yolo", "format=yolo", "score_threshold=0", code=2)
     assert before == {f: f.read_bytes() for f in (tmp_path / "yolo").rglob("*.txt")}
+
+
+@pytest.mark.parametrize("form", ["coco", "csv", "label_studio"])
+def test_two_predictions_are_not_mixed_in_one_folder(run, tmp_path, form):
+    for name in ("one/a.png", "other/b.png"):
+        write_picture(tmp_path / name)
+    run("input=one", "output=out", f"format={form}")
+    before = {f.name: f.read_bytes() for f in (tmp_path / "out").iterdir()}
+    for again in (form, "csv"):
+        output = run("input=other", "output=out", f"format={again}", code=2)
+        assert "output: out/" in output
+        assert "is there already, and nothing is written over: choose another folder" in output
+    assert {f.name: f.read_bytes() for f in (tmp_path / "out").iterdir()} == before
 
 
 def test_forms_that_images_cannot_have_are_refused(run, tmp_path):

@@ -5,11 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import ModuleType
 
+import cv2
+import numpy as np
 import pytest
 
 from detkit.app import train
+from detkit.app.audit import tool as audit
+from detkit.app.calibrate import tool as calibrate
+from detkit.app.explain import tool as explain
+from detkit.app.labels import tool as labels
 from detkit.app.run import report
+from detkit.app.use import evaluate, predict
 from tests.app.tools import call
 
 SMALL = [
@@ -59,6 +67,62 @@ def test_a_refused_resume_leaves_the_run_as_it_was(
     assert words in call(train.main, monkeypatch, capsys, *arguments, code=code)
     assert contents(run) == before
     assert not list((tmp_path / "new").rglob("*.*")), "no second folder stays behind"
+
+
+@pytest.mark.parametrize("left", ["last.pt", "previous.pt", "best.pt", "result.json"])
+def test_a_new_run_does_not_take_the_folder_of_another(
+    finished: Path, tmp_path: Path, monkeypatch, capsys, left: str
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(finished / "run" / ("last.pt" if left == "previous.pt" else left), run / left)
+    before = contents(run)
+    arguments = [*SMALL, f"data.root={finished / 'data'}", f"hydra.run.dir={run}"]
+    told = call(train.main, monkeypatch, capsys, *arguments, code=2)
+    assert f"hydra.run.dir: {run} holds a run ({left}), which nothing is written over" in told
+    assert (f"resume={run} goes on with it" in told) == (left in ("last.pt", "previous.pt"))
+    assert contents(run) == before
+
+
+def test_a_folder_in_which_nothing_was_saved_may_be_begun_anew(
+    finished: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("config.yaml", "manifest.json", "log.txt"):
+        shutil.copy(finished / "run" / name, run / name)
+    call(train.main, monkeypatch, capsys, *SMALL, f"data.root={finished / 'data'}", f"hydra.run.dir={run}")
+    assert (run / "result.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("tool", "more"),
+    [
+        (evaluate, ()), (explain, ()), (labels, ("split=val",)), (calibrate, ("target.recall=0.8",)),
+        (predict, ("input=photo.png",)),
+    ],
+)  # fmt: skip
+def test_no_tool_takes_the_folder_of_a_run_for_its_output(
+    finished: Path, tmp_path: Path, monkeypatch, capsys, tool: ModuleType, more: tuple[str, ...]
+) -> None:
+    run = finished / "run"
+    before = contents(run)
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite("photo.png", np.zeros((48, 64, 3), np.uint8))
+    told = call(
+        tool.main, monkeypatch, capsys, f"checkpoint={run / 'best.pt'}", "device=cpu", f"output={run}", *more, code=2
+    )
+    assert f"output: {run} is the folder of a run, whose files are its own: choose another folder" in told
+    assert contents(run) == before
+
+
+def test_audit_does_not_take_it_either(finished: Path, monkeypatch, capsys) -> None:
+    run = finished / "run"
+    before = contents(run)
+    given = [word for word in SMALL if not word.startswith(("device", "trainer", "callbacks"))]
+    arguments = [*given, f"data.root={finished / 'data'}", f"hydra.run.dir={run}"]
+    assert f"hydra.run.dir: {run} is the folder of a run" in call(audit.main, monkeypatch, capsys, *arguments, code=2)
+    assert contents(run) == before
 
 
 def test_damaged_checkpoints_leave_the_run_as_it_was(finished: Path, tmp_path: Path, monkeypatch, capsys) -> None:

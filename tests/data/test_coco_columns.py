@@ -119,3 +119,12 @@ def test_paths_are_spelt_as_pathlib_does(tmp_path, name, monkeypatch):
     assert CocoDataset(root="..", images="images/../images").truths[0].file == f"../images/../images/{name}".replace(
         "/./", "/"
     ).replace("//", "/")
+
+
+def test_two_images_with_one_file_are_told_and_kept(tmp_path, monkeypatch):
+    images = [image(1), image(2, file_name="1.png"), image(5, file_name="1.png"), image(4)]
+    write_coco(tmp_path, images, [annotation(1, 1, [1, 1, 9, 9])])
+    told = "images with the file of another: 2 (kept, each with its own boxes): 1.png: ids 1 and 2; 1.png: ids 1 and 5"
+    for data in both(monkeypatch, tmp_path):
+        assert len(data) == 4
+        assert told in str(data.report)

@@ -165,6 +165,16 @@ def test_a_file_that_may_not_be_read_is_named(run_dir: Path) -> None:
         load_checkpoint(run_dir / LAST)
 
 
+def test_a_folder_is_told_with_the_best_weights_in_it(tmp_path: Path) -> None:
+    words = "a file is wanted, as best.pt or last.pt of a run"
+    with pytest.raises(CheckpointError, match=f"^{re.escape(f'{tmp_path}: is a folder; {words}')}$"):
+        load_checkpoint(tmp_path)
+    (tmp_path / "best.pt").touch()
+    told = f"{tmp_path}: is a folder, which has {tmp_path / 'best.pt'}; {words}"
+    with pytest.raises(CheckpointError, match=f"^{re.escape(told)}$"):
+        load_checkpoint(tmp_path)
+
+
 def test_foreign_files_are_named(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     with pytest.raises(CheckpointError, match=f"^{re.escape(str(path))}: there is no such file$"):

@@ -335,6 +335,11 @@ def test_the_loader_is_closed_however_the_run_ends(tmp_path: Path) -> None:
             {"val_loader": None, "eval_every": None, "patience": 3},
             "patience=3 needs validation images, and there are none; set patience=null",
         ),
+        (
+            {"eval_every": None, "patience": 3},
+            "patience=3 counts evaluations, and with eval_every=null there is one alone, at the end: set eval_every too, "
+            "or patience=null",
+        ),
         ({"monitor": "val_loss/cls", "val_loss": False}, "monitor='val_loss/cls' needs val_loss=true"),
         (
             {"evaluator": None},

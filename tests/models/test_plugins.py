@@ -23,11 +23,12 @@ from detkit.config import (
 from detkit.losses import BoxLoss, ClassLayer, CrossEntropy
 from detkit.matching import IGNORED, NEGATIVE, Anchors, Assigner, Assignment, Coder, Sampler, Selector
 from detkit.models import RegionNetwork, RegionPool, build_detector
+from detkit.models import build as build_module
 from detkit.models.interfaces import RawRegions
 from detkit.models.layers import make_conv
 from detkit.structures import Categories, FeatureSpec
 from tests.models.builders import small
-from tests.models.test_contracts import batch
+from tests.models.test_contracts import Stub, batch
 
 COMPOSER = Composer(keep=True)
 CATEGORIES = Categories(("a", "b", "c"), (1, 4, 9))
@@ -276,6 +277,17 @@ def test_what_is_no_part_of_the_kind_is_refused_by_name():
         ConfigError, match=r"model\.head\.rpn\.sampler: OnePerCell does not fit here; it must be a Sampler"
     ):
         validate(composed("faster_rcnn_fpn", "model.head.rpn.sampler={_target_:OnePerCell}", None), TrainSchema)
+
+
+@pytest.mark.parametrize("missing", ["out_spec", "pixel_stats"])
+def test_a_backbone_without_what_it_must_have_is_told_which(monkeypatch, missing):
+    cfg = composed("faster_rcnn_fpn", "", None)
+    monkeypatch.setattr(build_module, "build", lambda *_, **__: type("Bare", (Stub,), {})())
+    monkeypatch.delattr(Stub, missing)
+    with pytest.raises(
+        ConfigError, match=rf"^model\.backbone: ResNet.* has no {missing}, which a backbone must have: "
+    ):
+        build_detector(cfg.model, CATEGORIES)
 
 
 def test_a_network_with_a_layer_of_its_own_takes_no_loss_that_needs_another():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from detkit.matching import Selector
 from detkit.utils.log import logger
 
 _MOST_NAMED = 10
+_MOST_SHARED = 3
 
 
 def refuse_nothing_to_learn(dataset: DetectionDataset) -> None:
@@ -59,6 +61,37 @@ def warn_of_validation(
             "data.train: not one object of %d classes that data.val has; their AP will be 0: %s",
             *(len(unlearned), ", ".join(unlearned[:_MOST_NAMED]) + more),
         )
+
+
+def warn_of_shared(train_set: DetectionDataset, val_set: DetectionDataset) -> None:
+    """Say which pictures of ``val_set`` are trained on, whatever links lead to them: of those a score tells nothing."""
+    known = set(_resolved([truth.file for truth in train_set.truths]))
+    files = [truth.file for truth in val_set.truths]
+    shared = [file for file, path in zip(files, _resolved(files), strict=True) if path in known]
+    if shared:
+        more = ", ..." if len(shared) > _MOST_SHARED else ""
+        logger.warning(
+            "%d of %d images of data.val are in data.train too (%s): AP will be too high",
+            *(len(shared), len(files), ", ".join(Path(file).name for file in shared[:_MOST_SHARED]) + more),
+        )
+
+
+def _resolved(files: Sequence[str]) -> Iterator[str]:
+    """Where each of ``files`` really lies: a folder is asked once, which costs less than a look at each file."""
+    folders: dict[str, tuple[str, set[str]]] = {}
+    for file in files:
+        folder, name = os.path.split(file)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder), _links_in(folder)
+        place, links = folders[folder]
+        yield os.path.realpath(file) if name in links else os.path.join(place, name)
+
+
+def _links_in(folder: str) -> set[str]:
+    if not os.path.isdir(folder or "."):
+        return set()
+    with os.scandir(folder or ".") as entries:
+        return {entry.name for entry in entries if entry.is_symlink()}
 
 
 def warn_of_limits(dataset: DetectionDataset, split: str, detector: nn.Module, evaluator: Evaluator | None) -> None:

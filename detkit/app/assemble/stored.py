@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -25,7 +25,7 @@ from detkit.app.assemble.parts import (
 )
 from detkit.app.assemble.schema import EvaluateOptions, ExplainOptions, PredictOptions, TrainSchema
 from detkit.config import ConfigError, build, validate
-from detkit.config.registry import resolve, runtime_arguments
+from detkit.config.registry import did_you_mean, resolve, runtime_arguments
 from detkit.config.validate import convert, holds_component, plain
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.loader import EvalLoader
@@ -134,12 +134,11 @@ def load_stored(cfg: DictConfig, options: type, choices: Mapping[str, Any] | Non
     own = {k: plain(v) for k, v in given.items() if k in names}
     if isinstance(own.get("tta"), Mapping):  # tta.scales=[0.75,1] says enough without tta=multiscale
         own["tta"] = {"_target_": "MultiView", "_partial_": True, **own["tta"]}
+    unknown = _unknown(given, names)
     try:
         validate(own, options)
     except ConfigError as error:
-        known = {f.name for f in dataclasses.fields(TrainSchema)}
-        unknown = [k for k in given if k not in names | known]
-        raise ConfigError([*error.errors, *(f"{k}: no such key" for k in unknown)]) from None
+        raise ConfigError([*error.errors, *unknown.values()]) from None
     if is_url(own["checkpoint"]):
         own["checkpoint"] = str(fetched(own["checkpoint"], "checkpoint"))
     hints = get_type_hints(options, include_extras=True)
@@ -149,7 +148,10 @@ def load_stored(cfg: DictConfig, options: type, choices: Mapping[str, Any] | Non
     checkpoint = load_checkpoint(chosen.checkpoint) if exported is None else exported[0]
     choices = HydraConfig.get().runtime.choices if choices is None else choices
     config = _merge(checkpoint, {k: v for k, v in given.items() if k not in names}, choices)
-    validate(config, TrainSchema)
+    try:
+        validate(config, TrainSchema)
+    except ConfigError as error:
+        raise ConfigError([unknown.get(line.partition(":")[0], line) for line in error.errors]) from None
     node = plain(config)
     check_values(node)
     restrain(node if "split" in names else _without_sets(node), cfg)
@@ -160,6 +162,13 @@ def load_stored(cfg: DictConfig, options: type, choices: Mapping[str, Any] | Non
     detector = _with_weights(node, checkpoint)
     device = choose_device(getattr(chosen, "device", "cpu"))  # a tool without the key works on the CPU
     return chosen, Stored(checkpoint, node, detector.to(device).eval(), device)
+
+
+def _unknown(given: Iterable[str], own: set[str]) -> dict[str, str]:
+    """By key what is told of those ``given`` that neither the tool, whose ``own`` keys they are, nor a training has."""
+    known = {field.name for field in dataclasses.fields(TrainSchema)} | own
+    hints = {k: (did_you_mean(k, known), did_you_mean(k, own)) for k in given if k not in known}
+    return {k: f"{k}: no key {k!r}{near if 'did you mean' in near else listed}" for k, (near, listed) in hints.items()}
 
 
 def _exported(options: Any) -> tuple[Checkpoint, Detector]:

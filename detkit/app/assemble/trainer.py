@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from detkit.app.assemble.init_from import initialize
-from detkit.app.assemble.objects import refuse_nothing_to_learn, warn_of_limits, warn_of_validation
+from detkit.app.assemble.objects import refuse_nothing_to_learn, warn_of_limits, warn_of_shared, warn_of_validation
 from detkit.app.assemble.parts import (
     build_dataset,
     build_evaluator,
@@ -77,6 +78,8 @@ def build_trainer(cfg: DictConfig, folder: Path, resumed: bool = False) -> tuple
         if node.get("evaluator") is not None:
             evaluator = build_evaluator(node["evaluator"], val_set, lambda: train_set)
         warn_of_validation(train_set, val_set, evaluator, node["trainer"].get("monitor", "AP"))
+        if not _is_to_overfit():
+            warn_of_shared(train_set, val_set)
     warn_of_limits(val_set or train_set, "data.train" if val_set is None else "data.val", detector, evaluator)
     batch_size = node["data"]["loader"]["train"]["batch_size"] * node["trainer"]["accumulate"]
     optimizer = build(node["optim"], key="optim")(detector, batch_size)
@@ -98,6 +101,11 @@ def build_trainer(cfg: DictConfig, folder: Path, resumed: bool = False) -> tuple
         config=OmegaConf.to_container(cfg, resolve=False),
     )
     return trainer, val_set
+
+
+def _is_to_overfit() -> bool:
+    """Whether debug=overfit was chosen, which validates on what it trains on."""
+    return HydraConfig.initialized() and HydraConfig.get().runtime.choices.get("debug") == "overfit"
 
 
 def _num_trainable(detector: torch.nn.Module) -> int:

@@ -28,6 +28,7 @@ from detkit.app.audit.pictures import albums
 from detkit.app.audit.plan import Planner, auxiliary
 from detkit.app.audit.shown import Shown
 from detkit.app.cli.entry import run_tool
+from detkit.app.run.beside import refuse_run
 from detkit.app.run.next_command import tell_training
 from detkit.config import ConfigError, build, validate
 from detkit.data.datasets.base import DetectionDataset
@@ -63,6 +64,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
         raise ConfigError(f"num_images: must be 1 or more, or null, not {node['num_images']}")
     if node["data"].get(split) is None:
         raise ConfigError(f"split: the configuration has no data.{split}")
+    refuse_run(folder, "hydra.run.dir")
     seed_everything(node["seed"])
     if node["threads"] is not None:
         torch.set_num_threads(node["threads"])

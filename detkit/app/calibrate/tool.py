@@ -17,7 +17,7 @@ from detkit.app.assemble.stored import load_stored, open_split
 from detkit.app.calibrate.found import RightCosines, calibrate, judged_images
 from detkit.app.calibrate.page import calibration_page
 from detkit.app.cli.entry import run_tool
-from detkit.app.run.beside import folder_beside
+from detkit.app.run.beside import folder_beside, refuse_run
 from detkit.app.run.next_command import tell_prediction_with
 from detkit.config import ConfigError
 from detkit.config.ranges import check_range
@@ -39,6 +39,7 @@ def run(cfg: DictConfig, _: Path) -> None:
     set_up_logging()
     options, stored = load_stored(cfg, CalibrateOptions)
     aim = aim_of(options)
+    refuse_run(options.output)
     cosines = None if options.unknown is None else RightCosines(stored.detector)
     dataset, loader = open_split(stored, options.split)
     if options.split == "train":
@@ -96,6 +97,7 @@ def aim_of(options: CalibrateOptions) -> Aim:
     if not 0 < level < 1:
         raise ConfigError(f"target.{risk}: must lie between 0 and 1, not {value:g}: no number of images proves that")
     check_range("delta", options.delta, 0, 1)
+    check_range("seed", options.seed, 0)
     if options.unknown is not None and not 0 < options.unknown < 1:
         raise ConfigError(f"unknown: must lie between 0 and 1, not {options.unknown:g}")
     if not 0 < options.delta < 1 or math.isnan(options.delta):

@@ -14,7 +14,7 @@ from detkit.app.assemble.stored import load_stored, open_split
 from detkit.app.cli.entry import run_tool
 from detkit.app.explain.found import examine, explain
 from detkit.app.explain.page import explanation_page
-from detkit.app.run.beside import folder_beside
+from detkit.app.run.beside import folder_beside, refuse_run
 from detkit.app.run.next_command import tell_audit
 from detkit.config import ConfigError
 from detkit.utils.files import atomic_write, output_folder
@@ -32,6 +32,7 @@ def run(cfg: DictConfig, _: Path) -> None:
     set_up_logging()
     options, stored = load_stored(cfg, ExplainOptions)
     _check(options)
+    refuse_run(options.output)
     dataset, loader = open_split(stored, options.split)
     if all(truth.crowd.all() for truth in dataset.truths):
         raise ConfigError(

@@ -31,6 +31,7 @@ from detkit.app.inspect.model_found import Inspection, Level
 from detkit.app.inspect.model_report import as_dict, describe, level_table, plot, size_table
 from detkit.app.inspect.model_report import cost_table as part_table
 from detkit.config import ConfigError, validate
+from detkit.config.ranges import check_range
 from detkit.config.validate import plain
 from detkit.data.at_scale import at_input_scale, input_size
 from detkit.data.datasets.base import DetectionDataset
@@ -100,8 +101,8 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
         if errors := [e for e in error.errors if not (e.split(".")[0] in _UNREAD and ": needs a value" in e)]:
             raise ConfigError(errors) from None
     check_values(node)
-    if node["num_inputs"] < 0 or node["classes"] < 1:
-        raise ConfigError("num_inputs must not be negative, and classes must be positive")
+    check_range("num_inputs", node["num_inputs"], 0)
+    check_range("classes", node["classes"], 1)
     if node["input_size"] is not None and min(node["input_size"]) < 1:
         raise ConfigError(f"input_size: must be [height, width] in px, not {node['input_size']}")
     return node

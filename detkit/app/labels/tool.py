@@ -26,7 +26,7 @@ from detkit.app.labels.found import LabelReport, LookedAt, look
 from detkit.app.labels.known import same_pictures, trained_on
 from detkit.app.labels.page import labels_page
 from detkit.app.labels.views import Views
-from detkit.app.run.beside import folder_beside
+from detkit.app.run.beside import folder_beside, refuse_run
 from detkit.app.run.next_command import path_word, tell_next
 from detkit.config import ConfigError, validate
 from detkit.config.ranges import check_range
@@ -63,6 +63,7 @@ def run(cfg: DictConfig, _: Path) -> None:
         raise ConfigError(f"checkpoint: {cfg.checkpoint} is an exported file, which has no losses; give a best.pt")
     options, stored = load_stored(cfg, LabelsOptions)
     _check(options)
+    refuse_run(options.output)
     find(options, stored)
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from detkit.app.assemble.identity import is_free
+from detkit.app.run.folder import RunFolder
 from detkit.app.run.next_command import said
+from detkit.config import ConfigError
 
 #: Letters of a folder's name that stand for overrides; more are cut.
 _LONGEST = 120
@@ -32,6 +34,19 @@ def folder_beside(checkpoint: str | Path, what: str, split: str, options: Any) -
     checkpoint = Path(checkpoint)
     own = {field.name for field in dataclasses.fields(options)} - set(_CHANGING)
     return checkpoint.parent / f"{what}_{checkpoint.stem}_{split}{_told_apart(said(own))}"
+
+
+def refuse_run(output: str | Path | None, key: str = "output") -> None:
+    """Refuse the folder of a run for what a tool found: names would clash, and ``compare`` reads a run's own.
+
+    Args:
+        output: the folder that ``key`` names; None for one that the tool chooses.
+
+    Raises:
+        ConfigError: as it says.
+    """
+    if output is not None and RunFolder(Path(output)).is_begun:
+        raise ConfigError(f"{key}: {output} is the folder of a run, whose files are its own: choose another folder")
 
 
 def _told_apart(overrides: list[str]) -> str:

@@ -23,15 +23,30 @@ def choose_run(cfg: DictConfig, folder: Path, marks: Sequence[str] = ()) -> RunF
         marks: of the torchrun that has started this process, on each machine.
 
     Raises:
-        ConfigError: there is nothing to go on with, or it had another configuration.
+        ConfigError: there is nothing to go on with, it had another configuration, or ``folder`` holds another run.
     """
     stored: Any = OmegaConf.to_container(cfg, resolve=False)
     path = cfg.resume.path
     if restarted := find_restarted(folder, marks):
         path = str(restarted)
     if path is None:
+        refuse_used(folder)
         return RunFolder(folder)
     return RunFolder(find_run(path, folder.parent, stored, tuple(cfg.resume.allow)), resumed=True)
+
+
+def refuse_used(folder: Path) -> None:
+    """Refuse a folder for a new run in which another has saved something.
+
+    Raises:
+        ConfigError: as it says.
+    """
+    if saved := RunFolder(folder).saved:
+        goes_on = f"resume={folder} goes on with it; else " if RunFolder(folder).can_go_on else ""
+        raise ConfigError(
+            f"hydra.run.dir: {folder} holds a run ({', '.join(saved)}), which nothing is written over: {goes_on}choose "
+            "another folder, or delete this one"
+        )
 
 
 def find_run(path: str, experiment_folder: Path, config: Mapping[str, Any], allow: Sequence[str] = ()) -> Path:

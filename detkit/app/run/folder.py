@@ -119,9 +119,19 @@ class RunFolder:
         return (self.path / CONFIG).is_file()
 
     @property
+    def is_begun(self) -> bool:
+        """Whether a training has written here what it is made with, which it does before its first step."""
+        return (self.path / MANIFEST).is_file()
+
+    @property
     def can_go_on(self) -> bool:
         """Whether the state of a run is here, so that ``resume`` can go on with it."""
         return any((self.path / name).is_file() for name in (LAST, PREVIOUS))
+
+    @property
+    def saved(self) -> list[str]:
+        """The files here that cost a training: its states, and what it ended with."""
+        return [name for name in (LAST, PREVIOUS, BEST, RESULT) if (self.path / name).is_file()]
 
     @property
     def checkpoint(self) -> Path:

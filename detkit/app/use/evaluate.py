@@ -10,7 +10,7 @@ from detkit.app.assemble.parts import build_evaluator
 from detkit.app.assemble.schema import EvaluateOptions
 from detkit.app.assemble.stored import load_stored, open_split
 from detkit.app.cli.entry import run_tool
-from detkit.app.run.beside import folder_beside
+from detkit.app.run.beside import folder_beside, refuse_run
 from detkit.app.run.next_command import tell_explanation
 from detkit.app.run.report import report_evaluation
 from detkit.config import ConfigError
@@ -34,6 +34,7 @@ def run(cfg: DictConfig, _: Path) -> float:
     """
     set_up_logging()
     options, stored = load_stored(cfg, EvaluateOptions)
+    refuse_run(options.output)
     dataset, loader = open_split(stored, options.split)
     if stored.config.get("evaluator") is None:
         raise ConfigError("evaluator: the run had none; choose one with evaluator=CocoEvaluator")

@@ -18,9 +18,10 @@ from detkit.app.assemble.parts import build_transforms
 from detkit.app.assemble.schema import PredictOptions
 from detkit.app.assemble.stored import Stored, load_stored
 from detkit.app.cli.entry import run_tool
+from detkit.app.run.beside import refuse_run
 from detkit.app.run.next_command import tell_explanation
 from detkit.app.use.drawings import Drawings, Film, PictureFolder
-from detkit.app.use.writers import Place, detection_writer
+from detkit.app.use.writers import Place, detection_writer, refuse_found
 from detkit.config import ConfigError, build
 from detkit.config.ranges import check_range
 from detkit.data.datasets.unlabelled import TAKEN, VIDEO_SUFFIXES, ImageFiles, InMemory, Picture, VideoFrames
@@ -90,6 +91,8 @@ def run(cfg: DictConfig, folder: Path) -> None:
     images = _images(source, options)
     output = Path(options.output) if options.output else folder
     drawings = _drawings(output, source, options.input)
+    for refuse in (refuse_run, refuse_found):
+        refuse(output, "output" if options.output else "hydra.run.dir")
     with output_folder(output):
         total = len(source) if isinstance(source, ImageFiles) else source.expected
         paged: list[str] = []

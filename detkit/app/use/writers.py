@@ -286,6 +286,23 @@ _WRITERS: dict[str, type[DetectionWriter]] = {
 }
 
 
+#: What a prediction leaves, in whatever form; YOLO's labels are looked at by their writer.
+_LEFT = ("detections.json", "detections.csv", "label_studio.json", "detections.mp4")
+
+
+def refuse_found(folder: Path, key: str) -> None:
+    """Refuse a folder with detections: files of two predictions would lie in it together.
+
+    Args:
+        key: which names the folder.
+
+    Raises:
+        ConfigError: as it says.
+    """
+    if there := [str(folder / name) for name in _LEFT if (folder / name).exists()]:
+        raise ConfigError(f"{key}: {there[0]} is there already, and nothing is written over: choose another folder")
+
+
 def detection_writer(form: str, place: Place, categories: Categories) -> DetectionWriter:
     """The writer of that form, one of PredictOptions' ``format``."""
     return _WRITERS[form](place, categories)

@@ -147,6 +147,7 @@ def _kept_images(
         policy=on_bad_annotation,
         option="on_bad_annotation",
     )
+    _note_same_files(findings, images, twice)
     listings = Listings()
     missing = np.array([image.file not in listings for image in images]) & ~twice
     findings.refuse(
@@ -157,6 +158,17 @@ def _kept_images(
         option="on_missing",
     )
     return ~(twice | missing)
+
+
+def _note_same_files(findings: Findings, images: Sequence[ImageRecord], twice: np.ndarray) -> None:
+    """Count the images whose file an earlier one has, which count twice in training and in every score."""
+    first: dict[str, int] = {}
+    again = [i for i in _rows(~twice) if first.setdefault(images[i].file, i) != i]
+
+    def describe(row: int) -> str:
+        return f"{images[row].name}: ids {images[first[images[row].file]].image_id} and {images[row].image_id}"
+
+    findings.note("images with the file of another", "kept, each with its own boxes", again, describe)
 
 
 def _good_rows(findings: Findings, raw: RawAnnotations, known_categories: Sequence[str], policy: Policy) -> np.ndarray:

@@ -6,7 +6,7 @@ import codecs
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from detkit.data.datasets.findings import LEFT_OUT, Findings, Policy
@@ -84,17 +84,29 @@ def _walk(folder: Path) -> tuple[list[str], list[str]]:
         raise ValueError(f"{folder}: no such folder")
     files: list[str] = []
     hidden: list[str] = []
-    entered: set[str] = set()
-    for parent, folders, names in os.walk(folder, onerror=_refuse_folder, followlinks=True):
-        place = os.path.realpath(parent)
-        if place in entered:  # a link that leads back up
-            folders.clear()
-            continue
-        entered.add(place)
+    for parent, folders, names in walk(folder, _refuse_folder):
         hidden += [os.path.join(parent, name) for name in folders if name.startswith(".")]
         folders[:] = [name for name in folders if not name.startswith(".")]
         files += [os.path.relpath(os.path.join(parent, name), folder) for name in names]
     return sorted(files), sorted(hidden)
+
+
+def walk(folder: Path, onerror: Callable[[OSError], None]) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As ``os.walk``, but links are followed too, and a folder that several lead to is entered once.
+
+    Args:
+        folder: where to begin.
+        onerror: takes the error of a folder that cannot be read.
+    """
+    entered: set[str] = set()
+    for parent, folders, names in os.walk(folder, onerror=onerror, followlinks=True):
+        place = os.path.realpath(parent)
+        if place in entered:  # a link that leads back up, say
+            folders.clear()
+            continue
+        entered.add(place)
+        folders.sort()  # by which of its names a folder is entered is the same on any disk
+        yield parent, folders, names
 
 
 def _refuse_folder(error: OSError) -> None:

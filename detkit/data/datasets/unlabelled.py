@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import cv2
 import numpy as np
 
 from detkit.data.datasets.base import DataReport, DetectionDataset
+from detkit.data.datasets.files import walk
 from detkit.data.decode import FORMATS, ImageError, read_image
 from detkit.pictures.draw import is_own_png
 from detkit.structures import Categories, GroundTruth
@@ -36,7 +36,7 @@ class Picture(NamedTuple):
 
 
 class ImageFiles:
-    """One image, or those in a folder and below, by name. One is read after another, however many there are.
+    """One image, or those in a folder and below, by name, links followed. One is read after another, however many.
 
     ``faults`` names what could not be read so far. ``own`` counts the pictures that are left out since detkit drew
     them, ``others`` the files that are no images, by their ending.
@@ -72,7 +72,7 @@ class ImageFiles:
                 self.faults.append(str(error))
 
     def _images_below(self, folder: Path) -> Iterator[Path]:
-        for place, _, names in os.walk(folder, onerror=self._note):
+        for place, _, names in walk(folder, self._note):
             for file in (Path(place) / name for name in names):
                 if file.suffix.lower() not in IMAGE_SUFFIXES:
                     self.others[file.suffix or "without ending"] += 1

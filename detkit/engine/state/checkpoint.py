@@ -125,9 +125,13 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises:
         DamagedCheckpointError: the file is cut off or its bytes have changed; the message names the record.
-        CheckpointError: there is no such file, or it is another program's, of another format, or would run code.
+        CheckpointError: there is no such file, or it is a folder, another program's, of another format, or would run
+            code.
     """
     path = Path(path)
+    if path.is_dir():
+        best = f", which has {path / BEST}" if (path / BEST).is_file() else ""
+        raise CheckpointError(f"{path}: is a folder{best}; a file is wanted, as best.pt or last.pt of a run")
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file")
     if path.suffix == SUFFIX:
