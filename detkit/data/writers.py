@@ -9,6 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 from xml.etree import ElementTree
@@ -89,13 +90,9 @@ def write(
     losses = Losses()
     if layout == "voc":
         _check_xml(dataset, names, losses)
-    keys = OtherKeys(coco_file if layout == "coco" else None)
+    write_part = partial(_write_coco, OtherKeys(coco_file)) if layout == "coco" else _WRITERS[layout]
     for part, places in parts.items():
-        if layout == "coco":
-            content = keys.beside(coco_content(dataset, names, places))
-            (folder / f"{part}.json").write_text(json.dumps(content))
-        else:
-            _WRITERS[layout](dataset, names, part, places, folder, losses)
+        write_part(dataset, names, part, places, folder, losses)
         for i in places:
             target = folder / _PICTURES[layout].format(part=part) / names[i]
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -137,6 +134,19 @@ def _check_xml(dataset: DetectionDataset, names: Sequence[str], losses: Losses) 
                 f"merge={{{name.strip()}: [{other!r}, {name!r}]}} makes them one, and to=coco can hold both"
             )
         losses.counts["names of classes without the blanks around them"] += name != name.strip()
+
+
+def _write_coco(
+    keys: OtherKeys,
+    dataset: DetectionDataset,
+    names: Sequence[str],
+    part: str,
+    places: Sequence[int],
+    folder: Path,
+    _: Losses,
+) -> None:
+    content = keys.beside(coco_content(dataset, names, places))
+    (folder / f"{part}.json").write_text(json.dumps(content))
 
 
 def coco_content(dataset: DetectionDataset, names: Sequence[str], places: Sequence[int]) -> dict[str, Any]:

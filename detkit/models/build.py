@@ -80,7 +80,7 @@ def _check_branches(backbone: Backbone, head: Head) -> None:
 
 def _check_backbone(backbone: Backbone, node: Mapping[str, Any]) -> None:
     name = f"{node['_target_']} {node['name']}" if "name" in node else node["_target_"]
-    if missing := [name for name in ("out_spec", "pixel_stats") if not hasattr(backbone, name)]:
+    if missing := [part for part in ("out_spec", "pixel_stats") if not hasattr(backbone, part)]:
         raise ConfigError(
             f"model.backbone: {name} has no {' and no '.join(missing)}, which a backbone must have: the channels and "
             "strides of its maps, and the mean and deviation of the pixels that its weights were trained with"
