@@ -23,6 +23,7 @@ class Cause(StrEnum):
     TOO_SMALL = "box too small"
     SUPPRESSED = "removed by NMS"
     OVER_LIMIT = "over the limit"
+    MERGED = "lost in the merge of views"
     LOW_SCORE = "below threshold"
     WRONG_CLASS = "wrong class"
     BADLY_PLACED = "badly placed"
@@ -45,6 +46,7 @@ _CAUSE_OF = {
     Fate.TOO_SMALL: Cause.TOO_SMALL,
     Fate.SUPPRESSED: Cause.SUPPRESSED,
     Fate.OVER_LIMIT: Cause.OVER_LIMIT,
+    Fate.MERGED: Cause.MERGED,
 }
 
 
@@ -128,7 +130,8 @@ def explain_missed(
     The first that holds is the cause:
 
     1. a shown detection of its class overlaps it, and was counted for another object;
-    2. a candidate of its class that would have been shown was removed: by the limit, by NMS, by its size, by top-k;
+    2. a candidate of its class that would have been shown was removed: by the merge of views, by the limit, by NMS, by
+       its size, by top-k;
     3. a shown detection that is no hit overlaps it but has another class;
     4. a shown detection of its class that is no hit lies nearest to it, but not near enough;
     5. a candidate of its class scored less than ``threshold``, or than the head's own;
@@ -224,7 +227,8 @@ def describe(missed: Missed, names: Sequence[str]) -> str:
     if missed.candidate is not None:
         words.append(f"its best candidate was {called(missed.candidate)} (IoU {missed.iou:.2f})")
     if missed.other is not None:
+        took_its_place = missed.cause in (Cause.SUPPRESSED, Cause.MERGED)
         by = "suppressed by" if missed.cause == Cause.SUPPRESSED else "instead"
-        where = "" if missed.cause == Cause.SUPPRESSED else f" (IoU {missed.iou:.2f})"
+        where = "" if took_its_place else f" (IoU {missed.iou:.2f})"
         words.append(f"{by} {called(missed.other)}{where}")
     return ", ".join(words)

@@ -3,7 +3,7 @@
 from detkit.matching.anchors import AnchorGrid, Anchors, misfit
 from detkit.matching.assigners import IGNORED, NEGATIVE, Assigner, Assignment, MaxIoUAssigner
 from detkit.matching.coders import Coder, DeltaCoder
-from detkit.matching.fusion import NMS, WBF, Merge, OverSmaller, SoftNMS
+from detkit.matching.fusion import NMS, WBF, Merge, OverSmaller, SoftNMS, merge_views
 from detkit.matching.groups import nms_by_group
 from detkit.matching.proposals import NO_SCORE, select_proposals, top_proposals
 from detkit.matching.ranges import (
@@ -47,6 +47,7 @@ __all__ = [
     "assign_anchors",
     "found_in_range",
     "in_own_range",
+    "merge_views",
     "misfit",
     "nms_by_group",
     "only_in_range",

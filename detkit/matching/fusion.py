@@ -19,6 +19,7 @@ from torch import Tensor
 
 from detkit.config import MERGES
 from detkit.matching.groups import nms_by_group, nms_over_smaller
+from detkit.matching.trace import active_trace, selection_of_merge
 from detkit.structures import Detections
 from detkit.utils.precision import widened
 
@@ -162,6 +163,24 @@ class WBF(Merge):
         )  # fmt: skip
         landmarks = None if found.landmarks is None else fused[:, 4:].unflatten(1, found.landmarks.shape[1:])
         return Detections(fused[:, :4], scores, labels, landmarks)
+
+
+def merge_views(
+    merge: Merge,
+    views: Sequence[Detections],
+    *,
+    score_threshold: float,
+    limit: int,
+    seen: Sequence[Detections] | None = None,
+) -> Detections:
+    """What ``merge`` makes of the ``views`` of an image, as far as it scores above ``score_threshold``: the ``limit``
+    best of it. The trace is told what became of the others; ``seen`` are the views with what the caller has left out.
+    """
+    merged = merge(views)
+    enough = (merged.scores > score_threshold).nonzero().squeeze(1)
+    if (trace := active_trace()) is not None:
+        trace.selections.append(selection_of_merge(_join(seen or views), merged, enough, limit))
+    return merged.select(enough[:limit])
 
 
 def soft_nms(boxes: Tensor, scores: Tensor, labels: Tensor, decay: Callable[[np.ndarray], np.ndarray]) -> Tensor:

@@ -11,7 +11,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from detkit.structures import Affine
+from detkit.structures import Affine, Detections
 from detkit.structures.boxes import clip, pairwise_iou
 
 #: Label of a candidate of a stage that knows no classes: a proposal.
@@ -30,7 +30,8 @@ class Fate(IntEnum):
     TOO_SMALL = 2  # or of a size that its level does not answer for
     SUPPRESSED = 3  # by a better one that it overlaps
     OVER_LIMIT = 4  # survived NMS, but too many were better
-    KEPT = 5
+    MERGED = 5  # found in one of several views, and gone where these were merged
+    KEPT = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +39,9 @@ class Selection:
     """C candidates of one image at one place where some of them were removed.
 
     ``boxes`` (C, 4) px of the network input, clipped to the image; ``scores`` (C,); ``labels`` (C,), NO_CLASS for
-    proposals; ``fates`` (C,) uint8, values of :class:`Fate`; ``suppressors`` (C,): of a suppressed one the candidate
-    that removed it, an index into this selection, else -1. ``stage``: what the place is called, in a detector of many
-    stages; else empty.
+    proposals; ``fates`` (C,) uint8, values of :class:`Fate`; ``suppressors`` (C,): of a suppressed or merged one the
+    candidate that took its place, an index into this selection, else -1. ``stage``: what the place is called, in a
+    detector of many stages; else empty.
     """
 
     boxes: Tensor
@@ -78,9 +79,8 @@ def active_trace() -> Trace | None:
 def tracing() -> Iterator[Trace]:
     """Record what :mod:`detkit.matching.select` removes inside the block.
 
-    Run one image at a time in it: a selection does not say whose it is. Run the detector as it is: the merges of
-    test-time augmentation are not recorded, and what its views add stays in px of the view. It changes no detection,
-    but costs time, and memory for every candidate.
+    Run one image at a time in it: a selection does not say whose it is. It changes no detection, but costs time, and
+    memory for every candidate.
     """
     trace = Trace()
     token = _ACTIVE.set(trace)
@@ -105,6 +105,12 @@ def brought_back(there: Affine, size: tuple[int, int]) -> Iterator[None]:
     if trace is not None:
         new = trace.selections[before:]
         trace.selections[before:] = [replace(s, boxes=clip(there.undo(s.boxes), size)) for s in new]
+
+
+def record_removed(found: Detections, fate: Fate) -> None:
+    """Add to the trace, if there is one, that all of ``found`` met the same ``fate``."""
+    if (trace := active_trace()) is not None:
+        trace.selections.append(Selection.removed(found.boxes, found.scores, found.labels, fate))
 
 
 def best_of(scores: Tensor, mask: Tensor, num: int) -> Tensor:
@@ -152,3 +158,37 @@ def selection_of_nms(
         first = torch.where(enough.any(1), enough.int().argmax(1), iou.argmax(1))
         selection.suppressors[victims] = survivors[first]
     return selection
+
+
+def selection_of_merge(found: Detections, merged: Detections, enough: Tensor, limit: int) -> Selection:
+    """What became of detections of several views where they were merged, and then of what that left.
+
+    Args:
+        found: the detections of all views.
+        merged: what the merge has made of them: some of them as they were, or others in their place.
+        enough: indices into ``merged`` of those that score enough, the best first.
+        limit: how many of these were kept.
+
+    Returns:
+        ``merged``, and behind it those of ``found`` that are not in it, each with the one of ``merged`` of its class
+        that overlaps it most in its place.
+    """
+    rows = torch.cat([_as_rows(merged), _as_rows(found)])
+    values = rows.unique(dim=0, return_inverse=True)[1]
+    gone = found.select(~torch.isin(values[len(merged) :], values[: len(merged)]))
+    selection = Selection.removed(
+        torch.cat([merged.boxes, gone.boxes]), torch.cat([merged.scores, gone.scores]),
+        torch.cat([merged.labels, gone.labels]), Fate.MERGED,
+    )  # fmt: skip
+    selection.fates[: len(merged)] = Fate.LOW_SCORE
+    selection.fates[enough] = Fate.OVER_LIMIT
+    selection.fates[enough[:limit]] = Fate.KEPT
+    if len(gone) and len(merged):
+        iou = pairwise_iou(gone.boxes, merged.boxes).masked_fill(gone.labels[:, None] != merged.labels, -1.0)
+        overlap, nearest = iou.max(dim=1)
+        selection.suppressors[len(merged) :] = nearest.masked_fill(overlap <= 0, -1)
+    return selection
+
+
+def _as_rows(found: Detections) -> Tensor:
+    return torch.cat([found.boxes, found.scores[:, None], found.labels[:, None]], dim=1).double()

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detkit.config import TTA, Count, Share
-from detkit.matching import NMS, Merge
+from detkit.matching import NMS, Merge, merge_views
+from detkit.matching.trace import active_trace, brought_back
 from detkit.models.interfaces import Detector
 from detkit.structures import Affine, Detections, ImageMeta, Images, Losses, Target
 from detkit.structures.boxes import clip, pairwise_cover
@@ -100,14 +101,19 @@ class Tiles(Detector):
         views = list(self._tiles(pixels, meta))
         if self.whole and len(views) > 1:
             views.append(self._whole(pixels, meta))
-        found = self.merge([without_cut(views)])
-        return found.select((found.scores > self.score_threshold).nonzero().squeeze(1)[: self.max_detections])
+        return merge_views(
+            self.merge, [without_cut(views)], seen=[v.found for v in views],
+            score_threshold=self.score_threshold, limit=self.max_detections,
+        )  # fmt: skip
 
     def _tiles(self, pixels: Tensor, meta: ImageMeta) -> Iterator[_View]:
         boxes = slices(meta.size, (self.tile, self.tile), (self.overlap, self.overlap))
-        for first in range(0, len(boxes), self.batch_size):
-            some = boxes[first : first + self.batch_size]
-            for found, box in zip(self.detector(self._cut_out(pixels, meta, some)), some, strict=True):
+        together = self.batch_size if active_trace() is None else 1  # a trace is of one image
+        for first in range(0, len(boxes), together):
+            some = boxes[first : first + together]
+            with brought_back(_to_tile(some[0]), meta.size):
+                of_tiles = self.detector(self._cut_out(pixels, meta, some))
+            for found, box in zip(of_tiles, some, strict=True):
                 moved = found.undone(_to_tile(box))
                 yield _View(moved, is_cut(moved.boxes, box, meta.size))
 
@@ -131,7 +137,8 @@ class Tiles(Detector):
             small = F.interpolate(plane, size=size, mode="bilinear", align_corners=False, antialias=True)
             batch[0, channel, : size[0], : size[1]] = small[0, 0]
         there = Affine(scale_x=size[1] / w, scale_y=size[0] / h)
-        (found,) = self.detector(Images(batch, (_seen(meta, size, there),)))
+        with brought_back(there, meta.size):
+            (found,) = self.detector(Images(batch, (_seen(meta, size, there),)))
         found = found.undone(there)
         found = replace(found, boxes=clip(found.boxes, meta.size))
         return _View(found, torch.zeros_like(found.labels, dtype=torch.bool))

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detkit.config import TTA, Count, Share
-from detkit.matching import NMS, Merge
+from detkit.matching import NMS, Fate, Merge, merge_views
+from detkit.matching.trace import brought_back, record_removed
 from detkit.models.interfaces import Detector
 from detkit.structures import Affine, Detections, ImageMeta, Images, Losses, SizeRange, Target, size_ranges
 from detkit.structures.boxes import clip
@@ -102,7 +103,9 @@ class MultiView(Detector):
         """What the detector finds in one view of each image, in px of ``images``."""
         seen = see(images, view.scale, view.flip, self.size_divisor)
         try:
-            found = self.detector(seen)
+            size = images.sizes[0]  # a trace is of one image
+            with brought_back(_to_view(size, seen.sizes[0], view.flip), size):
+                found = self.detector(seen)
         except ValueError as error:
             if view.scale == 1:
                 raise
@@ -115,8 +118,7 @@ class MultiView(Detector):
         return [_brought_back(f, meta, there, view, self.mirror) for f, (meta, there) in zip(found, metas, strict=True)]
 
     def _merged(self, views: Sequence[Detections]) -> Detections:
-        found = self.merge(views)
-        return found.select((found.scores > self.score_threshold).nonzero().squeeze(1)[: self.max_detections])
+        return merge_views(self.merge, views, score_threshold=self.score_threshold, limit=self.max_detections)
 
 
 def see(images: Images, scale: float, flip: bool, size_divisor: int) -> Images:
@@ -177,7 +179,9 @@ def _brought_back(found: Detections, meta: ImageMeta, seen: ImageMeta, view: Vie
         return found
     if meta.affine is None:
         raise ValueError(f"{meta.file}: valid_ranges count px of the original image, but meta.affine is missing")
-    return found.select(view.sizes.holds(meta.affine.undo(found.boxes)))
+    own = view.sizes.holds(meta.affine.undo(found.boxes))
+    record_removed(found.select(~own), Fate.TOO_SMALL)
+    return found.select(own)
 
 
 def _checked_sizes(

@@ -183,3 +183,18 @@ def test_mistakes_get_one_clear_line(checkpoint, tmp_path, monkeypatch, capsys):
     assert "nowhere.pt: there is no such file" in call(
         explain.main, monkeypatch, capsys, "checkpoint=nowhere.pt", code=1
     )
+
+
+@pytest.mark.parametrize(
+    "views", [["tta=tiles", "tta.tile=64"], ["tta=multiscale_flip", "tta/merge=WBF"]], ids=["tiles", "views"]
+)
+def test_several_views_are_explained_as_they_are_evaluated(views, checkpoint, tmp_path, monkeypatch, capsys):
+    start = (f"checkpoint={checkpoint}", "device=cpu", "data.loader.val.batch_size=3", *views)
+    call(evaluate.main, monkeypatch, capsys, *start, f"output={tmp_path / 'evaluation'}")
+    output = call(explain.main, monkeypatch, capsys, *start, f"output={tmp_path / 'why'}", "score_threshold=0.1")
+    numbers = json.loads((tmp_path / "why" / "explanation.json").read_text())
+    evaluated = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    assert numbers["AP50"] == pytest.approx(evaluated["metrics"]["AP50"], abs=1e-6)
+    assert "merged by" in numbers["source"]
+    assert numbers["missed_by_cause"].get("lost in the merge of views", 0) > 0
+    assert "lost in the merge of views" in output

@@ -4,8 +4,11 @@ import pytest
 import torch
 
 from detkit.matching import (
+    NMS,
     NO_SCORE,
+    WBF,
     Fate,
+    merge_views,
     select_candidates,
     select_detections,
     select_proposals,
@@ -15,6 +18,7 @@ from detkit.matching import (
     tracing,
 )
 from detkit.matching.trace import NO_CLASS, active_trace
+from detkit.structures import Detections
 from detkit.structures.boxes import pairwise_iou
 
 SIZE = (100, 100)
@@ -183,3 +187,53 @@ def test_nothing_in_nothing_out():
         )
         top_candidates(torch.zeros(0, 2), lambda i: none[i], SIZE, score_threshold=0.1, num=3)
     assert [len(s.boxes) for s in trace.selections] == [0, 0, 0, 0]
+
+
+def found(*rows):
+    """Detections of (x1, score, label), 10 px wide and high."""
+    boxes = torch.tensor([[x, 0.0, x + 10, 10] for x, _, _ in rows]).reshape(-1, 4)
+    return Detections(
+        boxes, torch.tensor([s for _, s, _ in rows]), torch.tensor([k for _, _, k in rows], dtype=torch.long)
+    )
+
+
+def test_a_merge_of_views_tells_what_it_took_by_what():
+    views = [found((0.0, 0.9, 0), (30.0, 0.05, 1), (60.0, 0.4, 0)), found((1.0, 0.8, 0), (2.0, 0.7, 1), (60.0, 0.4, 0))]
+    with tracing() as trace:
+        left = merge_views(NMS(), views, score_threshold=0.1, limit=2)
+    (selection,) = trace.selections
+    order = [
+        0.9,
+        0.7,
+        0.4,
+        0.05,
+        0.8,
+    ]  # what NMS leaves, the best first, and what it took; one of two equal boxes stays
+    assert selection.scores.tolist() == pytest.approx(order)
+    assert selection.fates.tolist() == [Fate.KEPT, Fate.KEPT, Fate.OVER_LIMIT, Fate.LOW_SCORE, Fate.MERGED]
+    assert selection.suppressors.tolist() == [-1, -1, -1, -1, 0]
+    assert torch.equal(left.boxes, selection.boxes[:2])
+
+
+def test_a_fused_box_took_the_place_of_those_that_it_is_made_of():
+    views = [found((0.0, 0.9, 0)), found((2.0, 0.9, 0), (50.0, 0.8, 0))]
+    with tracing() as trace:
+        merge_views(WBF(), views, score_threshold=0.1, limit=9)
+    (selection,) = trace.selections
+    assert selection.boxes[:, 0].tolist() == pytest.approx([1, 50, 0, 2, 50])
+    assert selection.scores.tolist() == pytest.approx([0.9, 0.4, 0.9, 0.9, 0.8]), "one of two views found the second"
+    assert selection.fates.tolist() == [Fate.KEPT] * 2 + [Fate.MERGED] * 3
+    assert selection.suppressors.tolist() == [-1, -1, 0, 0, 1]
+
+
+def test_a_merge_that_leaves_nothing_has_nobody_to_blame():
+    lost = found((0.0, 0.9, 0))
+    with tracing() as trace:
+        merge_views(WBF(least_score=0.95), [lost], score_threshold=0.1, limit=9)
+        merge_views(NMS(), [found(), found()], score_threshold=0.1, limit=9)
+        merge_views(NMS(), [found((80.0, 0.5, 0))], seen=[lost, found((80.0, 0.5, 0))], score_threshold=0.1, limit=9)
+    alone, nothing, left_out = trace.selections
+    assert (alone.fates.tolist(), alone.suppressors.tolist()) == ([Fate.MERGED], [-1])
+    assert len(nothing.fates) == 0
+    assert left_out.fates.tolist() == [Fate.KEPT, Fate.MERGED]
+    assert left_out.suppressors.tolist() == [-1, -1], "what does not overlap it took nobody's place"

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from detkit.matching import NMS, WBF, OverSmaller, SoftNMS
+from detkit.matching import NMS, WBF, Fate, OverSmaller, SoftNMS, tracing
 from detkit.models import Detector, Tiles
 from detkit.models.tiles import _View, is_cut, slices, without_cut
-from detkit.structures import Affine, Detections, ImageMeta, Images, Losses
+from detkit.structures import Affine, Categories, Detections, ImageMeta, Images, Losses
 from detkit.structures.boxes import clip, is_larger, pairwise_intersection, pairwise_iou
+from tests.models.builders import build_awake
 
 GOLDEN = json.loads((Path(__file__).parent / "slices.json").read_text())
 
@@ -263,3 +264,31 @@ def test_bounds_of_what_the_border_cuts():
     assert without_cut(half).scores.tolist() == pytest.approx([0.4])
     for x1, left in ((68.0, 1), (74.0, 2)):  # 0.8 and 0.65 of the part
         assert len(without_cut([view([60.0, 10, 100, 50], 0.8, True), view([x1, 10, 140, 50], 0.8, False)])) == left
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["faster_rcnn_fpn", "centernet"])
+def test_the_trace_is_in_px_of_the_image_whatever_the_tile(name):
+    detector = build_awake(name, Categories(("a", "b"), (1, 2))).eval()
+    pixels = torch.randint(0, 256, (1, 3, 96, 160), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = Images(pixels, (ImageMeta(0, "a.png", (96, 160), (96, 160), Affine(), key=0),))
+    tiles = Tiles(detector=detector, tile=64, overlap=0.25, batch_size=2, max_detections=20)
+    with tracing() as trace:
+        (found,) = tiles(images)
+    (alone,) = tiles(images)
+    torch.testing.assert_close(found.boxes, alone.boxes, atol=1e-2, rtol=0, msg="watching changes nothing")
+    *of_views, merge = trace.selections
+    torch.testing.assert_close(merge.boxes[merge.fates == Fate.KEPT], found.boxes)
+    assert (merge.fates != Fate.KEPT).any()
+    kept = torch.cat([s.boxes[s.fates == Fate.KEPT] for s in of_views])
+    assert (torch.cdist(merge.boxes, kept, p=float("inf")).min(dim=1).values < 1e-2).all()
+    assert kept[:, 0].max() > 64, "those of other tiles than the first have moved"
+
+
+def test_a_piece_goes_for_its_whole_and_the_trace_says_so():
+    with tracing() as trace:
+        Tiles(detector=Squares(), tile=100, overlap=0.2, whole=False)(picture((100, 180), (84, 30, 105, 40)))
+    (merge,) = trace.selections
+    assert merge.boxes.tolist() == [[84, 30, 105, 40], [84, 30, 100, 40]]
+    assert merge.fates.tolist() == [Fate.KEPT, Fate.MERGED]
+    assert merge.suppressors.tolist() == [-1, 0]

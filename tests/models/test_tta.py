@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from detkit.app.cli.paths import config_dir
-from detkit.matching import NMS, WBF, Merge, SoftNMS
+from detkit.matching import NMS, WBF, Fate, Merge, SoftNMS, tracing
 from detkit.models import Detector, MultiView
 from detkit.models.tta import see
 from detkit.structures import Affine, Categories, Detections, ImageMeta, Images, Losses, Target
@@ -290,3 +290,34 @@ def test_every_model_takes_several_views(detector, merge):
         assert (boxes >= 0).all()
         assert (boxes[:, 2] <= w).all()
         assert (boxes[:, 3] <= h).all()
+
+
+def kept_somewhere(boxes, selections):
+    """Whether each of ``boxes`` (N, 4) stands in one of ``selections`` among those that were kept there."""
+    kept = torch.cat([s.boxes[s.fates == Fate.KEPT] for s in selections])
+    return (torch.cdist(boxes, kept, p=float("inf")).min(dim=1).values < 1e-2).all()
+
+
+@torch.no_grad()
+def test_the_trace_of_every_model_is_in_px_of_the_image_whatever_the_view(detector):
+    both = random_batch()
+    images = Images(both.pixels[1:], both.meta[1:])
+    tta = MultiView(detector=detector, scales=(1.0, 0.6), flip=True, max_detections=30)
+    with tracing() as trace:
+        (found,) = tta(images)
+    (alone,) = tta(images)
+    torch.testing.assert_close(found.boxes, alone.boxes, msg="watching changes nothing")
+    *of_views, merge = trace.selections
+    torch.testing.assert_close(merge.boxes[merge.fates == Fate.KEPT], found.boxes)
+    assert (merge.fates != Fate.KEPT).any()
+    assert kept_somewhere(merge.boxes, of_views)
+
+
+def test_what_a_scale_leaves_to_others_is_of_a_size_that_it_does_not_answer_for():
+    images, _ = draw(((96, 128), [(RED, 0, 0, 8, 8), (GREEN, 16, 16, 36, 36)]))
+    with tracing() as trace:
+        MultiView(detector=ColorDetector(), scales=(1.0, 0.5), valid_ranges=((0.0, 10.0), (9.0, None)))(images)
+    large, small, merge = trace.selections
+    assert (large.fates.tolist(), large.boxes.tolist()) == ([Fate.TOO_SMALL], [[16, 16, 36, 36]])
+    assert (small.fates.tolist(), small.boxes.tolist()) == ([Fate.TOO_SMALL], [[0, 0, 8, 8]])
+    assert merge.fates.tolist() == [Fate.KEPT, Fate.KEPT]

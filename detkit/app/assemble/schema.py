@@ -150,6 +150,7 @@ class ExplainOptions:
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     score_threshold: float | None = None
     num_pictures: int = 6
+    tta: Callable[..., Any] | None = None
 
 
 @dataclass

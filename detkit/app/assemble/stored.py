@@ -63,7 +63,7 @@ class Stored:
             ValueError: the thresholds are not one for each class.
         """
         detector, views = self.bare(tta)
-        return self._calibrated(detector, views)
+        return self.calibrated(detector, views)
 
     def bare(self, tta: Any) -> tuple[Detector, str | None]:
         """The detector without thresholds, with the views of a ``tta`` section, and these in words; None for none.
@@ -76,7 +76,12 @@ class Stored:
         detector = self._of_views(tta)
         return detector, detector.extra_repr()
 
-    def _calibrated(self, detector: Detector, views: str | None) -> Detector:
+    def calibrated(self, detector: Detector, views: str | None) -> Detector:
+        """``detector``, which looks at ``views`` in words, with the thresholds of the checkpoint where that has some.
+
+        Raises:
+            ValueError: the thresholds are not one for each class.
+        """
         calibration = self.checkpoint.calibration
         if calibration is None:
             return detector

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from detkit.app.assemble.stored import Stored
 from detkit.data.datasets.base import DetectionDataset
 from detkit.engine.evaluation import to_device
 from detkit.engine.precision import Precision, autocast, check_precision
@@ -20,6 +19,7 @@ from detkit.evaluation.causes import FALSE_ALARMS, Missed, Trail, describe, expl
 from detkit.evaluation.errors import ErrorKind, ImageErrors, best_threshold, error_costs, image_errors
 from detkit.evaluation.results import restore
 from detkit.matching.trace import tracing
+from detkit.models import Detector
 from detkit.structures import Batch, Categories, Images
 from detkit.utils.log import logger
 
@@ -107,21 +107,25 @@ class Explanation:
 
 
 def examine(
-    stored: Stored, batches: Iterator[Batch], dataset: DetectionDataset, precision: Precision
+    detector: Detector,
+    batches: Iterator[Batch],
+    dataset: DetectionDataset,
+    *,
+    device: torch.device,
+    precision: Precision,
 ) -> Iterator[Examined]:
     """Detect on every image with the trace on, and judge what was found.
 
     Images of a batch go through the detector one by one, padded as they are in it: a trace is of one image.
     """
-    check_precision(precision, stored.device)
+    check_precision(precision, device)
     truths = {truth.image_id: truth for truth in dataset.truths}
-    detector = stored.augmented(None)
     warned = False
     for batch in batches:
-        batch = to_device(batch, stored.device, channels_last=False)
+        batch = to_device(batch, device, channels_last=False)
         for i, meta in enumerate(batch.images.meta):
             one = Images(batch.images.pixels[i : i + 1], (meta,))
-            with torch.no_grad(), autocast(stored.device, precision), tracing() as trace:
+            with torch.no_grad(), autocast(device, precision), tracing() as trace:
                 (found,) = detector(one)
             truth = truths[meta.image_id]
             errors = image_errors(truth, restore(found, meta, dataset.categories), dataset.categories)

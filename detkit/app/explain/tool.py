@@ -40,10 +40,13 @@ def run(cfg: DictConfig, _: Path) -> None:
         )
     precision = options.precision or stored.config["trainer"]["precision"]
     checkpoint = Path(options.checkpoint)
-    source = f"{checkpoint} on data.{options.split}"
+    bare, views = stored.bare(options.tta)
+    detector = stored.calibrated(bare, views)
+    source = f"{checkpoint} on data.{options.split}" + (f", {views}" if views else "")
     wanted = options.output or folder_beside(checkpoint, "explanation", options.split, options)
     with output_folder(wanted) as folder:
-        examined = list(examine(stored, track(loader, len(loader), "explaining"), dataset, precision))
+        batches = track(loader, len(loader), "explaining")
+        examined = list(examine(detector, batches, dataset, device=stored.device, precision=precision))
         explanation = explain(examined, dataset.categories, options.score_threshold)
         atomic_write(folder / "explanation.json", json.dumps(explanation.to_dict(source), indent=1) + "\n")
         html = explanation_page(explanation, dataset, source, options.num_pictures)

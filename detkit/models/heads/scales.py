@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from detkit.config import HEADS
-from detkit.matching import Anchors, Assignment, Merge, Selector
+from detkit.matching import Anchors, Assignment, Merge, Selector, merge_views
 from detkit.matching.trace import brought_back
 from detkit.models.heads.common import assigning, select_of_views
 from detkit.models.interfaces import AssigningHead, Head
@@ -101,9 +101,8 @@ class ScaleHead(Head, AssigningHead):
         if self.merge is None:
             return select_of_views(self.selector, views, size)
         inside = [Detections(clip(v.boxes, size), v.scores, v.labels) for v in views]
-        best = self.merge(inside)
-        enough = (best.scores > self.selector.score_threshold).nonzero().squeeze(1)
-        return best.select(enough[: self.selector.max_detections])
+        threshold, limit = self.selector.score_threshold, self.selector.max_detections
+        return merge_views(self.merge, inside, score_threshold=threshold, limit=limit)
 
 
 class ScaledAnchors(Anchors):

@@ -38,8 +38,8 @@ class MTCNN(Detector, AnsweringDetector):
         num_classes: K (run time).
         min_size: px of the network input; smaller objects are not looked for.
         factor: from one scale of the pyramid to the next.
-        thresholds: of the three stages. What scores less ends there; evaluations with a lower last one see more of the
-            curve.
+        thresholds: of the three stages. P-Net's windows go on from the first one, those of the others above theirs;
+            evaluations with a lower last one see more of the curve.
         scale_nms_iou: of NMS among the windows of one scale.
         nms_iou: of NMS among the windows of all scales, and after R-Net.
         last_nms_share: of NMS after O-Net: of two boxes of a class that share more of the smaller one's area the better

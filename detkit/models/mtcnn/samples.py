@@ -20,8 +20,8 @@ from detkit.utils.transfer import sent_parts
 
 NEGATIVE, PART, POSITIVE, LANDMARKS, UNUSED = 0, 1, 2, 3, -1
 
-#: Least overlap of a positive and of a part, and what a negative has less than (section III-A). The paper leaves what
-#: lies between, and so does this.
+#: Positives overlap by more than the first, parts by the second to the first, negatives by less than the third (section
+#: III-A). The paper leaves what lies between, and so does this.
 POSITIVE_IOU, _PART_IOU, _NEGATIVE_IOU = 0.65, 0.4, 0.3
 
 #: Negatives, parts and positives of five samples; to these come two with landmarks where there are any.
