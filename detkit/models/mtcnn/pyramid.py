@@ -61,3 +61,13 @@ def windows(cells: Tensor, scale: float) -> Tensor:
     """
     corner = cells.flip(1).to(torch.float32) * PNet.stride
     return torch.cat([((corner + 1) / scale).floor(), ((corner + PNet.window) / scale).floor()], dim=1)
+
+
+def seen_through(boxes: Tensor) -> Tensor:
+    """The boxes (N, 4) px of what P-Net sees where its windows are ``boxes`` (N, 4) px, whatever the scale.
+
+    A pixel of the scaled image more than the window, left and above: cell i sees px 2 i to 2 i + 12 of it, and its
+    window is 2 i + 1 to 2 i + 12 (:func:`windows`).
+    """
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return torch.cat([boxes[:, :2] - sides / (PNet.window - 1), boxes[:, 2:]], dim=1)

@@ -12,7 +12,7 @@ from detkit.models.mtcnn.cascade import CascadeSettings, first_stage, second_sta
 from detkit.models.mtcnn.crops import area_crops, integral_image, pixel_ranges
 from detkit.models.mtcnn.loss import stage_loss
 from detkit.models.mtcnn.nets import Answers, ONet, PNet, RNet
-from detkit.models.mtcnn.pyramid import normalized
+from detkit.models.mtcnn.pyramid import normalized, seen_through
 from detkit.models.mtcnn.samples import UNUSED, Samples, draw_squares, label, sample
 from detkit.structures import Images, Losses, Target
 from detkit.structures.target import on_host
@@ -89,18 +89,26 @@ def _chosen(
     drawn = [draw_squares(copy, size, least, chance) for copy, size, chance in pairs]
     drawn = sent_parts(drawn, let_through[0].device)
     labelled = [
-        _labelled(torch.cat(boxes), target, size, how)
+        _labelled(torch.cat(boxes), target, size, stage, how)
         for *boxes, target, size in zip(let_through, drawn, targets, images.sizes, strict=True)
     ]
     return sample(labelled, how.samples_per_image, [len(b) for b in let_through], chances, with_landmarks)
 
 
-def _labelled(boxes: Tensor, target: Target, size: tuple[int, int], how: TrainingSettings) -> Samples:
-    """What ``boxes`` of one image are examples of; those beside it of nothing."""
+def _labelled(boxes: Tensor, target: Target, size: tuple[int, int], stage: str, how: TrainingSettings) -> Samples:
+    """What ``boxes`` of one image are examples of; of nothing those that ``stage`` has no crop of."""
     labelled = label(boxes, target, how.as_squares)
-    ranges = pixel_ranges(boxes, size)
-    beside = (ranges[:, 2:] <= ranges[:, :2]).any(dim=1)
-    return labelled._replace(kinds=labelled.kinds.masked_fill(beside, UNUSED))
+    ranges = _ranges(boxes, size, stage)
+    unseen = (ranges[:, 2:] <= ranges[:, :2]).any(dim=1)
+    if stage == "pnet":  # its windows lie in the image
+        h, w = size
+        unseen |= (ranges[:, :2] < 0).any(dim=1) | (ranges[:, 2] > w) | (ranges[:, 3] > h)
+    return labelled._replace(kinds=labelled.kinds.masked_fill(unseen, UNUSED))
+
+
+def _ranges(boxes: Tensor, size: tuple[int, int], stage: str) -> Tensor:
+    """The pixels (N, 4), half-open, that ``stage`` sees of ``boxes`` (N, 4) px in an image of ``size`` (h, w)."""
+    return seen_through(boxes).round().long() if stage == "pnet" else pixel_ranges(boxes, size)
 
 
 def _loss_of(
@@ -108,14 +116,16 @@ def _loss_of(
     with_landmarks: bool,
 ) -> Losses:  # fmt: skip
     sizes = [(s.shape[0] - 1, s.shape[1] - 1) for s in sums]
-    crops = torch.cat(
-        [area_crops(s, pixel_ranges(c.boxes, size), net.window) for s, c, size in zip(sums, chosen, sizes, strict=True)]
-    )
+    ranges = [_ranges(c.boxes, size, stage) for c, size in zip(chosen, sizes, strict=True)]
+    crops = torch.cat([area_crops(s, r, net.window) for s, r in zip(sums, ranges, strict=True)])
     answers = net(normalized(crops))
     landmarks = answers.landmarks if with_landmarks else None
     # P-Net's are maps of one cell each
     answers = Answers(answers.logits.flatten(1), answers.deltas.flatten(1), landmarks)
+    samples = Samples.join(chosen)
+    if stage == "pnet":  # whose windows are put on whole px at test
+        samples = samples._replace(boxes=samples.boxes.floor())
     return stage_loss(
-        answers, Samples.join(chosen), name=stage, extra=net.extra, hard_share=how.hard_share,
+        answers, samples, name=stage, extra=net.extra, hard_share=how.hard_share,
         box_weight=how.box_weight, landmark_weight=how.landmark_weight,
     )  # fmt: skip

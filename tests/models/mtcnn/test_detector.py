@@ -16,7 +16,8 @@ from detkit.matching.trace import NO_CLASS
 from detkit.models import MTCNN
 from detkit.models.mtcnn.crops import integral_image, landmark_targets, moved, placed
 from detkit.models.mtcnn.loss import box_targets, hardest_mean, landmark_loss, stage_loss
-from detkit.models.mtcnn.nets import Answers, RNet
+from detkit.models.mtcnn.nets import Answers, PNet, RNet
+from detkit.models.mtcnn.pyramid import windows
 from detkit.models.mtcnn.samples import (
     LANDMARKS,
     NEGATIVE,
@@ -28,7 +29,7 @@ from detkit.models.mtcnn.samples import (
     label,
     sample,
 )  # fmt: skip
-from detkit.models.mtcnn.training import TrainingSettings, _chosen, _loss_of
+from detkit.models.mtcnn.training import TrainingSettings, _chosen, _labelled, _loss_of
 from detkit.structures import Categories, ImageMeta, Images, Target
 from detkit.utils.seed import generator
 from tests.models.builders import images, target
@@ -133,6 +134,39 @@ def test_boxes_are_learnt_in_the_longer_sides_in_which_they_are_used():
     of = Samples(near, torch.tensor([POSITIVE]), torch.tensor([0]), near + torch.tensor([1.0, 0, 0, 0]))
     losses = _loss_of(net, [integral_image(torch.zeros(3, 40, 40))], [of], "rnet", SETTINGS, False)
     assert losses.terms["rnet_box"].item() == pytest.approx(0.5 * 0.1**2)
+
+
+class Watcher(PNet):
+    """A P-Net that says nothing, and what it was shown."""
+
+    def forward(self, pixels):
+        self.shown = pixels
+        return Answers(torch.zeros(len(pixels), 2, 1, 1), torch.zeros(len(pixels), 4, 1, 1))
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5, 0.25])
+def test_the_first_stage_learns_of_what_it_sees_where_it_says_it(scale):
+    """Of the cell at row 3, column 5 the pixels from 2 i to 2 i + 12 of the scaled image, and boxes by its window."""
+    (window,) = windows(torch.tensor([[3, 5]]), scale)
+    side = 11 / scale
+    boxes = torch.stack([window, window + 0.4])  # windows stand on whole px, wherever they were drawn
+    objects = torch.stack([window + torch.tensor([0.2, 0, 0, 0.1]) * side] * 2)
+    of = Samples(boxes, torch.tensor([POSITIVE, PART]), torch.tensor([0, 0]), objects)
+    ramp = torch.arange(200.0).expand(3, 200, 200)
+    net = Watcher()
+    losses = _loss_of(net, [integral_image(ramp)], [of], "pnet", SETTINGS, False)
+    columns = torch.arange(10, 22) / scale + (1 / scale - 1) / 2
+    torch.testing.assert_close(net.shown[0, 0, 0] * 128 + 127.5, columns)
+    assert losses.terms["pnet_box"].item() == pytest.approx(SETTINGS.box_weight * (0.2**2 + 0.1**2), rel=1e-5)
+
+
+def test_windows_that_no_cell_looks_through_teach_the_first_stage_nothing():
+    of = target(OBJECT)
+    inside, left, below = [20.0, 20, 42, 42], [1.0, 20, 23, 42], [20.0, 40, 42, 62]
+    kinds = _labelled(torch.tensor([inside, left, below]), of, (60, 80), "pnet", SETTINGS).kinds
+    assert kinds.tolist() == [POSITIVE, UNUSED, UNUSED]
+    later = _labelled(torch.tensor([inside, left, below]), of, (60, 80), "rnet", SETTINGS).kinds
+    assert later.tolist() == [POSITIVE, NEGATIVE, NEGATIVE]
 
 
 def test_stages_are_trained_in_turn():
