@@ -183,10 +183,12 @@ def is_cut(boxes: Tensor, tile: tuple[int, int, int, int], size: tuple[int, int]
 def without_cut(views: Sequence[_View]) -> Detections:
     """The detections of all ``views``, without the cut ones that are parts of whole ones of other views.
 
-    A cut box is one if a whole box of its class covers 0.7 of it and scores at least half as much. No score changes.
+    A cut box is one if a whole box of its class covers 0.7 of it and scores at least half as much; two boxes of one view
+    are two objects to the detector. No score changes.
     """
     found = Detections.join([v.found for v in views])
     cut = torch.cat([v.cut for v in views])
+    of_view = torch.cat([torch.full_like(v.found.labels, i) for i, v in enumerate(views)])
     parts, wholes = cut.nonzero().squeeze(1), (~cut).nonzero().squeeze(1)
     if len(parts) == 0 or len(wholes) == 0:
         return found
@@ -194,6 +196,7 @@ def without_cut(views: Sequence[_View]) -> Detections:
     for some in parts.split(1024):
         covered = pairwise_cover(found.boxes[some], found.boxes[wholes]) >= _COVERED
         covered &= found.labels[some][:, None] == found.labels[wholes]
+        covered &= of_view[some][:, None] != of_view[wholes]
         covered &= found.scores[wholes] >= _BELIEVED * found.scores[some][:, None]
         keep[some] = ~covered.any(dim=1)
     return found.select(keep)

@@ -114,6 +114,15 @@ def test_a_cut_box_of_another_class_is_no_part():
     assert len(without_cut([view(part, 0, True), view(whole, 0, True)])) == 2, "of two parts none is the whole"
 
 
+def test_a_cut_box_does_not_go_for_its_neighbour_in_the_same_view():
+    """Two objects that overlap at a border, in a crowd: the detector's own NMS left both."""
+    boxes, scores = torch.tensor([[80.0, 40, 100, 60], [60.0, 30, 97, 70]]), torch.tensor([0.9, 0.5])
+    crowd = _View(Detections(boxes, scores, torch.tensor([0, 0])), torch.tensor([True, False]))
+    assert without_cut([crowd]).boxes.tolist() == boxes.tolist()
+    elsewhere = _View(Detections(boxes[1:] + 1, scores[1:], torch.tensor([0])), torch.tensor([False]))
+    assert without_cut([crowd, elsewhere]).boxes.tolist() == [boxes[1].tolist(), (boxes[1] + 1).tolist()]
+
+
 @pytest.mark.parametrize("over", [[80.0, 10, 120, 50], [0.0, 0, 200, 200]], ids=["its whole", "a loose false alarm"])
 @pytest.mark.parametrize(("score", "kept"), [(0.06, [0.9, 0.06]), (0.44, [0.9, 0.44]), (0.46, [0.46]), (0.95, [0.95])])
 def test_a_cut_box_stays_where_the_one_over_it_scores_less_than_half_as_much(over, score, kept):
