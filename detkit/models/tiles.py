@@ -183,8 +183,8 @@ def is_cut(boxes: Tensor, tile: tuple[int, int, int, int], size: tuple[int, int]
 def without_cut(views: Sequence[_View]) -> Detections:
     """The detections of all ``views``, without the cut ones that are parts of whole ones of other views.
 
-    A cut box is one if a whole box of its class covers 0.7 of it and scores at least half as much; two boxes of one view
-    are two objects to the detector. No score changes.
+    A cut box is one if a whole box of its class covers 0.7 of it and scores at least half as much; two boxes of one
+    view are two objects to the detector. No score changes.
     """
     found = Detections.join([v.found for v in views])
     cut = torch.cat([v.cut for v in views])
