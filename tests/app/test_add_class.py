@@ -1,6 +1,7 @@
 """``tools/add_class.py``: prototypes from a few examples become weights, and the copy knows the classes."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -170,6 +171,7 @@ def test_classes_that_cannot_be_added_are_named(checkpoint, examples, tmp_path, 
     assert "reserve: must be float from 0 to 1, not 1.5" in call(*start, "reserve=1.5", code=2)
     assert "classes: data.train has no lorry; it has " in call(*start, *coco(examples), "classes=[lorry]", code=1)
     content = json.loads(examples.read_text())
+    assert "classes: is empty; data.train has " in call(*start, *coco(examples), "classes=[]", code=1)
     first, second = (category["name"] for category in content["categories"][:2])
     left = [a for a in content["annotations"] if a["category_id"] != content["categories"][0]["id"]]
     file = tmp_path / "few.json"
@@ -183,6 +185,21 @@ def test_classes_that_cannot_be_added_are_named(checkpoint, examples, tmp_path, 
     taken = known.names[known.ids.index(1)] if 1 in known.ids else None
     if taken:
         assert f"{first} has the id 1, which is {taken}'s in the detector" in call(*start, *few, code=1)
+
+
+def test_the_copy_is_not_written_over_a_checkpoint(checkpoint, examples, tmp_path, monkeypatch, capsys):
+    kept = shutil.copy(checkpoint, tmp_path / "kept.pt")
+    before = kept.read_bytes()
+    start = (add_class.main, monkeypatch, capsys, "device=cpu", *coco(examples))
+    said = call(*start, f"checkpoint={kept}", f"output={tmp_path}", code=2)
+    assert f"output: {kept} is there, and a copy is not written over it: choose another folder" in said
+    assert kept.read_bytes() == before
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "manifest.json").write_text("{}")
+    said = call(*start, f"checkpoint={kept}", f"output={run}", code=2)
+    assert f"output: {run} is the folder of a run, whose files are its own" in said
+    assert not (run / "kept.pt").exists()
 
 
 def test_a_head_without_a_cosine_layer_is_refused(tmp_path, monkeypatch, capsys):

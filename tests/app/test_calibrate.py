@@ -13,9 +13,11 @@ from detkit.app.calibrate import tool as calibrate
 from detkit.app.calibrate.found import Calibration
 from detkit.app.explain import tool as explain
 from detkit.app.pages import html as page
+from detkit.app.publish.tool import published
 from detkit.app.use import evaluate, predict
 from detkit.engine import load_checkpoint
 from detkit.engine.state.checkpoint import save_checkpoint
+from detkit.engine.state.published import write_published
 from detkit.evaluation.reliability import ScoreMap
 from detkit.evaluation.risk_control import Judged
 from detkit.evaluation.thresholds import Aim
@@ -61,6 +63,29 @@ def test_the_copy_holds_thresholds_and_every_tool_keeps_to_them(checkpoint, cali
     rows = json.loads((tmp_path / "e" / "detections.json").read_text())
     call(evaluate.main, monkeypatch, capsys, f"checkpoint={checkpoint}", "device=cpu", f"output={tmp_path / 'f'}")
     assert len(rows) < len(json.loads((tmp_path / "f" / "detections.json").read_text()))
+
+
+def test_a_copy_is_not_written_over_a_checkpoint(checkpoint, tmp_path, monkeypatch, capsys):  # noqa: F811
+    kept = shutil.copy(checkpoint, tmp_path / "kept.pt")
+    words = [calibrate.main, monkeypatch, capsys, f"checkpoint={kept}", *REACHED, f"output={tmp_path}"]
+    said = call(*words, code=2)
+    assert f"output: {kept} is there, and a copy is not written over it: choose another folder" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.pt"]
+    again = [*words[:-1], f"output={tmp_path / 'out'}"]
+    call(*again)
+    call(*again), "its own copy it may write anew"
+    of_copy = [*words[:3], f"checkpoint={tmp_path / 'out' / 'kept.pt'}", *REACHED, f"output={tmp_path / 'out'}"]
+    assert "kept.pt is there, and a copy is not written over it" in call(*of_copy, code=2)
+
+
+def test_the_copy_of_a_published_file_is_a_checkpoint(checkpoint, tmp_path, monkeypatch, capsys):  # noqa: F811
+    stored = load_checkpoint(checkpoint)
+    write_published(tmp_path / "mine.safetensors", stored.weights, published(stored, "CC0-1.0"))
+    data = f"data.root={next(checkpoint.parent.rglob('train.json')).parent.parent}"
+    start = (calibrate.main, monkeypatch, capsys, f"checkpoint={tmp_path / 'mine.safetensors'}", *REACHED, data)
+    said = call(*start, "data=shapes_small", f"output={tmp_path / 'out'}")
+    assert f"checkpoint={tmp_path / 'out' / 'mine.pt'}" in said
+    assert load_checkpoint(tmp_path / "out" / "mine.pt").calibration is not None
 
 
 def test_what_cannot_be_promised_is_told(checkpoint, tmp_path, monkeypatch, capsys):  # noqa: F811

@@ -16,6 +16,7 @@ import yaml
 
 from detkit.app.compare import runs as runs_module
 from detkit.app.compare import tool
+from detkit.app.run.folder import RunFolder
 from detkit.config import ConfigError
 from detkit.evaluation import ScoredSet
 from detkit.evaluation.backends import run_pycocotools
@@ -249,6 +250,48 @@ def one_large_object() -> Any:
     area = truths[3].area.copy()
     area[0] = 100.0**2
     return made._replace(truths=[*truths[:3], replace(truths[3], area=area), *truths[4:]])
+
+
+def test_a_run_that_is_named_twice_counts_once(runs: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(runs[0])
+    names = [runs[0], runs[1], runs[3], tmp_path / "link", tmp_path / "FPN1" / ".." / "FPN0"]
+    tool.main([*map(str, names), "--output", str(tmp_path / "out"), "--samples", "200"])
+    seeds = {system: row["seeds"] for system, row in table(tmp_path / "out").items()}
+    assert list(seeds.items()) == [("model.neck=FPN", "0 1"), ("model.neck=Worse", "0")]
+
+
+def test_the_folder_of_a_run_takes_no_table(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    (runs[0] / "manifest.json").write_text("{}")
+    before = sorted(path.name for path in runs[0].iterdir())
+    with pytest.raises(SystemExit):
+        tool.main([*map(str, runs), "--output", str(runs[0])])
+    assert f"--output: {runs[0]} is the folder of a run" in capsys.readouterr().err
+    assert sorted(path.name for path in runs[0].iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("config.yaml", "a: [", "not YAML: "),
+        ("config.yaml", "", "not a mapping of keys but 'None'"),
+        ("evaluation.json", '{"metrics": {"AP"', "not JSON: "),
+        ("evaluation.json", "{}", "has no metrics"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(name: str, content: str, told: str, runs: list[Path]) -> None:
+    (runs[1] / name).write_text(content)
+    with pytest.raises(ConfigError, match=re.escape(f"{runs[1] / name}: {told}")):
+        tool.compare(runs, runs[0].parent / "out", None, "AP", 200, 0)
+
+
+def test_a_row_that_was_cut_off_is_none(runs: list[Path]) -> None:
+    whole = RunFolder(runs[0]).numbers()
+    for part in ("5,train,lo", "5,train,loss,0.1"):
+        file = make_run(runs[0].parent / part, 0, "FPN", 0.0) / "metrics.csv"
+        file.write_text((runs[0] / "metrics.csv").read_text() + part)
+        found = RunFolder(file.parent).numbers()
+        assert found.keys() == whole.keys()
+        assert all(np.array_equal(a, b) for key in whole for a, b in zip(found[key], whole[key], strict=True))
 
 
 @pytest.mark.parametrize("samples", [1000, 100])

@@ -177,6 +177,12 @@ def test_from_the_report_to_the_corrected_file(checkpoint, tmp_path, monkeypatch
     again = [f"checkpoint={checkpoint}", "device=cpu", f"output={folder}"]
     assert "has 1 rows that someone has decided on; choose another folder" in call(*start_of, *again, code=2)
     assert "is the file that is corrected" in call(*start_of, f"apply={table}", f"output={annotations}", code=2)
+    for name in ("findings.csv", "labels.json"):
+        own = (folder / name).read_bytes()
+        said = call(*start_of, f"apply={table}", f"output={folder / name}", code=2)
+        assert f"output: {folder / name} is there; nothing is written over" in said
+        assert (folder / name).read_bytes() == own
+    call(*start_of, f"apply={table}")
     shutil.copy(annotations, tmp_path / "kept.json")
     try:
         annotations.write_text(annotations.read_text() + "\n")

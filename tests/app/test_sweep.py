@@ -16,6 +16,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
@@ -223,6 +224,21 @@ def test_finished_jobs_are_not_run_again(jobs, capsys: pytest.CaptureFixture[str
     assert len(outcomes) == 2
     assert (todo[0].folder / "times.json").read_text() == before
     assert "1 of 2 jobs are finished already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["jürgen", "数据", "a b", 'the "best"', "Tom's", "a\\b", "a=1,2", "[x]"])
+def test_a_job_is_given_its_folder_as_it_is_called(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed: list[list[str]] = []
+    monkeypatch.setattr(process.subprocess, "Popen", lambda command, **_: typed.append(command))
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "last.pt").touch()
+    process.JobProcess(Job("only", (), "key", folder, 3), {})
+    parser = OverridesParser.create()
+    given = {o.key_or_group: o.value() for o in map(parser.parse_override, normalize_overrides(typed[0][3:]))}
+    assert {key: OmegaConf.create([value])[0] for key, value in given.items()} == {
+        "hydra.run.dir": str(folder), "resume.path": str(folder),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", '{"steps": 3}'])

@@ -43,8 +43,10 @@ def new_categories(known: Categories, data: Categories, wanted: Sequence[str] | 
     """The classes of ``data`` that are to be added: those that ``wanted`` names, all without.
 
     Raises:
-        ValueError: there is no such class, the detector knows it already, or its id is another class's there.
+        ValueError: none is named, or one that is not there, is known already, or whose id is another's.
     """
+    if wanted is not None and not wanted:
+        raise ValueError(f"classes: is empty; {key} has {', '.join(data.names)}")
     if unknown := [name for name in wanted or () if name not in data.names]:
         raise ValueError(f"classes: {key} has no {', '.join(unknown)}; it has {', '.join(data.names)}")
     pairs = [(n, i) for n, i in zip(data.names, data.ids, strict=True) if wanted is None or n in wanted]

@@ -13,6 +13,7 @@ from detkit.app.add_class.found import check_examples, describe, grown, look_at,
 from detkit.app.assemble.schema import AddClassOptions
 from detkit.app.assemble.stored import eval_loader, load_stored, open_data
 from detkit.app.cli.entry import run_tool
+from detkit.app.run.beside import path_of_copy
 from detkit.app.run.next_command import tell_prediction_with
 from detkit.engine.state.checkpoint import load_weights, save_checkpoint
 from detkit.models import build_detector
@@ -20,6 +21,9 @@ from detkit.models.cosine_regions import CosineRegions
 from detkit.utils.files import atomic_write, output_folder
 from detkit.utils.log import logger, set_up_logging
 from detkit.utils.progress import track
+
+#: In the folder of the grown copy: what was added.
+ADDED = "added.json"
 
 
 def main() -> None:
@@ -32,6 +36,9 @@ def run(cfg: DictConfig, _: Path) -> None:
     set_up_logging()
     options, stored = load_stored(cfg, AddClassOptions)
     regions = CosineRegions.of(stored.detector)
+    path = Path(options.checkpoint)
+    wanted = options.output or path.parent / f"added_{path.stem}"
+    target = path_of_copy(path, wanted, ADDED)
     checkpoint, known = stored.checkpoint, stored.checkpoint.categories
     dataset = open_data(stored, options.split)
     new = new_categories(known, dataset.categories, options.classes, f"data.{options.split}")
@@ -45,15 +52,14 @@ def run(cfg: DictConfig, _: Path) -> None:
     rows = describe(examples, new, added, known, weight)
     copy = grown(checkpoint, regions, stored.config["model"], new, added)
     load_weights(build_detector(stored.config["model"], copy.categories), copy.weights, checkpoint.source)
-    path = Path(options.checkpoint)
-    with output_folder(options.output or path.parent / f"added_{path.stem}") as folder:
-        save_checkpoint(folder / path.name, copy)
-        atomic_write(folder / "added.json", json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    with output_folder(wanted) as folder:
+        atomic_write(folder / ADDED, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        save_checkpoint(target, copy)
     if checkpoint.calibration is not None:
         logger.warning("%s: its thresholds know nothing of these classes: calibrate the copy anew", path)
     rich.print(table_of(rows))
     rich.print(f"{len(known)} classes have become {len(copy.categories)}")
-    tell_prediction_with(folder / path.name, dataset)
+    tell_prediction_with(target, dataset)
 
 
 if __name__ == "__main__":

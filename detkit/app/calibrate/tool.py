@@ -17,7 +17,7 @@ from detkit.app.assemble.stored import load_stored, open_split
 from detkit.app.calibrate.found import RightCosines, calibrate, judged_images
 from detkit.app.calibrate.page import calibration_page
 from detkit.app.cli.entry import run_tool
-from detkit.app.run.beside import folder_beside, refuse_run
+from detkit.app.run.beside import folder_beside, path_of_copy
 from detkit.app.run.next_command import tell_prediction_with
 from detkit.config import ConfigError
 from detkit.config.ranges import check_range
@@ -27,6 +27,9 @@ from detkit.evaluation.unknown import LeastCosines
 from detkit.utils.files import atomic_write, output_folder
 from detkit.utils.log import logger, set_up_logging
 from detkit.utils.progress import track
+
+#: In the folder of the calibration, beside the copy.
+NUMBERS, PAGE = "calibration.json", "calibration.html"
 
 
 def main() -> None:
@@ -39,15 +42,15 @@ def run(cfg: DictConfig, _: Path) -> None:
     set_up_logging()
     options, stored = load_stored(cfg, CalibrateOptions)
     aim = aim_of(options)
-    refuse_run(options.output)
+    checkpoint = Path(options.checkpoint)
+    wanted = options.output or folder_beside(checkpoint, "calibration", options.split, options)
+    copy = path_of_copy(checkpoint, wanted, NUMBERS)
     cosines = None if options.unknown is None else RightCosines(stored.detector)
     dataset, loader = open_split(stored, options.split)
     if options.split == "train":
         logger.warning("split=train: the detector knows these images, and for others the promise does not hold")
-    checkpoint = Path(options.checkpoint)
     source = f"{checkpoint} on data.{options.split}"
     precision = options.precision or stored.config["trainer"]["precision"]
-    wanted = options.output or folder_beside(checkpoint, "calibration", options.split, options)
     with output_folder(wanted) as folder:
         detector, views = stored.bare(options.tta)
         batches = track(loader, len(loader), "calibrating")
@@ -57,18 +60,17 @@ def run(cfg: DictConfig, _: Path) -> None:
         if cosines is not None and options.unknown is not None:
             least = cosines.least(len(dataset.categories), options.unknown)
             found = dataclasses.replace(found, unknown=least)
-        atomic_write(folder / "calibration.json", json.dumps(found.to_dict(source), indent=1) + "\n")
-        atomic_write(folder / "calibration.html", calibration_page(found, source))
-        copy = dataclasses.replace(stored.checkpoint, calibration=found.to_checkpoint())
-        save_checkpoint(folder / checkpoint.name, copy)
+        atomic_write(folder / NUMBERS, json.dumps(found.to_dict(source), indent=1) + "\n")
+        atomic_write(folder / PAGE, calibration_page(found, source))
+        save_checkpoint(copy, dataclasses.replace(stored.checkpoint, calibration=found.to_checkpoint()))
     rich.print(found.table())
     before, after = found.errors()
     mapped = "" if after is None else f", {after:.3f} after scores={options.scores}"
     rich.print(f"expected calibration error of the scores: {before:.3f}{mapped}")
     if found.unknown is not None:
         rich.print(_of_unknown(found.unknown))
-    rich.print("report:", Text(str(folder / "calibration.html"), "bold"))
-    tell_prediction_with(folder / checkpoint.name, dataset)
+    rich.print("report:", Text(str(folder / PAGE), "bold"))
+    tell_prediction_with(copy, dataset)
 
 
 def _of_unknown(least: LeastCosines) -> str:

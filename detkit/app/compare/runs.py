@@ -107,6 +107,8 @@ def made_unlike(systems: Sequence[System]) -> list[str]:
 def read_systems(paths: Sequence[Path]) -> tuple[list[System], list[str]]:
     """The finished runs in ``paths`` (run folders or sweep folders), grouped; and the names of the unfinished ones.
 
+    A folder that is named twice, in whatever words, is one run.
+
     Raises:
         ConfigError: a path is neither, nothing is finished, or the runs were evaluated on different data.
     """
@@ -119,7 +121,11 @@ def read_systems(paths: Sequence[Path]) -> tuple[list[System], list[str]]:
         else:
             raise ConfigError(f"{path}: neither the folder of a run nor that of a sweep")
     runs, missing = [], []
+    seen: set[Path] = set()
     for folder, label in folders.items():
+        if folder.resolve() in seen:
+            continue
+        seen.add(folder.resolve())
         result = RunFolder(folder).result()
         if result is None:
             missing.append(label or str(folder))

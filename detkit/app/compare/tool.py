@@ -16,6 +16,7 @@ from detkit.app.compare.images import draw_images, in_words, read_curve
 from detkit.app.compare.page import make_page
 from detkit.app.compare.runs import System, made_unlike, read_systems
 from detkit.app.compare.table import IMAGES_ALONE, NOT_DEFINED, Row, as_csv, as_markdown, as_rich, make_rows
+from detkit.app.run.beside import refuse_run
 from detkit.app.sweep.folder import JOBS
 from detkit.config import ConfigError
 from detkit.config.ranges import check_range
@@ -67,8 +68,9 @@ def compare(
         more: numbers of the runs' ``evaluation.json`` that get columns too.
 
     Raises:
-        ConfigError: the runs cannot be compared, or a name is unknown.
+        ConfigError: the runs cannot be compared, a name is unknown, or ``output`` is the folder of a run.
     """
+    refuse_run(output, "--output")
     systems, missing = read_systems(paths)
     chosen = _find(systems, baseline)
     shown = list(dict.fromkeys([metric, *_SHOWN, *more]))

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from rich.text import Text
 
 from detkit.app.assemble.exported import is_exported
+from detkit.app.assemble.outputs import check_new
 from detkit.app.assemble.schema import LabelsOptions
 from detkit.app.assemble.stored import Stored, eval_loader, load_stored, open_split, with_weights_of
 from detkit.app.cli.entry import run_tool
@@ -101,7 +102,7 @@ def apply(table: Path, output: Path | None) -> Path:
     """Write the annotations with the accepted rows of ``table`` corrected; the file that they are about stays.
 
     Raises:
-        ConfigError: the table or the annotations are not what the tool wrote and a person edited.
+        ConfigError: the table or the annotations are not what the tool wrote and a person edited; ``output`` is there.
     """
     accepted, count = read_accepted(table)
     if not accepted:
@@ -110,11 +111,13 @@ def apply(table: Path, output: Path | None) -> Path:
     annotations = Path(numbers["annotations"])
     if _digest(annotations) != numbers["sha256"]:
         raise ConfigError(f"apply: {annotations}: has changed since {table.with_name(NUMBERS)} was written")
-    output = output or table.with_name(ACCEPTED)
+    given, output = output, output or table.with_name(ACCEPTED)
     if output.exists() and output.samefile(annotations):
         raise ConfigError(f"output: {output} is the file that is corrected, which stays as it is; choose another")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(output, json.dumps(correct(read_coco(annotations), accepted)))
+    if given is not None:
+        check_new(given)
+    with output_folder(output.parent):
+        atomic_write(output, json.dumps(correct(read_coco(annotations), accepted)))
     rich.print(f"{len(accepted)} of {count} findings are corrected in", Text(str(output), "bold"))
     rich.get_console().print(
         Text(f"to train on it: {path_word('data.train.annotations', output.absolute())}"), soft_wrap=True

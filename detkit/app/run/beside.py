@@ -12,6 +12,7 @@ from detkit.app.assemble.identity import is_free
 from detkit.app.run.folder import RunFolder
 from detkit.app.run.next_command import said
 from detkit.config import ConfigError
+from detkit.engine.state.published import SUFFIX
 
 #: Letters of a folder's name that stand for overrides; more are cut.
 _LONGEST = 120
@@ -47,6 +48,23 @@ def refuse_run(output: str | Path | None, key: str = "output") -> None:
     """
     if output is not None and RunFolder(Path(output)).is_begun:
         raise ConfigError(f"{key}: {output} is the folder of a run, whose files are its own: choose another folder")
+
+
+def path_of_copy(checkpoint: str | Path, folder: str | Path, report: str) -> Path:
+    """Where a tool puts its changed copy of ``checkpoint`` in ``folder``: under its name, of a published one in .pt.
+
+    Args:
+        report: the file that the tool writes beside its copy: without it a file of the copy's name is not the tool's.
+
+    Raises:
+        ConfigError: ``folder`` is that of a run, or such a file is there: the checkpoint itself, or another.
+    """
+    checkpoint, folder = Path(checkpoint), Path(folder)
+    refuse_run(folder)
+    copy = folder / (f"{checkpoint.stem}.pt" if checkpoint.suffix == SUFFIX else checkpoint.name)
+    if copy.exists() and (copy.samefile(checkpoint) or not (folder / report).exists()):
+        raise ConfigError(f"output: {copy} is there, and a copy is not written over it: choose another folder")
+    return copy
 
 
 def _told_apart(overrides: list[str]) -> str:

@@ -140,8 +140,19 @@ class RunFolder:
         return best if best.is_file() else self.path / LAST
 
     def config(self) -> dict[str, Any]:
-        """What the run was composed of, interpolations as they stand."""
-        return yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8"))
+        """What the run was composed of, interpolations as they stand.
+
+        Raises:
+            ConfigError: the file is not what a run writes.
+        """
+        path = self.path / CONFIG
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict):
+            raise ConfigError(f"{path}: not a mapping of keys but {str(content)[:40]!r}")
+        return content
 
     def config_of_state(self) -> Mapping[str, Any]:
         """The configuration in the newest checkpoint, whose tensors are not read.
@@ -186,12 +197,15 @@ class RunFolder:
         """The numbers of the best evaluation, losses and stats too; nan for one that is not defined or not finite.
 
         Raises:
-            ConfigError: there was no evaluation.
+            ConfigError: there was no evaluation, or its file is not what a run writes.
         """
         path = self.path / EVALUATION
-        if not path.is_file():
+        content = _object(path)
+        if content is None:
             raise ConfigError(f"{self.path}: has no {EVALUATION}; only runs with an evaluator can be compared")
-        stored = json.loads(path.read_text(encoding="utf-8"))["metrics"]
+        stored = content.get("metrics")
+        if not isinstance(stored, dict):
+            raise ConfigError(f"{path}: has no metrics")
         return {name: _number(name, value) for name, value in stored.items()}
 
     def scored(self) -> ScoredSet:
@@ -206,13 +220,16 @@ class RunFolder:
         return ScoredSet.load(path)
 
     def numbers(self) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
-        """All numbers that were logged: steps (N,) and values (N,) by split and name; empty where none are kept."""
+        """All numbers that were logged: steps (N,) and values (N,) by split and name; empty where none are kept.
+
+        A row that a kill or a full disk has cut off is none.
+        """
         path = self.path / METRICS
         rows: dict[tuple[str, str], list[tuple[int, float]]] = {}
         if path.is_file():
-            with path.open(encoding="utf-8", newline="") as file:
-                for row in csv.DictReader(file):
-                    rows.setdefault((row["split"], row["name"]), []).append((int(row["step"]), float(row["value"])))
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            for row in csv.DictReader(line for line in lines if line.endswith("\n")):
+                rows.setdefault((row["split"], row["name"]), []).append((int(row["step"]), float(row["value"])))
         return {key: (np.array([s for s, _ in v]), np.array([x for _, x in v])) for key, v in rows.items()}
 
     def steps_done(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -14,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from detkit.app.cli.overrides import quote
 from detkit.app.cli.slots import search_paths
 from detkit.app.run.folder import RunFolder
 from detkit.app.sweep.plan import Job
@@ -57,9 +57,9 @@ class JobProcess:
             return [sys.executable, "-m", *self.job.program]
         own = [] if self.job.own_configs is None else ["--config-dir", self.job.own_configs]
         said = [o for o in self.job.overrides if not o.startswith(("sweep=", "hydra")) or search_paths([o])]
-        said.append(f"hydra.run.dir={_quoted(self.job.folder)}")
+        said.append(f"hydra.run.dir={quote(str(self.job.folder))}")
         if self.resumed:
-            said.append(f"++resume.path={_quoted(self.job.folder)}")
+            said.append(f"++resume.path={quote(str(self.job.folder))}")
         return [sys.executable, "-m", "detkit.app.train", *own, *said]
 
     @property
@@ -130,10 +130,6 @@ def stop_with_the_sweep() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True, name="watch the sweep").start()
-
-
-def _quoted(path: Path) -> str:
-    return json.dumps(str(path))  # Hydra's grammar has the same escapes
 
 
 def _in_words(code: int) -> str:
