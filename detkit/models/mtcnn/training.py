@@ -100,8 +100,10 @@ def _labelled(boxes: Tensor, target: Target, size: tuple[int, int], stage: str, 
     labelled = label(boxes, target, how.as_squares)
     ranges = _ranges(boxes, size, stage)
     unseen = (ranges[:, 2:] <= ranges[:, :2]).any(dim=1)
-    if stage == "pnet":  # its windows lie in the image
+    if stage == "pnet":  # its windows lie in the image, on whole px
         h, w = size
+        window = boxes.floor()
+        unseen |= (window[:, 2:] <= window[:, :2]).any(dim=1)
         unseen |= (ranges[:, :2] < 0).any(dim=1) | (ranges[:, 2] > w) | (ranges[:, 3] > h)
     return labelled._replace(kinds=labelled.kinds.masked_fill(unseen, UNUSED))
 

@@ -165,6 +165,8 @@ def test_windows_that_no_cell_looks_through_teach_the_first_stage_nothing():
     inside, left, below = [20.0, 20, 42, 42], [1.0, 20, 23, 42], [20.0, 40, 42, 62]
     kinds = _labelled(torch.tensor([inside, left, below]), of, (60, 80), "pnet", SETTINGS).kinds
     assert kinds.tolist() == [POSITIVE, UNUSED, UNUSED]
+    dot = torch.tensor([[20.2, 20.2, 20.8, 20.8]])  # of a pixel, but no window on whole px
+    assert _labelled(dot, target(dot[0].tolist()), (60, 80), "pnet", SETTINGS).kinds.tolist() == [UNUSED]
     later = _labelled(torch.tensor([inside, left, below]), of, (60, 80), "rnet", SETTINGS).kinds
     assert later.tolist() == [POSITIVE, NEGATIVE, NEGATIVE]
 
