@@ -18,6 +18,9 @@ from detkit.app.labels.corrections import COLUMNS
 from detkit.app.labels.found import LabelReport, look
 from detkit.app.labels.known import same_pictures
 from detkit.app.labels.views import Views
+from detkit.app.run.folder import RunFolder
+from detkit.app.run.manifest import data_hash
+from detkit.app.sweep.process import ended_with
 from detkit.data import CocoDataset
 from detkit.data.subset import Subset
 from detkit.evaluation.label_errors import Kind
@@ -215,11 +218,13 @@ def cv_size(file):
 
 
 def in_this_process(monkeypatch):
-    """Let the folds train here, one after the other, and tell with which images."""
+    """Let the folds that are not finished train here, one after the other; the folders of those that did."""
     seen = []
 
     def run_jobs(jobs, slots):
         for job in jobs:
+            if ended_with(job.folder) is not None:
+                continue
             monkeypatch.setattr(sys, "argv", ["fold.py", *job.program[1:]])
             fold.main()
             seen.append(job.folder)
@@ -251,6 +256,29 @@ def test_each_fold_is_judged_by_a_detector_that_trained_on_the_others(checkpoint
     assert sorted(np.concatenate([places for _, places in judged])) == [0, 1, 2, 3]
     numbers = json.loads((tmp_path / "out" / "labels.json").read_text())
     assert numbers["images_looked_at"] == 4
+
+
+def test_folds_of_other_data_are_trained_anew(checkpoint, tmp_path, monkeypatch, capsys):
+    """Folds are drawn from all names: with an image less, those that are held out were trained on before."""
+    trained = in_this_process(monkeypatch)
+    shapes = next(checkpoint.parent.glob("shapes/*/train.json")).parent
+    root = shutil.copytree(shapes, tmp_path / "set")
+    data = ("data=coco", f"data.root={root}", "data.val=null", "data.loader.train.batch_size=2")
+    here = ("device=cpu", "data.loader.train.num_workers=0", "data.loader.val.num_workers=0")
+    command = (f"checkpoint={checkpoint}", "folds=2", f"output={tmp_path / 'out'}", *data, *here)
+    call(labels.main, monkeypatch, capsys, *command)
+    call(labels.main, monkeypatch, capsys, *command)
+    assert len(trained) == 2, "the same data: what is finished is not run again"
+    content = json.loads((root / "train.json").read_text())
+    gone = content["images"].pop()["id"]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != gone]
+    (root / "train.json").write_text(json.dumps(content))
+    call(labels.main, monkeypatch, capsys, *command)
+    assert len(trained) == 4
+    whole = CocoDataset(root=str(root))
+    for number, folder in enumerate(trained[2:]):
+        expected = data_hash(Subset(fold=number, folds=2).of(whole))
+        assert RunFolder(folder).manifest()["data"]["train"] == expected
 
 
 def test_the_recipe_of_a_fold_starts_as_the_checkpoint_did(checkpoint):

@@ -30,12 +30,14 @@ _OF_EVALUATIONS = ("eval_every", "patience")
 _PROGRAM = "detkit.app.labels.fold"
 
 
-def train_folds(stored: Stored, subsets: Sequence[Subset], folder: Path, slots: int) -> list[Path]:
+def train_folds(stored: Stored, subsets: Sequence[Subset], digest: str, folder: Path, slots: int) -> list[Path]:
     """Train on each of ``subsets`` by the recipe of ``stored``, from its beginning; the checkpoints.
 
-    What is finished in ``folder`` is not run again, and what was stopped goes on.
+    What is finished in ``folder`` is not run again, and what was stopped goes on, unless the data have changed: then
+    other images were held out.
 
     Args:
+        digest: ``data_hash`` of the whole training data.
         slots: trainings at a time.
 
     Raises:
@@ -45,7 +47,7 @@ def train_folds(stored: Stored, subsets: Sequence[Subset], folder: Path, slots: 
     """
     recipes = [fold_recipe(stored, subset) for subset in subsets]
     validate(recipes[0], TrainSchema)
-    jobs = [_job(recipe, folder, subset) for recipe, subset in zip(recipes, subsets, strict=True)]
+    jobs = [_job(recipe, digest, folder, subset) for recipe, subset in zip(recipes, subsets, strict=True)]
     claimed = SweepFolder(folder)
     try:
         claimed.add(jobs)
@@ -75,9 +77,9 @@ def fold_recipe(stored: Stored, subset: Subset) -> dict[str, Any]:
     return config | {"evaluator": None, "resume": {"path": None, "allow": []}}
 
 
-def _job(recipe: dict[str, Any], folder: Path, subset: Subset) -> Job:
+def _job(recipe: dict[str, Any], digest: str, folder: Path, subset: Subset) -> Job:
     assert subset.fold is not None
-    key = config_hash(recipe)
+    key = config_hash(recipe | {"data_hash": digest})
     label = f"fold {subset.fold + 1} of {subset.folds}"
     steps = recipe["trainer"].get("steps")
     return Job(label, (), key, folder / key, steps, program=(_PROGRAM, str(folder / key)))

@@ -27,6 +27,7 @@ from detkit.app.labels.known import same_pictures, trained_on
 from detkit.app.labels.page import labels_page
 from detkit.app.labels.views import Views
 from detkit.app.run.beside import folder_beside, refuse_run
+from detkit.app.run.manifest import data_hash
 from detkit.app.run.next_command import path_word, tell_next
 from detkit.config import ConfigError, validate
 from detkit.config.ranges import check_range
@@ -135,7 +136,8 @@ def _by_folds(
     except ValueError as error:
         raise ConfigError(str(error)) from error
     files = np.array([truth.file for truth in dataset.truths])
-    for i, checkpoint in enumerate(train_folds(stored, subsets, folder / "folds", options.slots)):
+    trained = train_folds(stored, subsets, data_hash(dataset), folder / "folds", options.slots)
+    for i, checkpoint in enumerate(trained):
         places = np.flatnonzero(fold == i)
         twins = same_pictures(files[places].tolist(), files[fold != i].tolist())
         if twins.any():
