@@ -3,23 +3,33 @@
 import csv
 import hashlib
 import json
+import logging
 import re
 import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from omegaconf import OmegaConf
 
+from detkit.app.assemble.schema import LabelsOptions
+from detkit.app.assemble.stored import load_stored
 from detkit.app.labels import fold, folds
 from detkit.app.labels import tool as labels
 from detkit.app.labels.corrections import COLUMNS
 from detkit.app.labels.found import LabelReport, look
-from detkit.app.labels.known import same_pictures
+from detkit.app.labels.known import same_pictures, trained_on
 from detkit.app.labels.views import Views
+from detkit.app.run.folder import RunFolder
+from detkit.app.run.manifest import data_hash
+from detkit.app.sweep.process import ended_with
 from detkit.data import CocoDataset
 from detkit.data.subset import Subset
+from detkit.engine.state.checkpoint import load_checkpoint, save_checkpoint
 from detkit.evaluation.label_errors import Kind
 from detkit.models import Detector
 from detkit.structures import (
@@ -221,11 +231,13 @@ def cv_size(file):
 
 
 def in_this_process(monkeypatch):
-    """Let the folds train here, one after the other, and tell with which images."""
+    """Let the folds that are not finished train here, one after the other; the folders of those that did."""
     seen = []
 
     def run_jobs(jobs, slots):
         for job in jobs:
+            if ended_with(job.folder) is not None:
+                continue
             monkeypatch.setattr(sys, "argv", ["fold.py", *job.program[1:]])
             fold.main()
             seen.append(job.folder)
@@ -259,13 +271,31 @@ def test_each_fold_is_judged_by_a_detector_that_trained_on_the_others(checkpoint
     assert numbers["images_looked_at"] == 4
 
 
+def test_folds_of_other_data_are_trained_anew(checkpoint, tmp_path, monkeypatch, capsys):
+    """Folds are drawn from all names: with an image less, those that are held out were trained on before."""
+    trained = in_this_process(monkeypatch)
+    shapes = next(checkpoint.parent.glob("shapes/*/train.json")).parent
+    root = shutil.copytree(shapes, tmp_path / "set")
+    data = ("data=coco", f"data.root={root}", "data.val=null", "data.loader.train.batch_size=2")
+    here = ("device=cpu", "data.loader.train.num_workers=0", "data.loader.val.num_workers=0")
+    command = (f"checkpoint={checkpoint}", "folds=2", f"output={tmp_path / 'out'}", *data, *here)
+    call(labels.main, monkeypatch, capsys, *command)
+    call(labels.main, monkeypatch, capsys, *command)
+    assert len(trained) == 2, "the same data: what is finished is not run again"
+    content = json.loads((root / "train.json").read_text())
+    gone = content["images"].pop()["id"]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != gone]
+    (root / "train.json").write_text(json.dumps(content))
+    call(labels.main, monkeypatch, capsys, *command)
+    assert len(trained) == 4
+    whole = CocoDataset(root=str(root))
+    for number, folder in enumerate(trained[2:]):
+        expected = data_hash(Subset(fold=number, folds=2).of(whole))
+        assert RunFolder(folder).manifest()["data"]["train"] == expected
+
+
 def test_the_recipe_of_a_fold_starts_as_the_checkpoint_did(checkpoint):
-    from omegaconf import OmegaConf
-
-    from detkit.app.assemble.schema import LabelsOptions
-    from detkit.app.assemble.stored import load_stored
-
-    _, stored = load_stored(OmegaConf.create({"checkpoint": str(checkpoint), "device": "cpu"}), LabelsOptions, {})
+    stored = stored_of(checkpoint)
     stored.checkpoint.config["model"]["backbone"]["weights"] = "somewhere.pth"
     assert stored.config["model"]["backbone"]["weights"] is None, "held back for everything but a training"
     recipe = folds.fold_recipe(stored, Subset(fold=1, folds=3))
@@ -273,6 +303,83 @@ def test_the_recipe_of_a_fold_starts_as_the_checkpoint_did(checkpoint):
     assert recipe["data"]["val"] is None
     assert recipe["data"]["subset"]["fold"] == 1
     assert recipe["trainer"] == {**stored.config["trainer"], "eval_every": None, "patience": None}
+
+
+@pytest.fixture(scope="module")
+def second(checkpoint, tmp_path_factory):
+    """A training on other pictures that started from ``checkpoint``."""
+    return train_briefly(tmp_path_factory.mktemp("second"), f"init_from={checkpoint}", "data.train.seed=5")
+
+
+def stored_of(checkpoint, **said):
+    given = {"checkpoint": str(checkpoint), "device": "cpu", **said}
+    return load_stored(OmegaConf.create(given), LabelsOptions, {})[1]
+
+
+def pictures_of(checkpoint):
+    """What ``checkpoint`` itself has trained on."""
+    return CocoDataset(root=str(next(checkpoint.parent.glob("shapes/*/train.json")).parent))
+
+
+def test_what_the_weights_that_a_training_started_from_have_seen_is_known_too(
+    checkpoint, second, tmp_path, monkeypatch, capsys
+):
+    stored = stored_of(second)
+    assert trained_on(stored, second, pictures_of(second)).images.all()
+    known = trained_on(stored, second, pictures_of(checkpoint))
+    assert known.is_all
+    assert known.images.all(), "the first training's pictures, which the second never saw"
+    first = pictures_of(checkpoint).coco_file
+    command = (f"checkpoint={second}", "device=cpu", "data=coco", f"data.root={Path(first).parent}")
+    words = (f"data.val.annotations={first}", "data.loader.val.num_workers=0", f"output={tmp_path / 'out'}")
+    said = call(labels.main, monkeypatch, capsys, *command, *words, code=2)
+    assert "has trained on all 4 images of data.val and knows their labels" in said
+
+
+def test_a_start_that_is_gone_is_told(checkpoint, second, caplog):
+    stored = stored_of(second)
+    stored.checkpoint.config["init_from"] = "gone.pt"
+    with caplog.at_level(logging.WARNING, "detkit"):
+        known = trained_on(stored, second, pictures_of(checkpoint))
+    assert (known.is_all, known.images.any()) == (False, False)
+    assert "which images init_from=gone.pt trained on is not known" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("init_from", "message"),
+    [
+        ("FIRST", "init_from: FIRST has trained on 4 of the 4 images, and a fold that starts from it may judge what"),
+        ("gone.pt", "init_from: which images gone.pt has trained on is not known, and a fold that starts from it may"),
+        ("SECOND", "init_from: SECOND has trained on 4 of the 4 images"),
+    ],
+)
+def test_no_fold_starts_from_weights_that_know_its_images(
+    init_from, message, checkpoint, second, tmp_path, monkeypatch, capsys
+):
+    places = {"FIRST": str(checkpoint), "SECOND": str(second)}
+    command = [f"checkpoint={checkpoint}", "device=cpu", "folds=2", f"output={tmp_path / 'out'}"]
+    said = call(
+        labels.main, monkeypatch, capsys, *command, f"init_from={places.get(init_from, init_from)}", code=2
+    ).replace("\n", " ")
+    for word, place in places.items():
+        message = message.replace(word, place)
+    assert message in said
+    assert "init_from=null starts all folds without it" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_folds_start_from_weights_that_do_not_know_their_images(checkpoint, second, tmp_path, monkeypatch):
+    """Those of another library, imported ones too, of a training on other pictures, or none, as the message says."""
+    monkeypatch.setattr(folds, "run_jobs", lambda jobs, slots: {job.key: {"best": None} for job in jobs})
+    other = train_briefly(tmp_path / "other", "data.train.seed=7")
+    foreign, imported = "torchvision:fasterrcnn_mobilenet_v3_large_320_fpn", tmp_path / "imported.pt"
+    save_checkpoint(imported, replace(load_checkpoint(second), step=0, config=load_checkpoint(checkpoint).config))
+    for number, init_from in enumerate((foreign, str(imported), str(other), None)):
+        stored = stored_of(second, init_from=init_from)
+        subsets = [Subset(fold=i, folds=2) for i in range(2)]
+        trained = folds.train_folds(stored, pictures_of(second), subsets, tmp_path / str(number), 1)
+        recipes = [yaml.safe_load((path.parent / fold.RECIPE).read_text()) for path in trained]
+        assert [recipe["init_from"] for recipe in recipes] == [init_from] * 2
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ def strange_set(tmp_path, name):
         ("one size", {}, "all objects are of about one size (20 to 20 px)"),
         (
             "240 classes",
-            {"/loss@model.head.roi.cls_loss": "NormalizedSoftmax", "evaluator.max_detections": [1, 10, 300]},
+            {"/loss@model.head.roi.cls_loss": "CrossEntropy", "evaluator.max_detections": [1, 10, 300]},
             "with fewer than 20 boxes, and so rarely found: 240 of 240 classes",
         ),
         ("tiny", {"transform.train.resize.size": 128}, "100.0% of the objects are below 8 px"),
@@ -246,6 +246,8 @@ def test_what_is_written_for_a_strange_set_composes_and_builds(tmp_path, name):
         assert (trainer.val_loader is None) == (name == "no validation")
         assert cfg.trainer.steps == trainer.steps >= 20
         assert len(trainer.categories) == len(STRANGE[name][0].get("names", ("cat",)))
+        is_balanced = name == "240 classes" and option.detector == DETECTORS[0]
+        assert cfg.data.loader.train.sampling == ({"_target_": "RepeatFactor"} if is_balanced else None)
     assert seen == [*DETECTORS]
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import time
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import given as over
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from detkit.app.cli.paths import config_dir
 from detkit.app.recipe import measure, rules
 from detkit.app.recipe.findings import Findings
 from detkit.app.recipe.given import DETECTORS, Choice, Fits, Given, Measured, View, basis_of
@@ -171,13 +173,22 @@ def test_crowded_images_let_more_detections_out():
     assert rules.choose_detections(findings(per_image=150), DETECTORS[1])[0].key == "model.head.selector.max_detections"
 
 
-def test_many_classes_get_cosines():
+def test_many_classes_get_what_was_ahead_on_rare_ones():
     many = findings(names=tuple(f"class {i}" for i in range(240)))
-    lines = {c.key: c.value for c in made(given(many))}
-    assert lines["/loss@model.head.roi.cls_loss"] == "NormalizedSoftmax"
-    assert lines["model.head.roi.network.class_agnostic"] is True
-    assert "/loss@model.head.roi.cls_loss" not in {c.key for c in made(given())}
-    assert "/loss@model.head.roi.cls_loss" not in {c.key for c in made(given(many), number=1)}, "CenterNet has no such"
+    expected = {
+        "/loss@model.head.roi.cls_loss": "CrossEntropy",
+        "model.head.roi.cls_loss.prior_prob": 0.25,
+        "model.head.roi.network.class_agnostic": True,
+        "data.loader.train.sampling._target_": "RepeatFactor",
+    }
+    made_of_many = made(given(many))
+    assert expected.items() <= {c.key: c.value for c in made_of_many}.items()
+    reason = next(c.reason for c in made_of_many if c.key == "/loss@model.head.roi.cls_loss")
+    lower, upper = re.search(r"\+0\.045 \[\+(0\.012), \+(0\.077)\]", reason).groups()
+    table = (config_dir() / "sweep" / "README.md").read_text()
+    assert f"**-0.045** [-{upper}, -{lower}]" in table, "the figure is that of the study, cosines against plain softmax"
+    assert not expected.keys() & {c.key for c in made(given())}
+    assert not expected.keys() & {c.key for c in made(given(many), number=1)}, "CenterNet has no such"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from detkit.app.recipe.files import Place
 from detkit.app.recipe.given import View
 from detkit.app.recipe.made import Option
 from detkit.app.recipe.tries import Trial
+from detkit.app.sweep.folder import read_jobs
 from detkit.app.sweep.process import JobError
 from tests.app.test_compare import make_run
 
@@ -25,7 +26,7 @@ def trial(tmp_path, monkeypatch):
     """Tries the options of ``lost``, which miss these shares of the objects, with ``seeds`` runs each at the end."""
     rounds = []
 
-    def tried(lost, seeds=1, failing=()):
+    def tried(lost, seeds=1, failing=(), data=("of train", "of val")):
         def run_jobs(jobs, slots):
             rounds.append([job.label for job in jobs])
             outcomes = {}
@@ -35,7 +36,7 @@ def trial(tmp_path, monkeypatch):
                     outcomes[job.key] = JobError("failed")
                     continue
                 share = next(share for option, share in lost.items() if option.name == name)
-                run = make_run(job.folder, int(seed), name, share)
+                run = job.folder if job.folder.exists() else make_run(job.folder, int(seed), name, share)
                 (run / "manifest.json").write_text(json.dumps({"command": ["train.py", f"experiment={name}"]}))
                 outcomes[job.key] = json.loads((run / "result.json").read_text())
             return outcomes
@@ -46,7 +47,8 @@ def trial(tmp_path, monkeypatch):
         monkeypatch.setattr(tries, "run_jobs", run_jobs)
         monkeypatch.setattr(Place, "compose", compose)
         monkeypatch.setattr(tries, "_SAMPLES", 100)
-        return Trial(tmp_path / "tries", lambda option, minutes, place: None, 6.0, seeds).run(list(lost)), rounds
+        run = Trial(tmp_path / "tries", lambda option, minutes, place: None, 6.0, seeds, data).run
+        return run(list(lost)), rounds
 
     return tried
 
@@ -82,3 +84,13 @@ def test_what_failed_is_no_candidate(trial):
     made, rounds = trial({FIRST: 0.6, OTHER: 0.3, LARGER: 0.0}, failing=["centernet_320"])
     assert {label.split(" seed=")[0] for label in rounds[1]} == {"faster_rcnn_fpn_320", "faster_rcnn_fpn_416"}
     assert made.best is LARGER
+
+
+def test_runs_on_other_data_are_others(trial, tmp_path):
+    """A finished run is found by its folder: neither pictures to learn from nor such to measure by may have changed."""
+    folders = []
+    for data in (("a", "b"), ("a", "b"), ("other", "b"), ("a", "other")):
+        trial({FIRST: 0.6, OTHER: 0.0}, data=data)
+        folders.append(set(read_jobs(tmp_path / "tries" / "round1")))
+    assert folders[0] == folders[1]
+    assert len(set.union(*folders)) == 3 * len(folders[0])

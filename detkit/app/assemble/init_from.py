@@ -143,6 +143,11 @@ def library_of(source: str) -> Library | None:
     return next((library for library in FOREIGN if source.startswith(f"{library}:")), None)
 
 
+def is_checkpoint(source: str) -> bool:
+    """Whether ``source`` names a checkpoint of detkit's, and not weights of another library."""
+    return not source.startswith((_TORCHVISION, _MTCNN)) and library_of(source) is None
+
+
 def _style_of(model: Mapping[str, Any], foreign: Foreign) -> Style:
     """How the backbone of ``model`` takes pixels and strides, which must be as the file has told."""
     backbone = model.get("backbone") or {}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from detkit.app.assemble.foreign import inert, restrain
+from detkit.app.assemble.init_from import is_checkpoint
 from detkit.app.assemble.parts import part_of
 from detkit.app.assemble.stored import Stored
 from detkit.app.run.folder import RunFolder
@@ -18,14 +19,31 @@ from detkit.app.run.manifest import data_hash
 from detkit.config import ConfigError, build
 from detkit.config.validate import plain
 from detkit.data.datasets.base import DetectionDataset
+from detkit.engine.state.checkpoint import CheckpointError, load_checkpoint
 from detkit.utils.log import logger
 
 
-def trained_on(stored: Stored, checkpoint: Path, dataset: DetectionDataset) -> np.ndarray | None:
-    """(I,) bool: the images of ``dataset`` that the checkpoint has trained on, whatever they are called; None where its
-    training images are not there to be compared."""
-    train_set = _training_set(stored, checkpoint)
-    return None if train_set is None else same_pictures(_files(dataset), _files(train_set))
+class Known(NamedTuple):
+    """Of a data set the ``images`` (I,) bool that a checkpoint has trained on, whatever they are called.
+
+    ``is_all``: the images of every training behind it were there to be compared.
+    """
+
+    images: np.ndarray
+    is_all: bool
+
+
+def trained_on(stored: Stored, checkpoint: Path, dataset: DetectionDataset) -> Known:
+    """What ``checkpoint`` knows of ``dataset``, by its own training or by those that it started from."""
+    begun = plain(inert(stored.checkpoint.config, stored.checkpoint.source))
+    moved = {**stored.config["data"], "subset": begun["data"].get("subset")}
+    own = _training_set(checkpoint, [begun["data"], moved])
+    return _known(dataset, [own, *_sets_behind(begun.get("init_from"))])
+
+
+def known_at_start(init_from: str | None, dataset: DetectionDataset) -> Known:
+    """What the weights that a training starts from know of ``dataset``; those of another library nothing."""
+    return _known(dataset, list(_sets_behind(init_from)))
 
 
 def same_pictures(files: Sequence[str], others: Sequence[str]) -> np.ndarray:
@@ -51,12 +69,36 @@ def same_pictures(files: Sequence[str], others: Sequence[str]) -> np.ndarray:
     return np.array([is_known(file) for file in files], dtype=bool)
 
 
-def _training_set(stored: Stored, checkpoint: Path) -> DetectionDataset | None:
-    """The images of the training: where it had them, or where the command line says that they are now."""
-    begun = plain(inert(stored.checkpoint.config, stored.checkpoint.source))
+def _known(dataset: DetectionDataset, train_sets: Sequence[DetectionDataset | None]) -> Known:
+    files = [file for train_set in train_sets if train_set is not None for file in _files(train_set)]
+    return Known(same_pictures(_files(dataset), files), all(train_set is not None for train_set in train_sets))
+
+
+def _sets_behind(init_from: str | None) -> Iterator[DetectionDataset | None]:
+    """The images of the training that wrote ``init_from``, of that which it started from, and so on; None for what is
+    not known, where it ends."""
+    seen = set()
+    while init_from is not None and is_checkpoint(init_from) and init_from not in seen:
+        seen.add(init_from)
+        try:
+            checkpoint = load_checkpoint(init_from)
+            config = plain(inert(checkpoint.config, init_from))
+            if "data" not in config:
+                raise ConfigError(f"{init_from} has no configuration")
+        except (CheckpointError, ConfigError) as error:
+            logger.warning("which images init_from=%s trained on is not known: %s", init_from, error)
+            yield None
+            return
+        if checkpoint.step > 0:  # what import.py writes has trained on nothing here
+            yield _training_set(Path(init_from), [config["data"]])
+        init_from = config.get("init_from")
+
+
+def _training_set(checkpoint: Path, sections: Sequence[dict[str, Any]]) -> DetectionDataset | None:
+    """The images of the training that wrote ``checkpoint``, by the first of the ``data`` ``sections`` that has them."""
     said = _digest_of_training(checkpoint)
     reasons = []
-    for data in (begun["data"], {**stored.config["data"], "subset": begun["data"].get("subset")}):
+    for data in sections:
         try:
             restrain({"data": data})
             found = part_of(build(data["train"], key="data.train"), data, "train")

@@ -24,7 +24,7 @@ from detkit.app.cli.entry import run_tool
 from detkit.app.labels.corrections import as_csv, correct, num_decided, read_accepted, read_coco
 from detkit.app.labels.folds import train_folds
 from detkit.app.labels.found import LabelReport, LookedAt, look
-from detkit.app.labels.known import same_pictures, trained_on
+from detkit.app.labels.known import Known, same_pictures, trained_on
 from detkit.app.labels.page import labels_page
 from detkit.app.labels.views import Views
 from detkit.app.run.beside import folder_beside, refuse_run
@@ -138,7 +138,7 @@ def _by_folds(
     except ValueError as error:
         raise ConfigError(str(error)) from error
     files = np.array([truth.file for truth in dataset.truths])
-    for i, checkpoint in enumerate(train_folds(stored, subsets, folder / "folds", options.slots)):
+    for i, checkpoint in enumerate(train_folds(stored, dataset, subsets, folder / "folds", options.slots)):
         places = np.flatnonzero(fold == i)
         twins = same_pictures(files[places].tolist(), files[fold != i].tolist())
         if twins.any():
@@ -159,24 +159,22 @@ def _look(stored: Stored, dataset: DetectionDataset, places: np.ndarray, options
     )
 
 
-def _not_known(known: np.ndarray | None, checkpoint: Path, split: str, dataset: DetectionDataset) -> np.ndarray:
+def _not_known(known: Known, checkpoint: Path, split: str, dataset: DetectionDataset) -> np.ndarray:
     """The images that the checkpoint has not trained on.
 
     Raises:
         ConfigError: there is none.
     """
-    if known is None:
-        if split == "train":
-            raise ConfigError(f"split: which images of data.train {checkpoint} has trained on is not known; folds=5")
-        known = np.zeros(len(dataset), dtype=bool)
-    if known.all():
+    if known.images.all():
         raise ConfigError(
-            f"split: {checkpoint} has trained on all {len(known)} images of data.{split} and knows their labels; "
+            f"split: {checkpoint} has trained on all {len(dataset)} images of data.{split} and knows their labels; "
             "folds=5 trains detectors that do not"
         )
-    if known.any():
-        logger.warning("%d of %d images are left out: %s has trained on them", known.sum(), len(known), checkpoint)
-    return np.flatnonzero(~known)
+    if split == "train" and not known.is_all:
+        raise ConfigError(f"split: which images of data.train {checkpoint} has trained on is not known; folds=5")
+    if count := known.images.sum():
+        logger.warning("%d of %d images are left out: %s has trained on them", count, len(dataset), checkpoint)
+    return np.flatnonzero(~known.images)
 
 
 def _write(report: LabelReport, dataset: DetectionDataset, source: str, folder: Path, num_pictures: int) -> None:

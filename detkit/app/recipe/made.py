@@ -141,7 +141,7 @@ def _parts(detector: str) -> list[Choice]:
 
 def _of_two_stages(given: Given, fits: Fits, view: View) -> Iterator[Choice]:
     findings = given.findings
-    yield from rules.choose_class_loss(findings)
+    yield from rules.choose_many_classes(findings)
     finest = rules.choose_finest(findings, view, rules.canonical_size(view))
     yield finest
     pooled = 4 if finest.value == 4 else 3

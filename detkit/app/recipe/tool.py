@@ -28,6 +28,7 @@ from detkit.app.recipe.speed import Speeds, read_speeds
 from detkit.app.recipe.tries import Trial, Tried
 from detkit.app.recipe.weights import at_hand
 from detkit.app.recipe.writer import Writer
+from detkit.app.run.manifest import data_hash
 from detkit.app.run.next_command import tell_next
 from detkit.config import ConfigError, validate
 from detkit.config.ranges import check_range
@@ -67,7 +68,7 @@ def run(cfg: DictConfig, _: Path) -> None:
         writer = _writer(cfg, train, val, Place(Path(folder), "timed"), is_tried)
         speeds = _speeds(cfg, writer, place, is_tried)
         found = options(writer.given, speeds)
-        tried = _try(cfg, writer, speeds, found) if is_tried else Tried(found[0], _doubts(found[1:]))
+        tried = _try(cfg, writer, speeds, found, (train, val)) if is_tried else Tried(found[0], _doubts(found[1:]))
         writer.write(place, writer.given, speeds, tried.best, tried.words)
     rich.print("recipe:", Text(str(place.file), "bold"))
     tell_next("train", *place.words)
@@ -131,10 +132,17 @@ def _speeds(cfg: DictConfig, writer: Writer, place: Place, is_tried: bool) -> Sp
     return measured
 
 
-def _try(cfg: DictConfig, writer: Writer, speeds: Speeds, found: Sequence[Option]) -> Tried:
+def _try(
+    cfg: DictConfig,
+    writer: Writer,
+    speeds: Speeds,
+    found: Sequence[Option],
+    sets: Sequence[DetectionDataset | None],
+) -> Tried:
     folder = Path(cfg.run_root) / "recipe" / name_of(cfg.name, cfg.data.root)
     minutes = cfg.minutes * cfg.try_share
-    tried = Trial(folder, writer.writer_at(speeds), minutes, cfg.try_seeds).run(found)
+    data = [data_hash(dataset) for dataset in sets if dataset is not None]
+    tried = Trial(folder, writer.writer_at(speeds), minutes, cfg.try_seeds, data).run(found)
     budget = f"Of the {cfg.minutes:g} min the tries had {minutes:.3g}, and this training has the rest."
     return replace(tried, words=[budget, *tried.words])
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import rich
 from omegaconf import OmegaConf
@@ -44,13 +45,15 @@ class Tried:
 class Trial:
     """Writes and runs the options.
 
-    ``write`` puts the experiment of an option for some minutes into a place. ``seeds``: of the last round.
+    ``write`` puts the experiment of an option for some minutes into a place. ``seeds``: of the last round. ``data``:
+    ``data_hash`` of what is trained on and of what is measured by: runs on other data are others.
     """
 
     folder: Path
     write: Callable[[Option, float, Place], None]
     minutes: float
     seeds: int
+    data: Sequence[str]
 
     def run(self, options: Sequence[Option]) -> Tried:
         """Try ``options``, of which the first is what the rules choose.
@@ -95,7 +98,8 @@ class Trial:
         jobs = []
         for seed in range(seeds):
             cfg.seed = seed
-            key = config_hash(OmegaConf.to_container(cfg))  # pyright: ignore[reportArgumentType]
+            content: Any = OmegaConf.to_container(cfg)
+            key = config_hash({**content, "data_hash": list(self.data)})
             said = (f"--config-dir={place.folder.absolute()}", f"experiment={place.name}", f"seed={seed}")
             jobs.append(Job(f"{option.name} seed={seed}", said, key, path / key, cfg.trainer.steps))
         return jobs
