@@ -108,6 +108,10 @@ class ImagesOf(DetectionDataset):
         )
 
     @property
+    def whole(self) -> DetectionDataset:
+        return self._dataset.whole
+
+    @property
     def reader(self) -> type:
         return self._dataset.reader
 

@@ -56,7 +56,8 @@ class CocoEvaluator(Evaluator):
     place of small, medium and large, names with their bounds in px^2, the upper one null for none. With any of them
     pycocotools scores. ``class_agnostic``: all classes count as one, so that finding is scored and naming is not.
     ``frequency_bounds``: of LVIS [10, 100]: AP also of the classes that are rare, common and frequent, in at most the
-    first number of training images, up to the second, and in more (``class_images``, which comes at run time too).
+    first number of training images, up to the second, and in more (``class_images``, which comes at run time too, and
+    counts those beside ``data.subset`` as well).
 
     Where the data and the detector have landmarks there are, too: NME, the mean error of those of found objects (IoU
     from 0.5) in shares of the distance of the two points that ``landmark_distance`` names, such as [left_eye,

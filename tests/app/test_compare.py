@@ -21,7 +21,7 @@ from detkit.config import ConfigError
 from detkit.evaluation import ScoredSet
 from detkit.evaluation.backends import run_pycocotools
 from detkit.evaluation.columns import detection_columns, truth_columns
-from detkit.evaluation.summary import summarize
+from detkit.evaluation.summary import COCO_SETTINGS, summarize
 from detkit.evaluation.synthetic import synthetic_set
 
 LIMITS = (1, 10, 100)
@@ -208,6 +208,28 @@ def test_runs_of_other_code_or_data_are_told(
     assert "made alike" not in capsys.readouterr().out
 
 
+def test_numbers_of_rare_classes_are_compared_where_these_are_the_same(tmp_path: Path) -> None:
+    def run(name: str, *frequency: str) -> Path:
+        folder = make_run(tmp_path / name, 0, name, 0.0)
+        scored = replace(ScoredSet.load(folder / "detections.npz"), frequency=frequency)
+        scored.save(folder / "detections.npz")
+        metrics = summarize(run_pycocotools(scored.truth, scored.found, LIMITS), scored.definitions)
+        (folder / "evaluation.json").write_text(json.dumps({"metrics": metrics}))
+        return folder
+
+    one, same = run("One", "rare", "frequent"), run("Same", "rare", "frequent")
+    other = run("Other", "frequent", "rare")
+    first, row = tool.compare([one, same], tmp_path / "out", None, "APr", 100, 0)
+    assert row.difference is not None
+    assert row.difference.value == row.means["APr"] - first.means["APr"]
+    refused = r"APr is not of the same classes in .*Other and .*One: they differ in evaluator\.frequency_bounds"
+    with pytest.raises(ConfigError, match=refused):
+        tool.compare([one, other], tmp_path / "out", None, "APr", 100, 0)
+    with pytest.raises(ConfigError, match=refused):
+        tool.compare([one, other], tmp_path / "out", None, "AP", 100, 0, ["APr"])
+    tool.compare([one, other], tmp_path / "out", None, "AP", 100, 0)
+
+
 def test_a_sweep_names_its_systems_and_what_is_missing_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -235,6 +257,15 @@ def test_what_cannot_be_compared_is_refused(runs: list[Path], tmp_path: Path) ->
         tool.compare([runs[0], other], tmp_path / "out", None, "AP", 100, 0)
     with pytest.raises(ConfigError, match="nowhere: neither the folder of a run nor that of a sweep"):
         tool.compare([tmp_path / "nowhere"], None, None, "AP", 100, 0)
+    for name, other_measure in {
+        "iou_thresholds": {"settings": COCO_SETTINGS._replace(iou_thresholds=(0.5,))},
+        "areas": {"settings": COCO_SETTINGS._replace(areas=COCO_SETTINGS.areas[:2])},
+        "max_detections": {"max_detections": (1, 10, 300)},
+    }.items():
+        other = make_run(tmp_path / name, 0, "Other", 0.0)
+        replace(ScoredSet.load(other / "detections.npz"), **other_measure).save(other / "detections.npz")
+        with pytest.raises(ConfigError, match=rf"{name} was scored with another evaluator\.{name} than .*FPN0"):
+            tool.compare([runs[0], other], tmp_path / "out", None, "AP", 100, 0)
     unfinished = make_run(tmp_path / "unfinished", 0, "FPN", 0.0, finished=False)
     with pytest.raises(ConfigError, match="none of the runs has come to its end"):
         tool.compare([unfinished], None, None, "AP", 100, 0)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from detkit.app.assemble.parts import build_dataset
+from detkit.app.assemble.parts import build_dataset, build_evaluator
 from detkit.config import ConfigError
 from detkit.data import CocoDataset
 from detkit.data.datasets.table import TruthTable
@@ -67,6 +67,7 @@ def test_what_is_left_is_the_data_set(dataset):
         assert np.array_equal(part.read(i), dataset.read(place))
     assert part.report.num_boxes == part.report.num_trainable == sum(place % 3 for place in places)
     assert part.categories == dataset.categories
+    assert Subset(share=0.5).of(part).whole is part.whole is dataset.whole is dataset
 
 
 def test_the_training_alone_has_a_subset(dataset):
@@ -78,6 +79,16 @@ def test_the_training_alone_has_a_subset(dataset):
         build_dataset(data | {"subset": {"fold": 0, "folds": 30}}, "train")
     with pytest.raises(ConfigError, match=r"data\.subset\.group: '\^x' does not match "):
         build_dataset(data | {"subset": {"share": 0.5, "group": "^x"}}, "train")
+
+
+def test_a_class_is_as_frequent_as_in_all_training_images(dataset):
+    node = {"_target_": "CocoDataset", "root": dataset.truths[0].file.rpartition("/images")[0]}
+    data = {"train": node, "subset": {"share": 0.25}}
+    of_subset = build_dataset(data, "train")
+    seen = [sum(len(truth) > 0 for truth in part.truths) for part in (of_subset, dataset)]
+    assert seen[0] < seen[1] == 15
+    bounds = {"_target_": "CocoEvaluator", "_partial_": True, "frequency_bounds": [seen[0], seen[1] - 1]}
+    assert build_evaluator(bounds, dataset, lambda: of_subset).frequency[0] == "frequent"
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
-"""Evaluation and training by one process and by several: ``python -m tests.engine.sharded FOLDER`` prints the results.
+"""Evaluation and training by one process and by several: ``python -m tests.engine.sharded FOLDER`` prints the results,
+and ``... FOLDER MODEL MODEL`` those of training other models.
 
 A fresh process with one thread, because forking one that has run OpenMP threads may hang.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import functools
 import json
@@ -23,7 +25,7 @@ from detkit.data.datasets.base import DataReport, DetectionDataset
 from detkit.engine import evaluate
 from detkit.engine.update import Updater
 from detkit.evaluation import CocoEvaluator
-from detkit.models import Detector
+from detkit.models import MTCNN, Detector
 from detkit.structures import Categories, GroundTruth
 from detkit.utils import dist
 from tests.data.builders import picture
@@ -43,8 +45,9 @@ CASES = [
     ("centernet", 5, 4, 3),
 ]
 
-#: What learns the same from a batch and from two halves of it.
-MODELS = ["faster_rcnn_fpn", "retinanet", "centernet"]
+#: What learns the same from a batch and from two halves of it; and what takes longer, for the slow tests.
+MODELS = ["faster_rcnn_fpn", "retinanet", "centernet", "yolov1", "mtcnn", "tridentnet", "diffusiondet"]
+SLOW_MODELS = ["rfcn", "faster_rcnn_snip", "flow"]
 
 
 class Pictures(DetectionDataset):
@@ -133,15 +136,25 @@ def together(folder: Path, world: int, task: Any) -> list[Any]:
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world)]
 
 
-def train(model: str, folder: Path, rank: int = 0, world: int = 1) -> list[dict[str, float]]:
+def learning(model: str) -> Detector:
+    """A detector that can learn the same from a batch and from its halves."""
+    detector = build_awake(model, CATEGORIES).train()
+    if isinstance(detector, MTCNN):  # all samples, for the hardest of a batch are not those of its halves
+        detector.training_settings = dataclasses.replace(detector.training_settings, hard_share=1.0)
+    else:  # in float32 the order of sums alone sets the weights of a deep network apart
+        detector = detector.double()
+    for module in detector.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()  # its statistics would be those of a share
+    return detector
+
+
+def train(detector: Detector, folder: Path, rank: int = 0, world: int = 1) -> list[dict[str, float]]:
     """Losses of two steps on four images, of which the last two, one process's share, have no boxes.
 
     The weights before and afterwards go into ``folder``.
     """
-    detector = build_awake(model, CATEGORIES).train().double()  # in float32 the order of sums alone sets weights apart
-    for module in detector.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.eval()  # its statistics would be those of a share
+    folder.mkdir(exist_ok=True)
     torch.save(detector.state_dict(), folder / f"before{rank}.pt")
     dataset = Pictures(4)
     for i in range(2):
@@ -165,15 +178,23 @@ def train(model: str, folder: Path, rank: int = 0, world: int = 1) -> list[dict[
     return losses
 
 
-def compare_training(folder: Path, model: str) -> dict[str, Any]:
-    """What one process with four images and two with two each have learnt."""
-    alone, shared = folder / "alone", folder / "together"
-    (losses,) = together(alone, 1, lambda rank: train(model, alone))  # a child too: after a backward none may fork
-    losses_together = together(shared, 2, lambda rank: train(model, shared, rank, 2))
+def compare_training(folder: Path, models: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What one process with four images and two with two each have learnt, of each model."""
+    detectors = {model: learning(model) for model in models}
+
+    def learnt(world: int, rank: int) -> dict[str, list[dict[str, float]]]:
+        return {m: train(d, folder / f"{world}" / m, rank, world) for m, d in detectors.items()}
+
+    alone, shared = folder / "1", folder / "2"
+    (losses,) = together(alone, 1, functools.partial(learnt, 1))  # a child too: after a backward none may fork
+    losses_together, _ = together(shared, 2, functools.partial(learnt, 2))
     return {
-        "losses": [losses, losses_together[0]],
-        "moved": _apart(alone / "after0.pt", alone / "before0.pt"),
-        "apart": [_apart(alone / "after0.pt", shared / f"after{rank}.pt") for rank in range(2)],
+        model: {
+            "losses": [losses[model], losses_together[model]],
+            "moved": _apart(alone / model / "after0.pt", alone / model / "before0.pt"),
+            "apart": [_apart(alone / model / "after0.pt", shared / model / f"after{rank}.pt") for rank in range(2)],
+        }
+        for model in models
     }
 
 
@@ -185,8 +206,9 @@ def _apart(one: Path, other: Path) -> float:
 
 def evaluations(folder: Path, cases: Sequence[tuple[str, int, int, int]]) -> list[list[dict[str, Any]]]:
     found = []
+    detectors = {model: build_awake(model, CATEGORIES) for model in dict.fromkeys(case[0] for case in cases)}
     for i, (model, num_images, batch_size, world) in enumerate(cases):
-        detector = build_awake(model, CATEGORIES)
+        detector = detectors[model]
         dataset = made_for(detector, num_images)
         task = functools.partial(score, detector, dataset, batch_size, world=world)
         found.append([task(0)] if world == 1 else together(folder / str(i), world, task))
@@ -195,6 +217,6 @@ def evaluations(folder: Path, cases: Sequence[tuple[str, int, int, int]]) -> lis
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    path = Path(sys.argv[1])
-    training = {model: compare_training(path / model, model) for model in MODELS}
-    print(json.dumps({"evaluations": evaluations(path, CASES), "training": training}))
+    path, *only = Path(sys.argv[1]), *sys.argv[2:]
+    training = compare_training(path / "training", only or MODELS)
+    print(json.dumps({"evaluations": [] if only else evaluations(path, CASES), "training": training}))

@@ -139,14 +139,15 @@ def build_evaluator(
     """The evaluator of ``node`` for ``dataset``.
 
     Args:
-        training: opens the training data, of which some numbers ask how frequent a class is there.
+        training: opens the training data, of which some numbers ask how frequent a class is there: in all of its
+            images, so that these are numbers of the same classes whatever subset a detector has seen.
 
     Raises:
         ConfigError: its values do not fit, or there is no training data where it is needed.
     """
     runtime: dict[str, Any] = {"categories": dataset.categories, "truths": dataset.truths}
     if node.get("frequency_bounds") is not None:
-        train_set = training()
+        train_set = training().whole
         _, label = classes_of_images(train_set.truths)
         runtime["class_images"] = np.bincount(label, minlength=len(train_set.categories)).tolist()
     return build(node, key="evaluator")(**runtime)

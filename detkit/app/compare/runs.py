@@ -110,7 +110,8 @@ def read_systems(paths: Sequence[Path]) -> tuple[list[System], list[str]]:
     A folder that is named twice, in whatever words, is one run.
 
     Raises:
-        ConfigError: a path is neither, nothing is finished, or the runs were evaluated on different data.
+        ConfigError: a path is neither, nothing is finished, or the runs were evaluated on different data or by
+            different measures.
     """
     folders: dict[Path, str | None] = {}
     for path in paths:
@@ -134,6 +135,7 @@ def read_systems(paths: Sequence[Path]) -> tuple[list[System], list[str]]:
     if not runs:
         raise ConfigError("\n  ".join(["none of the runs has come to its end:", *missing]))
     _check_same_data(runs)
+    _check_same_measures(runs)
     return _group(runs, by_label=len(paths) == 1), missing
 
 
@@ -146,6 +148,36 @@ def _check_same_data(runs: Sequence[Run]) -> None:
 
 def _same(one: TruthColumns, other: TruthColumns) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def _check_same_measures(runs: Sequence[Run]) -> None:
+    first, measures = runs[0], _measures(runs[0])
+    for run in runs[1:]:
+        for name, value in _measures(run).items():
+            if value != measures[name]:
+                raise ConfigError(f"{run.folder} was scored with another evaluator.{name} than {first.folder}")
+
+
+def _measures(run: Run) -> dict[str, Any]:
+    """What a run's numbers are counted by, under the names that its evaluator has for them."""
+    return {**run.scored.settings._asdict(), "max_detections": run.scored.max_detections}
+
+
+def check_same_classes(systems: Sequence[System], metrics: Sequence[str]) -> None:
+    """Refuse to compare numbers of rare, common or frequent classes, where these are not the same for all runs.
+
+    Raises:
+        ConfigError: the message names the first of such ``metrics`` and two runs.
+    """
+    first, *others = [run for system in systems for run in system.runs]
+    of_some = {metric.name for metric in first.scored.definitions if metric.classes is not None}
+    for metric in metrics:
+        for run in others if metric in of_some else []:
+            if run.scored.frequency != first.scored.frequency:
+                raise ConfigError(
+                    f"{metric} is not of the same classes in {run.folder} and {first.folder}: they differ in "
+                    "evaluator.frequency_bounds, or in the training images that these count"
+                )
 
 
 def _group(runs: Sequence[Run], by_label: bool) -> list[System]:

@@ -14,7 +14,7 @@ from detkit.app.cli.failure import told_plainly
 from detkit.app.compare.figures import draw_bars, draw_curves
 from detkit.app.compare.images import draw_images, in_words, read_curve
 from detkit.app.compare.page import make_page
-from detkit.app.compare.runs import System, made_unlike, read_systems
+from detkit.app.compare.runs import System, check_same_classes, made_unlike, read_systems
 from detkit.app.compare.table import IMAGES_ALONE, NOT_DEFINED, Row, as_csv, as_markdown, as_rich, make_rows
 from detkit.app.run.beside import refuse_run
 from detkit.app.sweep.folder import JOBS
@@ -74,6 +74,7 @@ def compare(
     systems, missing = read_systems(paths)
     chosen = _find(systems, baseline)
     shown = list(dict.fromkeys([metric, *_SHOWN, *more]))
+    check_same_classes(systems, shown)
     is_sweep = len(paths) == 1 and (paths[0] / JOBS).is_file()
     output = output or (paths[0] / "comparison" if is_sweep else Path("comparison"))
     with output_folder(output):

@@ -30,6 +30,11 @@ class DetectionDataset(ABC):
         return len(self.truths)
 
     @property
+    def whole(self) -> DetectionDataset:
+        """The data set that this one is a part of: itself, unless it shows some images of another."""
+        return self
+
+    @property
     def reader(self) -> type:
         """The class whose code turns the file of an image into its pixels."""
         return type(self)

@@ -14,6 +14,7 @@ from detkit.losses import ClassificationLoss
 from detkit.models.interfaces import RawRegions, RegionNetwork, RegionPool
 from detkit.models.layers import NormName, conv_with_norm
 from detkit.structures import FeatureSpec
+from detkit.utils.precision import widened
 
 
 @REGION_NETWORKS
@@ -138,7 +139,7 @@ class ScoreMaps(RegionNetwork):
 
     def forward(self, pooled: Tensor, classes: Tensor | None = None) -> RawRegions:
         assert classes is None, "takes_classes is False"
-        votes = pooled.float().mean(dim=(2, 3))
+        votes = widened(pooled).mean(dim=(2, 3))
         return RawRegions(votes[:, : self.num_logits], votes[:, self.num_logits :].unflatten(1, (-1, 4)))
 
 

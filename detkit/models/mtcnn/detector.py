@@ -51,7 +51,8 @@ class MTCNN(Detector, AnsweringDetector):
             with init_from=that run, then onet.
         samples_per_image: crops of each image for each stage: at most three fifths negatives (IoU below 0.3), a fifth
             parts (0.4 to 0.65), a fifth positives (above 0.65); and for O-Net's landmarks two fifths of it more.
-        hard_share: which share of the crops, the hardest, enters the classification loss; 1 for all.
+        hard_share: which share of the crops, the hardest, enters the classification loss; 1 for all. Each of several
+            processes takes the hardest of its own images.
         box_weight: of the box term; classification has 1.
         landmark_weight: of O-Net's landmark term; 0 leaves the layer that finds them as it is.
         match_squares: count a crop's overlap with an object's square in place of its box, so that long objects have

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from detkit.models.heads.common import mean_count
 from detkit.models.mtcnn.crops import landmark_targets
 from detkit.models.mtcnn.nets import Answers
 from detkit.models.mtcnn.samples import LANDMARKS, NEGATIVE, PART, POSITIVE, Samples
@@ -21,10 +22,16 @@ def box_targets(boxes: Tensor, objects: Tensor, extra: float) -> Tensor:
 
 
 def hardest_mean(losses: Tensor, share: float) -> Tensor:
-    """The mean of the greatest ``share`` of ``losses`` (N,), one at least; 0, with a gradient, where there is none."""
-    if len(losses) == 0:
-        return losses.sum()
-    return losses.topk(math.ceil(share * len(losses))).values.mean()
+    """The mean of the greatest ``share`` of ``losses`` (N,), one at least; 0, with a gradient, where there is none.
+
+    Each of several processes takes the greatest of its own, and the mean is over those of all.
+    """
+    return _mean(losses.topk(math.ceil(share * len(losses))).values)
+
+
+def _mean(losses: Tensor) -> Tensor:
+    """Of ``losses`` (N,), whose number is that of all processes on average; 0, with a gradient, where there is none."""
+    return losses.sum() / mean_count(len(losses), losses)
 
 
 def stage_loss(
@@ -54,8 +61,7 @@ def stage_loss(
     cls = hardest_mean(F.cross_entropy(logits[index], classes, reduction="none"), hard_share)
     index = sent(placed, logits.device)
     wanted = box_targets(samples.boxes[index], samples.objects[index], extra)
-    box = (deltas[index] - wanted).square().sum(dim=1)
-    box = box.mean() if len(box) else deltas.sum() * 0
+    box = _mean((deltas[index] - wanted).square().sum(dim=1))
     terms = {f"{name}_cls": cls + logits.sum() * 0, f"{name}_box": box_weight * box}
     if answers.landmarks is not None:
         terms[f"{name}_landmarks"] = landmark_weight * landmark_loss(answers.landmarks.float(), samples)
@@ -72,9 +78,9 @@ def landmark_loss(landmarks: Tensor, samples: Samples) -> Tensor:
         landmarks: (N, 2 L), as O-Net gives them.
     """
     index = (samples.kinds == LANDMARKS).nonzero().squeeze(1)
-    if samples.landmarks is None or not len(index):
-        return landmarks.sum() * 0
+    if samples.landmarks is None:
+        return _mean(landmarks[:0].sum(dim=1))
     chosen = sent(index, landmarks.device)
     points = samples.landmarks[chosen]
     off = (landmarks[chosen] - landmark_targets(points[..., :2], samples.boxes[chosen])).unflatten(1, (2, -1))
-    return (off.square().sum(dim=1) * (points[..., 2] > 0)).sum(dim=1).mean()
+    return _mean((off.square().sum(dim=1) * (points[..., 2] > 0)).sum(dim=1))

@@ -14,6 +14,7 @@ from detkit.config import ConfigError
 from detkit.matching import Fate, tracing
 from detkit.matching.trace import NO_CLASS
 from detkit.models import MTCNN
+from detkit.models.heads import common
 from detkit.models.mtcnn.crops import integral_image, landmark_targets, moved, placed
 from detkit.models.mtcnn.loss import box_targets, hardest_mean, landmark_loss, stage_loss
 from detkit.models.mtcnn.nets import Answers, PNet, RNet
@@ -105,6 +106,26 @@ def test_what_is_learnt_moves_a_box_onto_its_object(extra):
 def test_the_hardest_enter_the_loss():
     assert hardest_mean(torch.tensor([1.0, 5.0, 2.0, 4.0]), 0.7).item() == pytest.approx((5 + 4 + 2) / 3)
     assert hardest_mean(torch.zeros(0), 0.7).item() == 0
+
+
+def test_means_are_over_the_samples_of_all_processes(monkeypatch):
+    """Ten samples that lose 1 in one process and one that loses 0 in another: 10 / 11, as if they were together."""
+    counts, shares = [], (torch.ones(10), torch.zeros(1))
+    monkeypatch.setattr(common, "mean_over_processes", lambda count: counts.append(count) or torch.tensor(5.5))
+    assert sum(hardest_mean(losses, 1.0).item() for losses in shares) / 2 == pytest.approx(10 / 11)
+    assert [count.item() for count in counts] == [10, 1]
+    hardest = hardest_mean(torch.arange(10.0), 0.7)
+    assert (counts[-1].item(), hardest.item()) == (7, pytest.approx(sum(range(3, 10)) / 5.5))
+    boxes = torch.tensor([[20.0, 20, 39, 39]] * 2)
+    samples = Samples(boxes, torch.tensor([POSITIVE, LANDMARKS]), torch.zeros(2).long(), boxes, torch.ones(2, 3, 3))
+    answers = Answers(torch.zeros(2, 2), torch.ones(2, 4), torch.zeros(2, 6))
+    counts.clear()
+    terms = stage_loss(answers, samples, name="s", extra=1.0, hard_share=1.0, box_weight=1.0).terms
+    assert [count.item() for count in counts] == [1, 1, 1]
+    assert terms["s_box"].item() == pytest.approx(4 / 5.5)
+    unmarked = samples._replace(kinds=torch.full((2,), PART), landmarks=None)
+    stage_loss(answers, unmarked, name="s", extra=1.0, hard_share=1.0, box_weight=1.0)
+    assert [count.item() for count in counts[3:]] == [0, 2, 0], "every process asks as often, or the others would wait"
 
 
 def test_the_terms_of_a_stage_by_hand():
