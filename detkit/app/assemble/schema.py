@@ -120,7 +120,7 @@ class RecipeOptions:
     speed: str | None = None
     pretrained: bool | None = None
     try_share: Share = 0.5
-    try_seeds: Count = 1
+    try_seeds: Count = 2
     device: str = "auto"
     threads: int | None = None
     run_root: str = "runs"

@@ -105,14 +105,18 @@ class Trial:
         return jobs
 
     def _verdict(self, path: Path, options: Sequence[Option]) -> tuple[Option, str]:
-        """Which of two to write, and why: the second only where its interval is above zero."""
+        """Which of two to write, and why: the second only where an interval that holds the noise of training is above
+        zero."""
         first, second = options
         rows = {row.system.name: row for row in compare([path], None, first.name, "AP", _SAMPLES, 0)}
         row = rows[second.name]
         assert row.difference is not None
-        better = second if row.difference.low > 0 else first
-        words = " ".join(difference_words(row.difference))
-        return better, f"{second.name} against {first.name}: AP {words}; written: {better.name}"
+        is_above = row.difference.low > 0
+        better = second if is_above and row.difference.seeds_vary else first
+        words = f"{' '.join(difference_words(row.difference))}; written: {better.name}"
+        if is_above and better is first:
+            words += ", since one seed does not tell a better system from a luckier training: try_seeds=2 can"
+        return better, f"{second.name} against {first.name}: AP {words}"
 
 
 def _score(jobs: Sequence[Job], outcomes: Mapping[str, Outcome]) -> float | None:
