@@ -49,7 +49,7 @@ def train_folds(
         FolderInUseError: another process trains in ``folder``.
         Interrupted: SIGINT or SIGTERM came; what was running has saved.
     """
-    _refuse_known_start(stored.config["init_from"], dataset)
+    _refuse_known_start(stored.config.get("init_from"), dataset)
     digest = data_hash(dataset)
     recipes = [fold_recipe(stored, subset) for subset in subsets]
     validate(recipes[0], TrainSchema)
