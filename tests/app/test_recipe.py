@@ -1,5 +1,6 @@
 """``tools/recipe.py``: the file it writes trains, is the same again for the same timings, and strange sets are told of."""
 
+import dataclasses
 import json
 import os
 import re
@@ -23,7 +24,7 @@ from detkit.app.recipe.files import Place, name_of
 from detkit.app.recipe.findings import look
 from detkit.app.recipe.given import DETECTORS, Choice, Fits, Given, Measured
 from detkit.app.recipe.made import make, options
-from detkit.app.recipe.measure import RATIOS
+from detkit.app.recipe.measure import RATIOS, machine
 from detkit.app.recipe.notes import notes
 from detkit.app.recipe.speed import Line, Pace, Speeds
 from detkit.app.recipe.tries import Trial, Tried
@@ -118,6 +119,38 @@ def test_what_is_tried_is_taken_from_the_minutes_and_the_recipe_has_the_rest(rec
     assert yaml.safe_load(tried) == yaml.safe_load(rest)
 
 
+def test_a_try_goes_on_with_timings_of_this_very_computer_alone(recipe, tmp_path, monkeypatch):
+    """Other timings are other steps, and so other runs; those of another device, processor or thread count are no use."""
+    timed = []
+
+    def time_all(bench, dataset, device, threads):
+        timed.append((device, threads))
+        return dataclasses.replace(SPEEDS, machine=machine(device, threads))
+
+    monkeypatch.setattr(tool, "time_all", time_all)
+    monkeypatch.setattr(Trial, "run", lambda trial, found: Tried(found[0], []))
+    write("coco", tmp_path / "set")
+    words = ("data.root=set", "try=true", "overwrite=true", "speed=null")
+    recipe(*words)
+    kept = tmp_path / "recipes" / "experiment" / "mine.speed.json"
+    here = json.loads(kept.read_text())["machine"]
+    assert here.startswith("1 CPU thread (")
+    _, said = recipe(*words)
+    assert len(timed) == 1
+    assert "timed before: " in said
+    _, said = recipe(*words, "threads=2")
+    assert timed[1:] == [("cpu", 2)]
+    assert f"is of {here}, and this is {here.replace('1 CPU thread', '2 CPU threads')}: timed anew" in said
+    dataclasses.replace(SPEEDS, machine="some GPU").write(kept)
+    recipe(*words)
+    assert timed[2:] == [("cpu", 1)]
+    assert json.loads(kept.read_text())["machine"] == here
+    dataclasses.replace(SPEEDS, machine="some GPU").write(tmp_path / "other.json")
+    text, _ = recipe("data.root=set", "try=true", "overwrite=true", "speed=other.json")
+    assert len(timed) == 3, "another computer's that is named is taken"
+    assert "Timed on some GPU" in text
+
+
 @pytest.mark.slow
 def test_a_file_that_is_there_stays_unless_it_is_told(recipe, tmp_path):
     write("coco", tmp_path / "set")
@@ -145,7 +178,7 @@ def test_timings_are_kept_and_nothing_else_is_trained(recipe, tmp_path):
     speeds = json.loads((tmp_path / "recipes" / "experiment" / "mine.speed.json").read_text())
     assert set(speeds["paces"]) == set(DETECTORS)
     assert said.count("s an image") == 6
-    assert speeds["machine"] == "1 CPU thread"
+    assert speeds["machine"] == machine("cpu", 1)
     assert all(pace["train"]["fixed"] + pace["train"]["per_megapixel"] > 0 for pace in speeds["paces"].values())
     assert sorted(os.listdir(tmp_path)) == ["given.json", "recipes", "set"], "no run, no leftover"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import platform
 import statistics
 import tempfile
 import time
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from detkit.app.assemble.parts import build_transforms, without_pretrained_weights
+from detkit.app.assemble.parts import build_transforms, choose_device, without_pretrained_weights
 from detkit.app.assemble.trainer import build_trainer
 from detkit.app.audit.advice import poor_share
 from detkit.app.audit.plan import Planner
@@ -82,7 +83,7 @@ def time_all(bench: Bench, dataset: DetectionDataset, device: str, threads: int 
         lines = (Line.through(list(zip(megapixels, column, strict=True))) for column in zip(*pairs, strict=True))
         train, val = lines
         paces[detector] = Pace(train, replace(val, fixed=round(val.fixed + reading, DIGITS)))
-    return Speeds(_machine(device), bf16, paces)
+    return Speeds(machine(device, threads), bf16, paces)
 
 
 def reading_time(dataset: DetectionDataset) -> float:
@@ -155,10 +156,27 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _machine(device: str) -> str:
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(torch.device(device))
-    return f"{torch.get_num_threads()} CPU thread{'s' * (torch.get_num_threads() > 1)}"
+def machine(device: str, threads: int | None) -> str:
+    """What trains on ``device``, in words that tell it from another: the GPU; or the threads and their processor.
+
+    Args:
+        threads: of the CPU; None for torch's own choice.
+    """
+    chosen = choose_device(device)
+    if chosen.type == "cuda":
+        return torch.cuda.get_device_name(chosen)
+    number = threads or torch.get_num_threads()
+    return f"{number} CPU thread{'s' * (number > 1)} ({_processor()}, {torch.backends.cpu.get_cpu_capability()})"
+
+
+def _processor() -> str:
+    """Its name, where the system tells one."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
 
 
 def fits_of(bench: Bench, option: Option, dataset: DetectionDataset) -> Fits:

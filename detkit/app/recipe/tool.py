@@ -23,7 +23,7 @@ from detkit.app.recipe.files import Place, data_choices, name_of
 from detkit.app.recipe.findings import look
 from detkit.app.recipe.given import DETECTORS, Given
 from detkit.app.recipe.made import Option, options
-from detkit.app.recipe.measure import time_all
+from detkit.app.recipe.measure import machine, time_all
 from detkit.app.recipe.speed import Speeds, read_speeds
 from detkit.app.recipe.tries import Trial, Tried
 from detkit.app.recipe.weights import at_hand
@@ -120,12 +120,15 @@ def _writer(
 
 
 def _speeds(cfg: DictConfig, writer: Writer, place: Place, is_tried: bool) -> Speeds:
-    """Those of ``cfg.speed``; of an earlier call that was to try the same; or measured now, and kept in ``place``."""
+    """Those of ``cfg.speed``; of an earlier call here that was to try the same; or measured now, for ``place``."""
     if cfg.speed is not None:
         return read_speeds(cfg.speed, DETECTORS)
     if is_tried and place.speeds.is_file():  # other steps would be other runs, and a killed try could not go on
-        logger.info("timed before: %s; without that file this computer is timed anew", place.speeds)
-        return read_speeds(place.speeds, DETECTORS)
+        before, here = read_speeds(place.speeds, DETECTORS), machine(cfg.device, cfg.threads)
+        if before.machine == here:
+            logger.info("timed before: %s; without that file this computer is timed anew", place.speeds)
+            return before
+        logger.info("%s is of %s, and this is %s: timed anew", place.speeds, before.machine, here)
     measured = time_all(writer.bench, writer.train, cfg.device, cfg.threads)
     with output_folder(place.speeds.parent):
         measured.write(place.speeds)
