@@ -15,7 +15,8 @@ from detkit.app.use import evaluate
 from detkit.config.validate import plain
 from detkit.data import ShapesDataset
 from detkit.engine import load_checkpoint
-from detkit.engine.state.checkpoint import Checkpoint
+from detkit.engine.state.checkpoint import Checkpoint, load_weights
+from detkit.models import build_detector
 from detkit.models.cosine_regions import CosineRegions, prototype
 from detkit.structures import Batch, Categories
 from tests.app.tools import call, train_briefly
@@ -151,16 +152,46 @@ def test_new_rows_stand_where_a_data_set_of_all_classes_has_them(small_detector)
     assert copy.categories.ids == (5, 1, 3), "an order of their own stays, and new ones come last"
 
 
-def model_section():
-    said = [*small("faster_rcnn_fpn"), "loss@model.head.roi.cls_loss=CosFace"]
+def model_section(*said):
+    said = [*small("faster_rcnn_fpn"), "loss@model.head.roi.cls_loss=CosFace", *said]
     return plain(compose_model("faster_rcnn_fpn", said))
 
 
-def checkpoint_of(detector, categories):
+def checkpoint_of(detector, categories, *said):
     weights = {k: v.clone() for k, v in detector.state_dict().items()}
     bias = weights["head.roi.network.bbox_pred.bias"]
     bias.copy_(torch.arange(len(bias)))
-    return Checkpoint(step=1, detector=weights, categories=categories, config={}, metrics={})
+    return Checkpoint(
+        step=1, detector=weights, categories=categories, config={"model": model_section(*said)}, metrics={}
+    )
+
+
+@pytest.mark.parametrize("most", [2, 3])
+def test_classes_keep_their_boxes_beyond_the_number_from_which_they_would_share_one(most):
+    """Two classes and two more, where above so many there is one box for all: what is stored has a box for each."""
+    said = f"model.head.roi.network.agnostic_above={most}"
+    node = model_section(said)
+    torch.manual_seed(0)
+    detector = build_detector(node, Categories(("a", "c"), (1, 5)))
+    stored = checkpoint_of(detector, Categories(("a", "c"), (1, 5)), said)
+    copy = grown(stored, CosineRegions.of(detector), node, Categories(("d", "e"), (7, 9)), torch.randn(2, 64))
+    again = build_detector(copy.config["model"], copy.categories)
+    load_weights(again, copy.weights, "copy")
+    bias = "head.roi.network.bbox_pred.bias"
+    assert torch.equal(copy.weights[bias][:8], stored.weights[bias])
+    assert len(copy.weights[bias]) == 16
+    assert stored.config["model"]["head"]["roi"]["network"]["agnostic_above"] == most, "the given one stays"
+
+
+def test_classes_that_share_a_box_go_on_sharing_it():
+    said = "model.head.roi.network.agnostic_above=1"
+    node = model_section(said)
+    detector = build_detector(node, Categories(("a", "c"), (1, 5)))
+    stored = checkpoint_of(detector, Categories(("a", "c"), (1, 5)), said)
+    copy = grown(stored, CosineRegions.of(detector), node, Categories(("d", "e"), (7, 9)), torch.randn(2, 64))
+    assert copy.config == stored.config
+    bias = "head.roi.network.bbox_pred.bias"
+    assert torch.equal(copy.weights[bias], stored.weights[bias])
 
 
 def test_classes_that_cannot_be_added_are_named(checkpoint, examples, tmp_path, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from detkit.app.assemble.init_from import class_layers
 from detkit.engine.evaluation import to_device
-from detkit.engine.state.checkpoint import Checkpoint
+from detkit.engine.state.checkpoint import Checkpoint, load_weights
 from detkit.losses.cosine_layers import cosines
+from detkit.models import build_detector
 from detkit.models.cosine_regions import CosineRegions, prototype
 from detkit.structures import Batch, Categories
 
@@ -123,16 +125,18 @@ def grown(
     """``checkpoint`` with the classes ``new``, whose weights are ``added`` (N, C).
 
     It is one to use, or to start a training from, but not to go on with: no average, optimiser or metrics, and no
-    thresholds, which were found without these classes. Where classes have boxes of their own, a new one has their mean.
+    thresholds, which were found without these classes. Where classes have boxes of their own, a new one has their mean,
+    and they keep them, however many classes that makes.
 
     Raises:
         ValueError: the model has other tensors of each class, which nothing is known of.
+        CheckpointError: the weights are not those of the model with these classes.
     """
     known = checkpoint.categories
     order = _order(known, new)
     both = Categories((*known.names, *new.names), (*known.ids, *new.ids))
     categories = Categories(tuple(both.names[k] for k in order), tuple(both.ids[k] for k in order))
-    weights = dict(checkpoint.weights)
+    weights, config = dict(checkpoint.weights), checkpoint.config
     boxes = [f"head.roi.network.bbox_pred.{name}" for name in ("weight", "bias")]
     for name in class_layers(model, known):
         if name == f"{regions.name}.weight":
@@ -143,9 +147,20 @@ def grown(
         else:
             raise ValueError(f"{checkpoint.source}: {name} has numbers of each class, and a new one's are not known")
         weights[name] = rows[order].flatten(0, 1) if name in boxes else rows[order]
+        if name in boxes:
+            model, config = _never_shared(model), {**config, "model": _never_shared(config["model"])}
+    load_weights(build_detector(model, categories), weights, checkpoint.source)
     return dataclasses.replace(
-        checkpoint, detector=weights, categories=categories, average=None, training=None, metrics={}, calibration=None
-    )
+        checkpoint, detector=weights, categories=categories, config=config, average=None, training=None, metrics={},
+        calibration=None,
+    )  # fmt: skip
+
+
+def _never_shared(model: Mapping[str, Any]) -> dict[str, Any]:
+    """``model`` without a number of classes above which they share a box."""
+    node = copy.deepcopy(dict(model))
+    node["head"]["roi"]["network"]["agnostic_above"] = None
+    return node
 
 
 def _order(known: Categories, new: Categories) -> list[int]:

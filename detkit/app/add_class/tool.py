@@ -15,8 +15,7 @@ from detkit.app.assemble.stored import eval_loader, load_stored, open_data
 from detkit.app.cli.entry import run_tool
 from detkit.app.run.beside import path_of_copy
 from detkit.app.run.next_command import tell_prediction_with
-from detkit.engine.state.checkpoint import load_weights, save_checkpoint
-from detkit.models import build_detector
+from detkit.engine.state.checkpoint import save_checkpoint
 from detkit.models.cosine_regions import CosineRegions
 from detkit.utils.files import atomic_write, output_folder
 from detkit.utils.log import logger, set_up_logging
@@ -51,7 +50,6 @@ def run(cfg: DictConfig, _: Path) -> None:
     added = weights_of(examples, weight, options.reserve)
     rows = describe(examples, new, added, known, weight)
     copy = grown(checkpoint, regions, stored.config["model"], new, added)
-    load_weights(build_detector(stored.config["model"], copy.categories), copy.weights, checkpoint.source)
     with output_folder(wanted) as folder:
         atomic_write(folder / ADDED, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
         save_checkpoint(target, copy)

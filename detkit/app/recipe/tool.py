@@ -120,8 +120,7 @@ def _writer(
 
 
 def _speeds(cfg: DictConfig, writer: Writer, place: Place, is_tried: bool) -> Speeds:
-    """Those of ``cfg.speed``; of an earlier call on this computer that was to try the same; or measured now, and kept in
-    ``place``."""
+    """Those of ``cfg.speed``; of an earlier call here that was to try the same; or measured now, for ``place``."""
     if cfg.speed is not None:
         return read_speeds(cfg.speed, DETECTORS)
     if is_tried and place.speeds.is_file():  # other steps would be other runs, and a killed try could not go on
