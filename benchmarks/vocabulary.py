@@ -132,7 +132,7 @@ def class_layer_alone(roi: RoIHead, features: Tensor) -> Callable[[], None]:
         if roi.class_share is None:
             return roi.cls_loss(layer(x), labels).sum()
         classes = sample_classes(labels, num_classes, roi.class_share, [0])
-        among = torch.searchsorted(classes, labels)  # background comes behind the last of them
-        return roi.cls_loss.of_classes(classes)(layer(x, classes), among).sum()
+        of_drawn, among = roi.among(labels, classes)
+        return of_drawn(layer(x, classes), among).sum()
 
     return training_step(layer, loss)

@@ -25,11 +25,13 @@ class ClassificationLoss(ABC):
     """What a head needs to know of its classification loss.
 
     ``normalizer``: what the head divides the sum by, all samples or the positives among them. ``needs_own_layer``: its
-    logits are those of :meth:`make_layer` or :meth:`make_map`, and of no other layer.
+    logits are those of :meth:`make_layer` or :meth:`make_map`, and of no other layer. ``stand_for``: see
+    :meth:`of_classes`; None where each class stands for itself.
     """
 
     normalizer: Literal["samples", "positives"] = "samples"
     needs_own_layer: bool = False
+    stand_for: Tensor | None = None
 
     @abstractmethod
     def num_outputs(self, num_classes: int) -> int:
@@ -58,9 +60,26 @@ class ClassificationLoss(ABC):
         """The layer from a map (B, ``channels``, H, W) to the logits (B, A * O, H, W) of each cell's anchors."""
         return nn.Conv2d(channels, num_anchors * self.num_outputs(num_classes), 3, padding=1)
 
-    def of_classes(self, classes: Tensor) -> Self:
-        """The loss of logits of ``classes`` (K',) alone, which are then numbered from 0."""
-        return self
+    def of_classes(self, classes: Tensor, stand_for: Tensor) -> Self:
+        """The loss of logits of ``classes`` (K',) alone, which are then numbered from 0.
+
+        Args:
+            stand_for: (K',) from 1 on: how many classes each stands for that was drawn from among others, which are
+                left out. In what is added up over classes it counts so often; in scores it does not.
+        """
+        chosen = copy.copy(self)
+        chosen.stand_for = stand_for
+        return chosen
+
+    def for_all(self, logits: Tensor) -> Tensor:
+        """``logits`` (N, K' + ...) of a softmax, whose sum is then, in the mean over draws, that over all classes.
+
+        What :attr:`stand_for` says adds its logarithm: sampled softmax (Jean et al., ACL 2015, section 3; Bengio and
+        Senecal, IEEE Trans. Neural Networks 2008), with the chance by which each class is drawn.
+        """
+        if self.stand_for is None:
+            return logits
+        return logits + F.pad(self.stand_for.log(), (0, logits.shape[-1] - len(self.stand_for))).to(logits)
 
 
 class _WithPrior(ClassificationLoss):
@@ -85,6 +104,10 @@ class _WithPrior(ClassificationLoss):
             raise ValueError("frequency_bias shares prior_prob out among the classes: give that too")
         self.class_weights, self.frequency_bias, self.class_counts = class_weights, frequency_bias, class_counts
 
+    def summed(self, losses: Tensor) -> Tensor:
+        """(N,): the sum over classes of ``losses`` (N, K') of sigmoids; one counts as often as it stands for others."""
+        return (losses if self.stand_for is None else losses * self.stand_for.to(losses)).sum(-1)
+
     def num_outputs(self, num_classes: int) -> int:
         if self.class_weights is not None:
             checked_weights(self.class_weights, num_classes)
@@ -94,11 +117,10 @@ class _WithPrior(ClassificationLoss):
         shares = class_shares(self.class_counts, num_classes) if self.frequency_bias else None
         return (softmax_bias if self.has_background else sigmoid_bias)(self.prior_prob, num_classes, shares)
 
-    def of_classes(self, classes: Tensor) -> Self:
-        if self.class_weights is None:
-            return self
-        chosen = copy.copy(self)
-        chosen.class_weights = tuple(self.class_weights[k] for k in classes.tolist())
+    def of_classes(self, classes: Tensor, stand_for: Tensor) -> Self:
+        chosen = super().of_classes(classes, stand_for)
+        if self.class_weights is not None:
+            chosen.class_weights = tuple(self.class_weights[k] for k in classes.tolist())
         return chosen
 
 
@@ -135,7 +157,8 @@ class CrossEntropy(_WithPrior):
         self.background_weight = non_negative("background_weight", background_weight)
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return self.weight * F.cross_entropy(logits, labels, weight=self._weights(logits), reduction="none")
+        weights = self._weights(logits)
+        return self.weight * F.cross_entropy(self.for_all(logits), labels, weight=weights, reduction="none")
 
     def _weights(self, logits: Tensor) -> Tensor | None:
         """(K + 1,); None where all are 1."""
@@ -180,7 +203,7 @@ class SoftmaxFocal(_WithPrior):
         self.alpha, self.gamma = _alpha(alpha), non_negative("gamma", gamma)
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        cross_entropy = F.cross_entropy(logits, labels, reduction="none")  # -log(p_y)
+        cross_entropy = F.cross_entropy(self.for_all(logits), labels, reduction="none")  # -log(p_y)
         of_classes, of_background = (1.0, 1.0) if self.alpha == -1 else (self.alpha, 1 - self.alpha)
         each = self.class_weights or (1.0,) * (logits.shape[-1] - 1)
         weights = (*(of_classes * w for w in each), of_background)
@@ -223,7 +246,8 @@ class BCE(_WithPrior):
         weights = None
         if self.class_weights is not None:
             weights = constant(self.class_weights, logits.device, logits.dtype)
-        return self.weight * F.binary_cross_entropy_with_logits(logits, target, weights, reduction="none").sum(-1)
+        losses = F.binary_cross_entropy_with_logits(logits, target, weights, reduction="none")
+        return self.weight * self.summed(losses)
 
     def scores(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()
@@ -264,7 +288,7 @@ class Focal(_WithPrior):
         cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")  # -log(p_t)
         p_t = torch.exp(-cross_entropy)
         alpha_t = 1.0 if self.alpha == -1 else self.alpha * target + (1 - self.alpha) * (1 - target)
-        return self.weight * (alpha_t * focusing(1 - p_t, self.gamma) * cross_entropy).sum(-1)
+        return self.weight * self.summed(alpha_t * focusing(1 - p_t, self.gamma) * cross_entropy)
 
     def scores(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()

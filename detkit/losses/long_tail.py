@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Self
 
@@ -76,12 +75,14 @@ class Seesaw(ClassificationLoss):
 
     def _of_classes(self, logits: Tensor, labels: Tensor) -> Tensor:
         """(P,) of P objects' ``logits`` (P, K)."""
-        adjusted = logits + self.log_factors(logits.detach(), labels)
+        adjusted = self.for_all(logits + self.log_factors(logits.detach(), labels))
         return F.cross_entropy(adjusted, labels, reduction="none")
 
     def log_factors(self, logits: Tensor, labels: Tensor) -> Tensor:
         """(P, K): log S_ij for each object's class i; 0 for i itself, whose factors are 1."""
-        score = logits.softmax(1)
+        score = self.for_all(logits).softmax(1)  # of each class and those that it stands for
+        if self.stand_for is not None:
+            score = score / self.stand_for
         own = score.gather(1, labels[:, None]).clamp(min=_LEAST_SCORE)
         compensation = self.q * (score.clamp(min=_LEAST_SCORE) / own).log().clamp(min=0)
         if self.class_counts is None:
@@ -108,9 +109,8 @@ class Seesaw(ClassificationLoss):
     def make_map(self, channels: int, num_anchors: int, num_classes: int) -> nn.Module:
         return CosineClassMap(channels, num_anchors, num_classes, scale=self.scale, background=self._start)
 
-    def of_classes(self, classes: Tensor) -> Self:
-        if self.class_counts is None:
-            return self
-        chosen = copy.copy(self)
-        chosen.class_counts = tuple(self.class_counts[k] for k in classes.tolist())
+    def of_classes(self, classes: Tensor, stand_for: Tensor) -> Self:
+        chosen = super().of_classes(classes, stand_for)
+        if self.class_counts is not None:
+            chosen.class_counts = tuple(self.class_counts[k] for k in classes.tolist())
         return chosen

@@ -36,7 +36,6 @@ Gradients are finite everywhere, also at cosines of 1 and -1, and all is in floa
 
 from __future__ import annotations
 
-import copy
 import math
 from abc import abstractmethod
 from typing import Any, Self
@@ -75,7 +74,7 @@ class MarginSoftmax(ClassificationLoss):
         return (num_outputs - 1) // 2 if self.lengths == "product" else num_outputs - (2 - (self.lengths == "scale"))
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        logits = self.frequencies.told(self.with_margin(widened(logits), labels))
+        logits = self.for_all(self.frequencies.told(self.with_margin(widened(logits), labels)))
         return self.weight * F.cross_entropy(logits, labels, reduction="none")
 
     def with_margin(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -123,8 +122,8 @@ class MarginSoftmax(ClassificationLoss):
     def make_map(self, channels: int, num_anchors: int, num_classes: int) -> nn.Module:
         return CosineClassMap(channels, num_anchors, num_classes, **self._options(9 * channels, num_classes))
 
-    def of_classes(self, classes: Tensor) -> Self:
-        chosen = copy.copy(self)
+    def of_classes(self, classes: Tensor, stand_for: Tensor) -> Self:
+        chosen = super().of_classes(classes, stand_for)
         chosen.frequencies = self.frequencies.of_classes(classes)
         return chosen
 

@@ -92,7 +92,9 @@ def test_a_class_that_a_sample_is_taken_for_is_pushed_down_by_a_constant_factor(
 def test_seesaw_of_some_classes_has_their_counts(logits):
     some = torch.tensor([0, 2])
     columns = torch.tensor([0, 2, 4])
-    found = Seesaw(class_counts=COUNTS).of_classes(some)(logits[:, columns], torch.tensor([0, 1, 2, 2, 1, 0]))
+    found = Seesaw(class_counts=COUNTS).of_classes(some, torch.ones(len(some)))(
+        logits[:, columns], torch.tensor([0, 1, 2, 2, 1, 0])
+    )
     expected = Seesaw(class_counts=(900, 9))(logits[:, columns], torch.tensor([0, 1, 2, 2, 1, 0]))
     torch.testing.assert_close(found, expected)
 
@@ -127,7 +129,10 @@ def test_class_weights_are_factors_on_each_classes_sigmoid(logits):
 
 @pytest.mark.parametrize("loss", [CrossEntropy, BCE, SoftmaxFocal])
 def test_drawn_classes_keep_their_own_weights(loss):
-    assert loss(class_weights=(1.0, 2.0, 3.0)).of_classes(torch.tensor([2, 0])).class_weights == (3.0, 1.0)
+    assert loss(class_weights=(1.0, 2.0, 3.0)).of_classes(torch.tensor([2, 0]), torch.ones(2)).class_weights == (
+        3.0,
+        1.0,
+    )
 
 
 @pytest.mark.parametrize("loss", [CrossEntropy, BCE, SoftmaxFocal])
@@ -209,5 +214,5 @@ def test_drawn_classes_are_told_what_they_are_among_all():
     unlikely, among_all = logits.clone(), torch.tensor([0, 2, K])[labels]
     unlikely[:, [1, 3]] = -1e4
     for each in (loss, CosFace()):
-        found = each.of_classes(some)(logits[:, [0, 2, K]], labels)
+        found = each.of_classes(some, torch.ones(len(some)))(logits[:, [0, 2, K]], labels)
         torch.testing.assert_close(found, each(unlikely, among_all))

@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 import torch
 
+from detkit import losses
 from detkit.config import ConfigError
 from detkit.models import build_detector
-from detkit.models.heads.roi import sample_classes
+from detkit.models.heads.roi import sample_classes, standing_for
 from detkit.structures import Categories, Images, Target
 from tests.models.builders import build_model, compose_model, small
 from tests.models.test_contracts import CATEGORIES, batch
@@ -81,15 +82,57 @@ def test_drawn_classes_are_a_part_of_the_softmax_by_hand():
     labels = torch.cat([s.labels for s in sampled])
     classes = sample_classes(labels, 60, 0.4, [m.key for m in images.meta])
     logits = roi(features, [s.regions for s in sampled], images).logits
-    total = 0.0
+    total, present = 0.0, {label for label in labels.tolist() if label < 60}
+    others = (60 - len(present)) / (24 - len(present))  # for so many classes each of those stands that chance has drawn
+    assert 0 < len(present) < 24
     for row, label in zip(logits, labels, strict=True):
-        columns = [*classes.tolist(), 60]
-        total += row[columns].logsumexp(0) - row[label]
+        weighed = [(1.0 if k in present else others) * row[k].exp() for k in classes.tolist()]
+        total += (sum(weighed) + row[60].exp()).log() - row[label]
     torch.testing.assert_close(roi.loss(features, proposals, images, targets).terms["roi_cls"], total / len(labels))
     with torch.no_grad():
         everything = roi.loss(features, proposals, images, targets).terms["roi_cls"]
     expected = torch.nn.functional.cross_entropy(logits, labels)
     torch.testing.assert_close(everything, expected, msg="an evaluation has all classes")
+
+
+def test_drawn_classes_stand_for_those_left_out():
+    labels = torch.tensor([3, 0, 5, 0, 5])
+    assert standing_for(labels, 5, 62).tolist() == [1, 20, 20, 1, 20], "60 do not occur; 3 of them are drawn"
+    assert standing_for(torch.tensor([2, 2]), 2, 60).tolist() == [30, 30]
+    assert standing_for(torch.tensor([0, 1, 2]), 2, 60).tolist() == [1, 1], "none is drawn by chance"
+    assert standing_for(torch.tensor([0, 60]), 60, 60).tolist() == [1] * 60
+
+
+@pytest.mark.parametrize("name", [*LOSSES, "SoftmaxFocal", "Focal", "CosFace", "CombinedMargin"])
+def test_a_region_loses_as_much_among_drawn_classes_as_among_all(name):
+    """With equal logits that holds to the last digits, of background and of an object; so scores stay what they are."""
+    loss = getattr(losses, name)()
+    classes, among = torch.arange(0, 1000, 10), torch.tensor([7, 100])
+    logits = loss.initial_bias(1000).repeat(2, 1)
+    of_drawn = torch.cat([logits[:, classes], logits[:, 1000:][:, : loss.num_outputs(100) - 100]], dim=1)
+    drawn = loss.of_classes(classes, standing_for(among, 100, 1000))
+    torch.testing.assert_close(drawn(of_drawn, among), loss(logits, torch.tensor([70, 1000])))
+    ones = loss.of_classes(torch.arange(1000), torch.ones(1000))
+    torch.manual_seed(0)
+    some, labels = logits + torch.randn_like(logits).abs(), torch.tensor([70, 1000])
+    assert torch.equal(ones(some, labels), loss(some, labels)), "all of them"
+
+
+@pytest.mark.parametrize("name", ["CrossEntropy", "BCE", "NormalizedSoftmax", "Seesaw"])
+def test_what_is_added_up_over_classes_is_right_in_the_mean_over_draws(name):
+    loss, generator = getattr(losses, name)(), torch.Generator().manual_seed(0)
+    logits = torch.randn(1, loss.num_outputs(60), generator=generator)
+    label = torch.tensor([13])
+    added = (lambda x: x) if name == "BCE" else torch.exp  # a softmax's loss is the logarithm of a sum
+    found = []
+    for key in range(1000):
+        classes = sample_classes(label, 60, 0.3, [key])
+        among = torch.searchsorted(classes, label)
+        drawn = loss.of_classes(classes, standing_for(among, 18, 60))
+        found.append(added(drawn(torch.cat([logits[:, classes], logits[:, 60:]], dim=1), among)))
+    expected, spread = added(loss(logits, label)).item(), torch.cat(found).std().item() / 1000**0.5
+    assert torch.cat(found).mean().item() == pytest.approx(expected, abs=4 * spread)
+    assert spread < 0.05 * expected
 
 
 def test_the_order_of_the_images_changes_nothing_with_drawn_classes():

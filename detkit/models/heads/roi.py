@@ -50,8 +50,9 @@ class RoIHead(RegionHead):
         valid_ranges: SNIP: for each level that regions are pooled from [from, to], the sizes of its objects, px of the
             network input, null for no upper bound; see ``matching.ranges``. null lets every level answer for every one.
         class_share: for vocabularies of many thousands: the share of the classes that a training step compares, those
-            of its regions and others by chance, drawn by the images' keys (PartialFC, An et al., ICCVW 2021). null for
-            all of them. Losses of an evaluation always have all.
+            of its regions and others by chance, drawn by the images' keys (PartialFC, An et al., ICCVW 2021). Each of
+            the others counts for those left out too, so that background learns to be weighed against all classes. null
+            for all of them. Losses of an evaluation always have all.
     """
 
     def __init__(
@@ -183,7 +184,7 @@ class RoIHead(RegionHead):
         positive = torch.nonzero_static(labels < self.num_classes, size=len(boxes)).squeeze(1)
         norm = mean_count(len(labels), raw.logits)  # all regions, so that a positive weighs the same in every image
         cls_norm = mean_count(len(positive), raw.logits) if self.cls_loss.normalizer == "positives" else norm
-        loss, among = (self.cls_loss, labels) if classes is None else self._among(labels, classes)
+        loss, among = (self.cls_loss, labels) if classes is None else self.among(labels, classes)
         cls_loss = loss(raw.logits, among).sum() / cls_norm
         box_loss = self._box_losses(raw, regions, labels, positive, boxes).sum()
         with torch.no_grad():
@@ -194,11 +195,12 @@ class RoIHead(RegionHead):
         }
         return Losses({"roi_cls": cls_loss, "roi_box": box_loss / norm}, stats)
 
-    def _among(self, labels: Tensor, classes: Tensor) -> tuple[ClassificationLoss, Tensor]:
+    def among(self, labels: Tensor, classes: Tensor) -> tuple[ClassificationLoss, Tensor]:
         """The loss of ``classes`` (K',) alone, and ``labels`` (R,) as their numbers among these, K' for background."""
         number = torch.full((self.num_classes + 1,), len(classes), device=labels.device)
         number[classes] = torch.arange(len(classes), device=labels.device)
-        return self.cls_loss.of_classes(classes), number[labels]
+        among = number[labels]
+        return self.cls_loss.of_classes(classes, standing_for(among, len(classes), self.num_classes)), among
 
     @torch.no_grad()
     @full_precision
@@ -225,3 +227,18 @@ def sample_classes(labels: Tensor, num_classes: int, share: float, keys: Sequenc
     draw = torch.rand(num_classes, generator=generator(sum(keys), "classes")).to(labels.device)
     order = torch.where(chosen, -1.0, draw).argsort(stable=True)
     return order[: max(int(chosen.sum()), round(share * num_classes), 1)].sort().values
+
+
+def standing_for(labels: Tensor, num_drawn: int, num_classes: int) -> Tensor:
+    """(K',): for how many of K classes each of K' stands that :func:`sample_classes` has drawn.
+
+    Those that occur are always drawn and stand for themselves; the others, for all that do not occur, in equal parts.
+
+    Args:
+        labels: (R,) in [0, K'], numbered as they are drawn; K' for background.
+    """
+    present = torch.zeros(num_drawn + 1, dtype=torch.bool, device=labels.device)
+    present[labels] = True
+    present = present[:-1]
+    num_present = present.sum()
+    return torch.where(present, 1.0, (num_classes - num_present) / (num_drawn - num_present).clamp(min=1))
