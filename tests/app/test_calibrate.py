@@ -73,7 +73,7 @@ def test_a_copy_is_not_written_over_a_checkpoint(checkpoint, tmp_path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["kept.pt"]
     again = [*words[:-1], f"output={tmp_path / 'out'}"]
     call(*again)
-    call(*again), "its own copy it may write anew"
+    call(*again)  # its own copy it may write anew
     of_copy = [*words[:3], f"checkpoint={tmp_path / 'out' / 'kept.pt'}", *REACHED, f"output={tmp_path / 'out'}"]
     assert "kept.pt is there, and a copy is not written over it" in call(*of_copy, code=2)
 

@@ -92,10 +92,9 @@ def test_a_class_that_a_sample_is_taken_for_is_pushed_down_by_a_constant_factor(
 def test_seesaw_of_some_classes_has_their_counts(logits):
     some = torch.tensor([0, 2])
     columns = torch.tensor([0, 2, 4])
-    found = Seesaw(class_counts=COUNTS).of_classes(some, torch.ones(len(some)))(
-        logits[:, columns], torch.tensor([0, 1, 2, 2, 1, 0])
-    )
-    expected = Seesaw(class_counts=(900, 9))(logits[:, columns], torch.tensor([0, 1, 2, 2, 1, 0]))
+    labels, drawn = torch.tensor([0, 1, 2, 2, 1, 0]), Seesaw(class_counts=COUNTS).of_classes(some, torch.ones(2))
+    found = drawn(logits[:, columns], labels)
+    expected = Seesaw(class_counts=(900, 9))(logits[:, columns], labels)
     torch.testing.assert_close(found, expected)
 
 
@@ -129,10 +128,8 @@ def test_class_weights_are_factors_on_each_classes_sigmoid(logits):
 
 @pytest.mark.parametrize("loss", [CrossEntropy, BCE, SoftmaxFocal])
 def test_drawn_classes_keep_their_own_weights(loss):
-    assert loss(class_weights=(1.0, 2.0, 3.0)).of_classes(torch.tensor([2, 0]), torch.ones(2)).class_weights == (
-        3.0,
-        1.0,
-    )
+    drawn = loss(class_weights=(1.0, 2.0, 3.0)).of_classes(torch.tensor([2, 0]), torch.ones(2))
+    assert drawn.class_weights == (3.0, 1.0)
 
 
 @pytest.mark.parametrize("loss", [CrossEntropy, BCE, SoftmaxFocal])

@@ -98,14 +98,15 @@ def _chosen(
 def _labelled(boxes: Tensor, target: Target, size: tuple[int, int], stage: str, how: TrainingSettings) -> Samples:
     """What ``boxes`` of one image are examples of; of nothing those that ``stage`` has no crop of."""
     labelled = label(boxes, target, how.as_squares)
-    ranges = _ranges(boxes, size, stage)
-    unseen = (ranges[:, 2:] <= ranges[:, :2]).any(dim=1)
-    if stage == "pnet":  # its windows lie in the image, on whole px
-        h, w = size
-        window = boxes.floor()
-        unseen |= (window[:, 2:] <= window[:, :2]).any(dim=1)
-        unseen |= (ranges[:, :2] < 0).any(dim=1) | (ranges[:, 2] > w) | (ranges[:, 3] > h)
+    ranges, placed, (h, w) = _ranges(boxes, size, stage), _placed(boxes, stage), size
+    unseen = (ranges[:, 2:] <= ranges[:, :2]).any(dim=1) | (placed[:, 2:] <= placed[:, :2]).any(dim=1)
+    unseen |= (ranges[:, :2] < 0).any(dim=1) | (ranges[:, 2] > w) | (ranges[:, 3] > h)  # crops that are not clipped
     return labelled._replace(kinds=labelled.kinds.masked_fill(unseen, UNUSED))
+
+
+def _placed(boxes: Tensor, stage: str) -> Tensor:
+    """``boxes`` (N, 4) px as ``stage`` has them at test, where P-Net's windows stand on whole px."""
+    return boxes.floor() if stage == "pnet" else boxes
 
 
 def _ranges(boxes: Tensor, size: tuple[int, int], stage: str) -> Tensor:
@@ -125,8 +126,7 @@ def _loss_of(
     # P-Net's are maps of one cell each
     answers = Answers(answers.logits.flatten(1), answers.deltas.flatten(1), landmarks)
     samples = Samples.join(chosen)
-    if stage == "pnet":  # whose windows are put on whole px at test
-        samples = samples._replace(boxes=samples.boxes.floor())
+    samples = samples._replace(boxes=_placed(samples.boxes, stage))
     return stage_loss(
         answers, samples, name=stage, extra=net.extra, hard_share=how.hard_share,
         box_weight=how.box_weight, landmark_weight=how.landmark_weight,
