@@ -145,7 +145,8 @@ def explain_missed(
         finder = image.found_by[j]
         if finder < 0 or not shown[finder]:
             cause = _explain(image, j, None if trails is None else trails[j], shown, threshold)
-            missed.append(cause if cause.stage or not stages else cause._replace(stage=_stage_of(cause, stages)))
+            has_stage = stages and cause.cause != Cause.MERGED  # the merge of views comes after all of them
+            missed.append(cause._replace(stage=cause.stage or _stage_of(cause, stages)) if has_stage else cause)
     return missed
 
 

@@ -160,3 +160,10 @@ def test_what_a_detection_of_a_cascade_is_wrong_about_is_lost_in_its_last_stage(
     missed = cause([found], *ELSEWHERE, truth=truth)
     assert (missed.cause, missed.stage) == (expected, "O-Net")
     assert cause([found], truth=truth).stage == "", "of a detector that names no stages"
+
+
+def test_no_stage_of_a_cascade_is_to_blame_for_the_merge_of_its_views():
+    kept = replace(selection((NEAR, 0.9, 0, Fate.KEPT)), stage="O-Net")
+    merged = selection((NEAR, 0.2, 0, Fate.KEPT), (NEAR, 0.9, 0, Fate.MERGED, 0))
+    lost = cause([], kept, merged)
+    assert (lost.cause, lost.stage) == (Cause.MERGED, "")

@@ -42,7 +42,7 @@ _REMEDY = {
     Cause.TOO_SMALL: "The head's min_size removes them.",
     Cause.SUPPRESSED: "Objects stand close together: a higher nms_iou keeps neighbours apart.",
     Cause.OVER_LIMIT: "More may come out: max_detections, or num_proposals of the first stage.",
-    Cause.MERGED: "Another view's box took their place: a higher threshold of the merge (tta.merge) keeps both.",
+    Cause.MERGED: "A box of other views took their place, elsewhere or with a lower score: try another tta/merge.",
     Cause.LOW_SCORE: "They are seen, but not believed: train longer, or show more by a lower score_threshold.",
     Cause.WRONG_CLASS: "They are found under another name: see the confusion matrix.",
     Cause.BADLY_PLACED: "They are found, but by boxes that overlap them by less than half.",
