@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from detkit.app.assemble.schema import EvaluateOptions, ExplainOptions
 from detkit.app.run import beside
 
 
@@ -12,11 +11,11 @@ from detkit.app.run import beside
 def folder(monkeypatch):
     """The name of the folder that an evaluation with the given overrides gets."""
 
-    def named(*overrides, options=EvaluateOptions):
+    def named(*overrides):
         typed = ["checkpoint=runs/a/best.pt", *overrides]
         left_out = lambda but: [word for word in typed if word.partition("=")[0] not in but]  # noqa: E731
         monkeypatch.setattr(beside, "said", left_out)
-        path = beside.folder_beside("runs/a/best.pt", "evaluation", "val", options("runs/a/best.pt"))
+        path = beside.folder_beside("runs/a/best.pt", "evaluation", "val")
         assert path.parent == Path("runs/a")
         return path.name
 
@@ -34,7 +33,15 @@ def test_a_name_says_what_was_asked(folder):
 
 
 def test_how_a_report_looks_is_not_in_its_name(folder):
-    assert folder("num_pictures=3", "score_threshold=0.5", options=ExplainOptions) == "evaluation_best_val"
+    assert folder("num_pictures=3", "slots=2", "split=val") == "evaluation_best_val"
+
+
+def test_what_a_tool_is_asked_for_is_in_its_name(folder):
+    """Two aims of calibrate, folds and no folds of labels, two thresholds of explain: two answers, two folders."""
+    assert folder("target.precision=0.9") == "evaluation_best_val+target.precision-0.9"
+    assert folder("folds=5", "least=0.1") == "evaluation_best_val+folds-5+least-0.1"
+    assert folder("score_threshold=0.5") == "evaluation_best_val+score_threshold-0.5"
+    assert folder("num_examples=5") == "evaluation_best_val+num_examples-5"
 
 
 @pytest.mark.parametrize(

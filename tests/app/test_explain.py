@@ -42,7 +42,7 @@ def report(checkpoint):
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
         patch.setattr("sys.argv", ["explain.py", f"checkpoint={checkpoint}", "device=cpu", "score_threshold=0.15"])
         explain.main()
-    folder = checkpoint.parent / "explanation_last_val"
+    folder = checkpoint.parent / "explanation_last_val+score_threshold-0.15"
     text = (folder / "explanation.json").read_text()
     return json.loads(text), (folder / "explanation.html").read_text(), out.getvalue()
 

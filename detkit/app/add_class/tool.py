@@ -13,7 +13,7 @@ from detkit.app.add_class.found import check_examples, describe, grown, look_at,
 from detkit.app.assemble.schema import AddClassOptions
 from detkit.app.assemble.stored import eval_loader, load_stored, open_data
 from detkit.app.cli.entry import run_tool
-from detkit.app.run.beside import path_of_copy
+from detkit.app.run.beside import folder_beside, path_of_copy
 from detkit.app.run.next_command import tell_prediction_with
 from detkit.engine.state.checkpoint import save_checkpoint
 from detkit.models.cosine_regions import CosineRegions
@@ -36,7 +36,7 @@ def run(cfg: DictConfig, _: Path) -> None:
     options, stored = load_stored(cfg, AddClassOptions)
     regions = CosineRegions.of(stored.detector)
     path = Path(options.checkpoint)
-    wanted = options.output or path.parent / f"added_{path.stem}"
+    wanted = options.output or folder_beside(path, "added", options.split)
     target = path_of_copy(path, wanted, ADDED)
     checkpoint, known = stored.checkpoint, stored.checkpoint.categories
     dataset = open_data(stored, options.split)

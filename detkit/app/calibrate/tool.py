@@ -43,7 +43,7 @@ def run(cfg: DictConfig, _: Path) -> None:
     options, stored = load_stored(cfg, CalibrateOptions)
     aim = aim_of(options)
     checkpoint = Path(options.checkpoint)
-    wanted = options.output or folder_beside(checkpoint, "calibration", options.split, options)
+    wanted = options.output or folder_beside(checkpoint, "calibration", options.split)
     copy = path_of_copy(checkpoint, wanted, NUMBERS)
     cosines = None if options.unknown is None else RightCosines(stored.detector)
     dataset, loader = open_split(stored, options.split)

@@ -63,7 +63,7 @@ def _runs(systems: Sequence[System], metric: str) -> tuple[list[Markup], list[Li
     for system in systems:
         for run in system.runs:
             folder = Markup("<code>{}</code>").format(_breakable(str(run.folder)))
-            numbers = (run.seed, score(run.metrics[metric], 4), run.result["best_step"])
+            numbers = (run.seed, score(run.metrics[metric], 4), run.result.get("best_step", "-"))
             lines.append(Line([folder, *(str(v) for v in (*numbers, *(system.differences[key] for key in keys)))]))
     return [_breakable(name) for name in ("folder", "seed", metric, "best step", *keys)], lines
 

@@ -43,7 +43,7 @@ def run(cfg: DictConfig, _: Path) -> None:
     bare, views = stored.bare(options.tta)
     detector = stored.calibrated(bare, views)
     source = f"{checkpoint} on data.{options.split}" + (f", {views}" if views else "")
-    wanted = options.output or folder_beside(checkpoint, "explanation", options.split, options)
+    wanted = options.output or folder_beside(checkpoint, "explanation", options.split)
     with output_folder(wanted) as folder:
         batches = track(loader, len(loader), "explaining")
         examined = list(examine(detector, batches, dataset, device=stored.device, precision=precision))

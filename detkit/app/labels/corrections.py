@@ -36,7 +36,7 @@ class Correction(NamedTuple):
 
     ``annotation_id``, ``name`` and ``box``: the label as it is; None of an object without one. ``new_name`` and
     ``new_box``: the label as proposed; None of a box that is to go. ``objectlab``: the baseline's score of the same,
-    low where it is suspicious; None where it has none.
+    low where it is suspicious; None where it has none. ``where`` it stands, for messages: a table and its line.
     """
 
     kind: Kind
@@ -50,6 +50,7 @@ class Correction(NamedTuple):
     box: Box | None
     new_name: str | None
     new_box: Box | None
+    where: str = "apply"
 
     @property
     def is_moved(self) -> bool:
@@ -150,7 +151,7 @@ def correct(content: Mapping[str, Any], corrections: Sequence[Correction], score
         before: Mapping[str, Any] = changed.get(one.annotation_id) or known[one.annotation_id]
         if one.new_box is None:
             if one.annotation_id in changed:
-                raise ConfigError(_CONTRADICTION.format(one.annotation_id))
+                raise ConfigError(_CONTRADICTION.format(one.where, one.annotation_id))
             removed[one.annotation_id] = {**before, **note}
         else:
             if scored:
@@ -164,7 +165,7 @@ def correct(content: Mapping[str, Any], corrections: Sequence[Correction], score
 
 
 #: Why two rows about one annotation cannot both be accepted.
-_CONTRADICTION = "apply: annotation {} is to go by one row and to stay by another"
+_CONTRADICTION = "{}: annotation {} is to go by one row and to stay by another"
 
 
 def _placed(
@@ -186,18 +187,19 @@ def _check(
     images: Mapping[int, Mapping[str, Any]],
 ) -> None:
     _check_whose(one, known, category)
+    where = one.where
     if one.annotation_id in removed:
-        raise ConfigError(_CONTRADICTION.format(one.annotation_id))
+        raise ConfigError(_CONTRADICTION.format(one.where, one.annotation_id))
     if one.annotation_id is not None and one.annotation_id not in known:
-        raise ConfigError(f"apply: the annotation file has no annotation {one.annotation_id}")
+        raise ConfigError(f"{where}: the annotation file has no annotation {one.annotation_id}")
     if one.image_id not in images:
-        raise ConfigError(f"apply: the annotation file has no image {one.image_id}")
+        raise ConfigError(f"{where}: the annotation file has no image {one.image_id}")
     if one.new_name is not None and one.new_name not in category:
-        raise ConfigError(f"apply: the annotation file has no class {one.new_name!r}, only {', '.join(category)}")
+        raise ConfigError(f"{where}: the annotation file has no class {one.new_name!r}, only {', '.join(category)}")
     w, h = images[one.image_id]["width"], images[one.image_id]["height"]
     if one.new_box is not None and not _is_inside(one.new_box, w, h):
         box = ", ".join(f"{v:g}" for v in one.new_box)
-        raise ConfigError(f"apply: {', '.join(_PROPOSED)}: {box} lie outside of image {one.image_id}, {w} x {h} px")
+        raise ConfigError(f"{where}: {', '.join(_PROPOSED)}: {box} lie outside of image {one.image_id}, {w} x {h} px")
 
 
 def _is_inside(box: Box, width: int, height: int) -> bool:
@@ -214,8 +216,8 @@ def _check_whose(one: Correction, known: Mapping[int, Any], category: Mapping[st
     is_other = one.name is not None and category.get(one.name) != label["category_id"]
     if is_other or label["image_id"] != one.image_id:
         raise ConfigError(
-            f"apply: annotation {one.annotation_id} is no {one.name} of image {one.image_id}: the cells of that row do "
-            "not belong together"
+            f"{one.where}: annotation {one.annotation_id} is no {one.name} of image {one.image_id}: the cells of "
+            "that row do not belong together"
         )
 
 
@@ -244,6 +246,7 @@ def _parse(row: Mapping[str, str], where: str) -> Correction:
         box=boxes[0],
         new_name=None if goes else row["new_class"],
         new_box=None if goes else boxes[1],
+        where=where,
     )
 
 

@@ -80,7 +80,7 @@ def find(options: LabelsOptions, stored: Stored) -> LabelReport:
     whole = {**stored.config["data"], "subset": None}  # what is held out is for the folds to say
     stored = dataclasses.replace(stored, config={**stored.config, "data": whole})
     dataset, _ = open_split(stored, split)
-    with output_folder(options.output or folder_beside(checkpoint, "labels", split, options)) as folder:
+    with output_folder(options.output or folder_beside(checkpoint, "labels", split)) as folder:
         _refuse_edited(folder / TABLE)
         if options.folds is None:
             places = _not_known(trained_on(stored, checkpoint, dataset), checkpoint, split, dataset)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import re
 from pathlib import Path
-from typing import Any
 
 from detkit.app.assemble.identity import is_free
 from detkit.app.run.folder import RunFolder
@@ -18,23 +16,21 @@ from detkit.engine.state.published import SUFFIX
 _LONGEST = 120
 
 
-#: Options of tools that change the numbers, as the keys of a training configuration do.
-_CHANGING = ("tta", "precision", "val_loss")
+#: Options of tools that say what is in the name anyway, where things go, or how a report looks.
+_NOT_ASKED = ("checkpoint", "split", "output", "num_pictures", "slots")
 
 
-def folder_beside(checkpoint: str | Path, what: str, split: str, options: Any) -> Path:
+def folder_beside(checkpoint: str | Path, what: str, split: str) -> Path:
     """``<what>_<checkpoint>_<split>`` beside ``checkpoint``, and for overrides a folder of their own.
 
     ``evaluation_best_val+model.head.steps-8+tta-flip`` is that of ``model.head.steps=8 tta=flip``, in whatever order.
     Six digits at the end stand for what a name cannot hold: a path, a list, a great many keys.
 
-    Args:
-        options: a dataclass, the tool's own. How its report looks is not in the name, and neither is what changes no
-            number (:func:`~detkit.app.assemble.identity.is_free`).
+    How the report looks is not in the name, and neither is what changes no number
+    (:func:`~detkit.app.assemble.identity.is_free`).
     """
     checkpoint = Path(checkpoint)
-    own = {field.name for field in dataclasses.fields(options)} - set(_CHANGING)
-    return checkpoint.parent / f"{what}_{checkpoint.stem}_{split}{_told_apart(said(own))}"
+    return checkpoint.parent / f"{what}_{checkpoint.stem}_{split}{_told_apart(said(_NOT_ASKED))}"
 
 
 def refuse_run(output: str | Path | None, key: str = "output") -> None:

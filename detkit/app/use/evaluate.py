@@ -39,7 +39,7 @@ def run(cfg: DictConfig, _: Path) -> float:
     if stored.config.get("evaluator") is None:
         raise ConfigError("evaluator: the run had none; choose one with evaluator=CocoEvaluator")
     evaluator = build_evaluator(stored.config["evaluator"], dataset, lambda: open_split(stored, "train")[0])
-    beside = folder_beside(options.checkpoint, "evaluation", options.split, options)
+    beside = folder_beside(options.checkpoint, "evaluation", options.split)
     with output_folder(options.output or beside) as folder:
         result = evaluate(
             stored.augmented(options.tta), loader, evaluator,
