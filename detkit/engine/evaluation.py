@@ -18,7 +18,7 @@ from detkit.engine.batches import EvalBatches
 from detkit.engine.precision import Precision, autocast, check_precision
 from detkit.evaluation import Evaluation, Evaluator
 from detkit.models.compiled import as_it_stands
-from detkit.structures import Batch, Detections, ImageMeta, Images, Losses, Target
+from detkit.structures import Batch, Detections, ImageMeta, Images, Losses, Ratio, Target
 from detkit.structures.columns import each_field
 from detkit.utils import dist
 from detkit.utils.progress import track
@@ -45,8 +45,9 @@ class EvaluationResult:
     """What an evaluation found.
 
     ``evaluation``: the scores; None without an evaluator. ``losses``: means over the images of each term and, as
-    "val_loss", of their sum; ``stats``: of what else the detector told with them, as "stat/NAME"; both empty where
-    they were not asked for, and both beside the scores of ``evaluation`` too. ``examples``: the first images.
+    "val_loss", of their sum; ``stats``: of what else the detector told with them, as "stat/NAME", without ratios to
+    nothing; both empty where they were not asked for, and both beside the scores of ``evaluation`` too. ``examples``:
+    the first images.
     """
 
     evaluation: Evaluation | None
@@ -154,11 +155,13 @@ def to_device(batch: Batch, device: torch.device, channels_last: bool) -> Batch:
 
 
 class _Means:
-    """Means of loss terms and stats over images; sums are exact, so that they do not depend on who had which batch."""
+    """Means of loss terms and stats over images, and ratios of sums; these are exact, so that they do not depend on who
+    had which batch."""
 
     def __init__(self) -> None:
         self._num_images = 0
-        self._parts: defaultdict[str, list[float]] = defaultdict(list)  # of each batch, times its number of images
+        self._parts: defaultdict[str, list[float]] = defaultdict(list)  # of each batch; of a mean times its images
+        self._wholes: defaultdict[str, float] = defaultdict(float)  # what the sum of a stat's parts is divided by
 
     def add(self, losses: Losses, num_images: int) -> None:
         self._num_images += num_images
@@ -166,15 +169,25 @@ class _Means:
             values = torch.stack([*(term.float() for term in losses.terms.values()), losses.total]).tolist()
             for name, value in zip([*losses.terms, ""], values, strict=True):
                 self._parts[f"val_loss/{name}".rstrip("/")].append(value * num_images)
-        for name, value in losses.stats.items():
-            self._parts[_STAT + name].append(value.item() * num_images)
+        for name, stat in losses.stats.items():
+            if isinstance(stat, Ratio):
+                part, whole = stat.part.item(), stat.whole.item()
+            else:
+                part, whole = stat.item() * num_images, num_images
+            self._parts[_STAT + name].append(part)
+            self._wholes[_STAT + name] += whole
 
     def over_processes(self) -> tuple[int, dict[str, float]]:
-        """Images of all processes, and the means over them."""
-        shares = dist.all_gather((self._num_images, dict(self._parts)))
-        total = sum(num for num, _ in shares)
-        names = {name: None for _, parts in shares for name in parts}
-        return total, {n: math.fsum(x for _, parts in shares for x in parts.get(n, [])) / total for n in names}
+        """Images of all processes, and the means and ratios; a ratio to nothing is left out."""
+        shares = dist.all_gather((self._num_images, dict(self._parts), dict(self._wholes)))
+        total = sum(num for num, *_ in shares)
+        told = {}
+        for name in {name: None for _, parts, _ in shares for name in parts}:
+            part = math.fsum(x for _, parts, _ in shares for x in parts.get(name, []))
+            whole = sum(wholes.get(name, 0) for *_, wholes in shares) if name.startswith(_STAT) else total
+            if whole:
+                told[name] = part / whole
+        return total, told
 
 
 def _compute(evaluator: Evaluator) -> Evaluation:

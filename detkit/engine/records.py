@@ -26,11 +26,11 @@ class StepRecord:
     """One optimiser update.
 
     ``step`` counts the updates so far, this one included. ``terms`` are the loss terms and ``loss`` their sum, means
-    over the accumulated batches, and ``stats`` what else the detector told: of all processes where the step is
-    ``logged``, that is, one to write down, else of this one. ``lr`` is by parameter group: "lr" for those at the common
-    rate, "lr/x0.1" for those at a tenth. ``grad_norm`` is the L2 norm before clipping. ``applied`` is False where a
-    gradient scaler skipped the update. ``num_images`` are those of all processes. Seconds are those of this process;
-    ``data_seconds`` it waited for the loader.
+    over the accumulated batches, and ``stats`` what else the detector told, without the ratios to nothing: of all
+    processes where the step is ``logged``, that is, one to write down, else of this one. ``lr`` is by parameter group:
+    "lr" for those at the common rate, "lr/x0.1" for those at a tenth. ``grad_norm`` is the L2 norm before clipping.
+    ``applied`` is False where a gradient scaler skipped the update. ``num_images`` are those of all processes. Seconds
+    are those of this process; ``data_seconds`` it waited for the loader.
     """
 
     step: int

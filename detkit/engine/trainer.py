@@ -225,7 +225,7 @@ class Trainer:
                 with self.watch.guard(loaded):
                     parts.append((batch, self.updater.backward(batch, is_last=i == self.accumulate - 1)))
             grad_norm = self.updater.gradient_norm()
-            terms, stats, norm = read_losses(parts, grad_norm)  # the step's one wait for the device
+            terms, stats, wholes, norm = read_losses(parts, grad_norm)  # the step's one wait for the device
             loss = sum(terms.values())
             with dist.together(self.device, lambda error: self.watch.blame(error, self.updater.scale)):
                 applied = self.updater.may_apply(step, parts, loss, norm)
@@ -239,12 +239,12 @@ class Trainer:
         self.progress.batches_seen += self.accumulate
         logged = step % self.log_every == 0 or step in (1, self.steps)
         if logged:
-            terms, stats = (dist.mean_of_numbers(numbers, self.device) for numbers in (terms, stats))
+            terms, stats, wholes = (dist.mean_of_numbers(numbers, self.device) for numbers in (terms, stats, wholes))
         return StepRecord(
             step=step,
             loss=sum(terms.values()),
             terms=terms,
-            stats=stats,
+            stats={name: part / wholes[name] for name, part in stats.items() if wholes[name]},
             lr=lr,
             grad_norm=norm,
             applied=applied,

@@ -15,7 +15,7 @@ from detkit.engine.ema import WeightAverage
 from detkit.engine.precision import Precision, autocast
 from detkit.engine.state.checkpoint import Checkpoint, CheckpointError
 from detkit.engine.state.resume import optimizer_state, restore_optimizer
-from detkit.structures import Batch, Losses
+from detkit.structures import Batch, Losses, Ratio
 from detkit.utils import dist
 from detkit.utils.log import logger
 
@@ -162,14 +162,29 @@ class Updater:
         self._skipped = state["skipped"]
 
 
-def read_losses(parts: list[tuple[Batch, Losses]], norm: Tensor) -> tuple[dict[str, float], dict[str, float], float]:
-    """Loss terms and stats, means over ``parts``, and the gradient's norm, brought from the device at once."""
-    scalars = [(True, *term) for _, losses in parts for term in losses.terms.items()]
-    scalars += [(False, *stat) for _, losses in parts for stat in losses.stats.items()]
-    *values, grad_norm = torch.stack([value.detach().float() for *_, value in scalars] + [norm.float()]).tolist()
+def read_losses(
+    parts: list[tuple[Batch, Losses]], norm: Tensor
+) -> tuple[dict[str, float], dict[str, float], dict[str, float], float]:
+    """What ``parts`` tell, brought from the device at once.
+
+    Returns:
+        the loss terms, means over ``parts``; the stats, and what each of them is to be divided by, 1 for means; and the
+        gradient's norm.
+    """
+    num = len(parts)
     terms: dict[str, float] = {}
     stats: dict[str, float] = {}
-    for (is_term, name, _), value in zip(scalars, values, strict=True):
-        into = terms if is_term else stats
-        into[name] = into.get(name, 0.0) + value / len(parts)
-    return terms, stats, grad_norm
+    wholes: dict[str, float] = {}
+    scalars: list[tuple[dict[str, float], str, Tensor, int]] = []
+    for _, losses in parts:
+        scalars += [(terms, name, term, num) for name, term in losses.terms.items()]
+    for name, stat in (item for _, losses in parts for item in losses.stats.items()):
+        if isinstance(stat, Ratio):
+            scalars += [(stats, name, stat.part, 1), (wholes, name, stat.whole, 1)]
+        else:
+            scalars.append((stats, name, stat, num))
+            wholes[name] = 1.0
+    *values, grad_norm = torch.stack([value.detach().float() for *_, value, _ in scalars] + [norm.float()]).tolist()
+    for (into, name, _, divisor), value in zip(scalars, values, strict=True):
+        into[name] = into.get(name, 0.0) + value / divisor
+    return terms, stats, {name: wholes[name] for name in stats}, grad_norm

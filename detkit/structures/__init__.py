@@ -8,7 +8,7 @@ from detkit.structures.feature_spec import FeatureSpec, PixelStats
 from detkit.structures.ground_truth import GroundTruth
 from detkit.structures.images import ImageMeta, Images
 from detkit.structures.landmarks import Landmarks
-from detkit.structures.losses import Losses
+from detkit.structures.losses import Losses, Ratio
 from detkit.structures.size_range import SizeRange, size_ranges
 from detkit.structures.target import Target
 
@@ -24,6 +24,7 @@ __all__ = [
     "Landmarks",
     "Losses",
     "PixelStats",
+    "Ratio",
     "SizeRange",
     "Target",
     "size_ranges",

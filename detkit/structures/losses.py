@@ -4,17 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
+class Ratio(NamedTuple):
+    """A stat that is a share, ``part`` of ``whole``, both scalars: over several batches each is summed, then divided.
+
+    Where ``whole`` is 0 it has no value.
+    """
+
+    part: Tensor
+    whole: Tensor
+
+
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """``terms``: weighted scalars, the total is their sum. ``stats``: detached numbers to log, never summed."""
+    """``terms``: weighted scalars, the total is their sum.
+
+    ``stats``: detached numbers to log, never summed: scalars, of which the mean over the images is logged, or ratios.
+    """
 
     terms: Mapping[str, Tensor]
-    stats: Mapping[str, Tensor] = field(default_factory=dict)
+    stats: Mapping[str, Tensor | Ratio] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, term in self.terms.items():
@@ -30,11 +44,11 @@ class Losses:
     def merge(*parts: Losses) -> Losses:
         """All terms and stats of ``parts``; a name that occurs twice is an error."""
         terms: dict[str, Tensor] = {}
-        stats: dict[str, Tensor] = {}
+        stats: dict[str, Tensor | Ratio] = {}
         for part in parts:
-            for into, values in ((terms, part.terms), (stats, part.stats)):
-                twice = into.keys() & values.keys()
-                if twice:
+            for known, new in ((terms.keys(), part.terms.keys()), (stats.keys(), part.stats.keys())):
+                if twice := known & new:
                     raise ValueError(f"loss names occur twice: {sorted(twice)}")
-                into.update(values)
+            terms.update(part.terms)
+            stats.update(part.stats)
         return Losses(terms, stats)

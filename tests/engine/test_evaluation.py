@@ -16,7 +16,7 @@ from torch import nn
 
 from detkit.engine import evaluate
 from detkit.engine.evaluation import NUM_EXAMPLES, EvaluationStopped
-from detkit.structures import Batch, Detections, Images, Target
+from detkit.structures import Batch, Detections, Images, Losses, Ratio, Target
 from tests.engine.stubs import StubDetector, StubEvalLoader, StubEvaluator, digest
 
 
@@ -132,6 +132,28 @@ def test_a_value_that_is_not_there_is_told(detector: StubDetector) -> None:
     names = "AP, AP50, val_loss/cls, val_loss/box, val_loss, stat/num_objects"
     with pytest.raises(ValueError, match=rf"^no metric 'ap'; there are {names}$"):
         result.value("ap")
+
+
+class Counting(StubDetector):
+    """Of the images 101 and 104 it finds one of three and two of two; of the others there is nothing to find."""
+
+    right, there = {101: 1, 104: 2}, {101: 3, 104: 2}
+
+    def forward(self, images: Images, targets: Sequence[Target] | None = None) -> Any:
+        out = super().forward(images, targets)
+        if not isinstance(out, Losses):
+            return out
+        part, whole = (
+            torch.tensor(sum(counts.get(meta.image_id, 0) for meta in images.meta))
+            for counts in (self.right, self.there)
+        )
+        return Losses(out.terms, {"accuracy": Ratio(part, whole)})
+
+
+def test_a_ratio_is_one_of_sums_and_left_out_where_there_is_nothing() -> None:
+    found = evaluate(Counting(), StubEvalLoader(5), None, device="cpu", val_loss=True)
+    assert found.stats == {"stat/accuracy": 3 / 5}
+    assert evaluate(Counting(), StubEvalLoader(1), None, device="cpu", val_loss=True).stats == {}
 
 
 def test_losses_and_stats_stand_beside_the_scores(detector: StubDetector) -> None:

@@ -27,7 +27,7 @@ from detkit.engine import (
     load_checkpoint,
 )
 from detkit.evaluation.summary import coco_metrics
-from detkit.structures import Batch, Images, Losses, Target
+from detkit.structures import Batch, Images, Losses, Ratio, Target
 from tests.engine.stubs import (
     ActingLoader,
     Recorder,
@@ -86,6 +86,29 @@ def test_step_records(tmp_path: Path) -> None:
         assert record.applied
         assert min(record.data_seconds, record.compute_seconds) > 0
     assert records[0].scalars()["loss/cls"] == records[0].terms["cls"]
+
+
+class Counting(StubDetector):
+    """Of what is in the second, fourth, ... batch it finds half; in the others there is nothing."""
+
+    calls = 0
+
+    def forward(self, images: Images, targets: Sequence[Target] | None = None) -> Any:
+        out = super().forward(images, targets)
+        assert isinstance(out, Losses)
+        self.calls += 1
+        whole = 4 if self.calls % 2 == 0 else 0
+        return Losses(out.terms, {"accuracy": Ratio(torch.tensor(whole // 2), torch.tensor(whole))})
+
+
+@pytest.mark.parametrize(("accumulate", "expected"), [(2, [{"accuracy": 0.5}] * 2), (1, [{}, {"accuracy": 0.5}])])
+def test_a_ratio_is_one_of_sums_over_the_batches_of_a_step(
+    tmp_path: Path, accumulate: int, expected: list[dict[str, float]]
+) -> None:
+    seen = Recorder()
+    options = without_evaluation(steps=2, callbacks={"seen": seen}, accumulate=accumulate, detector=Counting())
+    make_trainer(tmp_path, **options).fit()
+    assert [record.stats for record in seen.of("step")] == expected
 
 
 def test_time_is_split_into_waiting_and_computing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

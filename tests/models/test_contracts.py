@@ -12,7 +12,7 @@ from detkit.matching import Fate, tracing
 from detkit.models.detector import ComposedDetector, normalize
 from detkit.models.heads.dense import DenseHead
 from detkit.models.interfaces import Backbone
-from detkit.structures import Categories, FeatureSpec, ImageMeta, Images, Losses, Target
+from detkit.structures import Categories, FeatureSpec, ImageMeta, Images, Losses, Ratio, Target
 from detkit.structures.feature_spec import IMAGENET_STATS
 from tests.models.builders import SMALL, build_awake, build_model, compose_model, small
 
@@ -152,11 +152,33 @@ def test_losses_are_finite_and_reach_every_parameter(detector, empty, half):
         losses = detector(images, targets)
     assert isinstance(losses, Losses)
     assert all(term.isfinite() for term in losses.terms.values())
-    assert all(not value.requires_grad for value in losses.stats.values()), "stats are for the log alone"
+    for stat in losses.stats.values():
+        numbers = stat if isinstance(stat, Ratio) else (stat,)
+        assert not any(number.requires_grad for number in numbers), "stats are for the log alone"
     losses.total.backward()
     without = [n for n, p in detector.named_parameters() if p.requires_grad and p.grad is None]
     assert not without, "a term that loses its parameters breaks distributed training"
     assert all(p.grad.isfinite().all() for p in detector.parameters() if p.grad is not None)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("model", "stat"),
+    [("faster_rcnn_fpn", "roi_accuracy"), ("tridentnet", "roi_accuracy"), ("diffusiondet", "flow_accuracy")],
+)
+def test_the_accuracy_of_a_batch_counts_the_positives_of_its_images(model, stat):
+    """However images are put together: one without objects has none."""
+    detector = build_awake(model, CATEGORIES).eval()
+    images, targets = batch(sizes=((64, 96),) * 3, empty=(1,))
+    both = detector(images, targets).stats[stat]
+    assert isinstance(both, Ratio)
+    alone = []
+    for i in range(3):
+        one = Images(images.pixels[i : i + 1], images.meta[i : i + 1])
+        alone.append(detector(one, targets[i : i + 1]).stats[stat])
+    assert alone[1].whole == 0
+    assert [sum(numbers).item() for numbers in zip(*alone, strict=True)] == [both.part.item(), both.whole.item()]
+    assert both.whole > alone[0].whole > 0
 
 
 def test_targets_are_left_alone(detector):

@@ -28,7 +28,7 @@ from detkit.models.flow.state import StateCoder, whole
 from detkit.models.heads.common import matched_objects, mean_count
 from detkit.models.heads.grid import targets_in_range
 from detkit.models.interfaces import Head
-from detkit.structures import Detections, FeatureSpec, Images, Losses, Target
+from detkit.structures import Detections, FeatureSpec, Images, Losses, Ratio, Target
 from detkit.structures.boxes import pairwise_iou
 from detkit.structures.target import on_host
 from detkit.utils.precision import full_precision, widened
@@ -198,16 +198,17 @@ class FlowHead(Head):
     @full_precision
     def loss_of(self, guesses: Sequence[Guess], start: Start, images: Images, targets: Sequence[Target]) -> Losses:
         """The losses of all stages' ``guesses``, summed over the stages."""
-        terms, matched, accuracy = [], [], guesses[-1].boxes.new_zeros(())
+        terms, matched, accuracies = [], [], []
         for guess in guesses:
             matched = self.match(guess, start, images, targets)
             cls_loss, accuracy = self._cls_loss(guess, matched, targets)
             terms.append((cls_loss, *self._box_losses(guess, matched, images, targets)))
+            accuracies.append(accuracy)
         cls_term, l1_term, iou_term = (torch.stack(term).sum() for term in zip(*terms, strict=True))
         num_positive = torch.cat([m.classes.positive for m in matched]).sum() / len(matched)
         return Losses(
             {"flow_cls": cls_term, "flow_l1": l1_term, "flow_iou": iou_term},
-            {"flow_accuracy": accuracy, "flow_num_pos": num_positive},  # of the last stage
+            {"flow_accuracy": accuracies[-1], "flow_num_pos": num_positive},  # of the last stage
         )
 
     @torch.no_grad()
@@ -216,7 +217,7 @@ class FlowHead(Head):
         scores = self.cls_loss.scores(guess.logits.flatten(0, 1)).view(*guess.logits.shape[:2], -1)
         return self.matcher(list(map(Guessed, guess.boxes, scores, images.sizes)), start.coupled, targets)
 
-    def _cls_loss(self, guess: Guess, matched: Sequence[Matched], targets: Sequence[Target]) -> tuple[Tensor, Tensor]:
+    def _cls_loss(self, guess: Guess, matched: Sequence[Matched], targets: Sequence[Target]) -> tuple[Tensor, Ratio]:
         """The loss of the classes, and the share of positives whose class is found."""
         num_classes = self.cls_loss.scores(guess.logits[0]).shape[1]
         labels = torch.cat([m.classes.labels(t, num_classes) for m, t in zip(matched, targets, strict=True)])
@@ -228,7 +229,7 @@ class FlowHead(Head):
         with torch.no_grad():
             found = (self.cls_loss.scores(logits).argmax(1) == labels) & positive
         loss = self.cls_loss(logits, labels).masked_fill(~counted, 0).sum() / norm
-        return loss, found.sum() / positive.sum().clamp(min=1)
+        return loss, Ratio(found.sum(), positive.sum())
 
     def _box_losses(
         self, guess: Guess, matched: Sequence[Matched], images: Images, targets: Sequence[Target]
@@ -334,7 +335,8 @@ def _lies_on(boxes: Tensor, target: Target) -> Tensor:
 
 
 def _prefixed(losses: Losses) -> Losses:
-    return Losses(*({f"aux_{name}": value for name, value in part.items()} for part in (losses.terms, losses.stats)))
+    terms = {f"aux_{name}": term for name, term in losses.terms.items()}
+    return Losses(terms, {f"aux_{name}": stat for name, stat in losses.stats.items()})
 
 
 def _reads(num_levels: int, auxiliary: Head | None, in_spec: FeatureSpec) -> tuple[int, ...]:

@@ -27,7 +27,7 @@ from detkit.matching import (
 )
 from detkit.models.heads.common import mean_count, regression_losses
 from detkit.models.interfaces import RawRegions, RegionHead, RegionNetwork, RegionPool
-from detkit.structures import Detections, FeatureSpec, ImageMeta, Images, Losses, Target, size_ranges
+from detkit.structures import Detections, FeatureSpec, ImageMeta, Images, Losses, Ratio, Target, size_ranges
 from detkit.utils.precision import full_precision
 from detkit.utils.seed import generator
 
@@ -188,10 +188,10 @@ class RoIHead(RegionHead):
         cls_loss = loss(raw.logits, among).sum() / cls_norm
         box_loss = self._box_losses(raw, regions, labels, positive, boxes).sum()
         with torch.no_grad():
-            found = loss.scores(raw.logits[positive]).argmax(1) == among[positive]
+            found = (loss.scores(raw.logits[positive]).argmax(1) == among[positive]).sum()
         stats = {
             "roi_num_pos": raw.logits.new_full((), len(positive) / len(sampled)),
-            "roi_accuracy": found.float().mean() if len(positive) else labels.new_zeros((), dtype=torch.float32),
+            "roi_accuracy": Ratio(found, raw.logits.new_full((), len(positive))),
         }
         return Losses({"roi_cls": cls_loss, "roi_box": box_loss / norm}, stats)
 

@@ -19,7 +19,7 @@ from detkit.matching import Anchors, Assignment, Merge, Selector, merge_views
 from detkit.matching.trace import brought_back
 from detkit.models.heads.common import assigning, select_of_views
 from detkit.models.interfaces import AssigningHead, Head
-from detkit.structures import Affine, Detections, FeatureSpec, Images, Losses, SizeRange, Target, size_ranges
+from detkit.structures import Affine, Detections, FeatureSpec, Images, Losses, Ratio, SizeRange, Target, size_ranges
 from detkit.structures.boxes import clip
 from detkit.utils.seed import derive_key
 
@@ -144,8 +144,12 @@ def _scaled(target: Target, scale: float) -> Target:
 
 
 def _mean(parts: Sequence[Losses]) -> Losses:
-    means = [
-        {name: torch.stack([values[name] for values in given]).mean(dim=0) for name in given[0]}
-        for given in ([p.terms for p in parts], [p.stats for p in parts])
-    ]
-    return Losses(*means)
+    terms = {name: torch.stack([p.terms[name] for p in parts]).mean(dim=0) for name in parts[0].terms}
+    return Losses(terms, {name: _mean_stat([p.stats[name] for p in parts]) for name in parts[0].stats})
+
+
+def _mean_stat(values: Sequence[Tensor | Ratio]) -> Tensor | Ratio:
+    scalars = [value for value in values if isinstance(value, Tensor)]
+    if scalars:
+        return torch.stack(scalars).mean(dim=0)
+    return Ratio(*(torch.stack(numbers).sum(dim=0) for numbers in zip(*values, strict=True)))
