@@ -33,6 +33,22 @@ from detkit.models import Detector, build_detector
 from detkit.pictures.draw import draw_boxes
 from detkit.structures import Categories
 
+#: Keys of ``detkit predict`` that a :class:`Predictor` has no use for, and what there is instead.
+_NOT_LOADED = {
+    "checkpoint": "it is the first argument",
+    "input": "give the images to predict() or stream()",
+    "output": "nothing is written: to_list() gives plain values and draw() a picture",
+    "format": "nothing is written: a prediction has arrays, and to_list() gives plain values",
+    "image_prefix": "nothing is written: a prediction has the file's name",
+    "score_threshold": "a prediction has all that was found: predict(...).above(SCORE) leaves out what scores less",
+}
+
+#: Keys of Hydra's, and the arguments of :func:`train` in their place.
+_OF_HYDRA = {
+    "hydra.run.dir": "folder= names the folder of the run",
+    "hydra.searchpath": "own_configs= names a folder of one's own configurations",
+}
+
 #: What :meth:`Predictor.predict` takes for one image: a file, uint8 (H, W, 3) RGB, or a picture of Pillow's.
 ImageLike = str | Path | np.ndarray | Image.Image
 
@@ -214,8 +230,9 @@ def load(checkpoint: str | Path, *overrides: str, device: str = "auto") -> Predi
 
     Raises:
         CheckpointError: there is no such file, or it is damaged.
-        ConfigError: an override that does not fit; the message names it and the nearest right one.
+        ConfigError: an override that does not fit, with the nearest right one, or that has no use here.
     """
+    _refuse_without_use(overrides, _NOT_LOADED)
     composer = Composer("predict")
     said = [f"checkpoint={checkpoint}", "input=memory", f"device={device}", *overrides]
     cfg, _, choices = composer(*said)
@@ -240,6 +257,7 @@ def create(model: str, categories: Sequence[str] | Categories, *overrides: str) 
     Raises:
         ConfigError: there is no such model, or an override does not fit.
     """
+    _refuse_without_use(overrides)
     if not isinstance(categories, Categories):
         categories = Categories(tuple(categories), tuple(range(1, len(categories) + 1)))
     first = model if model.startswith("experiment=") else f"model={model}"
@@ -279,14 +297,15 @@ def train(overrides: Sequence[str], folder: str | Path | None = None, own_config
     >>> detkit.load(run.checkpoint)
 
     Args:
-        overrides: what would stand on the command line.
+        overrides: what would stand on the command line, without keys of Hydra's as ``hydra.run.dir``.
         folder: of the run; by default a new one below ``run_root``.
         own_configs: a folder of one's own configurations, as ``--config-dir``.
 
     Raises:
-        ConfigError: an override that does not fit, or no experiment.
+        ConfigError: an override that does not fit or has no use here, or no experiment.
         Interrupted: Ctrl-C; the step was finished and saved.
     """
+    _refuse_without_use(overrides, _OF_HYDRA)
     composer = Composer("train", None if own_configs is None else str(own_configs))
     cfg, notes, choices = composer(*overrides)
     if choices.get("sweep"):
@@ -301,3 +320,22 @@ def train(overrides: Sequence[str], folder: str | Path | None = None, own_config
     result = run.result()
     assert result is not None, "a run that comes to its end writes it"
     return Run(run.path, result)
+
+
+def _refuse_without_use(overrides: Sequence[str], instead: Mapping[str, str] | None = None) -> None:
+    """Refuse what would do nothing: keys of Hydra's, which is not at work here, and those that there is something for
+    ``instead``.
+
+    Raises:
+        ConfigError: with a line for each.
+    """
+    instead = instead or {}
+    errors = []
+    for override in overrides:
+        key = override.partition("=")[0].strip().lstrip("+~")
+        if key in instead:
+            errors.append(f"{key}: {instead[key]}")
+        elif key.startswith(("hydra.", "hydra/")):
+            errors.append(f"{key}: a key of Hydra's, which does nothing here")
+    if errors:
+        raise ConfigError(errors)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 import detkit
+from detkit.app import library
+from detkit.app.assemble.schema import PredictOptions
 from detkit.app.use import predict
 from detkit.config import ConfigError
 from detkit.structures import Losses
@@ -119,6 +122,31 @@ def test_an_override_that_does_not_fit_is_told(checkpoint):
         detkit.load(checkpoint, "model.head.roi.selector.score_treshold=0.5")
     with pytest.raises(ConfigError, match="model: no option 'faster_rcnn'; did you mean 'faster_rcnn_fpn'"):
         detkit.create("faster_rcnn", ["a"])
+
+
+@pytest.mark.parametrize(
+    "override", ["score_threshold=0.9", "format=csv", "output=out", "input=a.png", "checkpoint=b.pt", "image_prefix=a"]
+)
+def test_an_option_of_predict_without_use_is_refused(checkpoint, override):
+    with pytest.raises(ConfigError) as caught:
+        detkit.load(checkpoint, override, "hydra.job.chdir=true")
+    told, hydra = caught.value.errors
+    assert told.startswith(f"{override.partition('=')[0]}: ")
+    assert hydra == "hydra.job.chdir: a key of Hydra's, which does nothing here"
+
+
+def test_every_option_of_predict_is_of_use_or_refused(checkpoint):
+    of_use = {"device": "cpu", "precision": "fp32", "unknown": "false", "batch_size": "2", "tta": "flip"}
+    assert {field.name for field in fields(PredictOptions)} == of_use.keys() | library._NOT_LOADED.keys()
+    assert detkit.load(checkpoint, *(f"{key}={value}" for key, value in of_use.items()))
+
+
+def test_the_folder_of_a_run_is_not_named_as_to_hydra(tmp_path):
+    with pytest.raises(ConfigError, match=r"^hydra.run.dir: folder= names the folder of the run$"):
+        detkit.train(["experiment=quickstart", f"run_root={tmp_path}", f"hydra.run.dir={tmp_path / 'x'}"])
+    with pytest.raises(ConfigError, match=r"^hydra.run.dir: a key of Hydra's"):
+        detkit.create("faster_rcnn_fpn", ["a"], "hydra.run.dir=x")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_detector_for_a_loop_of_ones_own_learns():
