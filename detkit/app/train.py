@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import rich
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.text import Text
 
 from detkit.app.assemble.parts import check_values
@@ -17,6 +18,7 @@ from detkit.app.cli.slots import search_paths
 from detkit.app.run.finding import choose_run
 from detkit.app.run.folder import RunFolder
 from detkit.app.run.manifest import data_hash
+from detkit.app.run.measure import measure_of
 from detkit.app.run.next_command import tell_prediction
 from detkit.app.run.processes import launcher_mark, process_group
 from detkit.app.run.report import KeepBest, report_training
@@ -85,9 +87,10 @@ def _train(cfg: DictConfig, run: RunFolder) -> float | None:
         trainer.callbacks["KeepBest"] = best
     datasets = {"train": getattr(trainer.train_loader, "dataset", None), "val": val_set}
     data = dist.from_main(lambda: {split: data_hash(found) for split, found in datasets.items() if found is not None})
+    resolved: Any = OmegaConf.to_container(cfg, resolve=True)
+    trainer.measure |= measure_of(resolved, data)
     run.restore(trainer, data, tuple(cfg.resume.allow))
-    run.write_down(cfg, trainer.config, data)
-    result = trainer.fit()
+    result = trainer.fit(lambda: run.write_down(cfg, trainer.config, data))
     if dist.is_main():
         run.finish(trainer, result)  # before anything is shown, which may fail
         if val_set is not None:

@@ -22,6 +22,10 @@ class Progress:
     best_step: int | None = None
     without_gain: int = 0
 
+    def forget_best(self) -> None:
+        """As before the first evaluation: what comes is measured otherwise, and cannot be compared."""
+        self.evaluated, self.best, self.best_step, self.without_gain = 0, None, None, 0
+
     def judge(self, value: float, is_lower_better: bool) -> bool:
         """Take in the monitored metric of an evaluation at this step; whether it is the best. nan never is.
 

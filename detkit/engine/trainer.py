@@ -151,11 +151,20 @@ class Trainer:
             class_counts=class_counts,
         )
         self.progress = Progress()
+        #: By what the monitored values are measured, plain values; who builds the trainer may add to it before
+        #: :meth:`restore`, which compares values with the best one so far only where all of it is as it was.
+        self.measure: dict[str, Any] = {"trainer.monitor": monitor}
         self.metrics: dict[str, float] = {}
         self._saved_step = 0
+        self._opening: Callable[[], None] | None = None
 
-    def fit(self) -> FitResult:
+    def fit(self, begin: Callable[[], object] = lambda: None) -> FitResult:
         """Train to the last step, or until patience ends, from where :meth:`restore` left off.
+
+        Args:
+            begin: called once, before the callbacks hear of the run and before anything is written. A run that goes on
+                begins when its first step or evaluation is made, for these may show that it cannot: callbacks then hear
+                nothing, and its folder is as it was.
 
         Raises:
             Interrupted: SIGINT or SIGTERM came; the step was finished and ``last.pt`` saved.
@@ -164,20 +173,36 @@ class Trainer:
             FailedElsewhereError: that, or a batch that cannot be loaded, is in another process.
             CheckpointError: a checkpoint could not be written.
         """
+        start = FitStart(self.progress.step, self.steps, self.run_dir, self.categories)
+
+        def opening() -> None:
+            begin()
+            self._tell("on_fit_start", start)
+
+        self._opening = opening
         try:
-            self._tell("on_fit_start", FitStart(self.progress.step, self.steps, self.run_dir, self.categories))
+            if start.step == 0:
+                self._begin()
             with StopRequest() as stop:
                 self._run(stop)
         except BaseException as error:
             logger.debug("the run ends with %s: %s", type(error).__name__, error)
-            self._call("on_exception", error)
+            if self._opening is None:
+                self._call("on_exception", error)
             raise
+        finally:
+            self._opening = None
         progress = self.progress
         result = FitResult(
             progress.step, dict(self.metrics), progress.best, progress.best_step, self._out_of_patience()
         )
         self._tell("on_fit_end", result)
         return result
+
+    def _begin(self) -> None:
+        opening, self._opening = self._opening, None
+        if opening is not None:
+            opening()
 
     def _run(self, stop: StopRequest) -> None:
         batches = self.train_loader.iterate(start=self.progress.batches_seen)
@@ -192,11 +217,13 @@ class Trainer:
                         continue  # a signal came during the evaluation, which is done again after the resume
                     self.save()
                 if self._is_finished():
+                    self._begin()
                     return
                 with training_step(self.progress.step + 1):
                     record = self.train_step(batches)
                 if self.val_loader is not None:
                     check_monitored_term(self.monitor, record.terms)
+                self._begin()
                 self._tell("on_step_end", record)
         finally:
             if isinstance(batches, Generator):
@@ -283,6 +310,7 @@ class Trainer:
             value = result.value(self.monitor)
         except ValueError as error:
             raise ValueError(f"trainer.monitor: {error}") from None
+        self._begin()
         self.metrics = result.metrics
         is_best = self.progress.judge(value, is_lower_better=is_loss(self.monitor))
         record = EvaluationRecord(self.progress.step, result, is_best)
@@ -305,7 +333,12 @@ class Trainer:
             categories=self.categories,
             config=self.config,
             metrics=self.metrics,
-            training={**self.updater.state(), "progress": asdict(self.progress), "process": process_state()},
+            training={
+                **self.updater.state(),
+                "progress": asdict(self.progress),
+                "process": process_state(),
+                "measure": self.measure,
+            },
         )
         again = self._saved_step == self.progress.step  # after an evaluation: previous.pt stays an earlier step's
         self._write(LAST, checkpoint, keep=None if again else PREVIOUS)
@@ -313,6 +346,9 @@ class Trainer:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from ``checkpoint``: :meth:`fit` then ends in the bits of a run that was never stopped.
+
+        Where ``measure`` is another one than there, the best value and its step are forgotten, and what the checkpoint
+        was evaluated by does not count.
 
         Raises:
             CheckpointError: it is of another model, other classes or another optimiser, or has weights alone.
@@ -327,7 +363,21 @@ class Trainer:
         self.progress = Progress(**checkpoint.training["progress"])
         self.metrics = dict(checkpoint.metrics)
         self._saved_step = self.progress.step
+        self._forget_other_measure(checkpoint.training.get("measure", self.measure), checkpoint.source)
         logger.info("going on from %s after step %d of %d", checkpoint.source, self.progress.step, self.steps)
+
+    def _forget_other_measure(self, before: Mapping[str, Any], source: str) -> None:
+        changed = [key for key in {**self.measure, **before} if before.get(key) != self.measure.get(key)]
+        if not changed or not self.progress.evaluated:
+            return
+        if self.progress.best is not None:
+            named = changed[:1] if "trainer.monitor" in changed else changed[:3]  # the metric says enough
+            logger.warning(
+                "%s: its best value, %.4f at step %d, was measured by another %s: the best starts anew, and the next "
+                "evaluation takes the place of %s", source, self.progress.best, self.progress.best_step,
+                ", ".join(named), BEST,
+            )  # fmt: skip
+        self.progress.forget_best()
 
     def _evaluated_detector(self) -> nn.Module:
         return self.detector if self.updater.average is None else self.updater.average.detector

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from detkit.app.explain import tool as explain
 from detkit.app.labels import tool as labels
 from detkit.app.run import report
 from detkit.app.use import evaluate, predict
+from detkit.engine.state.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from tests.app.tools import call
 
 SMALL = [
@@ -55,6 +57,17 @@ def contents(folder: Path) -> dict[str, bytes]:
         (["data.train.num_train=6", "resume.allow=[data.train.num_train]"], 2, "was run with other data"),
         (["optim.lr=0.5"], 2, "was run with another configuration"),
         (["trainer.monitor=mAP", "resume.allow=[trainer]"], 2, "no metric 'mAP'; did you mean 'AP'?"),
+        # what the first step tells, and what an evaluation does
+        (
+            ["trainer.monitor=val_loss/rpn_clss", "trainer.val_loss=true", "trainer.steps=2", "resume.allow=[trainer]"],
+            1,
+            "'val_loss/rpn_cls'?",
+        ),
+        (
+            ["trainer.monitor=val_loss/rpn_clss", "trainer.val_loss=true", "resume.allow=[trainer]"],
+            1,
+            "no metric 'val_loss/rpn_clss'",
+        ),
     ],
 )
 def test_a_refused_resume_leaves_the_run_as_it_was(
@@ -67,6 +80,40 @@ def test_a_refused_resume_leaves_the_run_as_it_was(
     assert words in call(train.main, monkeypatch, capsys, *arguments, code=code)
     assert contents(run) == before
     assert not list((tmp_path / "new").rglob("*.*")), "no second folder stays behind"
+
+
+def test_a_result_is_gone_once_the_run_has_trained_further(finished: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """A kill before its end must not leave a file that tells of its end."""
+    run = shutil.copytree(finished / "run", tmp_path / "run")
+
+    def fail(path: Path, *what: object, **options: object) -> None:
+        assert not (run / "result.json").exists()
+        raise CheckpointError("the disk is full")
+
+    monkeypatch.setattr("detkit.engine.trainer.save_checkpoint", fail)
+    arguments = [*SMALL, f"data.root={finished / 'data'}", "trainer.steps=2", "resume.allow=[trainer.steps]"]
+    assert "the disk is full" in call(train.main, monkeypatch, capsys, *arguments, f"resume={run}", code=1)
+    assert not (run / "result.json").exists()
+    assert "steps: 2" in (run / "config.yaml").read_text()
+
+
+def test_another_monitor_starts_the_best_anew(finished: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    run = shutil.copytree(finished / "run", tmp_path / "run")
+    was = json.loads((run / "result.json").read_text())
+    before = load_checkpoint(run / "last.pt")
+    assert before.training is not None
+    changes = ["trainer.monitor=val_loss", "trainer.val_loss=true", "trainer.steps=2", "trainer.eval_every=1"]
+    arguments = [*SMALL, f"data.root={finished / 'data'}", *changes, "resume.allow=[trainer]", f"resume={run}"]
+    for old in (False, True):
+        if old:  # by a detkit that kept no measure
+            training = {key: value for key, value in before.training.items() if key != "measure"}
+            save_checkpoint(run / "last.pt", dataclasses.replace(before, training=training))
+        told = call(train.main, monkeypatch, capsys, *arguments)
+        assert f"its best value, {was['best']:.4f} at step 1, was measured by another trainer.monitor: the best" in told
+        result = json.loads((run / "result.json").read_text())
+        assert result["monitor"] == "val_loss"
+        metrics = load_checkpoint(run / "best.pt").metrics
+        assert result["best"] == metrics["val_loss"] != was["best"]
 
 
 @pytest.mark.parametrize("left", ["last.pt", "previous.pt", "best.pt", "result.json"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -13,11 +14,13 @@ from omegaconf import OmegaConf
 from detkit.app.assemble.identity import config_hash
 from detkit.app.run import finding, manifest
 from detkit.app.run.folder import RunFolder
+from detkit.app.run.measure import measure_of
 from detkit.config import ConfigError
 from detkit.data import ShapesDataset
 from detkit.engine import CheckpointError, load_checkpoint
+from detkit.engine.progress import Progress
 from detkit.engine.state import checkpoint as checkpoint_module
-from detkit.engine.state.checkpoint import load_config
+from detkit.engine.state.checkpoint import load_config, save_checkpoint
 from tests.engine.stubs import make_trainer
 
 CONFIG: dict[str, Any] = {
@@ -68,6 +71,54 @@ def test_what_is_allowed_may_differ_and_is_told(run: Path, caplog: pytest.LogCap
 
 def test_device_and_the_place_of_the_data_are_free(run: Path) -> None:
     assert finding.find_run(str(run), run.parent, changed(device="cuda", data={"root": "b"})) == run
+
+
+@pytest.mark.parametrize(
+    ("now", "counts"), [({}, True), ({"val": "b"}, False), ({"trainer": {"monitor": "AP50"}}, False)]
+)
+def test_an_older_checkpoint_is_judged_by_its_configuration_and_manifest(
+    run: Path, now: dict[str, Any], counts: bool
+) -> None:
+    """It does not say itself by what its best value was measured."""
+    write_manifest(run, {"val": "a"})
+    checkpoint = load_checkpoint(run / "last.pt")
+    assert checkpoint.training is not None
+    training = {key: value for key, value in checkpoint.training.items() if key != "measure"}
+    save_checkpoint(run / "last.pt", dataclasses.replace(checkpoint, training=training))
+    data, config = {"val": now.pop("val", "a")}, changed(**now)
+    trainer = make_trainer(run, steps=4, config=config, **now.get("trainer", {}))
+    trainer.measure |= measure_of(config, data)
+    RunFolder(run, resumed=True).restore(trainer, data, ["data.val"])
+    before = checkpoint.training["progress"]
+    assert before["best"] is not None
+    assert trainer.progress == (Progress(**before) if counts else Progress(step=2, batches_seen=2))
+
+
+def test_what_a_value_is_measured_by() -> None:
+    config = {
+        "trainer": {"monitor": "AP", "steps": 4},
+        "evaluator": {"_target_": "CocoEvaluator", "frequency_bounds": None, "areas": {"small": [0, 9]}},
+        "data": {"root": "here", "val": {"root": "here"}, "loader": {"val": {"batch_size": 8, "num_workers": 2}}},
+        "model": {"head": {"loss": 1}}, "transform": {"train": {}, "val": {"size": 64}},
+    }  # fmt: skip
+    data = {"train": "t", "val": "v"}
+    of_score = {
+        "trainer.monitor": "AP", "evaluator._target_": "CocoEvaluator", "evaluator.frequency_bounds": None,
+        "evaluator.areas.small": [0, 9], "data.val": "v",
+    }  # fmt: skip
+    assert measure_of(config, data) == of_score
+    of_loss = {"model.head.loss": 1, "transform.val.size": 64, "data.loader.val.batch_size": 8}
+    config["trainer"]["monitor"] = "val_loss/rpn_cls"
+    assert measure_of(config, data) == {**of_score, **of_loss, "trainer.monitor": "val_loss/rpn_cls"}
+    config["trainer"]["monitor"], config["evaluator"]["frequency_bounds"] = "APr", [10, 100]
+    assert measure_of(config, data)["data.train"] == "t", "how frequent a class is"
+    assert measure_of({"trainer": {}}, {}) == {"trainer.monitor": "AP"}
+
+
+def test_a_step_that_was_evaluated_twice_has_the_last_value(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,split,name,value\n2,val,AP,0.5\n4,val,AP,0.1\n4,val,AP,0.2\n")
+    steps, values = RunFolder(tmp_path).numbers()["val", "AP"]
+    assert (steps.tolist(), values.tolist()) == ([2, 4], [0.5, 0.2])
 
 
 def test_auto_takes_the_unfinished_one(run: Path) -> None:

@@ -22,6 +22,7 @@ from detkit.engine import (
     CheckpointError,
     EvaluationRecord,
     Interrupted,
+    Trainer,
     load_checkpoint,
 )
 from detkit.engine.state import checkpoint as checkpoint_module
@@ -33,8 +34,10 @@ from tests.engine.stubs import (
     ActingLoader,
     Recorder,
     StubEvalLoader,
+    StubEvaluator,
     digest_of_run,
     make_trainer,
+    without_evaluation,
 )
 
 
@@ -139,6 +142,95 @@ def test_weights_alone_are_nothing_to_go_on_from(tmp_path: Path) -> None:
     make_trainer(tmp_path, steps=2, ema_decay=None).fit()
     with pytest.raises(CheckpointError, match=r"was trained without a moving average \(trainer\.ema_decay\)$"):
         make_trainer(tmp_path).restore(load_checkpoint(tmp_path / LAST))
+
+
+def _judged(folder: Path, script: list[float], **changes: Any) -> Trainer:
+    """A run that goes on to 12 steps after :func:`_half`."""
+    measure = changes.pop("measure", {})
+    trainer = make_trainer(folder, evaluator=StubEvaluator(script), **changes)
+    trainer.measure |= measure
+    trainer.restore(load_checkpoint(folder / LAST))
+    return trainer
+
+
+def _half(folder: Path, **changes: Any) -> None:
+    """Four steps and an evaluation."""
+    trainer = make_trainer(folder, steps=4, evaluator=StubEvaluator([0.8]), **changes)
+    trainer.measure |= {"data.val": "a"}
+    trainer.fit()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"measure": {"data.val": "a"}, "monitor": "AP"}, "trainer.monitor"),
+        ({"measure": {"data.val": "b"}, "monitor": "val_loss"}, "data.val"),
+    ],
+)
+def test_a_best_value_that_was_measured_otherwise_does_not_count(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, Any], named: str
+) -> None:
+    _half(tmp_path, monitor="val_loss")
+    before = load_checkpoint(tmp_path / LAST).training
+    assert before is not None
+    words = f"its best value, {before['progress']['best']:.4f} at step 4, was measured by another {named}: the best "
+    seen = Recorder()
+    trainer = _judged(tmp_path, [0.1, 0.3, 0.2], callbacks={"seen": seen}, **changes)
+    assert words in caplog.text
+    result = trainer.fit()
+    records: list[EvaluationRecord] = seen.of("evaluation")
+    assert [record.step for record in records] == [4, 8, 12], "the state at hand is evaluated anew"
+    assert records[0].best
+    values = [record.result.value(trainer.monitor) for record in records]
+    best = (max if trainer.monitor == "AP" else min)(values)
+    assert (result.best, result.best_step) == (best, records[values.index(best)].step)
+    assert load_checkpoint(tmp_path / BEST).step == result.best_step
+
+
+def test_a_best_value_that_was_measured_alike_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _half(tmp_path)
+    seen = Recorder()
+    result = _judged(tmp_path, [0.3, 0.2], measure={"data.val": "a"}, callbacks={"seen": seen}).fit()
+    assert "the best starts anew" not in caplog.text
+    assert [(record.step, record.best) for record in seen.of("evaluation")] == [(8, False), (12, False)]
+    assert (result.best, result.best_step) == (0.8, 4)
+
+
+def test_a_run_begins_when_its_first_step_is_made(tmp_path: Path) -> None:
+    """Or its first evaluation: before that nothing is told or written, so that what fails leaves all as it was."""
+    make_trainer(tmp_path, steps=2, **without_evaluation(save_every=1)).fit()
+    before = digest_of_run(tmp_path)
+    seen = Recorder()
+
+    def fail(number: int) -> None:
+        raise RuntimeError("no batch")
+
+    trainer = make_trainer(tmp_path, **without_evaluation(train_loader=ActingLoader(fail), callbacks={"seen": seen}))
+    trainer.restore(load_checkpoint(tmp_path / LAST))
+    with pytest.raises(RuntimeError, match="no batch"):
+        trainer.fit(lambda: pytest.fail("it has not begun"))
+    assert seen.events == []
+    assert digest_of_run(tmp_path) == before
+
+    begun: list[int] = []
+    trainer = make_trainer(tmp_path, **without_evaluation(steps=4, save_every=1, callbacks={"seen": seen}))
+    trainer.restore(load_checkpoint(tmp_path / LAST))
+    trainer.fit(lambda: begun.append(len(seen.events)))
+    assert begun == [0]
+    assert [name for name, _ in seen.events] == ["start", "step", "save", "step", "save", "end"]
+    assert seen.of("start")[0].step == 2
+
+
+def test_a_metric_that_there_is_not_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    _half(tmp_path)
+    before = (tmp_path / LAST).read_bytes()
+    for eval_every in (4, 5):  # by the evaluation of the state at hand, or by the first step
+        seen = Recorder()
+        trainer = _judged(tmp_path, [0.1], monitor="val_loss/boxes", eval_every=eval_every, callbacks={"seen": seen})
+        with pytest.raises(ValueError, match=r"no metric 'val_loss/boxes'"):
+            trainer.fit(lambda: pytest.fail("it has not begun"))
+        assert seen.events == []
+        assert (tmp_path / LAST).read_bytes() == before
 
 
 @pytest.fixture

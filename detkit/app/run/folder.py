@@ -1,8 +1,8 @@
 """A run's folder: the one place that knows the names of its files.
 
 A run that is at work goes through it from top to bottom: :meth:`RunFolder.claimed`, :meth:`~RunFolder.restore`,
-:meth:`~RunFolder.write_down`, the training, :meth:`~RunFolder.finish`, and what shows. What must be kept is kept before
-anything is shown, and a run that may not go on leaves every file as it was.
+:meth:`~RunFolder.write_down` as the training begins, :meth:`~RunFolder.finish`, and what shows. What must be kept is
+kept before anything is shown, and a run that may not go on leaves every file as it was.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,23 @@ import numpy as np
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from detkit.app.assemble.foreign import inert
 from detkit.app.run.costs import costs
-from detkit.app.run.manifest import continued, new_manifest, refuse_other_data
+from detkit.app.run.manifest import continued, data_before, new_manifest, refuse_other_data
+from detkit.app.run.measure import measure_of
 from detkit.app.run.report import DETECTIONS, EVALUATION
 from detkit.config import ConfigError
 from detkit.engine.callbacks.metrics_csv import METRICS
 from detkit.engine.records import FitResult
-from detkit.engine.state.checkpoint import BEST, LAST, PREVIOUS, DamagedCheckpointError, load_config, load_latest
+from detkit.engine.state.checkpoint import (
+    BEST,
+    LAST,
+    PREVIOUS,
+    Checkpoint,
+    DamagedCheckpointError,
+    load_config,
+    load_latest,
+)
 from detkit.engine.trainer import Trainer
 from detkit.evaluation import ScoredSet
 from detkit.evaluation.summary import UNDEFINED, is_score
@@ -77,12 +87,22 @@ class RunFolder:
         """
         if self.resumed:
             dist.from_main(lambda: refuse_other_data(self.manifest() or {}, data, allow, str(self.path)))
-            trainer.restore(load_latest(self.path))
+            trainer.restore(self._with_measure(load_latest(self.path), data))
+
+    def _with_measure(self, checkpoint: Checkpoint, data: Mapping[str, str]) -> Checkpoint:
+        """``checkpoint``; one of a detkit that did not keep it with what its best value was measured by."""
+        if checkpoint.training is None or "measure" in checkpoint.training:
+            return checkpoint
+        config: Any = OmegaConf.to_container(inert(checkpoint.config, checkpoint.source), resolve=True)
+        stored = dist.from_main(lambda: data_before(self.manifest() or {}))
+        measure = measure_of(config, {**data, **stored})
+        return replace(checkpoint, training={**checkpoint.training, "measure": measure})
 
     def write_down(self, cfg: DictConfig, config: Mapping[str, Any], data: Mapping[str, str]) -> None:
-        """What the run is made with, before its first step: manifest, configuration, and from here on its log.
+        """What the run is made with, before anything else is written: manifest, configuration, and from now on its log.
 
-        The first start fills the manifest; each later one is added under ``resumed`` with what may differ.
+        A result of before is removed, for it is that of fewer steps. The first start fills the manifest; each later one
+        is added under ``resumed`` with what may differ.
 
         Args:
             cfg: as it is composed.
@@ -222,15 +242,15 @@ class RunFolder:
     def numbers(self) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
         """All numbers that were logged: steps (N,) and values (N,) by split and name; empty where none are kept.
 
-        A row that a kill or a full disk has cut off is none.
+        A row that a kill or a full disk has cut off is none, and of a step that was evaluated twice the last counts.
         """
         path = self.path / METRICS
-        rows: dict[tuple[str, str], list[tuple[int, float]]] = {}
+        rows: dict[tuple[str, str], dict[int, float]] = {}
         if path.is_file():
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
             for row in csv.DictReader(line for line in lines if line.endswith("\n")):
-                rows.setdefault((row["split"], row["name"]), []).append((int(row["step"]), float(row["value"])))
-        return {key: (np.array([s for s, _ in v]), np.array([x for _, x in v])) for key, v in rows.items()}
+                rows.setdefault((row["split"], row["name"]), {})[int(row["step"])] = float(row["value"])
+        return {key: (np.array(list(v)), np.array(list(v.values()))) for key, v in rows.items()}
 
     def steps_done(self) -> int:
         """The last step of which numbers are kept, also while the run is at work; 0 where none are."""

@@ -69,7 +69,7 @@ def refuse_other_data(
     Raises:
         ConfigError: a split is another one; the message names it.
     """
-    before = [stored, *stored.get("resumed", [])][-1].get("data", {})
+    before = data_before(stored)
     changed = [f"data.{split}" for split, digest in data.items() if before.get(split, digest) != digest]
     refused = [key for key in changed if not is_free(key, tuple(allow))]
     if refused:
@@ -78,6 +78,11 @@ def refuse_other_data(
         raise ConfigError("\n  ".join([f"resume: {name} was run with other data", *lines, advice]))
     for key in changed:
         logger.warning("going on with other images or annotations in %s", key)
+
+
+def data_before(stored: Mapping[str, Any]) -> Mapping[str, str]:
+    """:func:`data_hash` by split of what the run with the manifest ``stored`` has seen last."""
+    return [stored, *stored.get("resumed", [])][-1].get("data", {})
 
 
 def data_hash(dataset: DetectionDataset) -> str:

@@ -15,7 +15,7 @@ class Callback:
     """
 
     def on_fit_start(self, start: FitStart) -> None:
-        """The run begins or goes on."""
+        """The run begins, or has gone on: its first step or evaluation is made."""
 
     def on_step_end(self, record: StepRecord) -> None:
         """The weights have been updated once, or a scaler skipped that."""
