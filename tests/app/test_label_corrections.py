@@ -119,15 +119,64 @@ def edited(path, accept, **cells):
 
 def test_what_is_accepted_is_read_as_it_was_written(tmp_path):
     assert read_accepted(edited(tmp_path / "a.csv", ["", "no", "0"])) == ([], 3)
-    assert read_accepted(edited(tmp_path / "a.csv", ["yes", "X", " 1 "])) == (ROWS, 3)
+    accepted, count = read_accepted(edited(tmp_path / "a.csv", ["yes", "X", " 1 "]))
+    assert [one.where for one in accepted] == [f"apply: {tmp_path / 'a.csv'}, line {n}" for n in (2, 3, 4)]
+    assert ([one._replace(where="apply") for one in accepted], count) == (ROWS, 3)
     (one,), _ = read_accepted(edited(tmp_path / "a.csv", ["y", "", ""], new_class="dog", new_x="3.5"))
     assert (one.new_name, one.new_box) == ("dog", (3.5, 2.5, 8.0, 11.0)), "a person may change the proposal"
     german = (tmp_path / "a.csv").read_text().replace(",", ";").replace("a;b", "a,b").replace("3.5", "3,5")
     (tmp_path / "german.csv").write_text("\ufeff" + german)
-    assert read_accepted(tmp_path / "german.csv") == ([one], 3)
+    assert read_accepted(tmp_path / "german.csv") == (
+        [one._replace(where=f"apply: {tmp_path / 'german.csv'}, line 2")],
+        3,
+    )
     (tmp_path / "a.csv").write_text((tmp_path / "a.csv").read_text() + "," * (len(COLUMNS) - 1) + "\n\nyes\n")
     with pytest.raises(ConfigError, match=r"line 7: kind must be one of .*, not ''"):
         read_accepted(tmp_path / "a.csv")  # the rows before are what spreadsheets leave, and hold nothing
+
+
+OWN = (30.0, 3.0, 9.0, 9.0)
+
+
+@pytest.mark.parametrize("kind", [Kind.SPURIOUS, Kind.DUPLICATE])
+@pytest.mark.parametrize(
+    ("cells", "name", "box"),
+    [
+        ({"new_class": "dog"}, "dog", OWN),
+        ({"new_x": "31,5", "new_h": "8"}, "cat", (31.5, 3, 9, 8)),
+        (dict(zip(COLUMNS[-5:], ("dog", "1", "2", "3", "4"), strict=True)), "dog", (1, 2, 3, 4)),
+        ({"new_class": " "}, None, None),
+    ],
+)
+def test_a_box_goes_only_where_nothing_is_proposed(tmp_path, kind, cells, name, box):
+    """What a person fills in counts, whatever the finding is about; the rest is the label's."""
+    row = {"kind": kind.value, "annotation_id": "13", "image_id": "2", **dict(zip("xywh", OWN, strict=True)), **cells}
+    proposed = dict.fromkeys(COLUMNS[-5:], "")
+    (one,), _ = read_accepted(edited(tmp_path / "a.csv", ["yes", "", ""], **proposed | row))
+    assert (one.new_name, one.new_box) == (name, box)
+    made = [a for a in correct(CONTENT, [one._replace(name="dog")])["annotations"] if a["id"] == 13]
+    assert len(made) == (name is not None)
+    for label in made:
+        assert label["category_id"] == (7 if name == "dog" else 3)
+        assert label["bbox"] == ([3, 3, 9, 9] if box == OWN else [*box]), "one that was not moved is the file's"
+
+
+def test_what_is_empty_of_another_proposal_is_the_labels(tmp_path):
+    (one,), _ = read_accepted(edited(tmp_path / "a.csv", ["yes", "", ""], **dict.fromkeys(COLUMNS[-4:], "")))
+    assert (one.new_name, one.new_box, one.is_moved) == ("cat", (20, 2, 10, 12), False)
+
+
+@pytest.mark.parametrize("sides", [("0.00", "12.00"), ("10", "-12")])
+def test_a_label_without_area_can_be_corrected(tmp_path, sides):
+    """It is among what is found; only what is proposed must have area."""
+    own = dict(zip("wh", sides, strict=True))
+    (one,), _ = read_accepted(edited(tmp_path / "a.csv", ["yes", "", ""], **own))
+    assert one.new_box == ROWS[0].new_box
+    gone = {"kind": "no object", **dict.fromkeys(COLUMNS[-5:], "")}
+    (one,), _ = read_accepted(edited(tmp_path / "a.csv", ["yes", "", ""], **own | gone))
+    assert one.new_box is None
+    with pytest.raises(ConfigError, match="line 2: new_w and new_h must be above 0"):
+        read_accepted(edited(tmp_path / "a.csv", ["yes", "", ""], **own, new_w=own["w"], new_h=own["h"]))
 
 
 def test_a_no_is_a_decision_too(tmp_path):
@@ -142,7 +191,13 @@ def test_a_no_is_a_decision_too(tmp_path):
         ("yes", {"kind": "odd"}, "line 2: kind must be one of missing, no object, .*, not 'odd'"),
         ("yes", {"new_w": "wide"}, "line 2: new_w must be a number, not 'wide'"),
         ("yes", {"new_w": "0"}, "line 2: new_w and new_h must be above 0, not 0 and 11"),
-        ("yes", {"new_class": ""}, "line 2: misplaced needs new_class, new_x, new_y, new_w, new_h"),
+        ("yes", dict.fromkeys(COLUMNS[-5:], ""), "line 2: misplaced needs new_class, new_x, new_y, new_w, new_h"),
+        ("yes", {"kind": "no object", "x": ""}, "line 2: no object needs x, y, w, h, as the table had them"),
+        (
+            "yes",
+            {"kind": "missing", "annotation_id": "", "new_x": "", **dict.fromkeys("xywh", "")},
+            "missing needs new_",
+        ),
         ("yes", {"annotation_id": "1.5"}, "line 2: annotation_id must be a whole number, not '1.5'"),
         ("yes", {"annotation_id": ""}, "line 2: misplaced needs image_id and annotation_id"),
     ],
