@@ -26,7 +26,7 @@ from detkit.app.recipe.given import DETECTORS, Choice, Fits, Given, Measured
 from detkit.app.recipe.made import make, options
 from detkit.app.recipe.measure import RATIOS, machine
 from detkit.app.recipe.notes import notes
-from detkit.app.recipe.speed import Line, Pace, Speeds
+from detkit.app.recipe.speed import Line, Pace, Speeds, read_speeds
 from detkit.app.recipe.tries import Trial, Tried
 from detkit.app.recipe.writer import Writer
 from detkit.app.recipe.written import experiment
@@ -149,6 +149,44 @@ def test_a_try_goes_on_with_timings_of_this_very_computer_alone(recipe, tmp_path
     text, _ = recipe("data.root=set", "try=true", "overwrite=true", "speed=other.json")
     assert len(timed) == 3, "another computer's that is named is taken"
     assert "Timed on some GPU" in text
+
+
+def test_timings_of_another_network_are_not_gone_on_with(recipe, tmp_path, monkeypatch):
+    count = []
+
+    def time_all(bench, dataset, device, threads):
+        count.append(bench.given.backbone)
+        return dataclasses.replace(SPEEDS, machine=machine(device, threads))
+
+    monkeypatch.setattr(tool, "time_all", time_all)
+    monkeypatch.setattr(Trial, "run", lambda trial, found: Tried(found[0], []))
+    write("coco", tmp_path / "set")
+    words = ("data.root=set", "try=true", "overwrite=true", "speed=null")
+    recipe(*words)
+    _, said = recipe(*words, "pretrained=true", "data.loader.train.num_workers=0")
+    assert count == ["resnet18_narrow", "mobilenetv2"]
+    other = "timed with backbone {}, here {}; data.loader.train.num_workers {}, here {}"
+    kept = "recipes/experiment/mine.speed.json"
+    assert f"{kept}: {other.format('resnet18_narrow', 'mobilenetv2', 'nothing', 0)}: timed anew" in said
+    text, said = recipe(*words, f"speed={kept}")
+    assert f"speed: {kept}: {other.format('mobilenetv2', 'resnet18_narrow', 0, 'nothing')}\n" in said
+    assert "training 0.050" in text, "what is named is taken all the same"
+
+
+def test_a_speed_file_tells_what_was_timed(tmp_path):
+    timed = {"backbone": "mobilenetv2", "sizes": [256, 416], "aspect": 0.75}
+    file = tmp_path / "a.json"
+    dataclasses.replace(SPEEDS, timed=timed).write(file)
+    read = read_speeds(file, DETECTORS)
+    assert (read, read.unlike(timed)) == (dataclasses.replace(SPEEDS, timed=timed), "")
+    assert read.unlike({**timed, "sizes": [256, 320]}) == "timed with sizes [256, 416], here [256, 320]"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "timed": "cats"}))
+    with pytest.raises(ConfigError, match=r"speed: .* timed: must be a mapping, not 'cats'"):
+        read_speeds(file, DETECTORS)
+    del content["timed"]
+    file.write_text(json.dumps(content))
+    assert read_speeds(file, DETECTORS).unlike(timed) == "does not say what was timed"
 
 
 @pytest.mark.slow

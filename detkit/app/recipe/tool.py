@@ -121,15 +121,23 @@ def _writer(
 
 def _speeds(cfg: DictConfig, writer: Writer, place: Place, is_tried: bool) -> Speeds:
     """Those of ``cfg.speed``; of an earlier call here that was to try the same; or measured now, for ``place``."""
+    timed = writer.timed
     if cfg.speed is not None:
-        return read_speeds(cfg.speed, DETECTORS)
+        given = read_speeds(cfg.speed, DETECTORS)
+        if other := given.unlike(timed):
+            logger.warning("speed: %s: %s", cfg.speed, other)
+        return given
     if is_tried and place.speeds.is_file():  # other steps would be other runs, and a killed try could not go on
         before, here = read_speeds(place.speeds, DETECTORS), machine(cfg.device, cfg.threads)
-        if before.machine == here:
+        other = before.unlike(timed)
+        if before.machine == here and not other:
             logger.info("timed before: %s; without that file this computer is timed anew", place.speeds)
             return before
-        logger.info("%s is of %s, and this is %s: timed anew", place.speeds, before.machine, here)
-    measured = time_all(writer.bench, writer.train, cfg.device, cfg.threads)
+        if before.machine != here:
+            logger.info("%s is of %s, and this is %s: timed anew", place.speeds, before.machine, here)
+        else:
+            logger.info("%s: %s: timed anew", place.speeds, other)
+    measured = replace(time_all(writer.bench, writer.train, cfg.device, cfg.threads), timed=timed)
     with output_folder(place.speeds.parent):
         measured.write(place.speeds)
     return measured

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from omegaconf import DictConfig
 
 from detkit.app.recipe.files import Place, with_said
 from detkit.app.recipe.given import Choice, Given, Measured
 from detkit.app.recipe.made import Option, make
-from detkit.app.recipe.measure import Bench, fits_of
+from detkit.app.recipe.measure import Bench, fits_of, what_is_timed
 from detkit.app.recipe.notes import describe, notes
 from detkit.app.recipe.speed import Pace, Speeds
 from detkit.app.run.next_command import word
@@ -48,6 +49,11 @@ class Writer:
             return self.scratch.compose()
 
         return Bench(self.given, self.preset, compose)
+
+    @property
+    def timed(self) -> dict[str, Any]:
+        """What of the experiments their timings depend on."""
+        return what_is_timed(self.bench, self.said)
 
     def write(self, place: Place, given: Given, speeds: Speeds, option: Option, tried: Sequence[str]) -> None:
         """The experiment for ``option`` in ``place``; ``tried``: what its head says of others."""
