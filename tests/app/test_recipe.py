@@ -114,7 +114,7 @@ def test_what_is_tried_is_taken_from_the_minutes_and_the_recipe_has_the_rest(rec
     assert seen == [0.2]
     words = " ".join(tried.replace("#", "").split())
     assert "Of the 1 min the tries had 0.2, and this training has the rest. Tried." in words
-    assert "minutes=1 try=true try_share=0.2 try_seeds=2;" in words, "the command that wrote it"
+    assert "name=mine try=true try_share=0.2 speed=given.json;" in words, "the command that wrote it"
     rest, _ = recipe("data.root=set", "minutes=0.8", "overwrite=true")
     assert yaml.safe_load(tried) == yaml.safe_load(rest)
 
@@ -197,6 +197,33 @@ def test_a_file_that_is_there_stays_unless_it_is_told(recipe, tmp_path):
     assert "recipes/experiment/mine.yaml is there already: overwrite=true replaces it, name=NAME writes another" in said
     other, _ = recipe("data.root=set", "minutes=1", "overwrite=true")
     assert yaml.safe_load(other)["trainer"]["steps"] < yaml.safe_load(text)["trainer"]["steps"]
+
+
+def test_the_command_in_the_head_writes_the_same_file(recipe, tmp_path, monkeypatch, capsys):
+    """With all that was typed, and the timings that were made, whatever another timing would give."""
+    pace = iter([0.05, 0.5])
+
+    def time_all(bench, dataset, device, threads):
+        paces = dict.fromkeys(DETECTORS, Pace(Line(next(pace), 2.0), Line(0.05, 0.5)))
+        return Speeds(machine(device, threads), 1.0, paces)
+
+    monkeypatch.setattr(tool, "time_all", time_all)
+    write("coco", tmp_path / "my set")
+    (tmp_path / "ü").symlink_to("my set")
+    text, _ = recipe("data.root=my set", "data.val.root=ü", "minutes=4", "output=my recipes", "speed=null")
+    assert text == "", "it is elsewhere"
+    file = tmp_path / "my recipes" / "experiment" / "mine.yaml"
+    text = file.read_text()
+    said = " ".join(line.lstrip("# ") for line in text.splitlines())
+    words = shlex.split(re.search(r"Written by python tools/recipe\.py (.*?); not yet", said)[1])
+    assert set(words) >= {"minutes=4", "pretrained=false", "threads=1", "device=cpu", "name=mine"}
+    assert "minutes=10" not in words
+    call(tool.main, monkeypatch, capsys, *words, "overwrite=true")
+    assert file.read_text() == text
+    data = yaml.safe_load(text)["data"]
+    assert (data["root"], data["val"]["root"]) == (str(tmp_path / "my set"), str(tmp_path / "ü"))
+    assert "as pretrained=false says" in said
+    assert "nor to be fetched" not in said
 
 
 @pytest.mark.slow
@@ -337,6 +364,7 @@ def test_commands_in_the_file_hold_in_folders_with_blanks(tmp_path):
     place.write("mine", [], [])
     assert shlex.split(place.file.read_text().splitlines()[2].lstrip("# "))[2:4] == ["--config-dir", str(place.folder)]
     assert word("data.root", "/my sets/a, b") == 'data.root="/my sets/a, b"'
+    assert word("k", ["Kröte", "b"]) == 'k=["Kröte", "b"]'
     assert [word("k", value) for value in (3, None, True, "a/b.c")] == ["k=3", "k=null", "k=true", "k=a/b.c"]
 
 

@@ -29,7 +29,7 @@ class Writer:
         said: lines that the command line has of them.
         threads: of the CPU, where they are not torch's own choice.
         scratch: for what is only timed.
-        asked: what else the command line says, as it is to be repeated.
+        asked: the other words of a command that writes the same.
     """
 
     given: Given
@@ -78,7 +78,7 @@ class Writer:
 
     def _origin(self) -> str:
         said = [shlex.quote(word(choice.key, choice.value)) for choice in self.said]
-        line = " ".join([command("recipe"), f"data={self.preset}", *said, *self.asked])
+        line = " ".join([command("recipe"), f"data={self.preset}", *said, *map(shlex.quote, self.asked)])
         return (
             f"Written by {line}; not yet run to the end: no claim. Every line may be changed; above it stands why it "
             "is as it is (docs/recipes.md)."
