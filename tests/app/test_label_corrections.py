@@ -106,7 +106,7 @@ ROWS = [
 
 def edited(path, accept, **cells):
     """The table of ``ROWS`` with ``accept`` in that column, and other cells changed in the first row."""
-    rows = list(csv.DictReader(as_csv(ROWS).splitlines()))
+    rows = list(csv.DictReader(as_csv(ROWS).removeprefix("\ufeff").splitlines()))
     for row, word in zip(rows, accept, strict=True):
         row["accept"] = word
     rows[0].update(cells)
@@ -179,6 +179,50 @@ def test_a_label_without_area_can_be_corrected(tmp_path, sides):
         read_accepted(edited(tmp_path / "a.csv", ["yes", "", ""], **own, new_w=own["w"], new_h=own["h"]))
 
 
+@pytest.mark.parametrize("text", ["9007199254740993", " 9007199254740993 ", "9007199254740993,0", "9007199254740993."])
+def test_large_ids_keep_all_their_digits(tmp_path, text):
+    (one,), _ = read_accepted(edited(tmp_path / "a.csv", ["yes", "", ""], annotation_id=text))
+    assert one.annotation_id == 2**53 + 1
+
+
+@pytest.mark.parametrize(
+    ("encoding", "delimiter"),
+    [("utf-8", ","), ("utf-8-sig", ";"), ("utf-8", "\t"), ("utf-16", "\t"), ("utf-16", ";")],
+)
+def test_what_spreadsheets_save_is_read(tmp_path, encoding, delimiter):
+    rows = [one._replace(file="größe, b.png") for one in ROWS]
+    assert as_csv(rows).startswith("\ufeff"), "spreadsheets take what has none for their own encoding"
+    (tmp_path / "a.csv").write_text(as_csv(rows).replace("\n,", "\nyes,"), encoding="utf-8")
+    table = list(csv.reader((tmp_path / "a.csv").open(encoding="utf-8-sig", newline="")))
+    with (tmp_path / "b.csv").open("w", encoding=encoding, newline="") as file:
+        csv.writer(file, delimiter=delimiter, lineterminator="\r\n").writerows(table)
+    for name in ("a.csv", "b.csv"):
+        assert [one._replace(where="apply") for one in read_accepted(tmp_path / name)[0]] == rows
+
+
+def test_another_encoding_is_refused_with_what_to_do(tmp_path):
+    (tmp_path / "a.csv").write_text(as_csv([ROWS[0]._replace(file="größe.png")])[1:], encoding="cp1252")
+    with pytest.raises(ConfigError, match=r"a\.csv: is not in UTF-8: let the spreadsheet save it as CSV UTF-8$"):
+        read_accepted(tmp_path / "a.csv")
+
+
+def test_one_new_box_in_two_rows_is_refused(tmp_path):
+    """As after pasting a line twice; another class, image or place is another object."""
+    new = ROWS[2]
+    others = [
+        new._replace(new_name="cat"),
+        new._replace(image_id=2),
+        new._replace(new_box=(40, 30, 5, 7)),
+        ROWS[1],
+        ROWS[1],
+    ]
+    (tmp_path / "a.csv").write_text(as_csv([new, *others]).replace("\n,", "\nyes,"), encoding="utf-8")
+    assert len(read_accepted(tmp_path / "a.csv")[0]) == 6
+    (tmp_path / "a.csv").write_text(as_csv([new, *others, new]).replace("\n,", "\nyes,"), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"a\.csv, line 8: the new dog of image 1 is that of line 2$"):
+        read_accepted(tmp_path / "a.csv")
+
+
 def test_a_no_is_a_decision_too(tmp_path):
     assert num_decided(edited(tmp_path / "a.csv", ["", " ", ""])) == 0
     assert num_decided(edited(tmp_path / "a.csv", ["no", "maybe", ""])) == 2
@@ -198,7 +242,13 @@ def test_a_no_is_a_decision_too(tmp_path):
             {"kind": "missing", "annotation_id": "", "new_x": "", **dict.fromkeys("xywh", "")},
             "missing needs new_",
         ),
-        ("yes", {"annotation_id": "1.5"}, "line 2: annotation_id must be a whole number, not '1.5'"),
+        (
+            "yes",
+            {"annotation_id": "1.5"},
+            "line 2: annotation_id must be a whole number, with all its digits, not '1.5'",
+        ),
+        ("yes", {"annotation_id": "9.0072E+15"}, "annotation_id must be a whole number, with all its .* not '9.0072E"),
+        ("yes", {"image_id": "one"}, "image_id must be a whole number, with all its digits, not 'one'"),
         ("yes", {"annotation_id": ""}, "line 2: misplaced needs image_id and annotation_id"),
     ],
 )

@@ -160,7 +160,7 @@ def test_from_the_report_to_the_corrected_file(checkpoint, tmp_path, monkeypatch
     assert numbers["annotations"] == str(annotations)
     assert numbers["sha256"] == hashlib.sha256(annotations.read_bytes()).hexdigest()
     assert (numbers["images_looked_at"], numbers["images_left_out"]) == (2, 0)
-    rows = list(csv.DictReader((folder / "findings.csv").open()))
+    rows = list(csv.DictReader((folder / "findings.csv").open(encoding="utf-8-sig")))
     assert sum(numbers["findings"].values()) == len(rows) > 1
     assert [float(row["certainty"]) for row in rows] == sorted((float(r["certainty"]) for r in rows), reverse=True)
     html = (folder / "labels.html").read_text()

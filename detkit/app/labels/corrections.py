@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,8 +72,9 @@ class Correction(NamedTuple):
 
 
 def as_csv(corrections: Iterable[Correction]) -> str:
-    """The table."""
+    """The table, with the byte order mark by which spreadsheets know UTF-8."""
     out = io.StringIO()
+    out.write("\ufeff")
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)
     writer.writerows(one.row() for one in corrections)
@@ -82,7 +85,8 @@ def read_accepted(path: Path) -> tuple[list[Correction], int]:
     """The accepted rows of the table in ``path``, and how many there are in all.
 
     Raises:
-        ConfigError: it is no such table, or a cell is none; the message names the line and the column.
+        ConfigError: it is no such table, a cell is none, or two rows add the same box; the message names the line and
+            the column.
     """
     rows = _read_rows(path)
     accepted = []
@@ -93,7 +97,23 @@ def read_accepted(path: Path) -> tuple[list[Correction], int]:
             raise ConfigError(f"apply: {path}, line {number}: accept must be one of {allowed} or empty, not {word!r}")
         if word in YES:
             accepted.append(_parse(row, f"apply: {path}, line {number}"))
+    _check_twice(accepted)
     return accepted, len(rows)
+
+
+def _check_twice(accepted: Iterable[Correction]) -> None:
+    """Refuse one new box in two rows: a line was pasted twice.
+
+    Raises:
+        ConfigError: as it says; the message names both.
+    """
+    seen: dict[Any, str] = {}
+    for one in accepted:
+        new = one.image_id, one.new_name, one.new_box
+        if one.annotation_id is None and (before := seen.setdefault(new, one.where)) != one.where:
+            raise ConfigError(
+                f"{one.where}: the new {one.new_name} of image {one.image_id} is that of {before.rpartition(', ')[2]}"
+            )
 
 
 def num_decided(path: Path) -> int:
@@ -108,10 +128,14 @@ def num_decided(path: Path) -> int:
 def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     """The rows that hold something, with the line that each ends in."""
     try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"apply: {path}: {getattr(error, 'strerror', None) or error}") from error
-    delimiter = ";" if text.partition("\n")[0].count(";") > text.partition("\n")[0].count(",") else ","
+        with path.open("rb") as file:
+            is_wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # a spreadsheet's "Unicode text"
+        text = path.read_text(encoding="utf-16" if is_wide else "utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"apply: {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"apply: {path}: is not in UTF-8: let the spreadsheet save it as CSV UTF-8") from error
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
     reader = csv.DictReader(io.StringIO(text), delimiter=delimiter, restval="")
     if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
         raise ConfigError(f"apply: {path}: has no column {', '.join(missing)}")
@@ -276,10 +300,12 @@ def _parse_box(row: Mapping[str, str], where: str) -> Box | None:
 
 
 def _parse_id(row: Mapping[str, str], name: str, where: str) -> int | None:
-    value = _parse_number(row, name, where)
-    if value is not None and value != int(value):
-        raise ConfigError(f"{where}: {name} must be a whole number, not {row[name]!r}")
-    return None if value is None else int(value)
+    """The whole number, with no more than a spreadsheet's ``,0`` behind it: floats lack digits of large ones."""
+    text = row[name].strip()
+    found = re.fullmatch(r"([+-]?[0-9]{1,30})([.,]0*)?", text)
+    if text and not found:
+        raise ConfigError(f"{where}: {name} must be a whole number, with all its digits, not {row[name]!r}")
+    return int(found[1]) if found else None
 
 
 def _parse_number(row: Mapping[str, str], name: str, where: str) -> float | None:
