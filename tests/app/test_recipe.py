@@ -380,6 +380,19 @@ def test_mistakes_are_told(tmp_path):
         tool._taken_out(OmegaConf.create({"try": "perhaps"}))
 
 
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("trry=true", "no key 'trry'; did you mean 'try'?"),
+        ("zzz=1", "no key 'zzz'; known: data, device, minutes, name,"),
+    ],
+)
+def test_try_is_among_the_known_keys(recipe, tmp_path, word, message):
+    _, said = recipe("data.root=set", word, code=2)
+    assert message in said
+    assert re.search(r"did you mean|, try, try_seeds", said)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),

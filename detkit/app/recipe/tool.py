@@ -53,7 +53,7 @@ def main() -> None:
 def run(cfg: DictConfig, _: Path) -> None:
     """Write the experiment for ``cfg.data`` into ``cfg.output``."""
     is_tried = _taken_out(cfg)
-    validate(cfg, RecipeOptions)
+    validate(cfg, RecipeOptions, also=("try",))
     set_up_logging()
     check_range("minutes", cfg.minutes, _SHORTEST, _LONGEST)
     check_range("threads", cfg.threads, 1)
