@@ -9,7 +9,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -32,18 +32,19 @@ MISSING = "???"
 SPECIAL = ("_target_", "_partial_")
 
 
-def validate(cfg: Any, schema: type | None = None) -> None:
+def validate(cfg: Any, schema: type | None = None, also: Collection[str] = ()) -> None:
     """Check ``cfg`` (a DictConfig or plain dict) before anything is built.
 
     Args:
         cfg: the composed configuration.
         schema: a dataclass whose fields are the sections allowed at the root; without it ``cfg`` must be a component.
+        also: keys that the caller has taken out of ``cfg``, for messages that name what is known.
 
     Raises:
         ConfigError: with one line for each mistake: unknown or missing key, wrong type, unknown component.
     """
     node = plain(cfg)
-    errors = list(_check_call(node, schema, "") if schema else _check_value(node, Any, ""))
+    errors = list(_check_call(node, schema, "", also) if schema else _check_value(node, Any, ""))
     if errors:
         raise ConfigError(_said_once(errors, cfg))
 
@@ -154,7 +155,7 @@ def section_of(annotation: Any) -> type | None:
     return next((a for a in alternatives(annotation) if dataclasses.is_dataclass(a) and isinstance(a, type)), None)
 
 
-def _check_call(node: Mapping[str, Any], cls: type, key: str) -> Iterator[str]:
+def _check_call(node: Mapping[str, Any], cls: type, key: str, also: Collection[str] = ()) -> Iterator[str]:
     known = parameters(cls)
     late = runtime_arguments(cls)
     partial = node.get("_partial_", False)
@@ -169,7 +170,7 @@ def _check_call(node: Mapping[str, Any], cls: type, key: str) -> Iterator[str]:
             yield from _check_value(value, known[name].annotation if ours else Any, here)
         else:
             what = "argument" if "_target_" in node else "key"
-            names = [n for n in known if n not in late]
+            names = [*(n for n in known if n not in late), *also]
             yield f"{here}: no {what} {name!r}{_in_a_part(node, key, name) or did_you_mean(name, names)}"
     complete = not partial or late != RUNTIME_ARGUMENTS  # a factory of our own lacks only what arrives late
     for name, parameter in known.items():

@@ -30,6 +30,10 @@ _FORMAT_TAG, _NOT_UNSIGNED = 0x0153, {2: "signed", 3: "floating-point"}
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _END_OF_JPEG = b"\xff\xd9"
 
+#: Formats whose values may have more than 8 bits; the byte of a PNG that says how many; and how OpenCV keeps them all.
+_DEEP, _PNG_DEPTH = ("PNG", "TIFF", "PPM", "JPEG2000"), 24
+_AS_DEEP_AS_IT_IS = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION
+
 
 class ImageError(ValueError):
     """An image that cannot be used, because of its file or of what became of it; the message begins with its path."""
@@ -105,6 +109,27 @@ def has_pages(file: str) -> bool:
             return header.format in ("TIFF", "GIF", "WEBP", "PNG") and getattr(header, "n_frames", 1) > 1
     except Exception:  # as in _open: damaged pages can raise anything
         return False
+
+
+def bits_used(file: str) -> tuple[int, int] | None:
+    """Bits of a value in ``file``, and how many of them its greatest value takes; None where there are 8.
+
+    :func:`read_image` keeps the upper 8: of pictures of a 12-bit camera in 16-bit files little is left.
+
+    Raises:
+        ImageError: as :func:`read_image`.
+    """
+    data = _read(file)
+    header = _open(file, io.BytesIO(data))
+    if header.format not in _DEEP or (header.format == "PNG" and data[_PNG_DEPTH] <= 8):
+        return None
+    try:
+        values = cv2.imdecode(np.frombuffer(data, np.uint8), _AS_DEEP_AS_IT_IS)
+    except cv2.error:
+        return None
+    if values is None or values.dtype != np.uint16:
+        return None
+    return 16, int(values.max()).bit_length()
 
 
 def orientation_left_out(file: str, size: tuple[int, int]) -> int:

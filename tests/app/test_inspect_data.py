@@ -42,7 +42,7 @@ def test_numbers_and_files(root, tmp_path, capsys):
     assert numbers["object_sizes"] == {"small": 2, "medium": 1, "large": 1}
     assert numbers["boxes_per_image"] == {"least": 0, "median": 2.0, "mean": pytest.approx(5 / 3), "most": 3}
     assert numbers["image_width"]["most"] == 120
-    assert numbers["damaged"] == {}
+    assert (numbers["damaged"], numbers["dim"]) == ({}, {})
     text = (tmp_path / "out" / "report.txt").read_text()
     for line in (
         "boxes without area: 1 (not in training targets, kept for evaluation): annotation 4 of 2.png",
@@ -75,6 +75,28 @@ def test_damaged_images_are_found_and_left_out_of_the_sheet(root, tmp_path):
     assert list(numbers["damaged"]) == [str(file)]
     assert f"damaged: {file}: cut off or damaged" in (tmp_path / "report.txt").read_text()
     assert cv2.imread(str(tmp_path / "boxes.png")).shape[1] == 2 * 406 + 6
+
+
+@pytest.mark.parametrize("ending", ["png", "tiff"])
+def test_pictures_that_use_few_of_their_bits_are_named(tmp_path, ending):
+    """12 bits in files of 16: of 4095 reading keeps 15. One that is bright, one of 8 bits and one that is black are not."""
+    images = [image(i, file_name=f"{i}.{ending}") for i in range(1, 6)]
+    root = write_coco(tmp_path / "set", images, [], pictures=False)
+    (root / "images").mkdir()
+    values = np.linspace(0, 1, 48 * 64).reshape(48, 64)
+    for i, (most, kind) in enumerate([(4095, "u2"), (1000, "u2"), (2**14, "u2"), (60, "u1"), (0, "u2")], start=1):
+        picture = np.repeat((values * most).astype(kind)[..., None], 3 if i == 2 else 1, axis=2)
+        assert cv2.imwrite(str(root / "images" / f"{i}.{ending}"), picture)
+    data = CocoDataset(root=str(root))
+    assert data.read(0).max() == 15
+    numbers = inspect(data, tmp_path / "out")
+    assert numbers["damaged"] == {}
+    assert numbers["more_than_8_bits"] == 4
+    assert numbers["dim"] == {str(root / "images" / f"{i}.{ending}"): bits for i, bits in ((1, 12), (2, 10))}
+    text = (tmp_path / "out" / "report.txt").read_text()
+    line = f"dim: 2 of 4 pictures of 16 bits use 12 of them at most (1.{ending} 12, 2.{ending} 10), and the upper 8 are"
+    assert line in text
+    assert "Write their values 16 times as large" in text
 
 
 def test_without_any_box(tmp_path):

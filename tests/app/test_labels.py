@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import re
+import shlex
 import shutil
 import sys
 from dataclasses import replace
@@ -18,9 +19,10 @@ from omegaconf import OmegaConf
 
 from detkit.app.assemble.schema import LabelsOptions
 from detkit.app.assemble.stored import load_stored
+from detkit.app.inspect import data as inspect_data
 from detkit.app.labels import fold, folds
 from detkit.app.labels import tool as labels
-from detkit.app.labels.corrections import COLUMNS
+from detkit.app.labels.corrections import COLUMNS, Correction, as_csv
 from detkit.app.labels.found import LabelReport, look
 from detkit.app.labels.known import same_pictures, trained_on
 from detkit.app.labels.views import Views
@@ -29,6 +31,7 @@ from detkit.app.run.manifest import data_hash
 from detkit.app.sweep.process import ended_with
 from detkit.data import CocoDataset
 from detkit.data.subset import Subset
+from detkit.data.writers import write as write_data
 from detkit.engine.state.checkpoint import load_checkpoint, save_checkpoint
 from detkit.evaluation.label_errors import Kind
 from detkit.models import Detector
@@ -45,7 +48,7 @@ from detkit.structures import (
 )
 from tests.app.test_sweep_runs import SMALL, finished, run, start
 from tests.app.tools import call, train_briefly
-from tests.data.builders import image, write_coco
+from tests.data.builders import annotation, image, write_coco
 
 # What is found
 
@@ -157,7 +160,7 @@ def test_from_the_report_to_the_corrected_file(checkpoint, tmp_path, monkeypatch
     assert numbers["annotations"] == str(annotations)
     assert numbers["sha256"] == hashlib.sha256(annotations.read_bytes()).hexdigest()
     assert (numbers["images_looked_at"], numbers["images_left_out"]) == (2, 0)
-    rows = list(csv.DictReader((folder / "findings.csv").open()))
+    rows = list(csv.DictReader((folder / "findings.csv").open(encoding="utf-8-sig")))
     assert sum(numbers["findings"].values()) == len(rows) > 1
     assert [float(row["certainty"]) for row in rows] == sorted((float(r["certainty"]) for r in rows), reverse=True)
     html = (folder / "labels.html").read_text()
@@ -177,7 +180,9 @@ def test_from_the_report_to_the_corrected_file(checkpoint, tmp_path, monkeypatch
         writer.writerows(rows)
     said = call(*start_of, f"apply={table}")
     assert f"1 of {len(rows)} findings are corrected in" in said
-    assert f"to train on it: data.train.annotations={folder / 'accepted.json'}" in said
+    shapes = f"data=coco data.root={annotations.parent} data.val.images={annotations.parent / 'images'}"
+    assert f"to measure by it: {shapes} data.val.annotations={folder / 'accepted.json'}\n" in said
+    assert "data.train is wanted" not in said, "it lies there, in COCO's form"
     before, after = (json.loads(p.read_text()) for p in (annotations, folder / "accepted.json"))
     changed = [a for a in before["annotations"] if a not in after["annotations"]]
     assert [a["id"] for a in changed] == [int(rows[target]["annotation_id"])]
@@ -199,6 +204,59 @@ def test_from_the_report_to_the_corrected_file(checkpoint, tmp_path, monkeypatch
         assert "has changed since" in call(*start_of, f"apply={table}", code=2)
     finally:
         shutil.copy(tmp_path / "kept.json", annotations)
+
+
+@pytest.mark.parametrize(("layout", "split"), [("coco", "val"), ("coco", "train"), ("voc", "val"), ("yolo", "train")])
+def test_the_line_that_names_the_corrected_file_works(layout, split, checkpoint, tmp_path, monkeypatch, capsys):
+    """From any folder, for labels of each layout, of the split that the table is about."""
+    pictures = CocoDataset(root=str(shapes_of(checkpoint)), annotations="val.json")
+    root, work = tmp_path / "my set, Größe=1", tmp_path / "work"
+    root.mkdir()
+    work.mkdir()
+    write_data(pictures, layout, {split: range(2)}, root, is_linked=False)
+    monkeypatch.chdir(work)
+    data = [f"data={layout}", f"data.root={root}"]
+    classes = [] if layout != "voc" else [f"data.train.classes=[{','.join(pictures.categories.names)}]"]
+    if layout == "yolo":  # which counts classes from 0
+        known = Categories(pictures.categories.names, tuple(range(len(pictures.categories))))
+        save_checkpoint(work / "last.pt", replace(load_checkpoint(checkpoint), categories=known))
+        checkpoint = work / "last.pt"
+    how = ("device=cpu", "least=0", "num_pictures=0", "enlarge=null", "mirror=false", "data.loader.val.num_workers=0")
+    start_of = (labels.main, monkeypatch, capsys, f"checkpoint={checkpoint}", *how)
+    call(*start_of, *data, *classes, f"split={split}", "output=out")
+    table = work / "out" / "findings.csv"
+    table.write_text(table.read_text().replace("\n,", "\nyes,", 1))
+    said = call(labels.main, monkeypatch, capsys, "apply=out/findings.csv")
+    use = "to train on it: " if split == "train" else "to measure by it: "
+    (line,) = (line for line in said.splitlines() if line.startswith(use))
+    words = shlex.split(line.removeprefix(use))
+    assert [word.partition("=")[0] for word in words if "annotations" in word] == [f"data.{split}.annotations"]
+    other = "val" if split == "train" else "train"
+    assert (f"data.{other} is wanted in COCO's form as well" in said) == (layout != "coco")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    seen = []
+    monkeypatch.setattr(inspect_data, "inspect", lambda dataset, folder, check_images: seen.append(dataset))
+    call(inspect_data.main, monkeypatch, capsys, *(data if layout == "coco" else []), *words, f"split={split}")
+    assert seen[0].coco_file == str(work / "out" / "accepted.json")
+    assert all(seen[0].read(i).any() for i in range(2))
+    assert seen[0].categories.names == pictures.categories.names
+
+
+def test_a_table_from_before_names_the_file_alone(tmp_path, capsys):
+    content = {
+        "images": [image(1)],
+        "annotations": [annotation(4, 1, [1, 2, 9, 9])],
+        "categories": [{"id": 3, "name": "cat"}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    digest = hashlib.sha256((tmp_path / "a.json").read_bytes()).hexdigest()
+    (tmp_path / "labels.json").write_text(json.dumps({"annotations": str(tmp_path / "a.json"), "sha256": digest}))
+    row = Correction(Kind.SPURIOUS, 0.5, None, None, "1.png", 1, 4, "cat", (1, 2, 9, 9), None, None)
+    (tmp_path / "findings.csv").write_text(as_csv([row]).replace("\n,", "\nyes,"))
+    assert json.loads(labels.apply(tmp_path / "findings.csv", None).read_text())["annotations"] == []
+    assert "on it" not in capsys.readouterr().out
 
 
 def test_images_that_were_trained_on_are_refused_or_said(checkpoint, tmp_path, monkeypatch, capsys):
@@ -318,7 +376,11 @@ def stored_of(checkpoint, **said):
 
 def pictures_of(checkpoint):
     """What ``checkpoint`` itself has trained on."""
-    return CocoDataset(root=str(next(checkpoint.parent.glob("shapes/*/train.json")).parent))
+    return CocoDataset(root=str(shapes_of(checkpoint)))
+
+
+def shapes_of(checkpoint):
+    return next(checkpoint.parent.glob("shapes/*/train.json")).parent
 
 
 def test_what_the_weights_that_a_training_started_from_have_seen_is_known_too(

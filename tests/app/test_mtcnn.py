@@ -131,9 +131,9 @@ def test_views_keep_landmarks(marked_run, tta):
 
 def test_the_report_of_a_data_set_counts_landmarks(tmp_path):
     data = ShapesDataset(root=str(tmp_path), num_train=12, num_val=1, image_size=128, landmarks=True)
-    numbers = inspect_data.count(data, {})
+    numbers = inspect_data.count(data)
     counts = numbers["landmarks"]
     assert counts["right_tip"] > counts["left_tip"] > 0, "triangles and stars have none at the left"
     assert f"landmarks labelled: right_tip {counts['right_tip']}, lower_tip " in inspect_data.describe(numbers, data)
     bare = ShapesDataset(root=str(tmp_path), num_train=12, num_val=1, image_size=128)
-    assert "landmarks labelled" not in inspect_data.describe(inspect_data.count(bare, {}), bare)
+    assert "landmarks labelled" not in inspect_data.describe(inspect_data.count(bare), bare)

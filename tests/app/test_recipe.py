@@ -26,7 +26,7 @@ from detkit.app.recipe.given import DETECTORS, Choice, Fits, Given, Measured
 from detkit.app.recipe.made import make, options
 from detkit.app.recipe.measure import RATIOS, machine
 from detkit.app.recipe.notes import notes
-from detkit.app.recipe.speed import Line, Pace, Speeds
+from detkit.app.recipe.speed import Line, Pace, Speeds, read_speeds
 from detkit.app.recipe.tries import Trial, Tried
 from detkit.app.recipe.writer import Writer
 from detkit.app.recipe.written import experiment
@@ -114,7 +114,7 @@ def test_what_is_tried_is_taken_from_the_minutes_and_the_recipe_has_the_rest(rec
     assert seen == [0.2]
     words = " ".join(tried.replace("#", "").split())
     assert "Of the 1 min the tries had 0.2, and this training has the rest. Tried." in words
-    assert "minutes=1 try=true try_share=0.2 try_seeds=2;" in words, "the command that wrote it"
+    assert "name=mine try=true try_share=0.2 speed=given.json;" in words, "the command that wrote it"
     rest, _ = recipe("data.root=set", "minutes=0.8", "overwrite=true")
     assert yaml.safe_load(tried) == yaml.safe_load(rest)
 
@@ -151,6 +151,44 @@ def test_a_try_goes_on_with_timings_of_this_very_computer_alone(recipe, tmp_path
     assert "Timed on some GPU" in text
 
 
+def test_timings_of_another_network_are_not_gone_on_with(recipe, tmp_path, monkeypatch):
+    count = []
+
+    def time_all(bench, dataset, device, threads):
+        count.append(bench.given.backbone)
+        return dataclasses.replace(SPEEDS, machine=machine(device, threads))
+
+    monkeypatch.setattr(tool, "time_all", time_all)
+    monkeypatch.setattr(Trial, "run", lambda trial, found: Tried(found[0], []))
+    write("coco", tmp_path / "set")
+    words = ("data.root=set", "try=true", "overwrite=true", "speed=null")
+    recipe(*words)
+    _, said = recipe(*words, "pretrained=true", "data.loader.train.num_workers=0")
+    assert count == ["resnet18_narrow", "mobilenetv2"]
+    other = "timed with backbone {}, here {}; data.loader.train.num_workers {}, here {}"
+    kept = "recipes/experiment/mine.speed.json"
+    assert f"{kept}: {other.format('resnet18_narrow', 'mobilenetv2', 'nothing', 0)}: timed anew" in said
+    text, said = recipe(*words, f"speed={kept}")
+    assert f"speed: {kept}: {other.format('mobilenetv2', 'resnet18_narrow', 0, 'nothing')}\n" in said
+    assert "training 0.050" in text, "what is named is taken all the same"
+
+
+def test_a_speed_file_tells_what_was_timed(tmp_path):
+    timed = {"backbone": "mobilenetv2", "sizes": [256, 416], "aspect": 0.75}
+    file = tmp_path / "a.json"
+    dataclasses.replace(SPEEDS, timed=timed).write(file)
+    read = read_speeds(file, DETECTORS)
+    assert (read, read.unlike(timed)) == (dataclasses.replace(SPEEDS, timed=timed), "")
+    assert read.unlike({**timed, "sizes": [256, 320]}) == "timed with sizes [256, 416], here [256, 320]"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "timed": "cats"}))
+    with pytest.raises(ConfigError, match=r"speed: .* timed: must be a mapping, not 'cats'"):
+        read_speeds(file, DETECTORS)
+    del content["timed"]
+    file.write_text(json.dumps(content))
+    assert read_speeds(file, DETECTORS).unlike(timed) == "does not say what was timed"
+
+
 @pytest.mark.slow
 def test_a_file_that_is_there_stays_unless_it_is_told(recipe, tmp_path):
     write("coco", tmp_path / "set")
@@ -159,6 +197,33 @@ def test_a_file_that_is_there_stays_unless_it_is_told(recipe, tmp_path):
     assert "recipes/experiment/mine.yaml is there already: overwrite=true replaces it, name=NAME writes another" in said
     other, _ = recipe("data.root=set", "minutes=1", "overwrite=true")
     assert yaml.safe_load(other)["trainer"]["steps"] < yaml.safe_load(text)["trainer"]["steps"]
+
+
+def test_the_command_in_the_head_writes_the_same_file(recipe, tmp_path, monkeypatch, capsys):
+    """With all that was typed, and the timings that were made, whatever another timing would give."""
+    pace = iter([0.05, 0.5])
+
+    def time_all(bench, dataset, device, threads):
+        paces = dict.fromkeys(DETECTORS, Pace(Line(next(pace), 2.0), Line(0.05, 0.5)))
+        return Speeds(machine(device, threads), 1.0, paces)
+
+    monkeypatch.setattr(tool, "time_all", time_all)
+    write("coco", tmp_path / "my set")
+    (tmp_path / "ü").symlink_to("my set")
+    text, _ = recipe("data.root=my set", "data.val.root=ü", "minutes=4", "output=my recipes", "speed=null")
+    assert text == "", "it is elsewhere"
+    file = tmp_path / "my recipes" / "experiment" / "mine.yaml"
+    text = file.read_text()
+    said = " ".join(line.lstrip("# ") for line in text.splitlines())
+    words = shlex.split(re.search(r"Written by python tools/recipe\.py (.*?); not yet", said)[1])
+    assert set(words) >= {"minutes=4", "pretrained=false", "threads=1", "device=cpu", "name=mine"}
+    assert "minutes=10" not in words
+    call(tool.main, monkeypatch, capsys, *words, "overwrite=true")
+    assert file.read_text() == text
+    data = yaml.safe_load(text)["data"]
+    assert (data["root"], data["val"]["root"]) == (str(tmp_path / "my set"), str(tmp_path / "ü"))
+    assert "as pretrained=false says" in said
+    assert "nor to be fetched" not in said
 
 
 @pytest.mark.slow
@@ -299,6 +364,7 @@ def test_commands_in_the_file_hold_in_folders_with_blanks(tmp_path):
     place.write("mine", [], [])
     assert shlex.split(place.file.read_text().splitlines()[2].lstrip("# "))[2:4] == ["--config-dir", str(place.folder)]
     assert word("data.root", "/my sets/a, b") == 'data.root="/my sets/a, b"'
+    assert word("k", ["Kröte", "b"]) == 'k=["Kröte", "b"]'
     assert [word("k", value) for value in (3, None, True, "a/b.c")] == ["k=3", "k=null", "k=true", "k=a/b.c"]
 
 
@@ -312,6 +378,19 @@ def test_mistakes_are_told(tmp_path):
     assert (name_of(None, "my set/"), name_of("mine", None)) == ("my_set", "mine")
     with pytest.raises(ConfigError, match="try: must be true or false, not 'perhaps'"):
         tool._taken_out(OmegaConf.create({"try": "perhaps"}))
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("trry=true", "no key 'trry'; did you mean 'try'?"),
+        ("zzz=1", "no key 'zzz'; known: data, device, minutes, name,"),
+    ],
+)
+def test_try_is_among_the_known_keys(recipe, tmp_path, word, message):
+    _, said = recipe("data.root=set", word, code=2)
+    assert message in said
+    assert re.search(r"did you mean|, try, try_seeds", said)
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from detkit.config import ConfigError, build, validate
 from detkit.config.validate import plain
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.datasets.findings import BadDataError
-from detkit.data.decode import ImageError
+from detkit.data.decode import ImageError, bits_used
 from detkit.data.sample import Sample
 from detkit.data.transforms import ResizeFit
 from detkit.evaluation.summary import SIZE_BOUNDS
@@ -39,6 +39,12 @@ PICTURE_SIZE = 400
 #: What libjpeg writes when pixels are lost (JWRN_* in its jerror.h).
 JPEG_COMPLAINTS = ("Corrupt JPEG data", "Premature end of JPEG file", "Inconsistent progression", "Invalid SOS")
 
+#: A picture is dim where its greatest value leaves so many upper bits unused: it is below a quarter of the range.
+_UNUSED = 2
+
+#: Dim pictures that are named in the text.
+_MOST_NAMED = 5
+
 #: Classes in the console's table, and in the diagram; report.json has all.
 MAX_LISTED = 40
 MAX_BARS = 100
@@ -52,6 +58,16 @@ class InspectSchema:
     split: str = "train"
     check_images: bool = True
     run_root: str = "runs"
+
+
+@dataclass
+class Read:
+    """What came of reading the images: by file why the ``damaged`` ones cannot be used, and how many bits the ``dim``
+    ones use; ``num_deep``: how many have more than 8."""
+
+    damaged: dict[str, str] = field(default_factory=dict)
+    dim: dict[str, int] = field(default_factory=dict)
+    num_deep: int = 0
 
 
 def main() -> None:
@@ -106,42 +122,49 @@ def inspect(dataset: DetectionDataset, out_dir: str | Path, check_images: bool =
     """
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    damaged = find_damaged(dataset) if check_images else {}
-    numbers = count(dataset, damaged)
+    found = read_all(dataset) if check_images else Read()
+    numbers = count(dataset, found)
     text = describe(numbers, dataset)
     atomic_write(folder / "report.json", json.dumps(numbers, indent=1) + "\n")
     atomic_write(folder / "report.txt", text + "\n")
     atomic_write(folder / "classes.png", _png_of(plot_classes(numbers["classes"])))
     atomic_write(folder / "sizes.png", _png_of(plot_sizes(dataset)))
-    atomic_write(folder / "boxes.png", encode_png(draw_examples(dataset, damaged)))
+    atomic_write(folder / "boxes.png", encode_png(draw_examples(dataset, found.damaged)))
     rich.print(class_table(numbers["classes"]))
     rich.get_console().print(Text(text), soft_wrap=True)
     rich.print("report and pictures:", Text(str(folder), "bold"))
     return numbers
 
 
-def find_damaged(dataset: DetectionDataset) -> dict[str, str]:
-    """File -> reason, for the images that cannot be read or are not of the size that their annotations say.
+def read_all(dataset: DetectionDataset) -> Read:
+    """The images that cannot be read or are not of the size that their annotations say, and those that become dim.
 
     A JPEG with broken data in it is decoded all the same, grey from there on; that libjpeg complains is all one hears.
+    Of more than 8 bits the upper ones are kept, whether or not the picture uses them.
     """
-    damaged = {}
+    found = Read()
     for i in track(range(len(dataset)), len(dataset), "reading images"):
         file = dataset.truths[i].file
         try:
             with captured_stderr() as said:
                 dataset.read(i)
+                depth = bits_used(file) if Path(file).is_file() else None
         except ImageError as error:
-            damaged[file] = str(error)
-        else:
-            complaint = next((line for line in said if line.startswith(JPEG_COMPLAINTS)), None)
-            if complaint is not None:
-                damaged[file] = f"{file}: damaged inside: {complaint}"
-    return damaged
+            found.damaged[file] = str(error)
+            continue
+        complaint = next((line for line in said if line.startswith(JPEG_COMPLAINTS)), None)
+        if complaint is not None:
+            found.damaged[file] = f"{file}: damaged inside: {complaint}"
+        if depth is not None:
+            found.num_deep += 1
+            if 0 < depth[1] <= depth[0] - _UNUSED:
+                found.dim[file] = depth[1]
+    return found
 
 
-def count(dataset: DetectionDataset, damaged: Mapping[str, str]) -> dict[str, Any]:
-    """The numbers of the report, as plain values."""
+def count(dataset: DetectionDataset, found: Read | None = None) -> dict[str, Any]:
+    """The numbers of the report, as plain values; ``found``: what reading the images gave, where they were read."""
+    found = found or Read()
     truths = list(dataset.truths)
     per_image = np.array([len(t) for t in truths])
     sizes = np.array([t.size for t in truths])
@@ -155,7 +178,9 @@ def count(dataset: DetectionDataset, damaged: Mapping[str, str]) -> dict[str, An
     names_and_ids = zip(dataset.categories.names, dataset.categories.ids, strict=True)
     return {
         **dataset.report.to_dict(),
-        "damaged": dict(damaged),
+        "damaged": dict(found.damaged),
+        "more_than_8_bits": found.num_deep,
+        "dim": dict(found.dim),
         "image_height": _spread(sizes[:, 0]),
         "image_width": _spread(sizes[:, 1]),
         "boxes_per_image": _spread(per_image),
@@ -186,6 +211,14 @@ def describe(numbers: Mapping[str, Any], dataset: DetectionDataset) -> str:
     if unused:
         lines.append(f"classes without a box: {', '.join(unused)}")
     lines += [f"damaged: {reason}" for reason in numbers["damaged"].values()]
+    if dim := numbers["dim"]:
+        named = [f"{Path(file).name} {bits}" for file, bits in dim.items()]
+        most, more = max(dim.values()), ", ..." if len(named) > _MOST_NAMED else ""
+        lines.append(
+            f"dim: {len(dim)} of {numbers['more_than_8_bits']} pictures of 16 bits use {most} of them at most "
+            f"({', '.join(named[:_MOST_NAMED])}{more}), and the upper 8 are kept: nearly black. Write their values "
+            f"{2 ** (16 - most)} times as large"
+        )
     return "\n".join(lines)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,8 +57,10 @@ class Correction(NamedTuple):
     @property
     def is_moved(self) -> bool:
         """Whether the proposed box is another one: that of a wrong class is the label's, unless a person moved it."""
-        if self.kind is Kind.MISPLACED or self.box is None or self.new_box is None:
+        if self.box is None or self.new_box is None:
             return self.kind is Kind.MISPLACED
+        if self.kind is Kind.MISPLACED:
+            return self.new_box != self.box
         return max(abs(a - b) for a, b in zip(self.box, self.new_box, strict=True)) > _ROUNDING
 
     def row(self) -> list[str]:
@@ -68,8 +72,9 @@ class Correction(NamedTuple):
 
 
 def as_csv(corrections: Iterable[Correction]) -> str:
-    """The table."""
+    """The table, with the byte order mark by which spreadsheets know UTF-8."""
     out = io.StringIO()
+    out.write("\ufeff")
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)
     writer.writerows(one.row() for one in corrections)
@@ -80,7 +85,8 @@ def read_accepted(path: Path) -> tuple[list[Correction], int]:
     """The accepted rows of the table in ``path``, and how many there are in all.
 
     Raises:
-        ConfigError: it is no such table, or a cell is none; the message names the line and the column.
+        ConfigError: it is no such table, a cell is none, or two rows add the same box; the message names the line and
+            the column.
     """
     rows = _read_rows(path)
     accepted = []
@@ -91,7 +97,23 @@ def read_accepted(path: Path) -> tuple[list[Correction], int]:
             raise ConfigError(f"apply: {path}, line {number}: accept must be one of {allowed} or empty, not {word!r}")
         if word in YES:
             accepted.append(_parse(row, f"apply: {path}, line {number}"))
+    _check_twice(accepted)
     return accepted, len(rows)
+
+
+def _check_twice(accepted: Iterable[Correction]) -> None:
+    """Refuse one new box in two rows: a line was pasted twice.
+
+    Raises:
+        ConfigError: as it says; the message names both.
+    """
+    seen: dict[Any, str] = {}
+    for one in accepted:
+        new = one.image_id, one.new_name, one.new_box
+        if one.annotation_id is None and (before := seen.setdefault(new, one.where)) != one.where:
+            raise ConfigError(
+                f"{one.where}: the new {one.new_name} of image {one.image_id} is that of {before.rpartition(', ')[2]}"
+            )
 
 
 def num_decided(path: Path) -> int:
@@ -106,10 +128,14 @@ def num_decided(path: Path) -> int:
 def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     """The rows that hold something, with the line that each ends in."""
     try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"apply: {path}: {getattr(error, 'strerror', None) or error}") from error
-    delimiter = ";" if text.partition("\n")[0].count(";") > text.partition("\n")[0].count(",") else ","
+        with path.open("rb") as file:
+            is_wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # a spreadsheet's "Unicode text"
+        text = path.read_text(encoding="utf-16" if is_wide else "utf-8-sig")
+    except OSError as error:
+        raise ConfigError(f"apply: {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"apply: {path}: is not in UTF-8: let the spreadsheet save it as CSV UTF-8") from error
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
     reader = csv.DictReader(io.StringIO(text), delimiter=delimiter, restval="")
     if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
         raise ConfigError(f"apply: {path}: has no column {', '.join(missing)}")
@@ -197,7 +223,8 @@ def _check(
     if one.new_name is not None and one.new_name not in category:
         raise ConfigError(f"{where}: the annotation file has no class {one.new_name!r}, only {', '.join(category)}")
     w, h = images[one.image_id]["width"], images[one.image_id]["height"]
-    if one.new_box is not None and not _is_inside(one.new_box, w, h):
+    is_another = one.is_moved or one.annotation_id is None  # the label's own may lie anywhere
+    if is_another and one.new_box is not None and not _is_inside(one.new_box, w, h):
         box = ", ".join(f"{v:g}" for v in one.new_box)
         raise ConfigError(f"{where}: {', '.join(_PROPOSED)}: {box} lie outside of image {one.image_id}, {w} x {h} px")
 
@@ -227,13 +254,11 @@ def _parse(row: Mapping[str, str], where: str) -> Correction:
         raise ConfigError(f"{where}: kind must be one of {', '.join(kinds)}, not {row['kind']!r}")
     numbers = {name: _parse_number(row, name, where) for name in ("certainty", "loss_gain", "objectlab")}
     ids = [_parse_id(row, name, where) for name in ("image_id", "annotation_id")]
-    boxes = [_parse_box(row, names, where) for names in (_BOX, _PROPOSED)]
+    box = _parse_box(row, where)
     kind, image_id, annotation_id = Kind(row["kind"]), *ids
     if image_id is None or (annotation_id is None) != (kind is Kind.MISSING):
         raise ConfigError(f"{where}: {kind.value} needs image_id{'' if kind is Kind.MISSING else ' and annotation_id'}")
-    goes = kind in (Kind.SPURIOUS, Kind.DUPLICATE)
-    if not goes and (boxes[1] is None or not row["new_class"]):
-        raise ConfigError(f"{where}: {kind.value} needs new_class, {', '.join(_PROPOSED)}")
+    new_name, new_box = _parse_proposal(row, kind, box, where)
     return Correction(
         kind=kind,
         certainty=numbers["certainty"] or 0.0,
@@ -243,27 +268,44 @@ def _parse(row: Mapping[str, str], where: str) -> Correction:
         image_id=image_id,
         annotation_id=annotation_id,
         name=row["class"] or None,
-        box=boxes[0],
-        new_name=None if goes else row["new_class"],
-        new_box=None if goes else boxes[1],
+        box=box,
+        new_name=new_name,
+        new_box=new_box,
         where=where,
     )
 
 
-def _parse_box(row: Mapping[str, str], names: Sequence[str], where: str) -> Box | None:
-    x, y, w, h = (_parse_number(row, name, where) for name in names)
-    if x is None or y is None or w is None or h is None:
-        return None
-    if min(w, h) <= 0:
-        raise ConfigError(f"{where}: {names[2]} and {names[3]} must be above 0, not {w:g} and {h:g}")
-    return x, y, w, h
+def _parse_proposal(row: Mapping[str, str], kind: Kind, box: Box | None, where: str) -> tuple[str | None, Box | None]:
+    """Class and box that the label shall have, what is empty from the label with its ``box``; None of one that goes."""
+    name = row["new_class"] if row["new_class"].strip() else None
+    values = [_parse_number(row, column, where) for column in _PROPOSED]
+    is_empty = name is None and all(value is None for value in values)
+    if is_empty and kind in (Kind.SPURIOUS, Kind.DUPLICATE):
+        return None, None
+    if box is None and kind is not Kind.MISSING:
+        raise ConfigError(f"{where}: {kind.value} needs {', '.join(_BOX)}, as the table had them")
+    name = name or row["class"] or None
+    x, y, w, h = (own if value is None else value for value, own in zip(values, box or (None,) * 4, strict=True))
+    if is_empty or name is None or x is None or y is None or w is None or h is None:
+        raise ConfigError(f"{where}: {kind.value} needs new_class, {', '.join(_PROPOSED)}")
+    if (x, y, w, h) != box and min(w, h) <= 0:
+        raise ConfigError(f"{where}: {_PROPOSED[2]} and {_PROPOSED[3]} must be above 0, not {w:g} and {h:g}")
+    return name, (x, y, w, h)
+
+
+def _parse_box(row: Mapping[str, str], where: str) -> Box | None:
+    """The label's own box, whatever its sides are: a bad one is among what is corrected."""
+    x, y, w, h = (_parse_number(row, name, where) for name in _BOX)
+    return None if x is None or y is None or w is None or h is None else (x, y, w, h)
 
 
 def _parse_id(row: Mapping[str, str], name: str, where: str) -> int | None:
-    value = _parse_number(row, name, where)
-    if value is not None and value != int(value):
-        raise ConfigError(f"{where}: {name} must be a whole number, not {row[name]!r}")
-    return None if value is None else int(value)
+    """The whole number, with no more than a spreadsheet's ``,0`` behind it: floats lack digits of large ones."""
+    text = row[name].strip()
+    found = re.fullmatch(r"([+-]?[0-9]{1,30})([.,]0*)?", text)
+    if text and not found:
+        raise ConfigError(f"{where}: {name} must be a whole number, with all its digits, not {row[name]!r}")
+    return int(found[1]) if found else None
 
 
 def _parse_number(row: Mapping[str, str], name: str, where: str) -> float | None:

@@ -121,16 +121,20 @@ class LabelReport:
         counted = Counter(f.suspicion.kind for f in self.findings)
         return {kind: counted[kind] for kind in Kind}
 
-    def to_dict(self, source: str, annotations: str, digest: str) -> dict[str, Any]:
+    def to_dict(self, source: str, split: str, pictures: str | None, annotations: str, digest: str) -> dict[str, Any]:
         """Plain values: the counts and each image's scores; the findings stand in the table.
 
         Args:
+            split: of the data, which was looked at.
+            pictures: the folder of the images; None where the configuration reads ``annotations`` and says it.
             annotations: COCO's file that the findings are about.
             digest: of its bytes.
         """
         ranked = sorted(self.images, key=lambda image: -image.score)
         return {
             "source": source,
+            "split": split,
+            "pictures": pictures,
             "annotations": annotations,
             "sha256": digest,
             "images_looked_at": len(self.images),

@@ -6,9 +6,10 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Mapping
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,14 @@ from detkit.app.labels.known import Known, same_pictures, trained_on
 from detkit.app.labels.page import labels_page
 from detkit.app.labels.views import Views
 from detkit.app.run.beside import folder_beside, refuse_run
-from detkit.app.run.next_command import path_word, tell_next
+from detkit.app.run.next_command import path_word, tell_next, word
 from detkit.config import ConfigError, validate
 from detkit.config.ranges import check_range
+from detkit.data import CocoDataset
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.subset import ImagesOf, Subset
 from detkit.data.writers import coco_content, relative_names
+from detkit.utils.commands import command
 from detkit.utils.files import atomic_write, output_folder
 from detkit.utils.log import logger, set_up_logging
 from detkit.utils.progress import track
@@ -90,7 +93,7 @@ def find(options: LabelsOptions, stored: Stored) -> LabelReport:
         images = sorted(looked, key=lambda image: image.truth.image_id)
         report = LabelReport.of(dataset.categories, images, options.least, len(dataset) - len(images))
         by = f"{options.folds} folds of the recipe of {checkpoint}" if options.folds else str(checkpoint)
-        _write(report, dataset, f"{by} on data.{split}", folder, options.num_pictures)
+        _write(report, dataset, f"{by} on data.{split}", split, folder, options.num_pictures)
     rich.print(report.table())
     rich.print("report with pictures:", Text(str(folder / PAGE), "bold"))
     rich.print("write yes into the column accept of", Text(str(folder / TABLE), "bold"), "where you agree")
@@ -119,10 +122,26 @@ def apply(table: Path, output: Path | None) -> Path:
     with output_folder(output.parent):
         atomic_write(output, json.dumps(correct(read_coco(annotations), accepted)))
     rich.print(f"{len(accepted)} of {count} findings are corrected in", Text(str(output), "bold"))
-    rich.get_console().print(
-        Text(f"to train on it: {path_word('data.train.annotations', output.absolute())}"), soft_wrap=True
-    )
+    for line in _how_to_use(output, numbers):
+        rich.get_console().print(Text(line), soft_wrap=True)
     return output
+
+
+def _how_to_use(output: Path, numbers: Mapping[str, Any]) -> Iterator[str]:
+    """What a command line says to have the labels in ``output`` in place of those that the table was about."""
+    if (split := numbers["split"]) is None:  # an older table
+        return
+    words = [word(f"data.{split}.annotations", str(output.absolute()))]
+    folder, other = Path(numbers["annotations"]).parent, "val" if split == "train" else "train"
+    if (pictures := numbers["pictures"]) is not None:
+        whole = ["data=coco", word("data.root", str(folder)), word(f"data.{split}.images", pictures)]
+        words = [*whole, *words]
+    yield f"to {'train on it' if split == 'train' else 'measure by it'}: {' '.join(map(shlex.quote, words))}"
+    if pictures is not None and not (folder / f"{other}.json").is_file():
+        yield (
+            f"data.{other} is wanted in COCO's form as well, where it is used: "
+            f"{command('convert')} ... split={other} to=coco output=NEW writes it, and data.root=NEW reads it"
+        )
 
 
 def _by_folds(
@@ -177,17 +196,27 @@ def _not_known(known: Known, checkpoint: Path, split: str, dataset: DetectionDat
     return np.flatnonzero(~known.images)
 
 
-def _write(report: LabelReport, dataset: DetectionDataset, source: str, folder: Path, num_pictures: int) -> None:
+def _write(
+    report: LabelReport, dataset: DetectionDataset, source: str, split: str, folder: Path, num_pictures: int
+) -> None:
     annotations = folder / AS_IS if dataset.coco_file is None else Path(dataset.coco_file)
     if dataset.coco_file is None:
         everything = range(len(dataset))
         atomic_write(annotations, json.dumps(coco_content(dataset, relative_names(dataset), everything)))
     corrections = [f.correction(dataset.categories, f.truth.file) for f in report.findings]
     atomic_write(folder / PROPOSED, json.dumps(correct(read_coco(annotations), corrections, scored=True)))
-    numbers = report.to_dict(source, os.path.abspath(annotations), _digest(annotations))
+    pictures = None if isinstance(dataset, CocoDataset) else _folder_of_pictures(dataset, annotations)
+    numbers = report.to_dict(source, split, pictures, os.path.abspath(annotations), _digest(annotations))
     atomic_write(folder / NUMBERS, json.dumps(numbers, indent=1) + "\n")
     atomic_write(folder / PAGE, labels_page(report, dataset, source, TABLE, num_pictures))
     atomic_write(folder / TABLE, as_csv(corrections))
+
+
+def _folder_of_pictures(dataset: DetectionDataset, annotations: Path) -> str:
+    """What the file names in ``annotations`` are relative to."""
+    truth = dataset.truths[0]
+    name = next(one["file_name"] for one in read_coco(annotations)["images"] if one["id"] == truth.image_id)
+    return str(Path(os.path.abspath(truth.file)).parents[len(PurePosixPath(name).parts) - 1])
 
 
 def _refuse_edited(table: Path) -> None:
@@ -216,7 +245,9 @@ def _check(options: LabelsOptions) -> None:
 def _numbers(path: Path) -> dict[str, Any]:
     try:
         numbers = json.loads(path.read_text(encoding="utf-8"))
-        return {key: numbers[key] for key in ("annotations", "sha256")}
+        return {key: numbers[key] for key in ("annotations", "sha256")} | {
+            key: numbers.get(key) for key in ("split", "pictures")
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"apply: {path}: does not tell which annotations the table is about; it belongs beside it"

@@ -23,6 +23,9 @@ from detkit.config import ConfigError, validate
 from detkit.utils.commands import command
 from detkit.utils.files import atomic_write, output_folder
 
+#: Keys of data, by their last names, whose folders are seen from where a command is called.
+_FOLDERS = ("root", "folder")
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -79,7 +82,7 @@ def name_of(name: str | None, root: str | None) -> str:
 
 
 def data_choices(data: DictConfig, preset: str) -> list[Choice]:
-    """What the command line says of ``data`` beside the ``preset``, and the folder as one that holds from anywhere."""
+    """What the command line says of ``data`` beside the ``preset``, with folders that hold from anywhere."""
     loader = ConfigLoaderImpl(search_path(None))
     before = dict(
         leaves(OmegaConf.to_container(loader.load_configuration("recipe", [f"data={preset}"], RunMode.RUN).data))
@@ -87,8 +90,14 @@ def data_choices(data: DictConfig, preset: str) -> list[Choice]:
     now = dict(leaves(OmegaConf.to_container(data)))
     said = {key: value for key, value in now.items() if key not in before or before[key] != value}
     if isinstance(now.get("root"), str):
-        said = {"root": str(Path(now["root"]).absolute()), **{k: v for k, v in said.items() if k != "root"}}
+        said = {"root": now["root"], **{k: v for k, v in said.items() if k != "root"}}
+    said = {key: _from_anywhere(value) if key.rpartition(".")[2] in _FOLDERS else value for key, value in said.items()}
     return [Choice(f"data.{key}", value, "as it was given") for key, value in said.items()]
+
+
+def _from_anywhere(folder: Any) -> Any:
+    """``folder``, but where it is none, or another key says it."""
+    return str(Path(folder).absolute()) if isinstance(folder, str) and "${" not in folder else folder
 
 
 def with_said(choices: Sequence[Choice], said: Sequence[Choice]) -> list[Choice]:

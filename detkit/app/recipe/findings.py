@@ -86,7 +86,7 @@ def look(train: DetectionDataset, val: DetectionDataset | None) -> Findings:
         ImageError: an image cannot be read.
     """
     refuse_nothing_to_learn(train)
-    classes = count(train, {})["classes"]
+    classes = count(train)["classes"]
     sizes = np.array([truth.size for truth in train.truths], float)
     files = {truth.file for truth in train.truths}
     return Findings(
@@ -111,7 +111,7 @@ def _roots(boxes: np.ndarray) -> np.ndarray:
 
 
 def _boxes_of_classes(dataset: DetectionDataset) -> np.ndarray:
-    return np.array([row["boxes"] for row in count(dataset, {})["classes"]])
+    return np.array([row["boxes"] for row in count(dataset)["classes"]])
 
 
 def _is_grey(dataset: DetectionDataset) -> bool:

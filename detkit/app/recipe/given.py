@@ -40,12 +40,14 @@ class View(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """Data, time and computer. ``is_pretrained``: whether ImageNet's weights are to be had."""
+    """Data, time and computer. ``is_pretrained``: whether ImageNet's weights are to be had; ``is_declined``: whether
+    they are not because nobody wants them."""
 
     findings: Findings
     minutes: float
     device: Literal["cpu", "cuda"]
     is_pretrained: bool
+    is_declined: bool = False
 
     @property
     def backbone(self) -> str:

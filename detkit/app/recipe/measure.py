@@ -86,6 +86,24 @@ def time_all(bench: Bench, dataset: DetectionDataset, device: str, threads: int 
     return Speeds(machine(device, threads), bf16, paces)
 
 
+def what_is_timed(bench: Bench, said: Sequence[Choice]) -> dict[str, Any]:
+    """What the timings depend on beside the computer, in plain values.
+
+    Args:
+        said: what the command line has of the data.
+    """
+    f = bench.given.findings
+    return {
+        "backbone": bench.given.backbone,
+        "sizes": [view.size for view in _views(bench.given)],
+        "longer side": f.long_side,
+        "aspect": round(f.aspect, 3),
+        "classes": len(f.names),
+        "objects an image": round(float(f.per_image.mean()), 1),
+        **{choice.key: choice.value for choice in said if choice.key.startswith("data.loader.")},
+    }
+
+
 def reading_time(dataset: DetectionDataset) -> float:
     """Seconds to read an image, which a detection may wait for: of a large one it is the greater part."""
     seconds = []

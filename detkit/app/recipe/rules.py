@@ -207,7 +207,9 @@ def choose_precision(speeds: Speeds) -> Choice:
 
 def choose_backbone(given: Given) -> Choice:
     """ImageNet's weights where there are any."""
-    if not given.is_pretrained:
+    if given.is_declined:
+        words = "without ImageNet's weights, as pretrained=false says: a small network from random weights"
+    elif not given.is_pretrained:
         words = "ImageNet's weights are neither in TORCH_HOME nor to be fetched: a small network from random weights"
     elif given.device == "cuda":
         words = "with ImageNet's weights; COCO's recipes have it on GPUs; not run here"

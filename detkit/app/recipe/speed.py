@@ -48,11 +48,22 @@ class Pace:
 @dataclass(frozen=True, slots=True)
 class Speeds:
     """``machine`` in words; ``bf16``: how many times as fast a training step is in bf16 as in fp32; ``paces`` of each
-    detector by its name, in the faster of the two."""
+    detector by its name, in the faster of the two; ``timed``: of which network, images and loading, in plain values;
+    None where a file does not say."""
 
     machine: str
     bf16: float
     paces: Mapping[str, Pace]
+    timed: Mapping[str, Any] | None = None
+
+    def unlike(self, timed: Mapping[str, Any]) -> str:
+        """In words where ``timed`` is another one; empty where it is not."""
+        if self.timed is None:
+            return "does not say what was timed"
+        keys = [*self.timed, *(key for key in timed if key not in self.timed)]
+        before, now = ([values.get(key, "nothing") for key in keys] for values in (self.timed, timed))
+        others = [f"{k} {a}, here {b}" for k, a, b in zip(keys, before, now, strict=True) if a != b]
+        return f"timed with {'; '.join(others)}" if others else ""
 
     def write(self, path: Path) -> None:
         """Keep them in the JSON file ``path``."""
@@ -73,7 +84,10 @@ def read_speeds(path: str | Path, detectors: Sequence[str]) -> Speeds:
         raise ConfigError(f"speed: {path} cannot be read: {error}") from error
     try:
         paces = {name: _pace(content["paces"][name], name) for name in detectors}
-        return Speeds(str(content["machine"]), _seconds(content["bf16"], "bf16"), paces)
+        timed = content.get("timed")
+        if not isinstance(timed, Mapping | None):
+            raise ValueError(f"timed: must be a mapping, not {timed!r}")
+        return Speeds(str(content["machine"]), _seconds(content["bf16"], "bf16"), paces, timed)
     except KeyError as error:
         raise ConfigError(f"speed: {path} has no {error.args[0]!r}: it is not what a recipe's timing wrote") from None
     except (TypeError, ValueError) as error:

@@ -29,7 +29,7 @@ from detkit.app.recipe.tries import Trial, Tried
 from detkit.app.recipe.weights import at_hand
 from detkit.app.recipe.writer import Writer
 from detkit.app.run.manifest import data_hash
-from detkit.app.run.next_command import tell_next
+from detkit.app.run.next_command import path_word, said, tell_next
 from detkit.config import ConfigError, validate
 from detkit.config.ranges import check_range
 from detkit.config.validate import plain
@@ -53,7 +53,7 @@ def main() -> None:
 def run(cfg: DictConfig, _: Path) -> None:
     """Write the experiment for ``cfg.data`` into ``cfg.output``."""
     is_tried = _taken_out(cfg)
-    validate(cfg, RecipeOptions)
+    validate(cfg, RecipeOptions, also=("try",))
     set_up_logging()
     check_range("minutes", cfg.minutes, _SHORTEST, _LONGEST)
     check_range("threads", cfg.threads, 1)
@@ -65,7 +65,7 @@ def run(cfg: DictConfig, _: Path) -> None:
     if is_tried and (val is None or all(truth.crowd.all() for truth in val.truths)):
         raise ConfigError("try: needs data.val with objects, since it compares by AP")
     with tempfile.TemporaryDirectory() as folder:
-        writer = _writer(cfg, train, val, Place(Path(folder), "timed"), is_tried)
+        writer = _writer(cfg, train, val, (place, Place(Path(folder), "timed")), is_tried)
         speeds = _speeds(cfg, writer, place, is_tried)
         found = options(writer.given, speeds)
         tried = _try(cfg, writer, speeds, found, (train, val)) if is_tried else Tried(found[0], _doubts(found[1:]))
@@ -103,33 +103,52 @@ def _open(cfg: DictConfig) -> tuple[DetectionDataset, DetectionDataset | None]:
 
 
 def _writer(
-    cfg: DictConfig, train: DetectionDataset, val: DetectionDataset | None, scratch: Place, is_tried: bool
+    cfg: DictConfig,
+    train: DetectionDataset,
+    val: DetectionDataset | None,
+    places: tuple[Place, Place],
+    is_tried: bool,
 ) -> Writer:
-    """What writes experiments for the time that is given, or for what is left of it after the tries."""
+    """What writes experiments for the time that is given, or for what is left of it after the tries.
+
+    Args:
+        places: where the experiment goes, and one for what is only timed.
+    """
     device: Any = choose_device(cfg.device).type
+    place, scratch = places
     minutes = cfg.minutes * (1 - cfg.try_share) if is_tried else cfg.minutes
     given = Given(look(train, val), minutes, device, is_pretrained=True)
     is_pretrained = at_hand(given.backbone) if cfg.pretrained is None else cfg.pretrained
     preset = HydraConfig.get().runtime.choices["data"]
-    said = data_choices(cfg.data, preset)
-    asked = [f"minutes={cfg.minutes:g}"]
-    if is_tried:
-        asked += ["try=true", f"try_share={cfg.try_share:g}", f"try_seeds={cfg.try_seeds}"]
-    given = replace(given, is_pretrained=is_pretrained)
-    return Writer(given, train, preset, said, cfg.threads, scratch, asked)
+    given = replace(given, is_pretrained=is_pretrained, is_declined=cfg.pretrained is False)
+    return Writer(given, train, preset, data_choices(cfg.data, preset), cfg.threads, scratch, _asked(cfg, place))
+
+
+def _asked(cfg: DictConfig, place: Place) -> list[str]:
+    """What the command line says beside the data, with the timings in place of new ones: the same file comes of it."""
+    typed = {text.partition("=")[0]: text for text in said(("data", "overwrite", "speed"))}
+    return [*typed.values(), path_word("speed", cfg.speed or place.speeds)]
 
 
 def _speeds(cfg: DictConfig, writer: Writer, place: Place, is_tried: bool) -> Speeds:
     """Those of ``cfg.speed``; of an earlier call here that was to try the same; or measured now, for ``place``."""
+    timed = writer.timed
     if cfg.speed is not None:
-        return read_speeds(cfg.speed, DETECTORS)
+        given = read_speeds(cfg.speed, DETECTORS)
+        if other := given.unlike(timed):
+            logger.warning("speed: %s: %s", cfg.speed, other)
+        return given
     if is_tried and place.speeds.is_file():  # other steps would be other runs, and a killed try could not go on
         before, here = read_speeds(place.speeds, DETECTORS), machine(cfg.device, cfg.threads)
-        if before.machine == here:
+        other = before.unlike(timed)
+        if before.machine == here and not other:
             logger.info("timed before: %s; without that file this computer is timed anew", place.speeds)
             return before
-        logger.info("%s is of %s, and this is %s: timed anew", place.speeds, before.machine, here)
-    measured = time_all(writer.bench, writer.train, cfg.device, cfg.threads)
+        if before.machine != here:
+            logger.info("%s is of %s, and this is %s: timed anew", place.speeds, before.machine, here)
+        else:
+            logger.info("%s: %s: timed anew", place.speeds, other)
+    measured = replace(time_all(writer.bench, writer.train, cfg.device, cfg.threads), timed=timed)
     with output_folder(place.speeds.parent):
         measured.write(place.speeds)
     return measured

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from omegaconf import DictConfig
 
 from detkit.app.recipe.files import Place, with_said
 from detkit.app.recipe.given import Choice, Given, Measured
 from detkit.app.recipe.made import Option, make
-from detkit.app.recipe.measure import Bench, fits_of
+from detkit.app.recipe.measure import Bench, fits_of, what_is_timed
 from detkit.app.recipe.notes import describe, notes
 from detkit.app.recipe.speed import Pace, Speeds
 from detkit.app.run.next_command import word
@@ -28,7 +29,7 @@ class Writer:
         said: lines that the command line has of them.
         threads: of the CPU, where they are not torch's own choice.
         scratch: for what is only timed.
-        asked: what else the command line says, as it is to be repeated.
+        asked: the other words of a command that writes the same.
     """
 
     given: Given
@@ -48,6 +49,11 @@ class Writer:
             return self.scratch.compose()
 
         return Bench(self.given, self.preset, compose)
+
+    @property
+    def timed(self) -> dict[str, Any]:
+        """What of the experiments their timings depend on."""
+        return what_is_timed(self.bench, self.said)
 
     def write(self, place: Place, given: Given, speeds: Speeds, option: Option, tried: Sequence[str]) -> None:
         """The experiment for ``option`` in ``place``; ``tried``: what its head says of others."""
@@ -72,7 +78,7 @@ class Writer:
 
     def _origin(self) -> str:
         said = [shlex.quote(word(choice.key, choice.value)) for choice in self.said]
-        line = " ".join([command("recipe"), f"data={self.preset}", *said, *self.asked])
+        line = " ".join([command("recipe"), f"data={self.preset}", *said, *map(shlex.quote, self.asked)])
         return (
             f"Written by {line}; not yet run to the end: no claim. Every line may be changed; above it stands why it "
             "is as it is (docs/recipes.md)."

@@ -111,5 +111,5 @@ def path_word(key: str, path: str | Path) -> str:
 def word(key: str, value: Any) -> str:
     """The override that gives ``key`` a plain ``value``."""
     if not isinstance(value, str):
-        return f"{key}={json.dumps(value)}"
+        return f"{key}={json.dumps(value, ensure_ascii=False)}"
     return f"{key}={value if _PLAIN.fullmatch(value) else quote(value)}"
