@@ -171,6 +171,23 @@ def test_numbers_beside_the_scores_get_columns(runs: list[Path], tmp_path: Path)
         tool.compare(runs[:6], tmp_path / "out", None, "AP", 100, 0, ["stat/bent"])
 
 
+def test_thresholds_of_ones_own_take_no_column_for_granted(tmp_path: Path) -> None:
+    folders = [make_run(tmp_path / f"{neck}0", 0, neck, lost) for neck, lost in (("FPN", 0.0), ("Worse", 0.6))]
+    for folder in folders:
+        scored = ScoredSet.load(folder / "detections.npz")
+        settings = COCO_SETTINGS._replace(iou_thresholds=(0.5,))
+        replace(scored, settings=settings).save(folder / "detections.npz")
+        stored = json.loads((folder / "evaluation.json").read_text())
+        del stored["metrics"]["AP75"]
+        (folder / "evaluation.json").write_text(json.dumps(stored))
+    tool.main([*map(str, folders), "--output", str(tmp_path / "out"), "--samples", "100"])
+    markdown = (tmp_path / "out" / "table.md").read_text()
+    assert markdown.startswith("| system | seeds | AP | AP50 | AP difference |")
+    for asked in ({"metric": "AP75"}, {"metric": "AP", "more": ["AP75"]}):
+        with pytest.raises(ValueError, match="no metric 'AP75'"):
+            tool.compare(folders, tmp_path / "out", None, num_samples=100, seed=0, **asked)
+
+
 def test_systems_of_one_class_are_told_apart_by_what_differs_between_them() -> None:
     plain, se, other = (
         {"model": {"neck": {"_target_": target, "attention": attention, **more}}}

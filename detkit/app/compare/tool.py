@@ -25,6 +25,7 @@ from detkit.evaluation.bootstrap import CONFIDENCE, LEAST_SAMPLES
 from detkit.utils.files import atomic_write, output_folder
 from detkit.utils.log import set_up_logging
 
+#: Columns of every table whose runs have these numbers: thresholds of one's own may leave out 0.5 or 0.75.
 _SHOWN = ("AP", "AP50", "AP75")
 
 
@@ -73,7 +74,9 @@ def compare(
     refuse_run(output, "--output")
     systems, missing = read_systems(paths)
     chosen = _find(systems, baseline)
-    shown = list(dict.fromkeys([metric, *_SHOWN, *more]))
+    runs = [run for system in systems for run in system.runs]
+    usual = [name for name in _SHOWN if all(name in run.metrics for run in runs)]
+    shown = list(dict.fromkeys([metric, *usual, *more]))
     check_same_classes(systems, shown)
     is_sweep = len(paths) == 1 and (paths[0] / JOBS).is_file()
     output = output or (paths[0] / "comparison" if is_sweep else Path("comparison"))
@@ -94,7 +97,7 @@ def compare(
         draw_curves(curves, systems, metric)
         atomic_write(output / "table.md", as_markdown(rows, metric, shown))
         atomic_write(output / "table.csv", as_csv(rows, metric, shown))
-        title = f"{len(systems)} systems, {sum(len(s.runs) for s in systems)} runs"
+        title = f"{len(systems)} systems, {len(runs)} runs"
         atomic_write(output / "index.html", make_page(title, rows, metric, shown, notes, pictures))
     console = rich.get_console()
     console.print(*as_rich(rows, metric, shown))
