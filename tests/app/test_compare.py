@@ -104,9 +104,9 @@ def test_runs_of_one_experiment_each_are_named_by_it(runs: list[Path], tmp_path:
     assert told(["experiment=a"], [], ["experiment=b"]) == by_key
 
 
-def make_share(folder: Path, seed: int, share: float, lost: float) -> Path:
+def make_share(folder: Path, seed: int, share: float, lost: float, data: Any = MADE) -> Path:
     """A run on a share of the images that misses the share ``lost`` of what there is to find."""
-    run = make_run(folder, seed, "FPN", lost)
+    run = make_run(folder, seed, "FPN", lost, data)
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["data"] = {"subset": {"share": share, "seed": "${seed}"}}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
@@ -128,6 +128,15 @@ def test_shares_of_the_images_are_read_as_a_learning_curve(tmp_path: Path, capsy
     two = [run for run in runs if "0.5" not in run.name]
     tool.main([*map(str, two), "--output", str(tmp_path / "two"), "--samples", "100"])
     assert "Number of images" not in capsys.readouterr().out, "two points lie on any line"
+
+
+def test_a_metric_without_any_object_has_no_learning_curve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = MADE._replace(truths=[replace(t, area=np.full(len(t), 100.0)) for t in MADE.truths])
+    runs = [make_share(tmp_path / f"{share}", 0, share, 0.5, data) for share in (0.25, 0.5, 1.0)]
+    tool.main([*map(str, runs), "--output", str(tmp_path / "out"), "--samples", "100", "--metric", "APl"])
+    output = capsys.readouterr().out
+    assert "Number of images" not in output
+    assert "nan" not in output
 
 
 def test_the_page_needs_nothing_else(runs: list[Path], tmp_path: Path) -> None:
@@ -370,3 +379,33 @@ def test_a_metric_without_any_object_is_not_defined(tmp_path: Path, capsys: pyte
     page = (tmp_path / "out" / "index.html").read_text()
     assert "<td>-</td>" in page
     assert "nan" not in re.sub("base64,[A-Za-z0-9+/=]+", "", page)
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_one_image_gives_no_interval(
+    seeds: tuple[int, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = synthetic_set(num_images=1, num_categories=2, detections_per_image=12, size=200)
+    kinds = {"FPN": 0.0, "Worse": 0.6}
+    folders = [make_run(tmp_path / f"{n}{s}", s, n, lost, data) for n, lost in kinds.items() for s in seeds]
+    tool.main([*map(str, folders), "--output", str(tmp_path / "out"), "--samples", "100"])
+    row = table(tmp_path / "out")["model.neck=Worse"]
+    assert (row["low"], row["high"], row["difference_shown"]) == ("nan", "nan", "False")
+    page = (tmp_path / "out" / "index.html").read_text()
+    output = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "| too few images |" in (tmp_path / "out" / "table.md").read_text()
+    for told in (output, page):
+        assert "too few images: one validation image does not tell how far AP varies" in told
+        assert not re.search(
+            "nan|Intervals: |images alone|noise of training", re.sub("base64,[A-Za-z0-9+/=]+", "", told)
+        )
+
+
+def test_a_learning_curve_of_one_image_has_no_interval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = synthetic_set(num_images=1, num_categories=2, detections_per_image=12, size=200)
+    shares = {0.25: 0.7, 0.5: 0.5, 1.0: 0.0}
+    runs = [make_share(tmp_path / f"{share}", 0, share, lost, data) for share, lost in shares.items()]
+    tool.main([*map(str, runs), "--output", str(tmp_path / "out"), "--samples", "100"])
+    said = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert re.search(r"would bring [+-]0\.\d+, without an interval \(too few images\)\. .* The law may bend: by", said)
+    assert "nan" not in said
