@@ -333,6 +333,18 @@ def test_the_folder_of_a_run_takes_no_table(runs: list[Path], capsys: pytest.Cap
         ("config.yaml", "", "not a mapping of keys but 'None'"),
         ("evaluation.json", '{"metrics": {"AP"', "not JSON: "),
         ("evaluation.json", "{}", "has no metrics"),
+        ("evaluation.json", '{"metrics": [1]}', "metrics is not an object but '[1]'"),
+        ("evaluation.json", '{"metrics": {"AP": "0.5"}}', "metrics.AP is not a number but '0.5'"),
+        ("evaluation.json", '{"metrics": {"AP": true}}', "metrics.AP is not a number but 'True'"),
+        ("config.yaml", "trainer: {steps: 4}", "has no seed"),
+        ("config.yaml", "seed: one", "seed is not a whole number but 'one'"),
+        ("result.json", '{"parameters": "2 M"}', "parameters is not a number but '2 M'"),
+        ("result.json", '{"best_step": [4]}', "best_step is not a whole number but '[4]'"),
+        ("manifest.json", '{"command": 5}', "command is not a list but '5'"),
+        ("manifest.json", '{"resumed": ["now"]}', "resumed.0 is not an object but 'now'"),
+        ("manifest.json", '{"resumed": [{"data": "abc"}]}', "resumed.0.data is not an object but 'abc'"),
+        ("detections.npz", "", "damaged, or not the detections of an evaluation: No data left in file"),
+        ("metrics.csv", "loss,0.5\n", "not the table of logged numbers that a run writes"),
     ],
 )
 def test_a_damaged_file_of_a_run_is_named(name: str, content: str, told: str, runs: list[Path]) -> None:
@@ -349,6 +361,26 @@ def test_a_row_that_was_cut_off_is_none(runs: list[Path]) -> None:
         found = RunFolder(file.parent).numbers()
         assert found.keys() == whole.keys()
         assert all(np.array_equal(a, b) for key in whole for a, b in zip(found[key], whole[key], strict=True))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda lines: lines[1:],
+        lambda lines: [*lines[:4], b"9,train", *lines[4:]],
+        lambda lines: [*lines[:4], b"9,train,loss,abc", *lines[4:]],
+        lambda lines: [*lines[:4], b"9,train,lo\xff\xfess,1.0", *lines[4:]],
+        lambda lines: [*lines[:4], b'9,train,"loss,1.0', *lines[4:]],
+    ],
+    ids=["no head", "cut off", "no number", "not UTF-8", "a quotation mark"],
+)
+def test_lines_that_are_no_rows_are_left_out(damage: Any, runs: list[Path], tmp_path: Path) -> None:
+    whole, file = RunFolder(runs[0]).numbers(), runs[0] / "metrics.csv"
+    file.write_bytes(b"\n".join(damage(file.read_bytes().split(b"\n"))))
+    found = RunFolder(runs[0]).numbers()
+    assert found.keys() == whole.keys()
+    assert all(np.array_equal(a, b) for key in whole for a, b in zip(found[key], whole[key], strict=True))
+    tool.main([*map(str, runs[:4]), "--output", str(tmp_path / "out"), "--samples", "100"])
 
 
 @pytest.mark.parametrize("samples", [1000, 100])
