@@ -253,7 +253,7 @@ def test_numbers_of_rare_classes_are_compared_where_these_are_the_same(tmp_path:
         tool.compare([one, other], tmp_path / "out", None, "APr", 100, 0)
     with pytest.raises(ConfigError, match=refused):
         tool.compare([one, other], tmp_path / "out", None, "AP", 100, 0, ["APr"])
-    tool.compare([one, other], tmp_path / "out", None, "AP", 100, 0)
+    tool.compare([one, other], tmp_path / "others", None, "AP", 100, 0)
 
 
 def test_a_sweep_names_its_systems_and_what_is_missing_is_told(
@@ -324,6 +324,50 @@ def test_the_folder_of_a_run_takes_no_table(runs: list[Path], capsys: pytest.Cap
         tool.main([*map(str, runs), "--output", str(runs[0])])
     assert f"--output: {runs[0]} is the folder of a run" in capsys.readouterr().err
     assert sorted(path.name for path in runs[0].iterdir()) == before
+
+
+def test_a_comparison_is_not_written_over_one_of_other_runs(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first, second, third = (str(run.relative_to(tmp_path)) for run in runs[:7:3])
+    tool.main([first, second, "--samples", "100"])
+    before = (tmp_path / "comparison" / "table.csv").read_bytes()
+    refused = r"^comparison holds a comparison of FPN0, Worse0: choose another folder by --output, or delete this one$"
+    for output in (None, Path("comparison")):
+        with pytest.raises(ConfigError, match=refused):
+            tool.compare([Path(first), Path(third)], output, None, "AP", 100, 0)
+    assert (tmp_path / "comparison" / "table.csv").read_bytes() == before
+    tool.main([str(tmp_path / second), first, "--samples", "100"])
+    assert (tmp_path / "comparison" / "table.csv").read_bytes() != before, "the same runs, another baseline"
+    tool.main([first, third, "--samples", "100", "--output", "other"])
+    (tmp_path / "comparison" / "compared.json").write_text("[]")
+    with pytest.raises(ConfigError, match=r"^comparison holds a comparison of runs that are not known: choose"):
+        tool.compare([Path(first), Path(second)], None, None, "AP", 100, 0)
+
+
+def test_runs_and_their_comparison_may_move_together(runs: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    moved = [run.rename(tmp_path / "here" / run.name) for run in runs[:2]]
+    tool.compare(moved, tmp_path / "here" / "out", None, "AP", 100, 0)
+    there = (tmp_path / "here").rename(tmp_path / "there")
+    tool.compare([there / run.name for run in moved], there / "out", None, "AP", 100, 0)
+
+
+def test_the_comparison_of_a_sweep_is_made_anew_when_more_jobs_are_finished(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    jobs: list[dict[str, Any]] = []
+    for seed in range(2):
+        make_run(sweep / str(seed), seed, "FPN", 0.1)
+        jobs.append({"folder": str(seed), "label": f"seed={seed}", "overrides": []})
+        (sweep / "sweep.json").write_text(json.dumps({"jobs": jobs}))
+        tool.main([str(sweep), "--samples", "100"])
+    assert [row["seeds"] for row in table(sweep / "comparison").values()] == ["0 1"]
+    (sweep / "comparison" / "compared.json").unlink()  # as an older one
+    tool.main([str(sweep), "--samples", "100"])
+    other = make_run(tmp_path / "other", 0, "FPN", 0.1)
+    with pytest.raises(ConfigError, match=r"sweep/comparison holds a comparison of .*sweep: choose"):
+        tool.compare([other], sweep / "comparison", None, "AP", 100, 0)
 
 
 @pytest.mark.parametrize(

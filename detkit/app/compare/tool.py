@@ -12,6 +12,7 @@ from rich.text import Text
 
 from detkit.app.cli.failure import told_plainly
 from detkit.app.compare.figures import draw_bars, draw_curves
+from detkit.app.compare.folder import TABLE, refuse_other, write_down
 from detkit.app.compare.images import draw_images, in_words, read_curve
 from detkit.app.compare.page import make_page
 from detkit.app.compare.runs import System, check_same_classes, made_unlike, read_systems
@@ -79,7 +80,8 @@ def compare(
         more: numbers of the runs' ``evaluation.json`` that get columns too.
 
     Raises:
-        ConfigError: the runs cannot be compared, a name is unknown, or ``output`` is the folder of a run.
+        ConfigError: the runs cannot be compared, a name is unknown, or ``output`` is the folder of a run or holds a
+            comparison of others.
     """
     refuse_run(output, "--output")
     systems, missing = read_systems(paths)
@@ -90,6 +92,7 @@ def compare(
     check_same_classes(systems, shown)
     is_sweep = len(paths) == 1 and (paths[0] / JOBS).is_file()
     output = output or (paths[0] / "comparison" if is_sweep else Path("comparison"))
+    refuse_other(output, paths)
     with output_folder(output):
         rows = make_rows(systems, chosen, metric, shown, num_samples, seed)
         notes = _notes(rows, metric, num_samples)
@@ -97,6 +100,7 @@ def compare(
             notes.append(f"Not all runs were made alike, by value how many: {'; '.join(unlike)}.")
         if missing:
             notes.append(f"Left out, since they have not come to their end: {'; '.join(missing)}.")
+        write_down(output, paths)
         pictures = [output / "differences.png", output / "learning_curves.png"]
         bars, curves = pictures
         if (of_images := read_curve(rows)) is not None:
@@ -106,7 +110,7 @@ def compare(
         draw_bars(bars, rows, metric)
         draw_curves(curves, systems, metric)
         atomic_write(output / "table.md", as_markdown(rows, metric, shown))
-        atomic_write(output / "table.csv", as_csv(rows, metric, shown))
+        atomic_write(output / TABLE, as_csv(rows, metric, shown))
         title = f"{len(systems)} systems, {len(runs)} runs"
         atomic_write(output / "index.html", make_page(title, rows, metric, shown, notes, pictures))
     console = rich.get_console()
