@@ -15,15 +15,19 @@ CONFIDENCE = 0.95
 #: Fewer samples of the images say nothing about an interval.
 LEAST_SAMPLES = 100
 
+#: All samples of fewer images are alike: how much it varies with the images is not known.
+LEAST_IMAGES = 2
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:
     """The mean of one system's runs minus that of the baseline's, with its interval.
 
     ``value`` is nan where the metric is not defined on the data set; ``low`` and ``high`` are too where fewer than
-    ``LEAST_SAMPLES`` samples define it. ``seeds_vary``: whether the interval holds the noise of training too. Without a
-    second run of either system it cannot: it is then about these very weights. ``num_undefined``: how many of the
-    ``num_samples`` samples have no object that the metric is about; the interval is over the others.
+    ``LEAST_SAMPLES`` samples define it, or there are fewer than ``LEAST_IMAGES`` images. ``seeds_vary``: whether the
+    interval holds the noise of training too. Without a second run of either system it cannot: it is then about these
+    very weights. ``num_undefined``: how many of the ``num_samples`` samples have no object that the metric is about;
+    the interval is over the others.
     """
 
     value: float
@@ -54,7 +58,8 @@ def paired_difference(baseline: np.ndarray, other: np.ndarray, num_images: int) 
     The interval is symmetric, of Student's t with the degrees of freedom of Welch and Satterthwaite, since a handful of
     seeds tells little of their variance, which resampling them would understate.
 
-    A sample without any object that the metric is about says nothing of it and is left out.
+    A sample without any object that the metric is about says nothing of it and is left out. One image has no interval,
+    however many seeds there are.
 
     Args:
         baseline: (S, 1 + B) of S runs: the metric with the weights of :func:`image_weights`, -1 or nan where it is not
@@ -67,14 +72,14 @@ def paired_difference(baseline: np.ndarray, other: np.ndarray, num_images: int) 
     value, num_samples = float(means[0]), len(means) - 1
     num_undefined = num_samples - int(defined[1:].sum())
     half = math.nan
-    if defined[0] and num_samples - num_undefined >= LEAST_SAMPLES:
+    if defined[0] and num_samples - num_undefined >= LEAST_SAMPLES and num_images >= LEAST_IMAGES:
         half = _half_width(baseline[:, defined], other[:, defined], num_images)
     seeds_vary = len(baseline) > 1 and len(other) > 1
     return Difference(value, value - half, value + half, seeds_vary, num_undefined, num_samples)
 
 
 def _half_width(baseline: np.ndarray, other: np.ndarray, num_images: int) -> float:
-    """Half the interval of :func:`paired_difference`, of samples all of which define the metric."""
+    """Half the interval of :func:`paired_difference`, of samples all of which define the metric, of several images."""
     means = other.mean(axis=0) - baseline.mean(axis=0)
     of_images = float(np.var(means[1:], ddof=1))
     parts = [(of_images, num_images - 1)]

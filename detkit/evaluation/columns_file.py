@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,18 +59,24 @@ class ScoredSet:
         """
         try:
             with np.load(path, allow_pickle=False) as file:
-                if int(file["format"]) != _FORMAT:
-                    raise ValueError(f"{path}: format {file['format']}; this detkit reads format {_FORMAT}")
-                truth = TruthColumns(*(file[f"truth_{name}"] for name in TruthColumns._fields))
-                found = DetectionColumns(*(file[f"found_{name}"] for name in DetectionColumns._fields))
-                first, second, third = file["max_detections"].tolist()
-                frequency = tuple(file["frequency"].tolist()) if "frequency" in file else None
-                names = tuple(file["names"].tolist())
-                return cls(truth, found, names, (first, second, third), _settings(file), frequency)
+                version = int(file["format"])
+                if version == _FORMAT:
+                    return cls._read(file)
         except FileNotFoundError:
             raise ValueError(f"{path}: there is no such file") from None
-        except (OSError, KeyError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path}: damaged, or not the detections of an evaluation: {error}") from error
+        except Exception as error:  # zipfile, zlib and numpy's reader of headers raise what they like
+            reason = str(error).partition(". ")[0] or type(error).__name__  # numpy goes on: let the file run code
+            raise ValueError(f"{path}: damaged, or not the detections of an evaluation: {reason}") from error
+        raise ValueError(f"{path}: format {version}; this detkit reads format {_FORMAT}")
+
+    @classmethod
+    def _read(cls, file: Mapping[str, np.ndarray]) -> ScoredSet:
+        truth = TruthColumns(*(file[f"truth_{name}"] for name in TruthColumns._fields))
+        found = DetectionColumns(*(file[f"found_{name}"] for name in DetectionColumns._fields))
+        first, second, third = file["max_detections"].tolist()
+        frequency = tuple(file["frequency"].tolist()) if "frequency" in file else None
+        names = tuple(file["names"].tolist())
+        return cls(truth, found, names, (first, second, third), _settings(file), frequency)
 
 
 def grouped(frequency: Sequence[str] | None) -> dict[str, tuple[int, ...]] | None:

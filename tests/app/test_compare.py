@@ -104,9 +104,9 @@ def test_runs_of_one_experiment_each_are_named_by_it(runs: list[Path], tmp_path:
     assert told(["experiment=a"], [], ["experiment=b"]) == by_key
 
 
-def make_share(folder: Path, seed: int, share: float, lost: float) -> Path:
+def make_share(folder: Path, seed: int, share: float, lost: float, data: Any = MADE) -> Path:
     """A run on a share of the images that misses the share ``lost`` of what there is to find."""
-    run = make_run(folder, seed, "FPN", lost)
+    run = make_run(folder, seed, "FPN", lost, data)
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["data"] = {"subset": {"share": share, "seed": "${seed}"}}
     (run / "config.yaml").write_text(yaml.safe_dump(config))
@@ -128,6 +128,15 @@ def test_shares_of_the_images_are_read_as_a_learning_curve(tmp_path: Path, capsy
     two = [run for run in runs if "0.5" not in run.name]
     tool.main([*map(str, two), "--output", str(tmp_path / "two"), "--samples", "100"])
     assert "Number of images" not in capsys.readouterr().out, "two points lie on any line"
+
+
+def test_a_metric_without_any_object_has_no_learning_curve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = MADE._replace(truths=[replace(t, area=np.full(len(t), 100.0)) for t in MADE.truths])
+    runs = [make_share(tmp_path / f"{share}", 0, share, 0.5, data) for share in (0.25, 0.5, 1.0)]
+    tool.main([*map(str, runs), "--output", str(tmp_path / "out"), "--samples", "100", "--metric", "APl"])
+    output = capsys.readouterr().out
+    assert "Number of images" not in output
+    assert "nan" not in output
 
 
 def test_the_page_needs_nothing_else(runs: list[Path], tmp_path: Path) -> None:
@@ -169,6 +178,23 @@ def test_numbers_beside_the_scores_get_columns(runs: list[Path], tmp_path: Path)
     assert cells["model.neck=Worse"] == "-"
     with pytest.raises(ConfigError, match=r"no metric 'stat/bent' in .*; there are .*, stat/bend"):
         tool.compare(runs[:6], tmp_path / "out", None, "AP", 100, 0, ["stat/bent"])
+
+
+def test_thresholds_of_ones_own_take_no_column_for_granted(tmp_path: Path) -> None:
+    folders = [make_run(tmp_path / f"{neck}0", 0, neck, lost) for neck, lost in (("FPN", 0.0), ("Worse", 0.6))]
+    for folder in folders:
+        scored = ScoredSet.load(folder / "detections.npz")
+        settings = COCO_SETTINGS._replace(iou_thresholds=(0.5,))
+        replace(scored, settings=settings).save(folder / "detections.npz")
+        stored = json.loads((folder / "evaluation.json").read_text())
+        del stored["metrics"]["AP75"]
+        (folder / "evaluation.json").write_text(json.dumps(stored))
+    tool.main([*map(str, folders), "--output", str(tmp_path / "out"), "--samples", "100"])
+    markdown = (tmp_path / "out" / "table.md").read_text()
+    assert markdown.startswith("| system | seeds | AP | AP50 | AP difference |")
+    for asked in ({"metric": "AP75"}, {"metric": "AP", "more": ["AP75"]}):
+        with pytest.raises(ValueError, match="no metric 'AP75'"):
+            tool.compare(folders, tmp_path / "out", None, num_samples=100, seed=0, **asked)
 
 
 def test_systems_of_one_class_are_told_apart_by_what_differs_between_them() -> None:
@@ -227,7 +253,7 @@ def test_numbers_of_rare_classes_are_compared_where_these_are_the_same(tmp_path:
         tool.compare([one, other], tmp_path / "out", None, "APr", 100, 0)
     with pytest.raises(ConfigError, match=refused):
         tool.compare([one, other], tmp_path / "out", None, "AP", 100, 0, ["APr"])
-    tool.compare([one, other], tmp_path / "out", None, "AP", 100, 0)
+    tool.compare([one, other], tmp_path / "others", None, "AP", 100, 0)
 
 
 def test_a_sweep_names_its_systems_and_what_is_missing_is_told(
@@ -300,6 +326,50 @@ def test_the_folder_of_a_run_takes_no_table(runs: list[Path], capsys: pytest.Cap
     assert sorted(path.name for path in runs[0].iterdir()) == before
 
 
+def test_a_comparison_is_not_written_over_one_of_other_runs(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first, second, third = (str(run.relative_to(tmp_path)) for run in runs[:7:3])
+    tool.main([first, second, "--samples", "100"])
+    before = (tmp_path / "comparison" / "table.csv").read_bytes()
+    refused = r"^comparison holds a comparison of FPN0, Worse0: choose another folder by --output, or delete this one$"
+    for output in (None, Path("comparison")):
+        with pytest.raises(ConfigError, match=refused):
+            tool.compare([Path(first), Path(third)], output, None, "AP", 100, 0)
+    assert (tmp_path / "comparison" / "table.csv").read_bytes() == before
+    tool.main([str(tmp_path / second), first, "--samples", "100"])
+    assert (tmp_path / "comparison" / "table.csv").read_bytes() != before, "the same runs, another baseline"
+    tool.main([first, third, "--samples", "100", "--output", "other"])
+    (tmp_path / "comparison" / "compared.json").write_text("[]")
+    with pytest.raises(ConfigError, match=r"^comparison holds a comparison of runs that are not known: choose"):
+        tool.compare([Path(first), Path(second)], None, None, "AP", 100, 0)
+
+
+def test_runs_and_their_comparison_may_move_together(runs: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    moved = [run.rename(tmp_path / "here" / run.name) for run in runs[:2]]
+    tool.compare(moved, tmp_path / "here" / "out", None, "AP", 100, 0)
+    there = (tmp_path / "here").rename(tmp_path / "there")
+    tool.compare([there / run.name for run in moved], there / "out", None, "AP", 100, 0)
+
+
+def test_the_comparison_of_a_sweep_is_made_anew_when_more_jobs_are_finished(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    jobs: list[dict[str, Any]] = []
+    for seed in range(2):
+        make_run(sweep / str(seed), seed, "FPN", 0.1)
+        jobs.append({"folder": str(seed), "label": f"seed={seed}", "overrides": []})
+        (sweep / "sweep.json").write_text(json.dumps({"jobs": jobs}))
+        tool.main([str(sweep), "--samples", "100"])
+    assert [row["seeds"] for row in table(sweep / "comparison").values()] == ["0 1"]
+    (sweep / "comparison" / "compared.json").unlink()  # as an older one
+    tool.main([str(sweep), "--samples", "100"])
+    other = make_run(tmp_path / "other", 0, "FPN", 0.1)
+    with pytest.raises(ConfigError, match=r"sweep/comparison holds a comparison of .*sweep: choose"):
+        tool.compare([other], sweep / "comparison", None, "AP", 100, 0)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
@@ -307,6 +377,18 @@ def test_the_folder_of_a_run_takes_no_table(runs: list[Path], capsys: pytest.Cap
         ("config.yaml", "", "not a mapping of keys but 'None'"),
         ("evaluation.json", '{"metrics": {"AP"', "not JSON: "),
         ("evaluation.json", "{}", "has no metrics"),
+        ("evaluation.json", '{"metrics": [1]}', "metrics is not an object but '[1]'"),
+        ("evaluation.json", '{"metrics": {"AP": "0.5"}}', "metrics.AP is not a number but '0.5'"),
+        ("evaluation.json", '{"metrics": {"AP": true}}', "metrics.AP is not a number but 'True'"),
+        ("config.yaml", "trainer: {steps: 4}", "has no seed"),
+        ("config.yaml", "seed: one", "seed is not a whole number but 'one'"),
+        ("result.json", '{"parameters": "2 M"}', "parameters is not a number but '2 M'"),
+        ("result.json", '{"best_step": [4]}', "best_step is not a whole number but '[4]'"),
+        ("manifest.json", '{"command": 5}', "command is not a list but '5'"),
+        ("manifest.json", '{"resumed": ["now"]}', "resumed.0 is not an object but 'now'"),
+        ("manifest.json", '{"resumed": [{"data": "abc"}]}', "resumed.0.data is not an object but 'abc'"),
+        ("detections.npz", "", "damaged, or not the detections of an evaluation: No data left in file"),
+        ("metrics.csv", "loss,0.5\n", "not the table of logged numbers that a run writes"),
     ],
 )
 def test_a_damaged_file_of_a_run_is_named(name: str, content: str, told: str, runs: list[Path]) -> None:
@@ -323,6 +405,26 @@ def test_a_row_that_was_cut_off_is_none(runs: list[Path]) -> None:
         found = RunFolder(file.parent).numbers()
         assert found.keys() == whole.keys()
         assert all(np.array_equal(a, b) for key in whole for a, b in zip(found[key], whole[key], strict=True))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda lines: lines[1:],
+        lambda lines: [*lines[:4], b"9,train", *lines[4:]],
+        lambda lines: [*lines[:4], b"9,train,loss,abc", *lines[4:]],
+        lambda lines: [*lines[:4], b"9,train,lo\xff\xfess,1.0", *lines[4:]],
+        lambda lines: [*lines[:4], b'9,train,"loss,1.0', *lines[4:]],
+    ],
+    ids=["no head", "cut off", "no number", "not UTF-8", "a quotation mark"],
+)
+def test_lines_that_are_no_rows_are_left_out(damage: Any, runs: list[Path], tmp_path: Path) -> None:
+    whole, file = RunFolder(runs[0]).numbers(), runs[0] / "metrics.csv"
+    file.write_bytes(b"\n".join(damage(file.read_bytes().split(b"\n"))))
+    found = RunFolder(runs[0]).numbers()
+    assert found.keys() == whole.keys()
+    assert all(np.array_equal(a, b) for key in whole for a, b in zip(found[key], whole[key], strict=True))
+    tool.main([*map(str, runs[:4]), "--output", str(tmp_path / "out"), "--samples", "100"])
 
 
 @pytest.mark.parametrize("samples", [1000, 100])
@@ -353,3 +455,33 @@ def test_a_metric_without_any_object_is_not_defined(tmp_path: Path, capsys: pyte
     page = (tmp_path / "out" / "index.html").read_text()
     assert "<td>-</td>" in page
     assert "nan" not in re.sub("base64,[A-Za-z0-9+/=]+", "", page)
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_one_image_gives_no_interval(
+    seeds: tuple[int, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = synthetic_set(num_images=1, num_categories=2, detections_per_image=12, size=200)
+    kinds = {"FPN": 0.0, "Worse": 0.6}
+    folders = [make_run(tmp_path / f"{n}{s}", s, n, lost, data) for n, lost in kinds.items() for s in seeds]
+    tool.main([*map(str, folders), "--output", str(tmp_path / "out"), "--samples", "100"])
+    row = table(tmp_path / "out")["model.neck=Worse"]
+    assert (row["low"], row["high"], row["difference_shown"]) == ("nan", "nan", "False")
+    page = (tmp_path / "out" / "index.html").read_text()
+    output = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "| too few images |" in (tmp_path / "out" / "table.md").read_text()
+    for told in (output, page):
+        assert "too few images: one validation image does not tell how far AP varies" in told
+        assert not re.search(
+            "nan|Intervals: |images alone|noise of training", re.sub("base64,[A-Za-z0-9+/=]+", "", told)
+        )
+
+
+def test_a_learning_curve_of_one_image_has_no_interval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = synthetic_set(num_images=1, num_categories=2, detections_per_image=12, size=200)
+    shares = {0.25: 0.7, 0.5: 0.5, 1.0: 0.0}
+    runs = [make_share(tmp_path / f"{share}", 0, share, lost, data) for share, lost in shares.items()]
+    tool.main([*map(str, runs), "--output", str(tmp_path / "out"), "--samples", "100"])
+    said = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert re.search(r"would bring [+-]0\.\d+, without an interval \(too few images\)\. .* The law may bend: by", said)
+    assert "nan" not in said

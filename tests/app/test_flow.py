@@ -77,7 +77,7 @@ def test_explain_traces_every_object_that_is_missed(run, monkeypatch, capsys):
     call(
         explain.main, monkeypatch, capsys, f"checkpoint={run / 'run' / 'last.pt'}", "device=cpu", "score_threshold=0.9"
     )
-    found = json.loads((run / "run" / "explanation_last_val" / "explanation.json").read_text())
+    found = json.loads((run / "run" / "explanation_last_val+score_threshold-0.9" / "explanation.json").read_text())
     causes = found["missed_by_cause"]
     assert sum(causes.values()) == found["objects"] - found["found"] > 0
     assert "not traced" not in causes

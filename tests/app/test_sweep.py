@@ -241,7 +241,7 @@ def test_a_job_is_given_its_folder_as_it_is_called(name: str, tmp_path: Path, mo
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", '{"steps": 3}'])
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"steps": 3}', '{"monitor": "AP", "best": "0.5"}'])
 def test_a_job_whose_result_is_damaged_is_run_again(jobs, content: str) -> None:
     (job,) = jobs("fine")
     job.folder.mkdir()
@@ -329,6 +329,13 @@ def test_two_sweeps_into_one_folder(tmp_path: Path) -> None:
     folder.add([Job("a b", (), "key", tmp_path / "key", 3)])
     assert read_jobs(tmp_path) == {tmp_path / "key": "a b"}
     folder.close()
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"jobs": [1]}', b"\xff\xfe"])
+def test_a_damaged_list_of_jobs_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "sweep.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"sweep\.json: not the list of jobs that a sweep writes"):
+        read_jobs(tmp_path)
 
 
 def test_a_job_whose_last_process_is_still_saving_waits_for_it(jobs, monkeypatch: pytest.MonkeyPatch) -> None:

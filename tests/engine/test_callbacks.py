@@ -14,6 +14,7 @@ import rich
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from detkit.config import ConfigError
 from detkit.engine import (
     EvaluationRecord,
     EvaluationResult,
@@ -24,6 +25,7 @@ from detkit.engine import (
     StepRecord,
     TensorBoardWriter,
 )
+from detkit.engine.callbacks.metrics_csv import read_metrics
 from detkit.engine.evaluation import Example
 from detkit.structures import Detections, ImageMeta, Target
 from detkit.utils.progress import track
@@ -102,6 +104,43 @@ def test_a_resumed_table_loses_what_came_after(tmp_path: Path) -> None:
     resumed.on_step_end(step(11))
     resumed.on_fit_end(END)
     assert path.read_text().splitlines()[-1] == "11,train,time/data_share,0.25"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"9,train", b"9,train,loss", b"9,train,loss,abc", b"9,train,loss,", b"9,train,,0.5", b"nine,train,loss,0.5",
+        b"-9,train,loss,0.5", b"9.5,train,loss,0.5", b"9,test,loss,0.5", b"9,train,loss,0.5,0.5", b"",
+        b"9,train,l\xffss,0.5", b"\xff\xfe\x00", b"\x00" * 4096, b'9,train,"loss,0.5', "\u00b2,train,loss,0.5".encode(),
+        b"9" * 5000 + b",train,loss,0.5", b"9,train," + b"x" * 200_000 + b",0.5",
+    ],
+)  # fmt: skip
+def test_a_run_goes_on_whatever_a_line_of_its_table_holds(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "metrics.csv"
+    rows = b"8,train,loss,1\n8,val,AP/a,0.10\n"
+    path.write_bytes(b"step,split,name,value\n" + line + b"\n" + rows + line)
+    assert read_metrics(path) == [(8, "train", "loss", "1"), (8, "val", "AP/a", "0.10")]
+    table = MetricsCsv()
+    table.on_fit_start(start(tmp_path, 10))
+    table.on_fit_end(END)
+    assert path.read_bytes() == b"step,split,name,value\n" + rows, "digits stay as they were"
+
+
+def test_a_run_goes_on_though_its_table_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "metrics.csv"
+    for content in (b"\xff\xfe\x00\x00", b"\x00" * 40, b"a photo\n"):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=re.escape(f"{path}: not the table of logged numbers")):
+            read_metrics(path)
+        table = MetricsCsv()
+        table.on_fit_start(start(tmp_path, 10))
+        table.on_fit_end(END)
+        assert f"{path}: not the table of logged numbers that a run writes; begun anew" in caplog.text
+        assert path.read_text() == "step,split,name,value\n"
+        caplog.clear()
+    for content in ("", "step,split,name,value\n"):
+        path.write_text(content)
+        assert read_metrics(path) == []
 
 
 def test_rows_are_there_at_once(tmp_path: Path) -> None:

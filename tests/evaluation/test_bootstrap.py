@@ -158,3 +158,15 @@ def test_too_few_samples_give_no_interval_and_no_object_no_difference() -> None:
     nothing = paired_difference(np.full((2, 201), -1.0), np.full((2, 201), -1.0), 20)
     assert np.isnan([nothing.value, nothing.low, nothing.high]).all()
     assert not nothing.is_shown
+
+
+def test_one_image_has_no_interval() -> None:
+    """All its samples are alike, whether seeds vary or not: what other images would show is not known."""
+    weights = image_weights(1, 100)
+    for seeds in (1, 2, 3):
+        one = np.repeat(np.linspace(0.5, 0.6, seeds)[:, None], len(weights), axis=1)
+        found = paired_difference(one, one + 0.1, 1)
+        assert found.value == pytest.approx(0.1)
+        assert np.isnan([found.low, found.high]).all()
+        assert not found.is_shown
+        assert paired_difference(one, one + 0.1, 2).high >= found.value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
 
 import numpy as np
@@ -93,8 +95,23 @@ def test_the_file_keeps_every_bit(tmp_path: Path) -> None:
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "detections.npz"
     scored_set(random_case(11)).save(path)
-    path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(ValueError, match=r"detections.npz: damaged, or not the detections of an evaluation"):
+    whole = path.read_bytes()
+    with io.BytesIO() as array, io.BytesIO() as archive:
+        np.save(array, np.arange(3))
+        np.savez(archive, format=1, max_detections=[1, 10])
+        others = array.getvalue(), archive.getvalue()
+    for content in (b"", b"none", whole[:200], whole[:-1], *others):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"detections.npz: damaged, or not the detections of an evaluation: \S"):
+            ScoredSet.load(path)
+    for i in range(0, len(whole), len(whole) // 200):
+        path.write_bytes(whole[:i] + bytes([whole[i] ^ 0xFF]) + whole[i + 1 :])
+        with contextlib.suppress(ValueError):  # a date, say, may be another
+            ScoredSet.load(path)
+    with io.BytesIO() as archive:
+        np.savez(archive, format=2)
+        path.write_bytes(archive.getvalue())
+    with pytest.raises(ValueError, match=r"detections.npz: format 2; this detkit reads format 1"):
         ScoredSet.load(path)
     with pytest.raises(ValueError, match="there is no such file"):
         ScoredSet.load(tmp_path / "nothing.npz")

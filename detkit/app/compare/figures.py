@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from detkit.app.compare.runs import Run, System
-from detkit.app.compare.table import NOT_DEFINED, NOT_SHOWN, TOO_FEW, Row
+from detkit.app.compare.table import NOT_DEFINED, NOT_SHOWN, Row, no_interval
 from detkit.evaluation.bootstrap import CONFIDENCE
 from detkit.evaluation.summary import with_nan
 from detkit.pictures.draw import PNG_METADATA
@@ -48,14 +48,15 @@ def _draw_differences(axis, rows: Sequence[Row], compared: Sequence[Row], metric
         color = _color(places[row.system.name])
         axis.plot([d.low, d.high], [i, i], color=color, linewidth=2, linestyle="-" if d.seeds_vary else ":")
         axis.plot(d.value, i, "o", color=color, markersize=7, markerfacecolor=color if d.is_shown else "white")
-        _say(axis, NOT_DEFINED if np.isnan(d.value) else TOO_FEW if np.isnan(d.low) else "", i)
+        _say(axis, no_interval(d), i)
     axis.axvline(0, color="black", linewidth=1)
     baseline = next(row.system.name for row in rows if row.difference is None)
     _name_rows(axis, [row.system.name for row in compared])
-    alone = any(row.difference is not None and not row.difference.seeds_vary for row in compared)
+    told = [row.difference for row in compared if row.difference is not None and not no_interval(row.difference)]
+    alone = any(not d.seeds_vary for d in told)
     marks = f"hollow: {NOT_SHOWN}{'; dotted: images alone' * alone}"
-    told = f"{metric} minus that of {baseline}, {CONFIDENCE:.0%} interval ({marks})"
-    axis.set_xlabel(textwrap.fill(told, width=64), parse_math=False)
+    label = f"{metric} minus that of {baseline}, {CONFIDENCE:.0%} interval ({marks})"
+    axis.set_xlabel(textwrap.fill(label, width=64), parse_math=False)
 
 
 def _say(axis, words: str, row: int) -> None:

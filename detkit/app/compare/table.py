@@ -13,7 +13,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from detkit.app.compare.runs import System
-from detkit.evaluation.bootstrap import CONFIDENCE, Difference, image_weights, paired_difference
+from detkit.evaluation.bootstrap import CONFIDENCE, LEAST_SAMPLES, Difference, image_weights, paired_difference
 from detkit.evaluation.matches import accumulate, match
 from detkit.utils.progress import track
 
@@ -22,6 +22,7 @@ NOT_SHOWN = "no difference shown"
 #: In place of an interval, where none can be given.
 NOT_DEFINED = "not defined"
 TOO_FEW = "too few samples"
+TOO_FEW_IMAGES = "too few images"
 
 #: Beside an interval that does not hold the noise of training.
 IMAGES_ALONE = "(images alone)"
@@ -174,16 +175,24 @@ def difference_words(difference: Difference | None) -> tuple[str, str]:
     """The difference to the baseline, None for the baseline itself, and its interval with what it means."""
     if difference is None:
         return "baseline", ""
-    if np.isnan(difference.value):
-        return "-", NOT_DEFINED
-    if np.isnan(difference.low):
-        return f"{difference.value:+.3f}", f"{TOO_FEW}{_undefined(difference)}"
+    value = "-" if np.isnan(difference.value) else f"{difference.value:+.3f}"
+    if reason := no_interval(difference):
+        return value, reason + _undefined(difference) * (reason == TOO_FEW)
     words = [f"[{difference.low:+.3f}, {difference.high:+.3f}]"]
     if not difference.seeds_vary:
         words.append(IMAGES_ALONE)
     if not difference.is_shown:
         words.append(NOT_SHOWN)
-    return f"{difference.value:+.3f}", " ".join(words) + _undefined(difference)
+    return value, " ".join(words) + _undefined(difference)
+
+
+def no_interval(difference: Difference) -> str:
+    """Why ``difference`` has no interval; nothing where it has one."""
+    if np.isnan(difference.value):
+        return NOT_DEFINED
+    if not np.isnan(difference.low):
+        return ""
+    return TOO_FEW if difference.num_samples - difference.num_undefined < LEAST_SAMPLES else TOO_FEW_IMAGES
 
 
 def _undefined(difference: Difference) -> str:

@@ -7,7 +7,6 @@ kept before anything is shown, and a run that may not go on leaves every file as
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from detkit.app.assemble.foreign import inert
@@ -24,8 +22,9 @@ from detkit.app.run.costs import costs
 from detkit.app.run.manifest import continued, data_before, new_manifest, refuse_other_data
 from detkit.app.run.measure import measure_of
 from detkit.app.run.report import DETECTIONS, EVALUATION
+from detkit.app.run.stored import check_kinds, read_json, read_yaml
 from detkit.config import ConfigError
-from detkit.engine.callbacks.metrics_csv import METRICS
+from detkit.engine.callbacks.metrics_csv import METRICS, read_metrics
 from detkit.engine.records import FitResult
 from detkit.engine.state.checkpoint import (
     BEST,
@@ -48,6 +47,24 @@ CONFIG, MANIFEST, DIFF = "config.yaml", "manifest.json", "uncommitted.diff"
 
 #: Written when a run has come to its end: what it ended with.
 RESULT = "result.json"
+
+#: Kinds of what is read in these files.
+_OF_RESULT = {
+    "steps": "a whole number",
+    "monitor": "text",
+    "best": "a number",
+    "best_step": "a whole number",
+    "parameters": "a number",
+    "memory": "a number",
+    "flops": "a number",
+}
+_OF_START = {
+    "command": "a list",
+    "git": "an object",
+    "versions": "an object",
+    "torchrun": "text",
+    "data": "an object",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,18 +177,16 @@ class RunFolder:
         return best if best.is_file() else self.path / LAST
 
     def config(self) -> dict[str, Any]:
-        """What the run was composed of, interpolations as they stand.
+        """What the run was composed of, interpolations as they stand; there is a ``seed``.
 
         Raises:
             ConfigError: the file is not what a run writes.
         """
         path = self.path / CONFIG
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(content, dict):
-            raise ConfigError(f"{path}: not a mapping of keys but {str(content)[:40]!r}")
+        content = read_yaml(path)
+        if content.get("seed") is None:
+            raise ConfigError(f"{path}: has no seed")
+        check_kinds(path, content, {"seed": "a whole number"})
         return content
 
     def config_of_state(self) -> Mapping[str, Any]:
@@ -194,7 +209,13 @@ class RunFolder:
         Raises:
             ConfigError: the file is not what a run writes.
         """
-        return _object(self.path / MANIFEST)
+        path = self.path / MANIFEST
+        content = read_json(path, {**_OF_START, "resumed": "a list"})
+        for i, start in enumerate((content or {}).get("resumed") or []):
+            if not isinstance(start, dict):
+                raise ConfigError(f"{path}: resumed.{i} is not an object but {str(start)[:40]!r}")
+            check_kinds(path, start, _OF_START, f"resumed.{i}.")
+        return content
 
     def result(self) -> dict[str, Any] | None:
         """What the run ended with; None where it has not come to its end.
@@ -202,7 +223,7 @@ class RunFolder:
         Raises:
             ConfigError: the file is not what a run writes.
         """
-        return _object(self.path / RESULT)
+        return read_json(self.path / RESULT, _OF_RESULT)
 
     def result_if_whole(self) -> dict[str, Any] | None:
         """As :meth:`result`, but a run whose file is damaged has not come to its end: going on with it writes it anew,
@@ -220,36 +241,41 @@ class RunFolder:
             ConfigError: there was no evaluation, or its file is not what a run writes.
         """
         path = self.path / EVALUATION
-        content = _object(path)
+        content = read_json(path, {"metrics": "an object"})
         if content is None:
             raise ConfigError(f"{self.path}: has no {EVALUATION}; only runs with an evaluator can be compared")
         stored = content.get("metrics")
-        if not isinstance(stored, dict):
+        if stored is None:
             raise ConfigError(f"{path}: has no metrics")
+        check_kinds(path, stored, dict.fromkeys(stored, "a number"), "metrics.")
         return {name: _number(name, value) for name, value in stored.items()}
 
     def scored(self) -> ScoredSet:
         """The detections of the best evaluation, and what there was to find.
 
         Raises:
-            ConfigError: they were not kept.
+            ConfigError: they were not kept, or the file is not what a run writes.
         """
         path = self.path / DETECTIONS
         if not path.is_file():
             raise ConfigError(f"{self.path}: has no {DETECTIONS}; only runs with COCO's evaluator can be compared")
-        return ScoredSet.load(path)
+        try:
+            return ScoredSet.load(path)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
     def numbers(self) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
         """All numbers that were logged: steps (N,) and values (N,) by split and name; empty where none are kept.
 
-        A row that a kill or a full disk has cut off is none, and of a step that was evaluated twice the last counts.
+        Lines that are no rows (:func:`~detkit.engine.callbacks.metrics_csv.read_metrics`) are left out, and of a step
+        that was evaluated twice the last counts.
+
+        Raises:
+            ConfigError: the file is not what a run writes.
         """
-        path = self.path / METRICS
         rows: dict[tuple[str, str], dict[int, float]] = {}
-        if path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            for row in csv.DictReader(line for line in lines if line.endswith("\n")):
-                rows.setdefault((row["split"], row["name"]), {})[int(row["step"])] = float(row["value"])
+        for row in read_metrics(self.path / METRICS):
+            rows.setdefault((row.split, row.name), {})[row.step] = row.value
         return {key: (np.array(list(v)), np.array(list(v.values()))) for key, v in rows.items()}
 
     def steps_done(self) -> int:
@@ -262,7 +288,7 @@ class RunFolder:
             file.seek(max(0, file.tell() - 4096))
             lines = file.read().decode(errors="replace").splitlines(keepends=True)
         steps = [line.partition(",")[0] for line in lines[1:] if line.endswith("\n")]
-        return next((int(step) for step in reversed(steps) if step.isdigit()), 0)
+        return next((int(step) for step in reversed(steps) if step.isdecimal()), 0)
 
 
 def runs_below(folder: Path) -> list[RunFolder]:
@@ -276,23 +302,6 @@ def runs_begun_below(folder: Path) -> list[RunFolder]:
     """The runs in ``folder`` of which is written down what they are made with, the one that began last first."""
     begun = sorted(folder.glob(f"*/{MANIFEST}"), key=lambda path: path.stat().st_mtime, reverse=True)
     return [RunFolder(path.parent) for path in begun]
-
-
-def _object(path: Path) -> dict[str, Any] | None:
-    """The JSON object in the file ``path``; None where there is no such file.
-
-    Raises:
-        ConfigError: the file holds something else.
-    """
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # also bytes that are not UTF-8
-        raise ConfigError(f"{path}: not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: not a JSON object but {str(content)[:40]!r}")
-    return content
 
 
 def _number(name: str, stored: float | None) -> float:

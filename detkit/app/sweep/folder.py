@@ -52,5 +52,5 @@ def read_jobs(path: Path) -> dict[Path, str]:
         return {path / row["folder"]: row["label"] for row in json.loads(file.read_text(encoding="utf-8"))["jobs"]}
     except FileNotFoundError:
         raise ConfigError(f"{path} has no {JOBS}: it is not the folder of a sweep") from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:  # also bytes that are not UTF-8
         raise ConfigError(f"{file}: not the list of jobs that a sweep writes: {error!r}") from error

@@ -4,20 +4,41 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
-from detkit.config import CALLBACKS
+from detkit.config import CALLBACKS, ConfigError
 from detkit.engine.callbacks.callback import Callback
 from detkit.engine.records import EvaluationRecord, FitResult, FitStart, StepRecord
 from detkit.utils.files import atomic_write, named
+from detkit.utils.log import logger
 
 #: The file in the run folder.
 METRICS = "metrics.csv"
 
 HEADER = ("step", "split", "name", "value")
+
+_SPLITS = ("train", "val")
+
+#: In the place of bytes that are not UTF-8.
+_NOT_A_LETTER = "\N{REPLACEMENT CHARACTER}"
+
+
+class LoggedNumber(NamedTuple):
+    """A row of the table; ``text``: the value as it stands there, to its last digit."""
+
+    step: int
+    split: str
+    name: str
+    text: str
+
+    @property
+    def value(self) -> float:
+        """The number."""
+        return float(self.text)
 
 
 @CALLBACKS
@@ -25,7 +46,7 @@ class MetricsCsv(Callback):
     """Writes ``metrics.csv`` into the run folder: step, split (train or val), name, value; one number in a row.
 
     A score that is not defined on the validation set is nan. A resumed run first takes out the rows after the step it
-    goes on from, and a row that a kill has cut off.
+    goes on from, and what :func:`read_metrics` leaves out. A file that is no such table does not stop it.
     """
 
     def __init__(self) -> None:
@@ -64,14 +85,46 @@ class MetricsCsv(Callback):
                 file.close()
 
 
+def read_metrics(path: str | Path) -> list[LoggedNumber]:
+    """The rows of the table at ``path``; none where there is no file.
+
+    What a kill, a full disk or a damaged disk has left is no row: each is a whole line of a step, a split, a name and a
+    number. A row tells all of itself, so that the head line may be missing too.
+
+    Raises:
+        ConfigError: the file holds something, but neither a head line nor a row.
+        OSError: it cannot be read.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    *lines, cut_off = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    rows = [row for row in map(_row, lines) if row is not None]
+    if not rows and ",".join(HEADER) not in lines and (any(lines) or cut_off):
+        raise ConfigError(f"{path}: not the table of logged numbers that a run writes")
+    return rows
+
+
+def _row(line: str) -> LoggedNumber | None:
+    """What ``line`` tells; None where it is no row."""
+    try:
+        step, split, name, value = next(csv.reader([line]))
+        float(value)
+    except (StopIteration, ValueError, csv.Error):
+        return None
+    whole = re.fullmatch(r"[0-9]{1,18}", step) and split in _SPLITS and name and _NOT_A_LETTER not in name
+    return LoggedNumber(int(step), split, name, value) if whole else None
+
+
 def _rows_up_to(path: Path, step: int) -> str:
     """The header and those rows of the table at ``path``, if there is one, that belong to the first ``step`` steps."""
     kept = io.StringIO()
     writer = csv.writer(kept, lineterminator="\n")
     writer.writerow(HEADER)
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    whole = [line for line in lines[1:] if line.endswith("\n")]
-    for row in csv.reader(whole):
-        if len(row) == len(HEADER) and row[0].isdigit() and int(row[0]) <= step:
-            writer.writerow(row)
+    try:
+        rows = read_metrics(path)
+    except ConfigError as error:
+        logger.warning("%s; begun anew", error)
+        rows = []
+    writer.writerows(row for row in rows if row.step <= step)
     return kept.getvalue()
