@@ -1,6 +1,9 @@
 """``tools/import.py``: a file of another library becomes a checkpoint that every tool reads, or nothing is written."""
 
 import json
+import shutil
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -10,11 +13,12 @@ from PIL import Image
 
 import detkit
 from detkit.app.assemble.stored import Stored
-from detkit.app.import_weights import tool
-from detkit.app.import_weights.certificate import DiffersError, certified, read_expected
+from detkit.app.import_weights import certificate, tool
+from detkit.app.import_weights.certificate import DiffersError, Expected, certified, read_expected
 from detkit.config import ConfigError
 from detkit.engine.state.checkpoint import load_checkpoint
 from detkit.models import build_detector
+from detkit.structures import Categories, Detections
 from tests.app.tools import call
 from tests.models.test_foreign_weights import RGB_MEAN, detectron2_rcnn, mmdetection_centernet, stats
 
@@ -152,6 +156,48 @@ def certify_planted_differences(row, theirs, own):
         certify(scores=[0.5])
     with pytest.raises(ConfigError, match=r"certify: .*nowhere.json"):
         read_expected(theirs / "nowhere.json", own.categories)
+
+
+def test_a_score_that_is_not_compared_certifies_nothing(monkeypatch):
+    """Between 0.30 and 0.33 a detection may be on one side alone."""
+    nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    monkeypatch.setattr(certificate, "_found", lambda stored, images: [nothing])
+    for score in (0.31, 0.29):
+        invented = Detections(torch.tensor([[1.0, 1, 9, 9]]), torch.tensor([score]), torch.tensor([0]))
+        with pytest.raises(ConfigError, match=r"certify: no detection of 1 images scores 0\.33: that proves nothing"):
+            certified(cast("Stored", None), [Expected(Path("a.png"), invented)])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[{"image": "photo.png", "boxes": [[1,1,2,2,30,30,40,40]], "scores": [0.9], "classes": ["nut"]}]',
+         r"photo.png: box 1 must be \[x1, y1, x2, y2\], not \[1, 1, 2, 2, 30, 30, \.\.\.\]"),
+        ('[{"image": "photo.png", "boxes": [[1,1,2,2], [1,2,3]], "scores": [0.9, 0.8], "classes": ["nut", "nut"]}]',
+         r"photo.png: box 2 must be \[x1, y1, x2, y2\], not \[1, 2, 3\]"),
+        ('[{"image": "photo.png", "boxes": [[1,1,2,NaN]], "scores": [0.9], "classes": ["nut"]}]', "photo.png: box 1 must"),
+        ('[{"image": "photo.png", "boxes": [[1,1,2,2]], "scores": ["x"], "classes": ["nut"]}]', "score 1 must be a number"),
+        ('[{"image": "photo.png", "boxes": [[1,1,2,2]], "scores": [0.9], "classes": [7]}]', "no class is called 7"),
+        ('[{"image": "photo.png", "scores": [], "classes": []}]', "photo.png: 'boxes' must be a list"),
+        ('[{"image": 5}]', "row 1 names no image"),
+        ('{"image": "photo.png"}', "it holds no list"),
+        ("[" * 100_000, "recursion depth"),
+    ],
+)  # fmt: skip
+def test_numbers_of_another_form_are_named(text, words, tmp_path, theirs):
+    shutil.copy(theirs / "photo.png", tmp_path)
+    (tmp_path / "found.json").write_text(text)
+    with pytest.raises(ConfigError, match=rf"certify: .*found.json: .*{words}"):
+        read_expected(tmp_path / "found.json", Categories(tuple(NAMES), (1, 2)))
+
+
+def test_a_certificate_image_that_cannot_be_read_is_named(theirs, tmp_path):
+    (tmp_path / "cut.png").write_bytes((theirs / "photo.png").read_bytes()[:99])
+    row = {"image": "cut.png", "boxes": [[1, 1, 9, 9]], "scores": [0.9], "classes": ["nut"]}
+    (tmp_path / "found.json").write_text(json.dumps([row]))
+    given = given_of(theirs, tmp_path, certify=tmp_path / "found.json")
+    with pytest.raises(ConfigError, match=r"certify: .*cut.png: "):
+        tool.run(OmegaConf.create(given), tmp_path)
 
 
 def test_what_is_wrong_is_told_with_its_key_and_nothing_is_written(theirs, tmp_path, run):
