@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import cast
 
 import cv2
 import numpy as np
@@ -27,13 +28,19 @@ from detkit.models.export.resize import Resized
 from detkit.structures import Categories, Detections
 from detkit.utils.download import checksum
 from tests.app.test_explain import checkpoint  # noqa: F401 - a fixture: a small run on shapes
-from tests.app.tools import call
+from tests.app.tools import call, largest_file
 from tests.models.builders import SMALL, build_model, small
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed")
 
 CATEGORIES = Categories(("a", "b", "c"), (1, 4, 9))
+
+#: What a file says of itself, as far as it must.
+CONTRACT = {
+    "categories": CATEGORIES.to_dict(), "input": "", "layout": "bchw", "size": None, "score_threshold": 0.0,
+    "thresholds": None, "checkpoint": "", "sha256": "", "config": {}, "metrics": {},
+}  # fmt: skip
 
 
 def found(boxes, scores, labels):
@@ -114,16 +121,7 @@ class Session:
 
 def test_a_file_that_takes_something_else_than_it_says_is_refused():
     def check(kind="tensor(uint8)", shape=("batch", 3, 8, 8), num=3, **changes):
-        own = {
-            "categories": {},
-            "input": "",
-            "layout": "bchw",
-            "size": None,
-            "score_threshold": 0.0,
-            "thresholds": None,
-        }
-        own |= {"checkpoint": "", "sha256": "", "config": {}, "metrics": {}}
-        exported._check(exported.Contract(**own | changes), Session(kind, shape, num))
+        exported._check(exported.Contract(**CONTRACT | changes), Session(kind, shape, num))
 
     check()
     check(shape=(1, 8, 8, 3), layout="bhwc", size=[8, 8], num=4)
@@ -154,6 +152,21 @@ def test_an_export_that_fails_leaves_nothing_and_a_place_is_tried_first(checkpoi
     assert not asked
     assert "this cannot be said" in call(*start, f"output={tmp_path / 'a' / 'b' / 'm.onnx'}", code=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.onnx"]
+
+
+@pytest.mark.parametrize("name", ["onnx", "torch_export"])
+def test_a_file_that_does_not_fit_on_the_disk_is_told(name, tmp_path, monkeypatch):
+    layer = torch.nn.Conv2d(3, 64, 7)
+    graph = torch.export.export(layer, (torch.zeros(1, 3, 8, 8),))
+    monkeypatch.setattr(export, "traced", lambda *_, **__: graph)
+    options = ExportOptions("a.pt", format=name, size=(8, 8))
+    contract = exported.Contract(**CONTRACT)
+    path = tmp_path / "own"
+    with largest_file(10_000), pytest.raises(OSError, match="File too large"):
+        export.write(path, cast("export.Program", layer), contract, options)
+    export.write(path, cast("export.Program", layer), contract, options)
+    if name == "torch_export":
+        assert torch.equal(torch.export.load(path).state_dict["weight"], layer.weight)
 
 
 @pytest.mark.slow

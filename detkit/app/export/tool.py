@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -125,6 +126,7 @@ def write(path: Path, program: Program, contract: Contract, options: ExportOptio
 
     Raises:
         NoFormError: there is no way to say it for images of any size.
+        OSError: the file cannot be written.
     """
     size = _example(program) if options.size is None else options.size
     try:
@@ -139,7 +141,9 @@ def write(path: Path, program: Program, contract: Contract, options: ExportOptio
     if options.format == "onnx":
         write_onnx(graph, path, contract.metadata())
     else:
-        torch.export.save(graph, path, extra_files={f"{k}.txt": v for k, v in contract.metadata().items()})
+        content = io.BytesIO()  # torch's own writer says of a full disk no more than "unexpected pos"
+        torch.export.save(graph, content, extra_files={f"{k}.txt": v for k, v in contract.metadata().items()})
+        path.write_bytes(content.getbuffer())
 
 
 def resizing_of(stored: Stored, size: tuple[int, int] | None) -> Resized:

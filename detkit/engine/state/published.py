@@ -41,12 +41,17 @@ class Published:
 
 
 def write_published(path: Path, weights: Mapping[str, Tensor], beside: Published) -> None:
-    """Write both to ``path``, whole or not at all."""
-    from safetensors.torch import save_file
+    """Write both to ``path``, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; the error names it.
+    """
+    from safetensors.torch import save
 
     own = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in weights.items()}
     text = json.dumps(dataclasses.asdict(beside))
-    atomic_write(path, lambda temporary: save_file(own, str(temporary), metadata={ENTRY: text}))
+    # in memory: safetensors' own writer has errors of its own, and makes files that others may not read
+    atomic_write(path, save(own, metadata={ENTRY: text}))
 
 
 def read_published(path: Path) -> tuple[dict[str, Tensor], Published]:
