@@ -24,6 +24,7 @@ from detkit.engine.state.checkpoint import (
     DamagedCheckpointError,
     check_categories,
     load_checkpoint,
+    load_config,
     load_latest,
     load_weights,
     save_checkpoint,
@@ -190,6 +191,16 @@ def test_foreign_files_are_named(tmp_path: Path) -> None:
         archive.writestr("folder/letter.txt", "dear")
     with pytest.raises(DamagedCheckpointError, match="damaged or no checkpoint"):
         load_checkpoint(path)
+
+
+def test_a_program_of_torchs_is_not_called_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt2"
+    torch.export.save(torch.export.export(torch.nn.ReLU(), (torch.ones(2),)), path)
+    words = r"a\.pt2: torch's exported program, .* for evaluate, explain and predict a \.onnx file$"
+    for read in (load_checkpoint, load_config):
+        with pytest.raises(CheckpointError, match=words) as caught:
+            read(path)
+        assert caught.type is CheckpointError
 
 
 def test_another_format_is_named_with_its_version(run_dir: Path) -> None:

@@ -137,6 +137,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if path.suffix == SUFFIX:
         return _from_published(path)
     _check_archive(path)
+    _refuse_program(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -157,11 +158,14 @@ def load_config(path: str | Path) -> Mapping[str, Any]:
     if path.suffix == SUFFIX:
         return _from_published(path).config
     try:
+        _refuse_program(path)
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
                 if name.endswith("/data.pkl"):
                     archive.read(name)  # compares it with its checksum
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except CheckpointError:
+        raise
     except Exception as error:
         raise DamagedCheckpointError(f"{path}: damaged or no checkpoint: {str(error).partition(chr(10))[0]}") from error
     return _parse(state, path).config
@@ -237,6 +241,16 @@ def _check_archive(path: Path) -> None:
     damaged = damaged or next((info.filename for info in archive.infolist() if info.external_attr & 0x10), None)
     if damaged:
         raise DamagedCheckpointError(f"{path}: damaged: the record {damaged} does not match its checksum")
+
+
+def _refuse_program(path: Path) -> None:
+    """Refuse a file of ``torch.export``, which is an archive too."""
+    with zipfile.ZipFile(path) as archive:
+        if any(name.endswith("/archive_format") for name in archive.namelist()):
+            raise CheckpointError(
+                f"{path}: torch's exported program, which torch.export.load reads; here the checkpoint is wanted that "
+                "it was made from, or for evaluate, explain and predict a .onnx file"
+            )
 
 
 def _from_published(path: Path) -> Checkpoint:
