@@ -11,7 +11,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+import detkit
 from detkit.app.assemble import exported
+from detkit.app.assemble import stored as stored_module
 from detkit.app.assemble.schema import ExportOptions
 from detkit.app.assemble.stored import load_stored, open_split
 from detkit.app.calibrate import tool as calibrate
@@ -20,11 +22,14 @@ from detkit.app.export import tool as export
 from detkit.app.export.check import ResizedDetector, edges_of, most_detections, partners
 from detkit.app.use import predict
 from detkit.config import ConfigError
+from detkit.data.decode import ImageError
+from detkit.engine.state.checkpoint import load_checkpoint
 from detkit.matching import Selector, fixed
 from detkit.models import Detector
 from detkit.models.calibrated import Calibrated
 from detkit.models.export import NoFormError
 from detkit.models.export.resize import Resized
+from detkit.models.export.runtime import ExportedDetector
 from detkit.structures import Categories, Detections
 from detkit.utils.download import checksum
 from tests.app.test_explain import checkpoint  # noqa: F401 - a fixture: a small run on shapes
@@ -149,6 +154,8 @@ def test_an_export_that_fails_leaves_nothing_and_a_place_is_tried_first(checkpoi
     (tmp_path / "folder.onnx").mkdir()
     assert "file: Not a directory" in call(*start, f"output={tmp_path / 'file' / 'm.onnx'}", code=1)
     assert "folder.onnx is a folder" in call(*start, f"output={tmp_path / 'folder.onnx'}", code=2)
+    said = call(*start, f"output={tmp_path / 'm.onnx'}", "size=[64,80]", code=2)
+    assert "px after transform.val, and the file would take images of 64 x 80 px alone" in said
     assert not asked
     assert "this cannot be said" in call(*start, f"output={tmp_path / 'a' / 'b' / 'm.onnx'}", code=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.onnx"]
@@ -210,6 +217,38 @@ def test_an_exported_detector_predicts_as_its_checkpoint(checkpoint, tmp_path, m
         code=2,
     )
     assert "an exported file, whose model stays as it was exported" in refused
+
+
+@pytest.fixture
+def loaded(checkpoint, monkeypatch):  # noqa: F811
+    """A detector as from an exported file for images of 64 x 48 px, which finds one object; it was trained in fp16."""
+    one = (np.array([[[1, 2, 30, 40]]], np.float32), np.array([[0.9]], np.float32), np.array([[0]]))
+    held = load_checkpoint(checkpoint)
+    trainer = {**held.config["trainer"], "precision": "fp16"}
+    held = replace(held, detector={}, average=None, config={**held.config, "trainer": trainer}, source="a.onnx")
+    detector = ExportedDetector(lambda _: one, size=(64, 48), calibrated=True)
+    monkeypatch.setattr(stored_module, "load_exported", lambda path: (held, detector))
+    return lambda *overrides: detkit.load("a.onnx", *overrides)
+
+
+def test_a_picture_of_another_size_than_the_file_takes_is_a_fault_and_the_rest_goes_on(loaded):
+    images = [np.full((64, width, 3), width, np.uint8) for width in (48, 60, 48)]
+    found = []
+    with pytest.raises(ImageError, match=r"^image 2: 64 x 60 px, and the file takes images of 64 x 48 px alone"):
+        found.extend(loaded("batch_size=1").stream(images))
+    assert [one.file for one in found] == ["image 1", "image 3"]
+
+
+def test_a_file_of_a_detector_that_was_trained_in_fp16_runs(loaded):
+    assert loaded().predict(np.zeros((64, 48, 3), np.uint8)).scores.tolist() == pytest.approx([0.9])
+
+
+def test_thresholds_in_a_file_are_warned_of_where_it_looks_at_several_views(loaded, caplog):
+    image = np.zeros((64, 48, 3), np.uint8)
+    loaded().predict(image)
+    assert "thresholds" not in caplog.text
+    loaded("tta=flip").predict(image)
+    assert "a.onnx: its thresholds are in the file and cut what each view has before the merge" in caplog.text
 
 
 @pytest.mark.slow

@@ -100,5 +100,8 @@ def load_exported(path: str | Path) -> tuple[Checkpoint, ExportedDetector]:
     checkpoint = Checkpoint(
         step=0, detector={}, categories=categories, config=contract.config, metrics=contract.metrics, source=str(path)
     )
-    detector = ExportedDetector(onnx_run(session), channels_last=contract.layout == "bhwc", size=contract.size)
+    detector = ExportedDetector(
+        onnx_run(session), channels_last=contract.layout == "bhwc", size=contract.size,
+        calibrated=contract.thresholds is not None,
+    )  # fmt: skip
     return checkpoint, detector

@@ -87,6 +87,8 @@ def run(cfg: DictConfig, _: Path) -> None:
         here = ResizedDetector(whole, resized, _divisor(stored))
         loader = eval_loader(_with_steps(stored, _to_size(resized.before)), dataset)
         stored = _with_steps(stored, {})
+    elif options.size is not None:
+        _check_size(loader, options.size)
     contract = contract_of(stored, whole, options)
     with output_folder(output.parent), tempfile.TemporaryDirectory(dir=output.parent, prefix=".export_") as folder:
         draft = Path(folder) / output.name
@@ -100,7 +102,7 @@ def run(cfg: DictConfig, _: Path) -> None:
             draft.replace(output)
     rich.print("exported:", Text(str(output), "bold"))
     if options.format == "onnx":
-        tell_prediction_with(output, dataset)
+        tell_prediction_with(output, dataset, options.size if options.resize else None)
 
 
 def contract_of(stored: Stored, detector: Detector, options: ExportOptions) -> Contract:
@@ -185,6 +187,21 @@ def _with_steps(stored: Stored, steps: Mapping[str, Any]) -> Stored:
 
 def _divisor(stored: Stored) -> int:
     return stored.config["data"]["loader"]["val"].get("size_divisor", 32)
+
+
+def _check_size(loader: EvalLoader, size: tuple[int, int]) -> None:
+    """Refuse a ``size`` that the first image has not, before the time that an export takes.
+
+    Raises:
+        ConfigError: the message names the image and its size.
+    """
+    first = next(iter(loader)).images.meta[0]
+    if first.size != size:
+        raise ConfigError(
+            f"size: {first.file} has {first.size[0]} x {first.size[1]} px after transform.val, and the file would take "
+            f"images of {size[0]} x {size[1]} px alone: give that size, choose a transform that makes {list(size)}, or "
+            "resize=true for images that come in this size"
+        )
 
 
 def _example(program: Program) -> tuple[int, int]:
