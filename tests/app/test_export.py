@@ -376,6 +376,10 @@ def test_what_is_no_export_is_told(checkpoint, tmp_path, monkeypatch, capsys):  
     start = (export.main, monkeypatch, capsys, f"checkpoint={checkpoint}")
     assert "output: a file of format=onnx ends in .onnx, not x.pt2" in call(*start, "output=x.pt2", code=2)
     assert "num_images: must be 1 or more, not 0" in call(*start, "num_images=0", code=2)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    url = f"checkpoint='{checkpoint.as_uri()}#sha256={checksum(checkpoint)}'"
+    said = call(export.main, monkeypatch, capsys, url, code=2)
+    assert "output: say where the file goes, since the checkpoint is a URL" in said
     assert "resize=true needs size=[H,W], the px of the images" in call(*start, "resize=true", code=2)
     mirrored = "transform.val.flip={_target_:HorizontalFlip,p:1.0}"
     said = call(*start, "resize=true", "size=[96,96]", mirrored, code=2)

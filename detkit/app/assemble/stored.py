@@ -231,7 +231,7 @@ def fetched(url: str, key: str) -> Path:
     try:
         return local_copy(url)
     except (ValueError, OSError) as error:
-        raise ConfigError(f"{key}: {url.partition('#')[0]}: {error}") from error
+        raise ConfigError(f"{key}: {error}") from error
 
 
 def open_split(stored: Stored, split: str) -> tuple[DetectionDataset, EvalLoader]:

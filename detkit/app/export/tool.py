@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from rich.text import Text
 
 from detkit.app.assemble.exported import Contract
+from detkit.app.assemble.outputs import refuse_url_without_output
 from detkit.app.assemble.parts import build_evaluator, build_transforms
 from detkit.app.assemble.schema import ExportOptions
 from detkit.app.assemble.stored import Stored, eval_loader, load_stored, open_split
@@ -70,6 +71,7 @@ def run(cfg: DictConfig, _: Path) -> None:
         NoFormError: a part of the detector cannot be exported.
     """
     set_up_logging()
+    refuse_url_without_output(str(cfg.get("checkpoint")), cfg.get("output"))
     options, stored = load_stored(cfg, ExportOptions)
     check_range("num_images", options.num_images, 1)
     output = Path(options.output or Path(options.checkpoint).with_suffix(_SUFFIXES[options.format]))
