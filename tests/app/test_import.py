@@ -18,6 +18,7 @@ from detkit.app.import_weights.certificate import DiffersError, Expected, certif
 from detkit.config import ConfigError
 from detkit.engine.state.checkpoint import load_checkpoint
 from detkit.models import build_detector
+from detkit.models.converters import Foreign
 from detkit.structures import Categories, Detections
 from tests.app.tools import call
 from tests.models.test_foreign_weights import RGB_MEAN, detectron2_rcnn, mmdetection_centernet, stats
@@ -238,6 +239,34 @@ def test_what_is_wrong_is_told_with_its_key_and_nothing_is_written(theirs, tmp_p
     with pytest.raises(ValueError, match=r"b.pth is of no use: backbone.conv1.weight has 1 of 9408 values not finite"):
         tool.run(OmegaConf.create(given_of(theirs, tmp_path, style="pytorch", **few) | {"names": NAMES}), tmp_path)
     assert not list(tmp_path.glob("own.*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "words"),
+    [
+        ("backbone.conv1.weight", lambda t: t.to(torch.int8), "1 of another type .'backbone.conv1.weight int8'"),
+        ("backbone.conv1.weight", lambda t: t.to(torch.complex64), "1 of another type .'backbone.conv1.weight complex64'"),
+        ("backbone.conv1.weight", lambda t: t.to_sparse(), "b.pth: the tensor backbone.conv1.weight is sparse_coo, not dense"),
+        ("backbone.conv1.weight", lambda t: t.to("meta"), "the tensor backbone.conv1.weight is a shape without values"),
+        ("backbone.conv1.weight", lambda t: t.sum(), r"backbone.conv1.weight \(\) for \(64, 3, 7, 7\)"),
+        ("bbox_head.heatmap_head.2.bias", lambda t: t.sum(), r"bbox_head.heatmap_head.2.bias \(\) has no rows"),
+        ("bbox_head.heatmap_head.2.weight", lambda t: t.sum(), r"have no rows: head.heat.2.weight \(\)"),
+    ],
+)  # fmt: skip
+def test_tensors_that_are_no_weights_are_named(name, changed, words, theirs, tmp_path):
+    state = centernet()
+    state[name] = changed(state[name])
+    torch.save({"state_dict": state}, tmp_path / "b.pth")
+    given = given_of(theirs, tmp_path, source=f"mmdetection:{tmp_path / 'b.pth'}", style="pytorch")
+    with pytest.raises(ConfigError, match=words):
+        tool.run(OmegaConf.create(given), tmp_path)
+    assert not list(tmp_path.glob("own.*"))
+
+
+def test_a_first_layer_without_channels_is_left_for_loading_to_name():
+    state = {**centernet(), "backbone.conv1.weight": torch.tensor(1.0)}
+    found, _ = Foreign("mmdetection", state, None, tuple(NAMES)).converted(Categories(tuple(NAMES), (1, 2)), "caffe")
+    assert found["backbone.conv1.weight"].shape == ()
 
 
 def test_where_the_second_file_cannot_be_written_the_first_does_not_stay(theirs, tmp_path, monkeypatch):
