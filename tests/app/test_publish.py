@@ -110,6 +110,30 @@ def test_a_file_that_was_changed_or_is_a_strangers_is_refused(given, tmp_path, m
         load_checkpoint(stranger)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"calibration": 5}, "'calibration' must be a mapping, not 5"),
+        ({"config": [1]}, r"'config' must be a mapping, not \[1\]"),
+        ({"metrics": {"AP": "x"}}, "'metrics.AP' must be a number, not 'x'"),
+        ({"step": "1"}, "'step' must be a whole number, not '1'"),
+        ({"digest": None}, "'digest' must be a text, not None"),
+        ({"categories": None}, "'categories' must be a mapping, not None"),
+        ({"format": "1"}, "format '1'; this detkit reads format 1"),
+    ],
+)
+def test_an_entry_of_another_type_is_named(changes, words, tmp_path):
+    weights = {"a": torch.zeros(2)}
+    held = {"step": 0, "calibration": None, "licence": "MIT", "digest": digest_of(weights), "config": {}, "metrics": {}}
+    held |= {"versions": {}, "categories": {"names": ["a"], "ids": [1]}}
+    path = tmp_path / "A.SAFETENSORS"  # endings are read whatever their case
+    write_published(path, weights, Published(**held))
+    assert load_checkpoint(path).step == 0
+    write_published(path, weights, Published(**held | changes))
+    with pytest.raises(CheckpointError, match=f"A.SAFETENSORS: .*{words}"):
+        load_checkpoint(path)
+
+
 def test_a_licence_is_asked_for(checkpoint, tmp_path, monkeypatch, capsys):  # noqa: F811
     start = (publish.main, monkeypatch, capsys, f"checkpoint={checkpoint}")
     assert "licence" in call(*start, code=2)
