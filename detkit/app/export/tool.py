@@ -75,7 +75,7 @@ def run(cfg: DictConfig, _: Path) -> None:
     options, stored = load_stored(cfg, ExportOptions)
     check_range("num_images", options.num_images, 1)
     output = Path(options.output or Path(options.checkpoint).with_suffix(_SUFFIXES[options.format]))
-    if output.suffix != _SUFFIXES[options.format]:
+    if output.suffix.lower() != _SUFFIXES[options.format]:
         raise ConfigError(
             f"output: a file of format={options.format} ends in {_SUFFIXES[options.format]}, not {output}"
         )

@@ -71,7 +71,7 @@ def run(cfg: DictConfig, _: Path) -> None:
 def _output(options: PublishOptions) -> Path:
     refuse_url_without_output(options.checkpoint, options.output)
     output = Path(options.output or Path(options.checkpoint).with_suffix(SUFFIX))
-    if output.suffix != SUFFIX:
+    if output.suffix.lower() != SUFFIX:
         raise ConfigError(f"output: the file ends in {SUFFIX}, not {output}")
     return output
 
