@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import OmegaConf
-from PIL import Image, ImageOps
+from PIL import Image
 
 from detkit.app.assemble.schema import PredictOptions, TrainSchema
 from detkit.app.assemble.stored import Stored, load_stored
@@ -26,7 +26,7 @@ from detkit.app.use.predict import UNKNOWN, Detection, Found
 from detkit.config import ConfigError, validate
 from detkit.config.ranges import check_range
 from detkit.data.datasets.unlabelled import ImageFiles, Picture
-from detkit.data.decode import ImageError
+from detkit.data.decode import ImageError, pixels_of
 from detkit.data.workers import worker_deaths_explained
 from detkit.evaluation.results import restore
 from detkit.models import Detector, build_detector
@@ -206,7 +206,7 @@ class _Pictures:
 
 def _pixels(image: Any, name: str) -> np.ndarray:
     if isinstance(image, Image.Image):
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        return pixels_of(image, name)
     if not isinstance(image, np.ndarray):
         raise TypeError(f"{name} is a {type(image).__name__}; give a file, a uint8 array (H, W, 3) RGB or a PIL image")
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:

@@ -90,7 +90,12 @@ def convert(value: Any, annotation: Any) -> Any:
     except PydanticSchemaGenerationError:
         return value
     except PydanticUserError:  # dataclasses and models bring a config of their own
-        adapter = TypeAdapter(annotation)
+        try:
+            adapter = TypeAdapter(annotation)
+        except PydanticSchemaGenerationError:  # a section of components, which a mapping alone can be
+            if isinstance(value, Mapping):
+                return value
+            raise ValueError(_what_fits(value, annotation)) from None
     try:
         # Strict JSON is the one mode that takes a list for a tuple and 1 for 1.0, but not "1" for 1.
         return adapter.validate_json(json.dumps(value), strict=True)

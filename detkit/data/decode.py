@@ -11,7 +11,7 @@ from typing import IO
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 #: A file may unpack to this many pixels: a quarter of a GiB of RGB, where Pillow begins to warn (it raises at the
 #: double). A few kilobytes of PNG can claim a thousand times more.
@@ -84,6 +84,19 @@ def read_image(file: str, size: tuple[int, int] | None = None) -> np.ndarray:
             f"but its annotations say {size[1]} x {size[0]}"
         )
     return image
+
+
+def pixels_of(picture: Image.Image, name: str) -> np.ndarray:
+    """A picture of Pillow's as :func:`read_image` would give its file, EXIF orientation applied.
+
+    Raises:
+        ImageError: it is cut off or empty, or its numbers are no grey levels or colours of 8 or 16 bits; the message
+            begins with ``name``.
+    """
+    _load(name, picture)
+    if 0 in picture.size:
+        raise ImageError(f"{name}: {picture.width} x {picture.height} px hold nothing")
+    return _rgb(name, ImageOps.exif_transpose(picture))
 
 
 def read_size(file: str) -> tuple[int, int]:
@@ -231,9 +244,17 @@ def _decode(file: str, data: bytes, header: Image.Image) -> np.ndarray:
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     # OpenCV is the stricter of the two on some files whose pixels are all there (a PNG without its last chunk).
     _load(file, header)
-    if header.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
-        raise ImageError(f"{file}: cannot convert {header.format} pixels of the mode {header.mode} to RGB")
-    return np.array(header.convert("RGB"))
+    return _rgb(file, header)
+
+
+def _rgb(file: str, picture: Image.Image) -> np.ndarray:
+    """The pixels (H, W, 3) RGB of a loaded ``picture``: 16 bits are shifted down, where Pillow would cut at 255."""
+    if picture.mode.startswith("I;16"):
+        return np.repeat((np.asarray(picture) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+    if picture.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
+        kind = f"{picture.format} pixels" if picture.format else "pixels"
+        raise ImageError(f"{file}: cannot convert {kind} of the mode {picture.mode} to RGB")
+    return np.array(picture.convert("RGB"))
 
 
 def _load(file: str, header: Image.Image) -> None:

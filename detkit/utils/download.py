@@ -6,6 +6,8 @@ import functools
 import hashlib
 import re
 import urllib.request
+from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,7 +17,7 @@ from detkit.utils.files import atomic_write
 from detkit.utils.log import logger
 from detkit.utils.progress import track
 
-_CHECKSUM = re.compile(r"#sha256=([0-9a-f]{64})$")
+_CHECKSUM = re.compile(r"#sha256=([0-9a-fA-F]{64})$")
 _PIECE = 1 << 20
 _PATIENCE = 60  # seconds without an answer
 
@@ -32,20 +34,24 @@ def local_copy(source: str, folder: Path | None = None) -> Path:
         folder: another one than the cache.
 
     Raises:
-        ValueError: there is no checksum in it, or what came has another one.
-        OSError: it cannot be fetched.
+        ValueError: there is no checksum in it, or what came has another one; the message names the URL.
+        OSError: it cannot be fetched, and the message names the URL, or not be written.
     """
     told = _CHECKSUM.search(source)
     if told is None:
         raise ValueError(f"{source}: a URL must end in its file's checksum: URL#sha256=64 digits")
-    url = source[: told.start()]
+    url, wanted = source[: told.start()], told[1].lower()
     folder = Path(torch.hub.get_dir()) / "detkit" if folder is None else folder
-    path = folder / f"{told[1][:16]}_{Path(urlsplit(url).path).name}"
-    if path.is_file() and checksum(path) == told[1]:
+    try:
+        name = Path(urlsplit(url).path).name
+    except ValueError as error:
+        raise ValueError(f"{url}: {error}") from error
+    path = folder / f"{wanted[:16]}_{name}"
+    if path.is_file() and checksum(path) == wanted:
         return path
     logger.info("fetching %s", url)
     folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, lambda temporary: _fetch(url, told[1], temporary))
+    atomic_write(path, lambda temporary: _fetch(url, wanted, temporary))
     return path
 
 
@@ -58,11 +64,24 @@ def checksum(path: str | Path) -> str:
 def _fetch(url: str, wanted: str, path: Path) -> None:
     """Write what ``url`` gives to ``path``, and compare it."""
     digest = hashlib.sha256()
-    with urllib.request.urlopen(url, timeout=_PATIENCE) as answer, open(path, "wb") as file:
-        length = answer.headers["Content-Length"]
-        pieces = iter(functools.partial(answer.read, _PIECE), b"")
-        for piece in track(pieces, None if length is None else -(-int(length) // _PIECE), "fetching"):
+    with open(path, "wb") as file:
+        for piece in _pieces(url):
             digest.update(piece)
             file.write(piece)
     if digest.hexdigest() != wanted:
         raise ValueError(f"{url}: its checksum is {digest.hexdigest()}, not {wanted}: it is not used")
+
+
+def _pieces(url: str) -> Iterator[bytes]:
+    """What ``url`` gives, piece by piece.
+
+    Raises:
+        OSError: it is no address, does not answer, or breaks off.
+    """
+    try:
+        with urllib.request.urlopen(url, timeout=_PATIENCE) as answer:
+            length = answer.headers["Content-Length"] or ""
+            pieces = iter(functools.partial(answer.read, _PIECE), b"")
+            yield from track(pieces, -(-int(length) // _PIECE) if length.isdecimal() else None, "fetching")
+    except (HTTPException, OSError, UnicodeError) as error:
+        raise OSError(f"{url}: {error}") from error

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import cast
 
 import cv2
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+import detkit
 from detkit.app.assemble import exported
+from detkit.app.assemble import stored as stored_module
 from detkit.app.assemble.schema import ExportOptions
 from detkit.app.assemble.stored import load_stored, open_split
 from detkit.app.calibrate import tool as calibrate
@@ -19,21 +22,30 @@ from detkit.app.export import tool as export
 from detkit.app.export.check import ResizedDetector, edges_of, most_detections, partners
 from detkit.app.use import predict
 from detkit.config import ConfigError
+from detkit.data.decode import ImageError
+from detkit.engine.state.checkpoint import load_checkpoint
 from detkit.matching import Selector, fixed
 from detkit.models import Detector
 from detkit.models.calibrated import Calibrated
 from detkit.models.export import NoFormError
 from detkit.models.export.resize import Resized
+from detkit.models.export.runtime import ExportedDetector
 from detkit.structures import Categories, Detections
 from detkit.utils.download import checksum
 from tests.app.test_explain import checkpoint  # noqa: F401 - a fixture: a small run on shapes
-from tests.app.tools import call
+from tests.app.tools import call, largest_file
 from tests.models.builders import SMALL, build_model, small
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed")
 
 CATEGORIES = Categories(("a", "b", "c"), (1, 4, 9))
+
+#: What a file says of itself, as far as it must.
+CONTRACT = {
+    "categories": CATEGORIES.to_dict(), "input": "", "layout": "bchw", "size": None, "score_threshold": 0.0,
+    "thresholds": None, "checkpoint": "", "sha256": "", "config": {}, "metrics": {},
+}  # fmt: skip
 
 
 def found(boxes, scores, labels):
@@ -114,16 +126,7 @@ class Session:
 
 def test_a_file_that_takes_something_else_than_it_says_is_refused():
     def check(kind="tensor(uint8)", shape=("batch", 3, 8, 8), num=3, **changes):
-        own = {
-            "categories": {},
-            "input": "",
-            "layout": "bchw",
-            "size": None,
-            "score_threshold": 0.0,
-            "thresholds": None,
-        }
-        own |= {"checkpoint": "", "sha256": "", "config": {}, "metrics": {}}
-        exported._check(exported.Contract(**own | changes), Session(kind, shape, num))
+        exported._check(exported.Contract(**CONTRACT | changes), Session(kind, shape, num))
 
     check()
     check(shape=(1, 8, 8, 3), layout="bhwc", size=[8, 8], num=4)
@@ -151,9 +154,26 @@ def test_an_export_that_fails_leaves_nothing_and_a_place_is_tried_first(checkpoi
     (tmp_path / "folder.onnx").mkdir()
     assert "file: Not a directory" in call(*start, f"output={tmp_path / 'file' / 'm.onnx'}", code=1)
     assert "folder.onnx is a folder" in call(*start, f"output={tmp_path / 'folder.onnx'}", code=2)
+    said = call(*start, f"output={tmp_path / 'm.onnx'}", "size=[64,80]", code=2)
+    assert "px after transform.val, and the file would take images of 64 x 80 px alone" in said
     assert not asked
     assert "this cannot be said" in call(*start, f"output={tmp_path / 'a' / 'b' / 'm.onnx'}", code=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.onnx"]
+
+
+@pytest.mark.parametrize("name", ["onnx", "torch_export"])
+def test_a_file_that_does_not_fit_on_the_disk_is_told(name, tmp_path, monkeypatch):
+    layer = torch.nn.Conv2d(3, 64, 7)
+    graph = torch.export.export(layer, (torch.zeros(1, 3, 8, 8),))
+    monkeypatch.setattr(export, "traced", lambda *_, **__: graph)
+    options = ExportOptions("a.pt", format=name, size=(8, 8))
+    contract = exported.Contract(**CONTRACT)
+    path = tmp_path / "own"
+    with largest_file(10_000), pytest.raises(OSError, match="File too large"):
+        export.write(path, cast("export.Program", layer), contract, options)
+    export.write(path, cast("export.Program", layer), contract, options)
+    if name == "torch_export":
+        assert torch.equal(torch.export.load(path).state_dict["weight"], layer.weight)
 
 
 @pytest.mark.slow
@@ -197,6 +217,38 @@ def test_an_exported_detector_predicts_as_its_checkpoint(checkpoint, tmp_path, m
         code=2,
     )
     assert "an exported file, whose model stays as it was exported" in refused
+
+
+@pytest.fixture
+def loaded(checkpoint, monkeypatch):  # noqa: F811
+    """A detector as from an exported file for images of 64 x 48 px, which finds one object; it was trained in fp16."""
+    one = (np.array([[[1, 2, 30, 40]]], np.float32), np.array([[0.9]], np.float32), np.array([[0]]))
+    held = load_checkpoint(checkpoint)
+    trainer = {**held.config["trainer"], "precision": "fp16"}
+    held = replace(held, detector={}, average=None, config={**held.config, "trainer": trainer}, source="a.onnx")
+    detector = ExportedDetector(lambda _: one, size=(64, 48), calibrated=True)
+    monkeypatch.setattr(stored_module, "load_exported", lambda path: (held, detector))
+    return lambda *overrides: detkit.load("a.onnx", *overrides)
+
+
+def test_a_picture_of_another_size_than_the_file_takes_is_a_fault_and_the_rest_goes_on(loaded):
+    images = [np.full((64, width, 3), width, np.uint8) for width in (48, 60, 48)]
+    found = []
+    with pytest.raises(ImageError, match=r"^image 2: 64 x 60 px, and the file takes images of 64 x 48 px alone"):
+        found.extend(loaded("batch_size=1").stream(images))
+    assert [one.file for one in found] == ["image 1", "image 3"]
+
+
+def test_a_file_of_a_detector_that_was_trained_in_fp16_runs(loaded):
+    assert loaded().predict(np.zeros((64, 48, 3), np.uint8)).scores.tolist() == pytest.approx([0.9])
+
+
+def test_thresholds_in_a_file_are_warned_of_where_it_looks_at_several_views(loaded, caplog):
+    image = np.zeros((64, 48, 3), np.uint8)
+    loaded().predict(image)
+    assert "thresholds" not in caplog.text
+    loaded("tta=flip").predict(image)
+    assert "a.onnx: its thresholds are in the file and cut what each view has before the merge" in caplog.text
 
 
 @pytest.mark.slow
@@ -324,6 +376,10 @@ def test_what_is_no_export_is_told(checkpoint, tmp_path, monkeypatch, capsys):  
     start = (export.main, monkeypatch, capsys, f"checkpoint={checkpoint}")
     assert "output: a file of format=onnx ends in .onnx, not x.pt2" in call(*start, "output=x.pt2", code=2)
     assert "num_images: must be 1 or more, not 0" in call(*start, "num_images=0", code=2)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    url = f"checkpoint='{checkpoint.as_uri()}#sha256={checksum(checkpoint)}'"
+    said = call(export.main, monkeypatch, capsys, url, code=2)
+    assert "output: say where the file goes, since the checkpoint is a URL" in said
     assert "resize=true needs size=[H,W], the px of the images" in call(*start, "resize=true", code=2)
     mirrored = "transform.val.flip={_target_:HorizontalFlip,p:1.0}"
     said = call(*start, "resize=true", "size=[96,96]", mirrored, code=2)

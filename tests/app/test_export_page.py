@@ -32,6 +32,7 @@ def test_the_program_of_the_page_prints_what_the_detector_finds(tmp_path):
     said = subprocess.run(
         [sys.executable, "-I", "program.py", "model.onnx", "image.png"], cwd=tmp_path, check=True, capture_output=True, text=True
     )  # fmt: skip
+    assert not said.stderr
     with torch.no_grad():
         (found,) = detector(padded(images))
     lines = [line.split() for line in said.stdout.splitlines()]

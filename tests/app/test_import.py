@@ -1,6 +1,9 @@
 """``tools/import.py``: a file of another library becomes a checkpoint that every tool reads, or nothing is written."""
 
 import json
+import shutil
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -10,11 +13,13 @@ from PIL import Image
 
 import detkit
 from detkit.app.assemble.stored import Stored
-from detkit.app.import_weights import tool
-from detkit.app.import_weights.certificate import DiffersError, certified, read_expected
+from detkit.app.import_weights import certificate, tool
+from detkit.app.import_weights.certificate import DiffersError, Expected, certified, read_expected
 from detkit.config import ConfigError
 from detkit.engine.state.checkpoint import load_checkpoint
 from detkit.models import build_detector
+from detkit.models.converters import Foreign
+from detkit.structures import Categories, Detections
 from tests.app.tools import call
 from tests.models.test_foreign_weights import RGB_MEAN, detectron2_rcnn, mmdetection_centernet, stats
 
@@ -154,6 +159,48 @@ def certify_planted_differences(row, theirs, own):
         read_expected(theirs / "nowhere.json", own.categories)
 
 
+def test_a_score_that_is_not_compared_certifies_nothing(monkeypatch):
+    """Between 0.30 and 0.33 a detection may be on one side alone."""
+    nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    monkeypatch.setattr(certificate, "_found", lambda stored, images: [nothing])
+    for score in (0.31, 0.29):
+        invented = Detections(torch.tensor([[1.0, 1, 9, 9]]), torch.tensor([score]), torch.tensor([0]))
+        with pytest.raises(ConfigError, match=r"certify: no detection of 1 images scores 0\.33: that proves nothing"):
+            certified(cast("Stored", None), [Expected(Path("a.png"), invented)])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[{"image": "photo.png", "boxes": [[1,1,2,2,30,30,40,40]], "scores": [0.9], "classes": ["nut"]}]',
+         r"photo.png: box 1 must be \[x1, y1, x2, y2\], not \[1, 1, 2, 2, 30, 30, \.\.\.\]"),
+        ('[{"image": "photo.png", "boxes": [[1,1,2,2], [1,2,3]], "scores": [0.9, 0.8], "classes": ["nut", "nut"]}]',
+         r"photo.png: box 2 must be \[x1, y1, x2, y2\], not \[1, 2, 3\]"),
+        ('[{"image": "photo.png", "boxes": [[1,1,2,NaN]], "scores": [0.9], "classes": ["nut"]}]', "photo.png: box 1 must"),
+        ('[{"image": "photo.png", "boxes": [[1,1,2,2]], "scores": ["x"], "classes": ["nut"]}]', "score 1 must be a number"),
+        ('[{"image": "photo.png", "boxes": [[1,1,2,2]], "scores": [0.9], "classes": [7]}]', "no class is called 7"),
+        ('[{"image": "photo.png", "scores": [], "classes": []}]', "photo.png: 'boxes' must be a list"),
+        ('[{"image": 5}]', "row 1 names no image"),
+        ('{"image": "photo.png"}', "it holds no list"),
+        ("[" * 100_000, "recursion depth"),
+    ],
+)  # fmt: skip
+def test_numbers_of_another_form_are_named(text, words, tmp_path, theirs):
+    shutil.copy(theirs / "photo.png", tmp_path)
+    (tmp_path / "found.json").write_text(text)
+    with pytest.raises(ConfigError, match=rf"certify: .*found.json: .*{words}"):
+        read_expected(tmp_path / "found.json", Categories(tuple(NAMES), (1, 2)))
+
+
+def test_a_certificate_image_that_cannot_be_read_is_named(theirs, tmp_path):
+    (tmp_path / "cut.png").write_bytes((theirs / "photo.png").read_bytes()[:99])
+    row = {"image": "cut.png", "boxes": [[1, 1, 9, 9]], "scores": [0.9], "classes": ["nut"]}
+    (tmp_path / "found.json").write_text(json.dumps([row]))
+    given = given_of(theirs, tmp_path, certify=tmp_path / "found.json")
+    with pytest.raises(ConfigError, match=r"certify: .*cut.png: "):
+        tool.run(OmegaConf.create(given), tmp_path)
+
+
 def test_what_is_wrong_is_told_with_its_key_and_nothing_is_written(theirs, tmp_path, run):
     def refused(words, **more):
         given = {
@@ -192,6 +239,34 @@ def test_what_is_wrong_is_told_with_its_key_and_nothing_is_written(theirs, tmp_p
     with pytest.raises(ValueError, match=r"b.pth is of no use: backbone.conv1.weight has 1 of 9408 values not finite"):
         tool.run(OmegaConf.create(given_of(theirs, tmp_path, style="pytorch", **few) | {"names": NAMES}), tmp_path)
     assert not list(tmp_path.glob("own.*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "words"),
+    [
+        ("backbone.conv1.weight", lambda t: t.to(torch.int8), "1 of another type .'backbone.conv1.weight int8'"),
+        ("backbone.conv1.weight", lambda t: t.to(torch.complex64), "1 of another type .'backbone.conv1.weight complex64'"),
+        ("backbone.conv1.weight", lambda t: t.to_sparse(), "b.pth: the tensor backbone.conv1.weight is sparse_coo, not dense"),
+        ("backbone.conv1.weight", lambda t: t.to("meta"), "the tensor backbone.conv1.weight is a shape without values"),
+        ("backbone.conv1.weight", lambda t: t.sum(), r"backbone.conv1.weight \(\) for \(64, 3, 7, 7\)"),
+        ("bbox_head.heatmap_head.2.bias", lambda t: t.sum(), r"bbox_head.heatmap_head.2.bias \(\) has no rows"),
+        ("bbox_head.heatmap_head.2.weight", lambda t: t.sum(), r"have no rows: head.heat.2.weight \(\)"),
+    ],
+)  # fmt: skip
+def test_tensors_that_are_no_weights_are_named(name, changed, words, theirs, tmp_path):
+    state = centernet()
+    state[name] = changed(state[name])
+    torch.save({"state_dict": state}, tmp_path / "b.pth")
+    given = given_of(theirs, tmp_path, source=f"mmdetection:{tmp_path / 'b.pth'}", style="pytorch")
+    with pytest.raises(ConfigError, match=words):
+        tool.run(OmegaConf.create(given), tmp_path)
+    assert not list(tmp_path.glob("own.*"))
+
+
+def test_a_first_layer_without_channels_is_left_for_loading_to_name():
+    state = {**centernet(), "backbone.conv1.weight": torch.tensor(1.0)}
+    found, _ = Foreign("mmdetection", state, None, tuple(NAMES)).converted(Categories(tuple(NAMES), (1, 2)), "caffe")
+    assert found["backbone.conv1.weight"].shape == ()
 
 
 def test_where_the_second_file_cannot_be_written_the_first_does_not_stay(theirs, tmp_path, monkeypatch):

@@ -254,6 +254,18 @@ def test_a_checkpoint_that_does_not_fit_is_named(model, checkpoint, tmp_path):
         initialize(build_detector(model, ONE), str(tmp_path / "model.onnx"), ONE, model)
 
 
+def test_weights_of_no_use_and_of_no_weights_type_are_not_begun_with(model, checkpoint, tmp_path):
+    path, state = checkpoint
+    state["backbone.conv1.weight"][0, 0, 0, 0] = float("nan")
+    save_checkpoint(path, Checkpoint(step=7, detector=state, categories=ONE, config={}, metrics={}))
+    with pytest.raises(ConfigError, match=rf"init_from: {path} is of no use: backbone.conv1.weight has 1 of"):
+        initialize(build_detector(model, ONE), str(path), ONE, model)
+    state["backbone.conv1.weight"] = torch.zeros(state["backbone.conv1.weight"].shape, dtype=torch.int8)
+    save_checkpoint(path, Checkpoint(step=7, detector=state, categories=ONE, config={}, metrics={}))
+    with pytest.raises(ConfigError, match=r"1 of another type .'backbone.conv1.weight int8'"):
+        initialize(build_detector(model, ONE), str(path), ONE, model)
+
+
 def test_a_tensor_that_published_networks_of_mtcnn_lack_is_named(tmp_path, caplog):
     preset = compose_model("mtcnn")
     for name, net in build_detector(preset, Categories(("face",), (1,))).named_children():

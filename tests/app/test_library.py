@@ -48,6 +48,14 @@ def test_an_image_from_memory_is_one_from_a_file(checkpoint, image, tmp_path):
     assert predictor.predict(file).file == str(file)
 
 
+def test_a_picture_of_16_bits_is_its_file(checkpoint, image, tmp_path):
+    file = tmp_path / "deep.png"
+    Image.fromarray(image[:, :, 0].astype(np.uint16) * 257).save(file)
+    predictor = detkit.load(checkpoint, device="cpu")
+    with Image.open(file) as opened:
+        np.testing.assert_array_equal(predictor.predict(opened).boxes, predictor.predict(file).boxes)
+
+
 def test_it_is_what_the_command_line_finds(checkpoint, image, tmp_path, monkeypatch, capsys):
     Image.fromarray(image).save(tmp_path / "one.png")
     output = tmp_path / "out"
@@ -92,6 +100,8 @@ def test_what_was_found_can_be_drawn_filtered_and_sent(checkpoint, image):
     [
         (np.zeros((4, 4), np.uint8), r"image 1 is uint8 \(4, 4\), not uint8 \(H, W, 3\) RGB"),
         (np.zeros((4, 4, 3), np.float32), r"image 1 is float32 \(4, 4, 3\), not uint8"),
+        (Image.new("RGB", (0, 5)), "image 1: 0 x 5 px hold nothing"),
+        (Image.new("F", (4, 4)), "image 1: cannot convert pixels of the mode F to RGB"),
         ("nowhere.png", "no file or folder 'nowhere.png'"),
     ],
 )

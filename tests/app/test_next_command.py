@@ -3,12 +3,15 @@
 import importlib
 import json
 import shlex
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from detkit.app import convert
 from detkit.app.inspect import data as inspect_data
-from detkit.app.run.next_command import tell_audit, tell_next
+from detkit.app.run.next_command import tell_audit, tell_next, tell_prediction_with
 from detkit.app.use import evaluate
 from detkit.cli import TOOLS
 from detkit.utils.commands import tool_name
@@ -64,6 +67,16 @@ def test_the_command_is_the_one_that_was_typed(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "40")
     tell_next("predict", "checkpoint=runs/a/best.pt", "input=my photo [1].jpg")
     assert capsys.readouterr().out == "next: detkit predict checkpoint=runs/a/best.pt 'input=my photo [1].jpg'\n"
+
+
+def test_a_picture_is_of_the_size_that_a_file_takes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).touch()
+    truths = [SimpleNamespace(file="a.png", size=(48, 64)), SimpleNamespace(file="b.png", size=(64, 48))]
+    for size, picture in ((None, "a.png"), ((64, 48), "b.png"), ((9, 9), "photo.jpg")):
+        tell_prediction_with(Path("m.onnx"), cast(Any, SimpleNamespace(truths=truths)), size)
+        assert f"input={picture}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

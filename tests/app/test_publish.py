@@ -14,9 +14,10 @@ from detkit.app.publish.tool import without_folders
 from detkit.app.use import evaluate, predict
 from detkit.engine import load_checkpoint
 from detkit.engine.state.checkpoint import CheckpointError, DamagedCheckpointError
+from detkit.engine.state.published import Published, digest_of, write_published
 from detkit.utils.download import checksum, local_copy
 from tests.app.test_explain import checkpoint  # noqa: F401 - a fixture: a small run on shapes
-from tests.app.tools import call
+from tests.app.tools import call, largest_file
 
 
 @pytest.fixture
@@ -109,6 +110,30 @@ def test_a_file_that_was_changed_or_is_a_strangers_is_refused(given, tmp_path, m
         load_checkpoint(stranger)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"calibration": 5}, "'calibration' must be a mapping, not 5"),
+        ({"config": [1]}, r"'config' must be a mapping, not \[1\]"),
+        ({"metrics": {"AP": "x"}}, "'metrics.AP' must be a number, not 'x'"),
+        ({"step": "1"}, "'step' must be a whole number, not '1'"),
+        ({"digest": None}, "'digest' must be a text, not None"),
+        ({"categories": None}, "'categories' must be a mapping, not None"),
+        ({"format": "1"}, "format '1'; this detkit reads format 1"),
+    ],
+)
+def test_an_entry_of_another_type_is_named(changes, words, tmp_path):
+    weights = {"a": torch.zeros(2)}
+    held = {"step": 0, "calibration": None, "licence": "MIT", "digest": digest_of(weights), "config": {}, "metrics": {}}
+    held |= {"versions": {}, "categories": {"names": ["a"], "ids": [1]}}
+    path = tmp_path / "A.SAFETENSORS"  # endings are read whatever their case
+    write_published(path, weights, Published(**held))
+    assert load_checkpoint(path).step == 0
+    write_published(path, weights, Published(**held | changes))
+    with pytest.raises(CheckpointError, match=f"A.SAFETENSORS: .*{words}"):
+        load_checkpoint(path)
+
+
 def test_a_licence_is_asked_for(checkpoint, tmp_path, monkeypatch, capsys):  # noqa: F811
     start = (publish.main, monkeypatch, capsys, f"checkpoint={checkpoint}")
     assert "licence" in call(*start, code=2)
@@ -134,6 +159,18 @@ def test_nothing_is_written_over_and_no_half_is_left(given, checkpoint, tmp_path
     assert "own.md: No space left on device" in said
     assert not (tmp_path / "a").exists()
     assert f"{given}/sub: Not a directory" in call(*start, f"output={given / 'sub' / 'x.safetensors'}", code=1)
+
+
+def test_a_file_that_does_not_fit_on_the_disk_is_told_and_all_may_read_one_that_does(tmp_path):
+    weights, beside = {"a": torch.zeros(20_000)}, {"categories": {}, "config": {}, "metrics": {}, "versions": {}}
+    held = Published(step=0, calibration=None, licence="MIT", digest=digest_of(weights), **beside)
+    path, plain = tmp_path / "own.safetensors", tmp_path / "plain"
+    with largest_file(10_000), pytest.raises(OSError, match=r"File too large: .*own.safetensors"):
+        write_published(path, weights, held)
+    assert not list(tmp_path.iterdir())
+    write_published(path, weights, held)
+    plain.touch()
+    assert path.stat().st_mode == plain.stat().st_mode
 
 
 def test_weights_that_are_of_no_use_are_not_given_away(checkpoint, tmp_path, monkeypatch, capsys):  # noqa: F811

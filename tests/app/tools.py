@@ -1,5 +1,7 @@
 """Tools started inside the test's own process: the same command line, without the seconds of a new interpreter."""
 
+import contextlib
+import resource
 import sys
 
 from detkit.app import train
@@ -20,6 +22,17 @@ def call(main, monkeypatch, capsys, *arguments, code=0):
     output = captured.out + captured.err
     assert ended == code, output
     return output
+
+
+@contextlib.contextmanager
+def largest_file(num_bytes):
+    """Within the block no file grows beyond ``num_bytes``, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def trainer_in(folder, *overrides):

@@ -255,6 +255,29 @@ def test_a_factory_that_refuses_its_values_names_their_key():
     assert copy.deepcopy(make)(size=3).size == 3
 
 
+@dataclasses.dataclass
+class Drawer:
+    """A section of components, of which nothing but a mapping can be made."""
+
+    tools: Mapping[str, Gadget | None]
+
+
+@dataclasses.dataclass
+class Cupboard:
+    """A section with one of them."""
+
+    drawer: Drawer
+    other: Drawer | None = None
+
+
+@pytest.mark.parametrize("value", [5, "Spring", [1]])
+def test_what_stands_in_place_of_a_section_is_told(value):
+    tools = {"drawer": {"tools": {"a": {"_target_": "Spring"}}}, "other": None}
+    validate(tools, Cupboard)
+    assert errors_of({"drawer": value}, Cupboard) == [f"drawer: must be a Drawer, not {value!r}"]
+    assert errors_of({**tools, "other": value}, Cupboard) == [f"other: must be a Drawer or null, not {value!r}"]
+
+
 def test_bounds_of_numbers_are_told_with_everything_else():
     node = {"_target_": "Bounded", "num": 0, "share": 1.5, "pair": [1, 0], "none": None}
     with pytest.raises(ConfigError) as caught:

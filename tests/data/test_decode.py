@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detkit.data.decode import MAX_PIXELS, ImageError, has_pages, read_image, read_size
+from detkit.data.decode import MAX_PIXELS, ImageError, has_pages, pixels_of, read_image, read_size
 from tests.data.builders import picture
 
 RGB = picture(48, 64)
@@ -57,6 +57,36 @@ def test_16_bits_are_shifted_down(tmp_path):
     values = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64) * 21
     image = read_image(write(tmp_path, cv2.imencode(".png", values)[1].tobytes()))
     np.testing.assert_array_equal(image[..., 0], values >> 8)
+
+
+@pytest.mark.parametrize("kind", ["L", "1", "P", "RGBA", "CMYK", "16 bits", "turned"])
+def test_a_picture_of_pillows_is_what_its_file_is(tmp_path, kind):
+    values = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64) * 21
+    if kind == "turned":
+        content = sideways("PNG")
+    else:
+        made = Image.fromarray(values) if kind == "16 bits" else Image.fromarray(RGB).convert(kind)
+        content = encode(made, "TIFF" if kind == "CMYK" else "PNG")
+    file = write(tmp_path, content)
+    with Image.open(file) as opened:
+        np.testing.assert_array_equal(pixels_of(opened, "image 1"), read_image(file))
+
+
+def test_16_bits_of_either_order_are_shifted_down():
+    for mode in ("I;16", "I;16B"):
+        assert pixels_of(Image.new(mode, (4, 3), 0x1234), "image 1").tolist() == [[[0x12] * 3] * 4] * 3
+
+
+def test_a_picture_of_pillows_that_is_none_is_named(tmp_path):
+    with Image.open(write(tmp_path, encode(Image.fromarray(RGB), "JPEG")[:-200])) as cut:
+        for made, words in (
+            (cut, "cut off or damaged: "),
+            (Image.new("RGB", (0, 5)), "0 x 5 px hold nothing"),
+            (Image.new("F", (4, 4)), "cannot convert pixels of the mode F to RGB"),
+            (Image.new("I", (4, 4), 70_000), "cannot convert pixels of the mode I to RGB"),
+        ):
+            with pytest.raises(ImageError, match=f"^image 3: {words}"):
+                pixels_of(made, "image 3")
 
 
 def test_alpha_is_left_out(tmp_path):

@@ -24,6 +24,7 @@ from detkit.engine.state.checkpoint import (
     DamagedCheckpointError,
     check_categories,
     load_checkpoint,
+    load_config,
     load_latest,
     load_weights,
     save_checkpoint,
@@ -190,6 +191,56 @@ def test_foreign_files_are_named(tmp_path: Path) -> None:
         archive.writestr("folder/letter.txt", "dear")
     with pytest.raises(DamagedCheckpointError, match="damaged or no checkpoint"):
         load_checkpoint(path)
+
+
+def test_a_program_of_torchs_is_not_called_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt2"
+    torch.export.save(torch.export.export(torch.nn.ReLU(), (torch.ones(2),)), path)
+    words = r"a\.pt2: torch's exported program, .* for evaluate, explain and predict a \.onnx file$"
+    for read in (load_checkpoint, load_config):
+        with pytest.raises(CheckpointError, match=words) as caught:
+            read(path)
+        assert caught.type is CheckpointError
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        *(({name: None}, f"it has no entry '{name}'") for name in (
+            "step", "categories", "config", "metrics", "versions", "average", "training")),
+        ({"detector": 5}, "its entry 'detector' must be a mapping, not 5"),
+        ({"detector": {"a": 5}}, "its entry 'detector' must be a mapping of tensors"),
+        ({"detector": {"a": torch.ones(2).to_sparse()}}, "the tensor detector.a is sparse_coo, not dense"),
+        ({"detector": {"a": torch.ones(2, device="meta")}}, "the tensor detector.a is a shape without values, not dense"),
+        ({"average": {}}, "its entry 'average.detector' must be a mapping of tensors"),
+        ({"average": 5}, "its entry 'average' must be a mapping or None"),
+        ({"step": "abc"}, "its entry 'step' must be a whole number, not 'abc'"),
+        ({"metrics": {"AP": "x"}}, "its entry 'metrics.AP' must be a number, not 'x'"),
+        ({"versions": {"detkit": 5}}, "its entry 'versions.detkit' must be a text, not 5"),
+        ({"categories": {}}, "its entry 'categories' cannot be read: KeyError('names')"),
+        ({"calibration": 5}, "its entry 'calibration' must be a mapping, not 5"),
+        ({"format": "2"}, "format '2', written by detkit"),
+    ],
+)  # fmt: skip
+def test_an_entry_that_is_missing_or_of_another_type_is_named(
+    changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    save_checkpoint(tmp_path / LAST, small())
+    state = torch.load(tmp_path / LAST, weights_only=True)
+    for form in (1, 2) if "format" not in changes else (2,):
+        new = {**state, "format": form, **changes}
+        torch.save({k: v for k, v in new.items() if v is not None or k not in changes}, tmp_path / BEST)
+        with pytest.raises(CheckpointError, match=f"^{re.escape(f'{tmp_path / BEST}: {words}')}"):
+            load_checkpoint(tmp_path / BEST)
+
+
+def test_weights_of_another_type_are_described() -> None:
+    detector = StubDetector()
+    for kind, word in ((torch.int8, "int8"), (torch.complex64, "complex64")):
+        weights = {**detector.state_dict(), "head.weight": torch.ones(5, 4, dtype=kind)}
+        with pytest.raises(CheckpointError, match=rf"\n  1 of another type: head\.weight {word}$"):
+            load_weights(detector, weights, "best.pt")
+    load_weights(detector, {k: v.double() for k, v in detector.state_dict().items()}, "best.pt")
 
 
 def test_another_format_is_named_with_its_version(run_dir: Path) -> None:

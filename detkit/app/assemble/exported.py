@@ -96,9 +96,12 @@ def load_exported(path: str | Path) -> tuple[Checkpoint, ExportedDetector]:
     except (TypeError, ValueError, KeyError, RecursionError) as error:
         raise ConfigError(f"checkpoint: {path}: its entry {ENTRY!r} cannot be read: {error}") from error
     if contract.format != FORMAT:
-        raise ConfigError(f"checkpoint: {path}: format {contract.format}; this is detkit {__version__}, of {FORMAT}")
+        raise ConfigError(f"checkpoint: {path}: format {contract.format!r}; this is detkit {__version__}, of {FORMAT}")
     checkpoint = Checkpoint(
         step=0, detector={}, categories=categories, config=contract.config, metrics=contract.metrics, source=str(path)
     )
-    detector = ExportedDetector(onnx_run(session), channels_last=contract.layout == "bhwc", size=contract.size)
+    detector = ExportedDetector(
+        onnx_run(session), channels_last=contract.layout == "bhwc", size=contract.size,
+        calibrated=contract.thresholds is not None,
+    )  # fmt: skip
     return checkpoint, detector

@@ -16,6 +16,7 @@ from torchvision.models import get_model_weights
 from detkit.app.assemble.parts import without_pretrained_weights
 from detkit.app.assemble.weights_origin import check_norms, describe_origin
 from detkit.config import ConfigError
+from detkit.engine.bad_steps.finite import refuse_bad_tensors
 from detkit.engine.state.checkpoint import CheckpointError, load_checkpoint
 from detkit.models import build_detector
 from detkit.models.backbones.weights import published_file, read_state
@@ -63,7 +64,8 @@ def initialize(detector: nn.Module, source: str, categories: Categories, model: 
         model: the configuration that ``detector`` was built from.
 
     Raises:
-        ConfigError: there is no such file, it does not fit the model, or its batch norms have another epsilon.
+        ConfigError: there is no such file, it does not fit the model, a weight is not finite, or its batch norms have
+            another epsilon.
     """
     try:
         path = local_copy(source) if is_url(source) else _path(source.removeprefix(_TORCHVISION), source)
@@ -184,6 +186,7 @@ def _numbers(values: Sequence[float]) -> str:
 
 def _placed(detector: nn.Module, state: Mapping[str, Tensor], path: Path, preset: str | None = None) -> list[str]:
     """Load ``state``; the names that it lacks."""
+    refuse_bad_tensors(state, f"{path} is of no use")
     try:
         return load_converted(detector, state)
     except ValueError as error:

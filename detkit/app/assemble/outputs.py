@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from detkit.config import ConfigError
+from detkit.utils.download import is_url
 from detkit.utils.files import output_folder
 
 
@@ -19,6 +20,16 @@ def check_new(*paths: Path) -> None:
     if there := [str(path) for path in paths if path.exists()]:
         is_there = "is there" if len(there) == 1 else "are there"
         raise ConfigError(f"output: {' and '.join(there)} {is_there}; nothing is written over: choose another name")
+
+
+def refuse_url_without_output(checkpoint: str, output: str | None) -> None:
+    """Refuse to write beside a file that was fetched, in a cache.
+
+    Raises:
+        ConfigError: ``checkpoint`` is a URL, and no ``output`` is said.
+    """
+    if output is None and is_url(checkpoint):
+        raise ConfigError("output: say where the file goes, since the checkpoint is a URL")
 
 
 @contextmanager

@@ -36,6 +36,7 @@ from detkit.evaluation.unknown import check_least_cosines
 from detkit.models import Detector, build_detector
 from detkit.models.calibrated import Calibrated, check_thresholds
 from detkit.models.cosine_regions import CosineRegions
+from detkit.models.export.runtime import ExportedDetector
 from detkit.models.unknown import Recogniser
 from detkit.utils.commands import command
 from detkit.utils.download import is_url, local_copy
@@ -116,6 +117,12 @@ class Stored:
         except ValueError as error:  # the factory has named its section already
             raise ConfigError(f"tta: {error.__cause__ or error}") from error
         logger.info("test-time augmentation: %s", detector.extra_repr())
+        if isinstance(self.detector, ExportedDetector) and self.detector.calibrated:
+            logger.warning(
+                "%s: its thresholds are in the file and cut what each view has before the merge; with %s scores "
+                "differ, and what they promise does not hold",
+                *(self.checkpoint.source, detector.extra_repr()),
+            )
         return detector.eval()
 
 
@@ -163,6 +170,7 @@ def load_stored(cfg: DictConfig, options: type, choices: Mapping[str, Any] | Non
     if exported is not None:
         if "model" in given:
             raise ConfigError(f"model: {checkpoint.source} is an exported file, whose model stays as it was exported")
+        chosen = dataclasses.replace(chosen, precision="fp32")  # whatever it was trained in, which is stored too
         return chosen, Stored(checkpoint, node, exported[1].eval(), torch.device("cpu"))
     detector = _with_weights(node, checkpoint)
     device = choose_device(getattr(chosen, "device", "cpu"))  # a tool without the key works on the CPU
@@ -223,7 +231,7 @@ def fetched(url: str, key: str) -> Path:
     try:
         return local_copy(url)
     except (ValueError, OSError) as error:
-        raise ConfigError(f"{key}: {url.partition('#')[0]}: {error}") from error
+        raise ConfigError(f"{key}: {error}") from error
 
 
 def open_split(stored: Stored, split: str) -> tuple[DetectionDataset, EvalLoader]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,6 +15,7 @@ from omegaconf import DictConfig
 from rich.text import Text
 
 from detkit.app.assemble.exported import Contract
+from detkit.app.assemble.outputs import refuse_url_without_output
 from detkit.app.assemble.parts import build_evaluator, build_transforms
 from detkit.app.assemble.schema import ExportOptions
 from detkit.app.assemble.stored import Stored, eval_loader, load_stored, open_split
@@ -69,10 +71,11 @@ def run(cfg: DictConfig, _: Path) -> None:
         NoFormError: a part of the detector cannot be exported.
     """
     set_up_logging()
+    refuse_url_without_output(str(cfg.get("checkpoint")), cfg.get("output"))
     options, stored = load_stored(cfg, ExportOptions)
     check_range("num_images", options.num_images, 1)
     output = Path(options.output or Path(options.checkpoint).with_suffix(_SUFFIXES[options.format]))
-    if output.suffix != _SUFFIXES[options.format]:
+    if output.suffix.lower() != _SUFFIXES[options.format]:
         raise ConfigError(
             f"output: a file of format={options.format} ends in {_SUFFIXES[options.format]}, not {output}"
         )
@@ -86,6 +89,8 @@ def run(cfg: DictConfig, _: Path) -> None:
         here = ResizedDetector(whole, resized, _divisor(stored))
         loader = eval_loader(_with_steps(stored, _to_size(resized.before)), dataset)
         stored = _with_steps(stored, {})
+    elif options.size is not None:
+        _check_size(loader, options.size)
     contract = contract_of(stored, whole, options)
     with output_folder(output.parent), tempfile.TemporaryDirectory(dir=output.parent, prefix=".export_") as folder:
         draft = Path(folder) / output.name
@@ -99,7 +104,7 @@ def run(cfg: DictConfig, _: Path) -> None:
             draft.replace(output)
     rich.print("exported:", Text(str(output), "bold"))
     if options.format == "onnx":
-        tell_prediction_with(output, dataset)
+        tell_prediction_with(output, dataset, options.size if options.resize else None)
 
 
 def contract_of(stored: Stored, detector: Detector, options: ExportOptions) -> Contract:
@@ -125,6 +130,7 @@ def write(path: Path, program: Program, contract: Contract, options: ExportOptio
 
     Raises:
         NoFormError: there is no way to say it for images of any size.
+        OSError: the file cannot be written.
     """
     size = _example(program) if options.size is None else options.size
     try:
@@ -139,7 +145,9 @@ def write(path: Path, program: Program, contract: Contract, options: ExportOptio
     if options.format == "onnx":
         write_onnx(graph, path, contract.metadata())
     else:
-        torch.export.save(graph, path, extra_files={f"{k}.txt": v for k, v in contract.metadata().items()})
+        content = io.BytesIO()  # torch's own writer says of a full disk no more than "unexpected pos"
+        torch.export.save(graph, content, extra_files={f"{k}.txt": v for k, v in contract.metadata().items()})
+        path.write_bytes(content.getbuffer())
 
 
 def resizing_of(stored: Stored, size: tuple[int, int] | None) -> Resized:
@@ -181,6 +189,21 @@ def _with_steps(stored: Stored, steps: Mapping[str, Any]) -> Stored:
 
 def _divisor(stored: Stored) -> int:
     return stored.config["data"]["loader"]["val"].get("size_divisor", 32)
+
+
+def _check_size(loader: EvalLoader, size: tuple[int, int]) -> None:
+    """Refuse a ``size`` that the first image has not, before the time that an export takes.
+
+    Raises:
+        ConfigError: the message names the image and its size.
+    """
+    first = next(iter(loader)).images.meta[0]
+    if first.size != size:
+        raise ConfigError(
+            f"size: {first.file} has {first.size[0]} x {first.size[1]} px after transform.val, and the file would take "
+            f"images of {size[0]} x {size[1]} px alone: give that size, choose a transform that makes {list(size)}, or "
+            "resize=true for images that come in this size"
+        )
 
 
 def _example(program: Program) -> tuple[int, int]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +42,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Certificate:
-    """All of ``num`` detections of so many ``images`` were found again."""
+    """All ``num`` detections of so many ``images`` that were compared were found again."""
 
     images: int
     num: int
@@ -63,24 +65,38 @@ def read_expected(path: Path, categories: Categories) -> list[Expected]:
     """
     try:
         rows = json.loads(path.read_text())
-        return [_expected(row, path, categories) for row in rows]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        why = f"{error!r} is not there" if isinstance(error, KeyError) else error
-        raise ConfigError(f"certify: {path}: {why}") from error
+        if not isinstance(rows, list):
+            raise ValueError("it holds no list")
+        return [_expected(row, number, path, categories) for number, row in enumerate(rows, start=1)]
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"certify: {path}: {error}") from error
 
 
-def _expected(row: Any, path: Path, categories: Categories) -> Expected:
-    image = path.parent / row["image"]
+def _expected(row: Any, number: int, path: Path, categories: Categories) -> Expected:
+    columns = ("boxes", "scores", "classes")
+    if not isinstance(row, dict) or not isinstance(row.get("image"), str):
+        raise ValueError(f"row {number} names no image")
+    if absent := [key for key in columns if not isinstance(row.get(key), list)]:
+        raise ValueError(f"{row['image']}: {absent[0]!r} must be a list")
+    image, (boxes, scores, classes) = path.parent / row["image"], (row[key] for key in columns)
     if not image.is_file():
         raise ValueError(f"there is no image {image}")
-    if others := sorted(set(row["classes"]) - set(categories.names)):
+    if not len(boxes) == len(scores) == len(classes):
+        raise ValueError(f"{row['image']}: {len(boxes)} boxes, {len(scores)} scores and {len(classes)} classes")
+    for place, (box, score) in enumerate(zip(boxes, scores, strict=True), start=1):
+        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+            raise ValueError(f"{row['image']}: box {place} must be [x1, y1, x2, y2], not {reprlib.repr(box)}")
+        if not _is_number(score):
+            raise ValueError(f"{row['image']}: score {place} must be a number, not {reprlib.repr(score)}")
+    if others := sorted({str(name) for name in classes} - set(categories.names)):
         raise ValueError(f"{row['image']}: no class is called {', '.join(others)}")
-    labels = torch.tensor([categories.names.index(name) for name in row["classes"]], dtype=torch.int64)
-    scores = torch.tensor(row["scores"], dtype=torch.float32)
-    boxes = torch.tensor(row["boxes"], dtype=torch.float32).view(-1, 4)
-    if not len(boxes) == len(scores) == len(labels):
-        raise ValueError(f"{row['image']}: {len(boxes)} boxes, {len(scores)} scores and {len(labels)} classes")
-    return Expected(image, Detections(boxes, scores, labels))
+    labels = torch.tensor([categories.names.index(str(name)) for name in classes], dtype=torch.int64)
+    corners = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)  # four also where there are none
+    return Expected(image, Detections(corners, torch.tensor(scores, dtype=torch.float32), labels))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def certified(stored: Stored, expected: Sequence[Expected]) -> Certificate:
@@ -92,14 +108,15 @@ def certified(stored: Stored, expected: Sequence[Expected]) -> Certificate:
     """
     least, most, num = 1.0, 0.0, 0
     for one, found in zip(expected, _found(stored, [one.image for one in expected]), strict=True):
-        for iou, change in [
-            *_matches(one.found, found, one.image, stored),
-            *_matches(found, one.found, one.image, stored),
-        ]:
+        again = list(_matches(one.found, found, one.image, stored))
+        for iou, change in [*again, *_matches(found, one.found, one.image, stored)]:
             least, most = min(least, iou), max(most, change)
-        num += int((one.found.scores >= LEAST_SCORE).sum())
+        num += len(again)
     if num == 0:
-        raise ConfigError(f"certify: no detection of {len(expected)} images scores {LEAST_SCORE}: that proves nothing")
+        least_compared = LEAST_SCORE + MOST_SCORE
+        raise ConfigError(
+            f"certify: no detection of {len(expected)} images scores {least_compared:.2f}: that proves nothing"
+        )
     return Certificate(len(expected), num, least, most)
 
 
@@ -135,9 +152,10 @@ def _found(stored: Stored, images: Sequence[Path]) -> Iterator[Detections]:
     faults: list[str] = []
     detection = Detection(stored, PredictOptions(checkpoint="", input="", precision="fp32", batch_size=1), faults)
     for image in images:
-        for found in detection.of(ImageFiles(str(image))):
+        files = ImageFiles(str(image))
+        for found in detection.of(files):
             assert found.meta.affine is not None
             boxes = found.meta.affine.undo(found.detections.boxes.double()).float()
             yield Detections(boxes, found.detections.scores, found.detections.labels)
-        if faults:
-            raise ConfigError(f"certify: {'; '.join(faults)}")
+        if unread := [*files.faults, *faults]:
+            raise ConfigError(f"certify: {'; '.join(unread)}")

@@ -83,7 +83,7 @@ def run(cfg: DictConfig, _: Path) -> None:
 
 def _checked_output(output: str) -> Path:
     path = Path(output)
-    if path.suffix != ".pt":
+    if path.suffix.lower() != ".pt":
         raise ConfigError(f"output: the checkpoint ends in .pt, not {path}")
     check_new(path, _beside(path))
     return path

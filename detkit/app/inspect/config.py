@@ -99,7 +99,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no run folder, checkpoint or configuration is there")
     if is_exported(file):
         return dict(load_exported(file)[0].config)
-    if file.suffix in (".pt", ".pth", SUFFIX):
+    if file.suffix.lower() in (".pt", ".pth", SUFFIX):
         return dict(load_checkpoint(file).config)
     loaded: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
     return loaded

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.text import Text
 
 from detkit.app.assemble.exported import is_exported
-from detkit.app.assemble.outputs import check_new, together
+from detkit.app.assemble.outputs import check_new, refuse_url_without_output, together
 from detkit.app.assemble.stored import fetched
 from detkit.app.cli.entry import run_tool
 from detkit.app.run.next_command import path_word, tell_next
@@ -69,10 +69,9 @@ def run(cfg: DictConfig, _: Path) -> None:
 
 
 def _output(options: PublishOptions) -> Path:
-    if options.output is None and is_url(options.checkpoint):
-        raise ConfigError("output: say where the file goes, since the checkpoint is a URL")
+    refuse_url_without_output(options.checkpoint, options.output)
     output = Path(options.output or Path(options.checkpoint).with_suffix(SUFFIX))
-    if output.suffix != SUFFIX:
+    if output.suffix.lower() != SUFFIX:
         raise ConfigError(f"output: the file ends in {SUFFIX}, not {output}")
     return output
 

@@ -57,7 +57,7 @@ def path_of_copy(checkpoint: str | Path, folder: str | Path, report: str) -> Pat
     """
     checkpoint, folder = Path(checkpoint), Path(folder)
     refuse_run(folder)
-    copy = folder / (f"{checkpoint.stem}.pt" if checkpoint.suffix == SUFFIX else checkpoint.name)
+    copy = folder / (f"{checkpoint.stem}.pt" if checkpoint.suffix.lower() == SUFFIX else checkpoint.name)
     if copy.exists() and (copy.samefile(checkpoint) or not (folder / report).exists()):
         raise ConfigError(f"output: {copy} is there, and a copy is not written over it: choose another folder")
     return copy

@@ -45,10 +45,14 @@ def tell_prediction(run_folder: Path, dataset: DetectionDataset | None) -> None:
     tell_prediction_with(RunFolder(run_folder).checkpoint, dataset)
 
 
-def tell_prediction_with(checkpoint: Path, dataset: DetectionDataset | None) -> None:
-    """The detector in ``checkpoint`` on a picture, one of ``dataset`` if that has files."""
+def tell_prediction_with(
+    checkpoint: Path, dataset: DetectionDataset | None, size: tuple[int, int] | None = None
+) -> None:
+    """The detector in ``checkpoint`` on a picture, one of ``dataset`` if that has files; of ``size`` (h, w) px alone
+    where that is given."""
     truths = () if dataset is None else dataset.truths
-    picture = next((truth.file for truth in truths if Path(truth.file).is_file()), "photo.jpg")
+    fit = (truth for truth in truths if size in (None, truth.size))
+    picture = next((truth.file for truth in fit if Path(truth.file).is_file()), "photo.jpg")
     tell_next("predict", path_word("checkpoint", checkpoint), path_word("input", picture))
 
 

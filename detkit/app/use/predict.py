@@ -30,6 +30,7 @@ from detkit.data.loader import EvalLoader
 from detkit.engine.evaluation import to_device
 from detkit.engine.precision import Precision, autocast, check_precision
 from detkit.evaluation.results import restore
+from detkit.models.export.runtime import WrongSizeError
 from detkit.pictures.draw import draw_boxes
 from detkit.structures import Categories, Detections, ImageMeta
 from detkit.utils.files import output_folder
@@ -175,7 +176,8 @@ def _write(found: Iterator[Found], place: Place, drawings: Drawings, stored: Sto
 
 
 class Detection:
-    """Batches of pictures through a detector; a picture that no transform can take is a fault, and the rest goes on."""
+    """Batches of pictures through a detector; a picture that a transform or an exported file cannot take is a fault,
+    and the rest goes on."""
 
     def __init__(self, stored: Stored, options: PredictOptions, faults: list[str]) -> None:
         node = stored.config["data"]["loader"]["val"] | {"batch_size": options.batch_size, "num_workers": 0}
@@ -196,7 +198,7 @@ class Detection:
     def _of_batch(self, pictures: Sequence[Picture]) -> Iterator[Found]:
         try:
             found = [one for group in self._apart(pictures) for one in self._detect(group)]
-        except ImageError as error:
+        except (ImageError, WrongSizeError) as error:
             if len(pictures) > 1:
                 yield from chain.from_iterable(self._of_batch([picture]) for picture in pictures)
             else:

@@ -15,11 +15,12 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from detkit.engine.state.published import SUFFIX, read_published
+from detkit.engine.state.published import SUFFIX, check_entries, read_published
 from detkit.engine.state.upgrade import upgrade_config, upgrade_weights
 from detkit.structures import Categories
 from detkit.utils.files import atomic_write
 from detkit.utils.log import logger
+from detkit.utils.tensors import check_dense, unfit_type
 from detkit.utils.version import __version__
 
 #: The names in a run folder: the newest state, the one before it, and the weights of the best evaluation.
@@ -134,9 +135,10 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"{path}: is a folder{best}; a file is wanted, as best.pt or last.pt of a run")
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file")
-    if path.suffix == SUFFIX:
+    if path.suffix.lower() == SUFFIX:
         return _from_published(path)
     _check_archive(path)
+    _refuse_program(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -154,14 +156,17 @@ def load_config(path: str | Path) -> Mapping[str, Any]:
         CheckpointError: as :func:`load_checkpoint`.
     """
     path = Path(path)
-    if path.suffix == SUFFIX:
+    if path.suffix.lower() == SUFFIX:
         return _from_published(path).config
     try:
+        _refuse_program(path)
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
                 if name.endswith("/data.pkl"):
                     archive.read(name)  # compares it with its checksum
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except CheckpointError:
+        raise
     except Exception as error:
         raise DamagedCheckpointError(f"{path}: damaged or no checkpoint: {str(error).partition(chr(10))[0]}") from error
     return _parse(state, path).config
@@ -193,17 +198,19 @@ def load_weights(detector: nn.Module, weights: Mapping[str, Tensor], source: str
     """Put ``weights`` into ``detector``; names and shapes must be the same.
 
     Raises:
-        CheckpointError: they are not; the message counts and names what is missing, unknown or of another shape.
+        CheckpointError: they are not; the message counts and names what is missing, unknown, of another shape, or of
+            numbers that are no weights (whole, complex).
     """
     own = detector.state_dict()
     missing = [name for name in own if name not in weights]
     unknown = [name for name in weights if name not in own]
+    types = [f"{k} {kind}" for k in own if k in weights and (kind := unfit_type(weights[k], own[k]))]
     shapes = [
         f"{name} {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}"
         for name, tensor in own.items()
         if name in weights and weights[name].shape != tensor.shape
     ]
-    what = {"missing": missing, "unknown": unknown, "of another shape": shapes}
+    what = {"missing": missing, "unknown": unknown, "of another shape": shapes, "of another type": types}
     if any(what.values()):
         differences = "".join(f"\n  {len(names)} {kind}: {_first(names)}" for kind, names in what.items() if names)
         raise CheckpointError(
@@ -239,6 +246,16 @@ def _check_archive(path: Path) -> None:
         raise DamagedCheckpointError(f"{path}: damaged: the record {damaged} does not match its checksum")
 
 
+def _refuse_program(path: Path) -> None:
+    """Refuse a file of ``torch.export``, which is an archive too."""
+    with zipfile.ZipFile(path) as archive:
+        if any(name.endswith("/archive_format") for name in archive.namelist()):
+            raise CheckpointError(
+                f"{path}: torch's exported program, which torch.export.load reads; here the checkpoint is wanted that "
+                "it was made from, or for evaluate, explain and predict a .onnx file"
+            )
+
+
 def _from_published(path: Path) -> Checkpoint:
     try:
         weights, beside = read_published(path)
@@ -253,14 +270,16 @@ def _from_published(path: Path) -> Checkpoint:
 def _parse(state: Any, path: Path) -> Checkpoint:
     if not isinstance(state, dict) or not {"format", "detector"} <= state.keys():
         raise CheckpointError(f"{path}: not a checkpoint of detkit: it holds {_contents(state)}")
-    if state["format"] == 1:
-        state = _upgraded(state)
-    if state["format"] != FORMAT:
-        writer = state.get("versions", {}).get("detkit", "unknown")
+    if not isinstance(state["format"], int) or state["format"] not in (1, FORMAT):
+        versions = state.get("versions")
+        writer = versions.get("detkit", "unknown") if isinstance(versions, dict) else "unknown"
         raise CheckpointError(
-            f"{path}: format {state['format']}, written by detkit {writer}; this is detkit {__version__}, which "
+            f"{path}: format {state['format']!r}, written by detkit {writer}; this is detkit {__version__}, which "
             f"reads formats 1 to {FORMAT}"
         )
+    _check_state(state, path)
+    if state["format"] == 1:
+        state = _upgraded(state)
     return Checkpoint(
         step=state["step"],
         detector=state["detector"],
@@ -273,6 +292,26 @@ def _parse(state: Any, path: Path) -> Checkpoint:
         calibration=state.get("calibration"),
         source=str(path),
     )
+
+
+def _check_state(state: dict[str, Any], path: Path) -> None:
+    """Refuse a state in which an entry is missing or of another type."""
+    try:
+        check_entries({"calibration": None, **state}, {"detector": Mapping}, path)
+        for name in ("average", "training"):
+            if name not in state:
+                raise ValueError(f"{path}: it has no entry {name!r}")
+            if not isinstance(state[name], Mapping | None):
+                raise ValueError(f"{path}: its entry {name!r} must be a mapping or None")
+        average = state["average"]
+        tensors = {"detector": state["detector"]}
+        tensors |= {} if average is None else {"average.detector": average.get("detector")}
+        for name, weights in tensors.items():
+            if not isinstance(weights, Mapping) or not all(isinstance(v, Tensor) for v in weights.values()):
+                raise ValueError(f"{path}: its entry {name!r} must be a mapping of tensors")
+            check_dense({f"{name}.{key}": value for key, value in weights.items()})
+    except ValueError as error:
+        raise CheckpointError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
 
 
 def _upgraded(state: dict[str, Any]) -> dict[str, Any]:

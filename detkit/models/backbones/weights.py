@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
+from detkit.utils.tensors import check_dense, unfit_type
+
 
 def load_backbone_weights(module: nn.Module, source: str | None, imagenet: WeightsEnum) -> None:
     """Load ``source`` into ``module``: "imagenet", the path of a state dict, or None for random weights.
@@ -40,11 +42,14 @@ def _load(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     state = counters | {k: v for k, v in state.items() if k in counters or not k.endswith("num_batches_tracked")}
     added = {f"{n}.{k}" for n, m in module.named_modules() if getattr(m, "added", False) for k in m.state_dict()}
     missing, unexpected = sorted(own.keys() - state.keys() - added), sorted(state.keys() - own.keys())
-    wrong = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
-    if missing or unexpected or wrong:
+    both = sorted(own.keys() & state.keys())
+    wrong = [k for k in both if own[k].shape != state[k].shape]
+    unfit = [f"{k} {kind}" for k in both if (kind := unfit_type(state[k], own[k]))]
+    if missing or unexpected or wrong or unfit:
         raise ValueError(
             f"weights {source!r} do not fit {type(module).__name__}: {_count('missing', missing)}, "
             f"{_count('unexpected', unexpected)}, {_count('of another shape', wrong)}"
+            + (f", {_count('of another type', unfit)}" if unfit else "")
         )
     module.load_state_dict(state, strict=False)  # checked above
 
@@ -100,6 +105,10 @@ def read_state(path: Path, allowed: str = "'imagenet', the path of a state dict,
         raise ValueError(f"weights: {path} is not a readable state dict: {str(error).partition(chr(10))[0]}") from error
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"weights: {path} is not a state dict (name -> tensor)")
+    try:
+        check_dense(state)
+    except ValueError as error:
+        raise ValueError(f"weights: {path}: {error}") from error
     return state
 
 

@@ -19,6 +19,7 @@ from detkit.models.converters.mmdetection import from_mmdetection, mmdetection_p
 from detkit.models.converters.mmdetection_config import input_in, names_in
 from detkit.models.converters.pixels import OF_STYLE, Pixels, Style, pixels_of
 from detkit.structures import Categories
+from detkit.utils.tensors import check_dense
 
 Library = Literal["detectron2", "mmdetection"]
 
@@ -54,14 +55,20 @@ class Foreign:
         """The classes that it tells apart, without background.
 
         Raises:
-            ValueError: its last layers are missing.
+            ValueError: its last layers are missing, or have no rows.
         """
         for scores, boxes in _LAST_LAYERS:
             if f"{scores}.bias" in self.state and boxes is None:
-                return len(self.state[f"{scores}.bias"]) - ("cls" in scores)
+                return self._num_rows(scores) - ("cls" in scores)
             if boxes is not None and {f"{scores}.bias", f"{boxes}.bias"} <= self.state.keys():
-                return 4 * len(self.state[f"{scores}.bias"]) // len(self.state[f"{boxes}.bias"])
+                return 4 * self._num_rows(scores) // self._num_rows(boxes)
         raise ValueError("its last layers are missing")
+
+    def _num_rows(self, layer: str) -> int:
+        shape = self.state[f"{layer}.bias"].shape
+        if not (shape and shape[0]):
+            raise ValueError(f"{layer}.bias {tuple(shape)} has no rows")
+        return shape[0]
 
     @property
     def depth(self) -> int:
@@ -80,7 +87,7 @@ class Foreign:
         """
         convert = from_detectron2 if self.library == "detectron2" else from_mmdetection
         found, with_classes = convert(self.state, categories, self.names)
-        if self.pixels_by(style).is_bgr and _STEM in found:
+        if self.pixels_by(style).is_bgr and _STEM in found and found[_STEM].ndim > 1:  # else it does not fit anyway
             found[_STEM] = found[_STEM].flip(1)
         return found, with_classes
 
@@ -93,7 +100,7 @@ def read_foreign(library: Library, path: Path) -> Foreign:
     """
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")
-    content = read_arrays(path) if path.suffix == ".pkl" else _read_torch(path, library)
+    content = read_arrays(path) if path.suffix.lower() == ".pkl" else _read_torch(path, library)
     meta = content.get("meta") if isinstance(content, Mapping) else None
     state = _state_in(content, "model" if library == "detectron2" else "state_dict", path)
     meta = meta if isinstance(meta, Mapping) else {}
@@ -124,7 +131,12 @@ def _state_in(content: Any, key: str, path: Path) -> dict[str, Tensor]:
     state = content.get(key, content) if isinstance(content, Mapping) else content
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()) or not state:
         raise ValueError(f"{path} is not a state dict (name -> tensor), nor has it one under {key!r}")
-    return {str(k).removeprefix("module."): v for k, v in state.items()}
+    state = {str(k).removeprefix("module."): v for k, v in state.items()}
+    try:
+        check_dense(state)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return state
 
 
 def _input_of(state: Mapping[str, Tensor]) -> tuple[Style | None, Pixels | None]:

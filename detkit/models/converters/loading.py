@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from detkit.utils.tensors import unfit_type
+
 #: A tensor of a layer in a row of layers: the row, the layer's number, the tensor's name.
 _IN_A_ROW = re.compile(r"^(.*)\.(\d+)\.([^.]+)$")
 
@@ -20,19 +22,20 @@ def load_converted(model: torch.nn.Module, state: Mapping[str, Tensor]) -> list[
     The counters of batch norms that are frozen in ``model`` are left out: those count no batches.
 
     Raises:
-        ValueError: a name that the model does not have, or a tensor of another shape; what is missing is named as well.
+        ValueError: a name that the model does not have, or a tensor of another shape or of numbers that are no weights
+            (whole, complex); what is missing is named as well.
     """
     own = model.state_dict()
     state = _under_own_names(state, own)
-    unknown, wrong, missing = _faults(own, state)
-    if unknown or wrong:
-        raise ValueError(f"the weights do not fit the model: {_told(unknown, wrong, missing)}")
+    unknown, wrong, unfit, missing = _faults(own, state)
+    if unknown or wrong or unfit:
+        raise ValueError(f"the weights do not fit the model: {_told(unknown, wrong, unfit, missing)}")
     model.load_state_dict(state, strict=False)
     return missing
 
 
 def faults_of(model: torch.nn.Module, state: Mapping[str, Tensor], but: Sequence[str] = ()) -> str:
-    """Every tensor of ``state`` that ``model`` does not have or has of another shape, and all that it lacks.
+    """Every tensor of ``state`` that ``model`` does not have or has of another shape or type, and all that it lacks.
 
     Args:
         but: of which nothing is said.
@@ -46,14 +49,15 @@ def _under_own_names(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> 
     return {k: v for k, v in _joined(state, own).items() if k in own or not _is_idle_count(k, own)}
 
 
-def _faults(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tuple[list[str], list[str], list[str]]:
-    """Unknown names of ``state``, those of another shape with both, and missing ones."""
-    wrong = [
-        f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}"
-        for k in sorted(state.keys() & own.keys())
-        if state[k].shape != own[k].shape
-    ]
-    return sorted(state.keys() - own.keys()), wrong, sorted(own.keys() - state.keys())
+def _faults(
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> tuple[list[str], list[str], list[str], list[str]]:
+    """Unknown names of ``state``, those of another shape with both, those of a type that is no weight's, and missing
+    ones."""
+    both = sorted(state.keys() & own.keys())
+    wrong = [f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in both if state[k].shape != own[k].shape]
+    unfit = [f"{k} {kind}" for k in both if (kind := unfit_type(state[k], own[k]))]
+    return sorted(state.keys() - own.keys()), wrong, unfit, sorted(own.keys() - state.keys())
 
 
 def _joined(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -77,6 +81,7 @@ def _is_idle_count(name: str, own: Mapping[str, Tensor]) -> bool:
     return _joined_name(f"{name.removesuffix(_COUNT)}running_mean", own) in own
 
 
-def _told(unknown: Sequence[str], wrong: Sequence[str], missing: Sequence[str]) -> str:
-    parts = (("unknown", unknown), ("of another shape", wrong), ("missing", missing))
+def _told(unknown: Sequence[str], wrong: Sequence[str], unfit: Sequence[str], missing: Sequence[str]) -> str:
+    kinds = ("unknown", "of another shape", "of another type", "missing")
+    parts = zip(kinds, (unknown, wrong, unfit, missing), strict=True)
     return ", ".join(f"{len(names)} {what} {names}" for what, names in parts if names)

@@ -52,10 +52,12 @@ def renamed(state: Mapping[str, Tensor], renames: Sequence[Rename], what: str) -
 
 
 def check_present(found: Mapping[str, Tensor], last: Sequence[str], what: str) -> None:
-    """Refuse a state dict without one of its ``last`` layers' tensors, from which the classes are told."""
+    """Refuse a state dict without one of its ``last`` layers' tensors, which tell the classes, or their rows."""
     if missing := [name for name in last if name not in found]:
         text = f"the state dict of {what} must have all of its last layers; missing: {', '.join(missing)}"
         raise UnfitError(text, found, last)
+    if bare := [f"{name} {tuple(found[name].shape)}" for name in last if not (found[name].ndim and len(found[name]))]:
+        raise UnfitError(f"the last layers of {what} have no rows: {', '.join(bare)}", found, last)
 
 
 def check_rows(found: Mapping[str, Tensor], rows: Mapping[str, int], what: str) -> None:

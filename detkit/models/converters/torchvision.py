@@ -88,7 +88,7 @@ def _from_retinanet(state: Mapping[str, Tensor], categories: Categories) -> tupl
     found = renamed({_new_tower(key): value for key, value in state.items()}, _RETINA, "torchvision's RetinaNet")
     layer, boxes = "head.cls_logits", "head.bbox_pred.bias"
     check_present(found, (f"{layer}.weight", f"{layer}.bias", boxes), "torchvision's RetinaNet")
-    anchors = len(found[boxes]) // 4
+    anchors = max(len(found[boxes]) // 4, 1)
     num = len(found[f"{layer}.bias"]) // anchors
     check_rows(found, dict.fromkeys((f"{layer}.weight", f"{layer}.bias"), num * anchors), "torchvision's RetinaNet")
     rows = class_rows(num, categories, COCO_91, 1)

@@ -29,11 +29,17 @@ class ExportedDetector(Detector):
         run: see :data:`Run`.
         channels_last: how the file wants its images.
         size: (h, w) px, the only size of images that it takes, None for any.
+        calibrated: whether thresholds of the classes are in it.
+
+    Raises:
+        WrongSizeError: an image is of a size that it does not take; the message begins with its file.
     """
 
-    def __init__(self, run: Run, *, channels_last: bool = False, size: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, run: Run, *, channels_last: bool = False, size: Sequence[int] | None = None, calibrated: bool = False
+    ) -> None:
         super().__init__()
-        self.run, self.channels_last = run, channels_last
+        self.run, self.channels_last, self.calibrated = run, channels_last, calibrated
         self.size = None if size is None else (int(size[0]), int(size[1]))
 
     def forward(self, images: Images, targets: Sequence[Target] | None = None) -> Losses | list[Detections]:
@@ -43,16 +49,17 @@ class ExportedDetector(Detector):
 
     def _of_one(self, pixels: torch.Tensor, size: tuple[int, int], file: str) -> Detections:
         if self.size is not None and size != self.size:
-            raise ConfigError(
+            raise WrongSizeError(
                 f"{file}: {size[0]} x {size[1]} px, and the file takes images of {self.size[0]} x {self.size[1]} px "
                 "alone: choose a transform that makes this size, or export without size="
             )
-        image = pixels[:, : size[0], : size[1]].to("cpu", torch.uint8)
+        # pixels of resized views lie between the levels, and a little beyond them
+        image = pixels[:, : size[0], : size[1]].round().clamp(0, 255).to("cpu", torch.uint8)
         image = image.permute(1, 2, 0) if self.channels_last else image
         try:
             found_here = self.run(image[None].numpy())
         except WrongSizeError as error:
-            raise ConfigError(f"{file}: {error}") from error
+            raise WrongSizeError(f"{file}: {error}") from error
         columns = [torch.from_numpy(np.asarray(o)[0]) for o in found_here]
         found = columns[2] >= 0
         return Detections(*(column[found] for column in columns))

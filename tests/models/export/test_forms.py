@@ -1,5 +1,7 @@
 """Detectors by format: the form of fixed sizes finds what the detector finds, and so does the file made of it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -269,6 +271,19 @@ def test_an_exported_file_of_one_size_refuses_others():
         one(padded(pixels(1, 3, 64, 70)))
     with pytest.raises(ConfigError, match="no losses"):
         one(padded(pixels(1, 3, 64, 64)), [])
+
+
+def test_an_exported_file_sees_the_nearest_grey_level():
+    """Resized views have pixels between the levels, and a cubic one beyond them."""
+    seen = []
+    one = ExportedDetector(lambda images: (seen.append(images), (np.zeros((1, 0, 4)), *np.zeros((2, 1, 0))))[1])
+    images = padded(pixels(1, 3, 32, 32))
+    given = torch.tensor([99.6, 99.4, -3.0, 260.0, 254.99])
+    values = images.pixels.float()
+    values[0, 0, 0, :5] = given
+    one(replace(images, pixels=values))
+    assert seen[0][0, 0, 0, :5].tolist() == [100, 99, 0, 255, 255]
+    np.testing.assert_array_equal(seen[0][0, :, 1:], images.pixels[0, :, 1:])
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.7])

@@ -1,0 +1,35 @@
+"""Tensors of files of unknown origin: which of them can stand for weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def form_of(tensor: Tensor) -> str:
+    """What ``tensor`` is, where its values do not lie one beside the other in memory; empty where they do."""
+    if tensor.is_meta:
+        return "a shape without values"
+    if tensor.layout != torch.strided:
+        return str(tensor.layout).removeprefix("torch.")
+    return "quantized" if tensor.is_quantized else ""
+
+
+def unfit_type(tensor: Tensor, own: Tensor) -> str:
+    """What ``tensor`` is, where copied to ``own`` its values would be others; empty where it fits."""
+    if own.is_floating_point() and not tensor.is_floating_point():
+        return str(tensor.dtype).removeprefix("torch.")
+    return form_of(tensor)
+
+
+def check_dense(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that nothing can be computed with.
+
+    Raises:
+        ValueError: the message names the first of them.
+    """
+    for name, tensor in tensors.items():
+        if form := form_of(tensor):
+            raise ValueError(f"the tensor {name} is {form}, not dense")
