@@ -356,7 +356,7 @@ def test_what_was_not_measured_says_so():
     on_cpu, on_gpu, untrained = reasons(), reasons(device="cuda"), reasons(is_pretrained=False)
     assert "0.56 s an image in place of 0.61 on bccd" in on_cpu["trainer.channels_last"]
     assert "not timed on a GPU" in on_gpu["trainer.channels_last"]
-    assert "what it costs in AP was not measured" in on_cpu["trainer.precision"]
+    assert "no difference shown" in on_cpu["trainer.precision"]
     assert "not measured" in on_cpu["model.backbone.frozen_stages"]
     assert "2 is faster" not in untrained["model.backbone.frozen_stages"], "frozen random weights learn nothing"
     assert all("not measured" in on_gpu[key] for key in ("data.loader.train.batch_size", "optim.lr"))
