@@ -71,9 +71,10 @@ def test_a_list_on_the_command_line_replaces_that_of_the_file() -> None:
 
 
 @pytest.mark.parametrize("name", STUDY)
-def test_the_study_is_on_one_recipe_and_says_that_it_has_not_been_run(name: str) -> None:
+def test_the_study_is_on_one_recipe_and_says_what_was_found_or_that_it_has_not_been_run(name: str) -> None:
     text = Path(config_dir(), "sweep", f"{name}.yaml").read_text().replace("\n# ", " ")
-    assert "Not run yet: no claim." in text
+    found = re.search(r"AP 0\.\d+ ± 0\.\d+.*\[-?[\d.]+, \+?[\d.]+\]", text, re.DOTALL)
+    assert ("Not run yet: no claim." in text) != bool(found), "a claim has its interval over seeds"
     assert re.search(r"(?i)a step costs|not equal in time", text), "whether the jobs cost the same"
     assert f"({name}.yaml)" in Path(config_dir(), "sweep", "README.md").read_text()
     assert name == "losses" or f"{RECIPE} sweep={name}" in text
