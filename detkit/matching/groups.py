@@ -18,7 +18,7 @@ from detkit.matching.overlaps import Sweep, survivors
 _PARCEL = {"cpu": 400}
 _PARCEL_ELSEWHERE = 50_000
 #: On a CPU, boxes of a group from which on a sweep is tried, and by how much it has to spare pairs: one of its
-#: comparisons takes twice the time (measured on one core: 24,220 proposals of four images in 19 ms for 115)
+#: comparisons takes twice the time (measured on one core: 24,220 proposals of four images in 25 ms for 115)
 _SWEEP_FROM = 500
 _SWEEP_SPARES = 4
 

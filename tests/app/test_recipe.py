@@ -119,16 +119,22 @@ def test_what_is_tried_is_taken_from_the_minutes_and_the_recipe_has_the_rest(rec
     assert yaml.safe_load(tried) == yaml.safe_load(rest)
 
 
-def test_a_try_goes_on_with_timings_of_this_very_computer_alone(recipe, tmp_path, monkeypatch):
-    """Other timings are other steps, and so other runs; those of another device, processor or thread count are no use."""
-    timed = []
+@pytest.fixture
+def timed(monkeypatch):
+    """What is timed, in a word each: backbone, device, threads; no step is taken for it, and nothing is tried."""
+    calls = []
 
     def time_all(bench, dataset, device, threads):
-        timed.append((device, threads))
+        calls.append((bench.given.backbone, device, threads))
         return dataclasses.replace(SPEEDS, machine=machine(device, threads))
 
     monkeypatch.setattr(tool, "time_all", time_all)
     monkeypatch.setattr(Trial, "run", lambda trial, found: Tried(found[0], []))
+    return calls
+
+
+def test_a_try_goes_on_with_timings_of_this_very_computer_alone(recipe, tmp_path, timed):
+    """Other timings are other steps, and so other runs; those of another device, processor or thread count are no use."""
     write("coco", tmp_path / "set")
     words = ("data.root=set", "try=true", "overwrite=true", "speed=null")
     recipe(*words)
@@ -139,11 +145,11 @@ def test_a_try_goes_on_with_timings_of_this_very_computer_alone(recipe, tmp_path
     assert len(timed) == 1
     assert "timed before: " in said
     _, said = recipe(*words, "threads=2")
-    assert timed[1:] == [("cpu", 2)]
+    assert [of[1:] for of in timed[1:]] == [("cpu", 2)]
     assert f"is of {here}, and this is {here.replace('1 CPU thread', '2 CPU threads')}: timed anew" in said
     dataclasses.replace(SPEEDS, machine="some GPU").write(kept)
     recipe(*words)
-    assert timed[2:] == [("cpu", 1)]
+    assert [of[1:] for of in timed[2:]] == [("cpu", 1)]
     assert json.loads(kept.read_text())["machine"] == here
     dataclasses.replace(SPEEDS, machine="some GPU").write(tmp_path / "other.json")
     text, _ = recipe("data.root=set", "try=true", "overwrite=true", "speed=other.json")
@@ -151,20 +157,12 @@ def test_a_try_goes_on_with_timings_of_this_very_computer_alone(recipe, tmp_path
     assert "Timed on some GPU" in text
 
 
-def test_timings_of_another_network_are_not_gone_on_with(recipe, tmp_path, monkeypatch):
-    count = []
-
-    def time_all(bench, dataset, device, threads):
-        count.append(bench.given.backbone)
-        return dataclasses.replace(SPEEDS, machine=machine(device, threads))
-
-    monkeypatch.setattr(tool, "time_all", time_all)
-    monkeypatch.setattr(Trial, "run", lambda trial, found: Tried(found[0], []))
+def test_timings_of_another_network_are_not_gone_on_with(recipe, tmp_path, timed):
     write("coco", tmp_path / "set")
     words = ("data.root=set", "try=true", "overwrite=true", "speed=null")
     recipe(*words)
     _, said = recipe(*words, "pretrained=true", "data.loader.train.num_workers=0")
-    assert count == ["resnet18_narrow", "mobilenetv2"]
+    assert [backbone for backbone, *_ in timed] == ["resnet18_narrow", "mobilenetv2"]
     other = "timed with backbone {}, here {}; data.loader.train.num_workers {}, here {}"
     kept = "recipes/experiment/mine.speed.json"
     assert f"{kept}: {other.format('resnet18_narrow', 'mobilenetv2', 'nothing', 0)}: timed anew" in said

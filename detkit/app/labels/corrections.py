@@ -215,7 +215,7 @@ def _check(
     _check_whose(one, known, category)
     where = one.where
     if one.annotation_id in removed:
-        raise ConfigError(_CONTRADICTION.format(one.where, one.annotation_id))
+        raise ConfigError(_CONTRADICTION.format(where, one.annotation_id))
     if one.annotation_id is not None and one.annotation_id not in known:
         raise ConfigError(f"{where}: the annotation file has no annotation {one.annotation_id}")
     if one.image_id not in images:

@@ -298,20 +298,23 @@ def _check_state(state: dict[str, Any], path: Path) -> None:
     """Refuse a state in which an entry is missing or of another type."""
     try:
         check_entries({"calibration": None, **state}, {"detector": Mapping}, path)
-        for name in ("average", "training"):
-            if name not in state:
-                raise ValueError(f"{path}: it has no entry {name!r}")
-            if not isinstance(state[name], Mapping | None):
-                raise ValueError(f"{path}: its entry {name!r} must be a mapping or None")
-        average = state["average"]
-        tensors = {"detector": state["detector"]}
-        tensors |= {} if average is None else {"average.detector": average.get("detector")}
-        for name, weights in tensors.items():
-            if not isinstance(weights, Mapping) or not all(isinstance(v, Tensor) for v in weights.values()):
-                raise ValueError(f"{path}: its entry {name!r} must be a mapping of tensors")
-            check_dense({f"{name}.{key}": value for key, value in weights.items()})
     except ValueError as error:
-        raise CheckpointError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+        raise CheckpointError(str(error)) from error
+    for name in ("average", "training"):
+        if name not in state:
+            raise CheckpointError(f"{path}: it has no entry {name!r}")
+        if not isinstance(state[name], Mapping | None):
+            raise CheckpointError(f"{path}: its entry {name!r} must be a mapping or None")
+    tensors = {"detector": state["detector"]}
+    if (average := state["average"]) is not None:
+        tensors["average.detector"] = average.get("detector")
+    for name, weights in tensors.items():
+        if not isinstance(weights, Mapping) or not all(isinstance(v, Tensor) for v in weights.values()):
+            raise CheckpointError(f"{path}: its entry {name!r} must be a mapping of tensors")
+        try:
+            check_dense({f"{name}.{key}": value for key, value in weights.items()})
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from error
 
 
 def _upgraded(state: dict[str, Any]) -> dict[str, Any]:
