@@ -16,7 +16,7 @@ from detkit.matching.ranges import (
 )
 from detkit.matching.samplers import BalancedSampler, HardExamples, Sampler
 from detkit.matching.select import select_candidates, select_detections, top_candidates, top_peaks
-from detkit.matching.selector import Selector
+from detkit.matching.selector import Selector, SoftSelector
 from detkit.matching.trace import Fate, Selection, Trace, tracing
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "Selection",
     "Selector",
     "SoftNMS",
+    "SoftSelector",
     "Trace",
     "allowed_pairs",
     "assign_allowed",

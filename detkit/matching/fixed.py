@@ -95,9 +95,9 @@ def select_marked(found: Marked, size: tuple[int, int], selector: Selector, num_
     """
     boxes = clip(found.boxes, size)
     scores = torch.where(is_large(boxes, selector.min_size), found.scores, ABSENT)
-    if selector.nms_iou is not None:
+    if selector.sigma is not None or selector.nms_iou is not None:
         groups = 1 if selector.class_agnostic else num_classes
-        scores = unsuppressed(boxes, scores, found.labels % groups, groups, selector.nms_iou)
+        scores = _left_by(selector, boxes, _of_group(scores, found.labels % groups, groups)).amax(dim=1)
     return best_rows(Marked(boxes, scores, found.labels), selector.max_detections)
 
 
@@ -121,23 +121,35 @@ def select_of_classes(
         enough &= valid_range.holds(boxes.flatten(0, 2)).view(boxes.shape[:3])
     by_class = torch.where(enough, scores, ABSENT).transpose(1, 2)  # (B, K, P)
     own = boxes.transpose(1, 2).expand(-1, num_classes, -1, -1)
-    if selector.nms_iou is not None and selector.class_agnostic:
-        kept = nms_marks(own.flatten(1, 2), by_class.flatten(1, 2)[:, None], selector.nms_iou)
-        by_class = torch.where(kept.view(by_class.shape), by_class, ABSENT)
-    elif selector.nms_iou is not None:
-        kept = nms_marks(own.flatten(0, 1), by_class.flatten(0, 1)[:, None], selector.nms_iou)
-        by_class = torch.where(kept.view(by_class.shape), by_class, ABSENT)
+    if selector.class_agnostic:
+        by_class = _left_by(selector, own.flatten(1, 2), by_class.flatten(1, 2)[:, None])
+    else:
+        by_class = _left_by(selector, own.flatten(0, 1), by_class.flatten(0, 1)[:, None])
     labels = torch.arange(num_classes, device=scores.device)[None, :, None].expand(batch, -1, num)
     return best_rows(
-        Marked(own.flatten(1, 2), by_class.flatten(1), labels.flatten(1)), selector.max_detections
+        Marked(own.flatten(1, 2), by_class.reshape(batch, -1), labels.flatten(1)), selector.max_detections
     )  # fmt: skip
 
 
 def unsuppressed(boxes: Tensor, scores: Tensor, groups: Tensor, num_groups: int, iou_threshold: float) -> Tensor:
     """``scores`` (B, P), ABSENT for those that NMS within their group removes."""
+    marks = nms_marks(boxes, _of_group(scores, groups, num_groups), iou_threshold)
+    return torch.where(marks.any(dim=1), scores, ABSENT)
+
+
+def _of_group(scores: Tensor, groups: Tensor, num_groups: int) -> Tensor:
+    """(B, G, P): ``scores`` (B, P) in the row of their group, ABSENT in the others."""
     numbers = torch.arange(num_groups, device=groups.device)[None, :, None]
-    of_group = torch.where(groups[:, None] == numbers, scores[:, None], ABSENT)  # (B, G, P)
-    return torch.where(nms_marks(boxes, of_group, iou_threshold).any(dim=1), scores, ABSENT)
+    return torch.where(groups[:, None] == numbers, scores[:, None], ABSENT)
+
+
+def _left_by(selector: Selector, boxes: Tensor, scores: Tensor) -> Tensor:
+    """``scores`` (B, G, P) of ``boxes`` (B, P, 4) as NMS or soft-NMS in each group leaves them, ABSENT for the rest."""
+    if selector.sigma is not None:
+        return lowered(boxes, scores, selector.sigma, selector.score_threshold, selector.max_detections)
+    if selector.nms_iou is not None:
+        return torch.where(nms_marks(boxes, scores, selector.nms_iou), scores, ABSENT)
+    return scores
 
 
 def best_rows(found: Marked, num: int) -> Marked:
@@ -219,3 +231,39 @@ def over_smaller_marks(boxes: Tensor, scores: Tensor, threshold: float, extra: f
     while changes(*kept):
         kept = asked(*kept)
     return kept[0]
+
+
+def lowered(boxes: Tensor, scores: Tensor, sigma: float, score_threshold: float, num: int) -> Tensor:
+    """(B, G, P): ``scores`` after :func:`~detkit.matching.fusion.soft_nms` in each of G groups, ABSENT if not above
+    ``score_threshold``; the best ``num`` of a group are right, which is what can be asked of it.
+
+    Args:
+        boxes: (B, P, 4) px, shared by the groups.
+        scores: (B, G, P), ABSENT for a candidate that is not of the group.
+    """
+    kind, boxes, scores = scores.dtype, boxes.double(), scores.double()
+    areas = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)[:, None]
+    place = torch.arange(boxes.shape[1], device=boxes.device)
+
+    def any_left(step: Tensor, scores: Tensor, taken: Tensor) -> Tensor:
+        return (step < num) & (~taken & (scores > score_threshold)).any()
+
+    def take_the_best(step: Tensor, scores: Tensor, taken: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        best = torch.where(taken, ABSENT, scores).argmax(dim=2, keepdim=True)  # (B, G, 1)
+        box = boxes.gather(1, best.expand(-1, -1, 4))[:, :, None]
+        corner = torch.maximum(box[..., :2], boxes[:, None, :, :2])
+        sides = (torch.minimum(box[..., 2:], boxes[:, None, :, 2:]) - corner).clamp(min=0)
+        inter = sides.prod(dim=-1)
+        own = (box[..., 2:] - box[..., :2]).prod(dim=-1)
+        iou = inter / (own + areas - inter).clamp(min=torch.finfo(inter.dtype).tiny)
+        taken = taken | (place == best)
+        return step + 1, torch.where(taken | (scores < LEAST), scores, scores * torch.exp(-(iou**2) / sigma)), taken
+
+    state = torch.zeros((), dtype=torch.int64, device=boxes.device), scores, torch.zeros_like(scores, dtype=torch.bool)
+    if torch.compiler.is_compiling():  # a loop of the graph
+        scores = torch.while_loop(any_left, take_the_best, state)[1]
+    else:
+        while any_left(*state):
+            state = take_the_best(*state)
+        scores = state[1]
+    return torch.where(scores > score_threshold, scores, ABSENT).to(kind)

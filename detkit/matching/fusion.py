@@ -113,7 +113,7 @@ class SoftNMS(Merge):
     def decay(self, iou: np.ndarray) -> np.ndarray:
         """The factor for the score of a box that overlaps a better one by ``iou``."""
         if self.method == "gaussian":
-            return np.exp(-(iou**2) / self.sigma)
+            return gaussian_decay(self.sigma)(iou)
         return np.where(iou >= self.iou_threshold, 1 - iou, 1.0)
 
 
@@ -183,18 +183,30 @@ def merge_views(
     return merged.select(enough[:limit])
 
 
-def soft_nms(boxes: Tensor, scores: Tensor, labels: Tensor, decay: Callable[[np.ndarray], np.ndarray]) -> Tensor:
+def gaussian_decay(sigma: float) -> Callable[[np.ndarray], np.ndarray]:
+    """The factor exp(-u^2 / sigma) for a score by an IoU u with a better box (Bodla et al. 2017, equation 3)."""
+    return lambda iou: np.exp(-(iou**2) / sigma)
+
+
+def soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    decay: Callable[[np.ndarray], np.ndarray],
+    most: int | None = None,
+) -> Tensor:
     """The decayed scores (N,) of ``boxes`` (N, 4) px with ``scores`` (N,) and ``labels`` (N,).
 
     Again and again the best box not yet taken is taken, and each other one not yet taken is multiplied by
-    ``decay(IoU)`` of the two (Bodla et al. 2017, figure 2); each class by itself.
+    ``decay(IoU)`` of the two (Bodla et al. 2017, figure 2); each class by itself. After ``most`` of a class the rest
+    is left as it is, below these.
     """
     if len(boxes) == 0:
         return scores
     box, score, rows = _by_class(boxes, scores, labels)
     line = np.arange(len(rows))
     taken = rows < 0
-    for _ in range(rows.shape[1]):
+    for _ in range(rows.shape[1] if most is None else min(most, rows.shape[1])):
         best = np.where(taken, -1.0, score).argmax(1)  # a class of which all are taken changes no more
         taken[line, best] = True
         factor = decay(_iou(box[line, best][:, None], box))

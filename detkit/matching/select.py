@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from detkit.matching.fusion import gaussian_decay, soft_nms
 from detkit.matching.groups import nms_by_group
-from detkit.matching.trace import MOST_TRACED, Fate, Selection, active_trace, best_of, selection_of_nms
+from detkit.matching.trace import MOST_TRACED, NEAREST, Fate, Selection, active_trace, best_of, selection_of_nms
 from detkit.structures import Detections
 from detkit.structures.boxes import clip, is_larger
 
@@ -29,6 +30,7 @@ def select_detections(
     min_size: float = 0.0,
     valid: Tensor | None = None,
     class_agnostic: bool = False,
+    sigma: float | None = None,
 ) -> Detections:
     """The detections of one image from its candidates.
 
@@ -42,6 +44,7 @@ def select_detections(
         min_size: px; smaller boxes go.
         valid: (P, K) or (P, 1) bool, False for boxes of a size that does not count; None for none.
         class_agnostic: candidates of different classes suppress each other too.
+        sigma: soft-NMS in place of NMS, see :func:`select_candidates`; ``iou_threshold`` is not read then.
     """
     high = scores > score_threshold
     if trace := active_trace():
@@ -54,7 +57,7 @@ def select_detections(
         boxes[candidate, label if boxes.shape[1] > 1 else 0], scores[candidate, label], label, size,
         iou_threshold=iou_threshold, max_detections=max_detections, min_size=min_size,
         valid=None if valid is None else valid[candidate, label if valid.shape[1] > 1 else 0],
-        class_agnostic=class_agnostic,
+        class_agnostic=class_agnostic, sigma=sigma, score_threshold=score_threshold,
     )  # fmt: skip
 
 
@@ -69,6 +72,8 @@ def select_candidates(
     min_size: float = 0.0,
     valid: Tensor | None = None,
     class_agnostic: bool = False,
+    sigma: float | None = None,
+    score_threshold: float = 0.0,
 ) -> Detections:
     """:func:`select_detections` for candidates that have one class each.
 
@@ -78,12 +83,33 @@ def select_candidates(
         labels: (P,) int64 in [0, K).
         iou_threshold: None goes without NMS, for heads whose candidates are peaks already.
         valid: (P,) bool, False for candidates of a size that their image or level does not answer for; None for none.
+        sigma: with it, no candidate goes because it overlaps a better one by an IoU of u, but its score is multiplied
+            by exp(-u^2 / sigma) (soft-NMS, Bodla et al., ICCV 2017, equation 3).
+        score_threshold: what scores no more after that, goes.
     """
     groups = torch.zeros_like(labels) if class_agnostic else labels
-    boxes, keep = _select(
-        boxes, scores, groups, labels, size,
-        iou_threshold=iou_threshold, limit=max_detections, min_size=min_size, valid=valid,
-    )  # fmt: skip
+    boxes = clip(boxes, size)
+    large = is_larger(boxes, min_size)
+    large = large if valid is None else large & valid
+    index = large.nonzero().squeeze(1)
+    if sigma is not None:
+        lowered = soft_nms(boxes[index], scores[index], groups[index], gaussian_decay(sigma), max_detections)
+        scores = scores.index_put((index,), lowered)
+        order = lowered.argsort(descending=True, stable=True)
+        order = order[lowered[order] > score_threshold]
+    elif iou_threshold is None:
+        order = scores[index].argsort(descending=True, stable=True)
+    else:
+        order = nms_by_group(boxes[index], scores[index], groups[index], iou_threshold)
+    survivors = index[order]
+    if trace := active_trace():
+        trace.selections.append(
+            selection_of_nms(
+                boxes, scores, groups, labels, large=large, survivors=survivors, limit=max_detections,
+                iou_threshold=iou_threshold if sigma is None else NEAREST,
+            )
+        )  # fmt: skip
+    keep = survivors[:max_detections]
     return Detections(boxes[keep], scores[keep], labels[keep])
 
 
@@ -147,38 +173,6 @@ def top_peaks(
         trace.selections.append(selection)
     peaks = scores.masked_fill(~is_peak, 0).flatten(1).T
     return top_candidates(peaks, boxes_of, size, score_threshold=score_threshold, num=num)
-
-
-def _select(
-    boxes: Tensor,
-    scores: Tensor,
-    groups: Tensor,
-    labels: Tensor,
-    size: tuple[int, int],
-    *,
-    iou_threshold: float | None,
-    limit: int,
-    min_size: float,
-    valid: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """``boxes`` clipped to the image, and which of them are kept, best first: of a right size, and the best by NMS."""
-    boxes = clip(boxes, size)
-    large = is_larger(boxes, min_size)
-    large = large if valid is None else large & valid
-    index = large.nonzero().squeeze(1)
-    if iou_threshold is None:
-        order = scores[index].argsort(descending=True, stable=True)
-    else:
-        order = nms_by_group(boxes[index], scores[index], groups[index], iou_threshold)
-    survivors = index[order]
-    if trace := active_trace():
-        trace.selections.append(
-            selection_of_nms(
-                boxes, scores, groups, labels,
-                large=large, survivors=survivors, limit=limit, iou_threshold=iou_threshold,
-            )
-        )  # fmt: skip
-    return boxes, survivors[:limit]
 
 
 def _without(index: Tensor, count: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from detkit.config import SELECTORS, Count, Share
@@ -20,6 +22,9 @@ class Selector:
         min_size: px; smaller boxes go.
         class_agnostic: candidates of different classes are compared by NMS too: one place, one class.
     """
+
+    #: Of soft-NMS, which a plain selector does not do.
+    sigma: float | None = None
 
     def __init__(
         self,
@@ -47,7 +52,7 @@ class Selector:
         return select_detections(
             boxes, scores, size, score_threshold=self.score_threshold, iou_threshold=self.nms_iou,
             max_detections=self.max_detections, min_size=self.min_size, valid=valid,
-            class_agnostic=self.class_agnostic,
+            class_agnostic=self.class_agnostic, sigma=self.sigma,
         )  # fmt: skip
 
     def of_one_class(
@@ -58,5 +63,40 @@ class Selector:
         return select_candidates(
             boxes, scores, labels, size, iou_threshold=self.nms_iou,
             max_detections=self.max_detections, min_size=self.min_size, valid=valid,
-            class_agnostic=self.class_agnostic,
+            class_agnostic=self.class_agnostic, sigma=self.sigma, score_threshold=self.score_threshold,
         )  # fmt: skip
+
+
+@SELECTORS
+class SoftSelector(Selector):
+    """Soft-NMS (Bodla et al., ICCV 2017) in place of NMS: what overlaps a better candidate stays, at a lower score.
+
+    A score is multiplied by exp(-u^2 / sigma) for each better candidate of its class that it overlaps by an IoU of u
+    (their equation 3). Of two objects side by side the second is not lost, and an object has more than one box, the
+    later ones far below the first: choose what to draw by score.
+
+    Args:
+        score_threshold: candidates score more, and again when they have been lowered. It is below that of a
+            :class:`Selector`, for what soft-NMS brings lies at low scores.
+        sigma: the less, the more a score is lowered; the paper's 0.5.
+        max_detections: at most so many in an image.
+        min_size: px; smaller boxes go.
+        class_agnostic: candidates of different classes lower each other too: one place, one class.
+    """
+
+    def __init__(
+        self,
+        *,
+        score_threshold: Share = 0.01,
+        sigma: float = 0.5,
+        max_detections: Count = 100,
+        min_size: float = 1e-2,
+        class_agnostic: bool = False,
+    ) -> None:
+        super().__init__(
+            score_threshold=score_threshold, nms_iou=None, max_detections=max_detections, min_size=min_size,
+            class_agnostic=class_agnostic,
+        )  # fmt: skip
+        if not 0 < sigma < math.inf:
+            raise ValueError(f"sigma must be positive, not {sigma}")
+        self.sigma = sigma

@@ -21,6 +21,9 @@ NO_CLASS = -1
 #: fewer; a dense head has millions, nearly all of which score nothing.
 MOST_TRACED = 100_000
 
+#: In the place of NMS's threshold: a suppressed candidate's suppressor is the survivor that overlaps it most.
+NEAREST = 1.0
+
 
 class Fate(IntEnum):
     """What became of a candidate; the greater, the further it came."""
@@ -141,7 +144,8 @@ def selection_of_nms(
         large: (C,) bool, False for those that the size filter removed.
         survivors: indices into the C of those that NMS left, best first.
         limit: how many of the survivors were kept.
-        iou_threshold: of the NMS; None where there was none.
+        iou_threshold: of the NMS; None where there was none, NEAREST where each lowered the scores of all that it
+            overlaps and the greatest overlap did most.
         stage: see :class:`Selection`.
     """
     selection = Selection.removed(boxes, scores, labels, Fate.SUPPRESSED, stage)

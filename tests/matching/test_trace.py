@@ -1,5 +1,7 @@
 """The trace: what became of each candidate, and that watching changes nothing."""
 
+import math
+
 import pytest
 import torch
 
@@ -63,6 +65,24 @@ def test_the_suppressor_is_the_best_that_overlaps_enough():
             boxes, torch.tensor([0.1, 0.8, 0.9]), torch.zeros(3).long(), SIZE, iou_threshold=0.4, max_detections=9
         )
     assert trace.selections[0].suppressors.tolist() == [2, -1, -1], "the better one did it, though the other is nearer"
+
+
+def test_what_soft_nms_lowers_too_far_goes_by_what_overlaps_it_most():
+    """Candidate 0 is lowered by 1 (IoU 2/18) and by 2 (IoU 8/12); the other class lowers nothing."""
+    boxes = torch.tensor([[2.0, 0, 12, 10], [10, 0, 20, 10], [0, 0, 10, 10], [2, 0, 12, 10], [50, 50, 60, 60]])
+    scores, labels = torch.tensor([0.5, 0.9, 0.8, 0.7, 0.3]), torch.tensor([0, 0, 0, 1, 0])
+    left = 0.5 * math.exp(-((2 / 18) ** 2) / 0.5) * math.exp(-((8 / 12) ** 2) / 0.5)
+    for least, kept in ((left - 1e-3, [1, 2, 3, 4, 0]), (left + 1e-3, [1, 2, 3, 4])):
+        with tracing() as trace:
+            found = select_candidates(
+                boxes, scores, labels, SIZE, iou_threshold=None, max_detections=9, sigma=0.5, score_threshold=least
+            )
+        [told] = trace.selections
+        assert found.boxes.tolist() == boxes[kept].tolist()
+        assert told.fates.tolist() == [Fate.KEPT if i in kept else Fate.SUPPRESSED for i in range(5)]
+        assert told.suppressors.tolist() == [-1 if 0 in kept else 2, -1, -1, -1, -1]
+        if 0 in kept:
+            assert told.scores[0].item() == found.scores[-1].item() == pytest.approx(left)
 
 
 def test_proposals_have_no_class_and_levels_do_not_suppress_each_other():

@@ -1,6 +1,7 @@
 """Detectors by format: the form of fixed sizes finds what the detector finds, and so does the file made of it."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch.export import Dim
 from detkit.app.export.check import ResizedDetector, partners
 from detkit.config import ConfigError
 from detkit.data.transforms.plan import resize_image
-from detkit.matching import AnchorGrid, Selector
+from detkit.matching import AnchorGrid, Selector, SoftSelector
 from detkit.matching.fixed import ABSENT, Marked, over_smaller_marks, peaks, select_marked, select_of_classes
 from detkit.matching.groups import nms_over_smaller
 from detkit.models.calibrated import Calibrated
@@ -38,6 +39,10 @@ CHANCE = [
 TINY_DECODER = ["model.head.decoder.num_stages=2", "model.head.decoder.width=32", "model.head.num_boxes=40"]
 MODULATED = ["model/head=two_stage_modulated_deform_pool", "model.head.roi.pool.hidden=16"]
 SECOND = ["model.head.rpn.min_score=0.5"]
+SOFT = [  # slivers overlap by what rounding says
+    "selector@model.head.roi.selector=SoftSelector",
+    "model.head.roi.selector.min_size=4",
+]
 CASCADE = ["model.thresholds=[0.5,0.45,0.15]", "model.num_landmarks=2", "model.max_candidates=40"]
 
 #: Every detector with each of its poolings and convolutions: its preset, overrides, the side that two cells of each
@@ -56,7 +61,9 @@ TABLE = {
     "Faster R-CNN, mmdetection's": ("faster_rcnn_fpn_mmdetection", [], 160, False),
     "Faster R-CNN, deformable pooling": ("faster_rcnn_fpn", LINE, 160, False),
     "Faster R-CNN, modulated deformable pooling": ("faster_rcnn_fpn", MODULATED, 160, False),
+    "Faster R-CNN, soft-NMS": ("faster_rcnn_fpn", SOFT, 160, False),
     "Faster R-CNN, SNIP": ("faster_rcnn_snip", [], 96, False),
+    "RetinaNet, soft-NMS": ("retinanet", ["selector@model.head.selector=SoftSelector"], 160, False),
     "R-FCN": ("rfcn", [], 96, False),
     "R-FCN, deformable": ("rfcn", ["model.head.roi.pool.deformable=true"], 96, False),
     "TridentNet": ("tridentnet", ["model.head.of_original=false"], 96, False),
@@ -309,13 +316,15 @@ def test_a_cascade_finds_nothing_in_images_smaller_than_any_object():
 
 
 @pytest.mark.parametrize("agnostic", [False, True])
-@pytest.mark.parametrize("nms_iou", [0.3, None])
-def test_selection_in_place_is_selection(agnostic, nms_iou):
+@pytest.mark.parametrize(
+    "selector",
+    [partial(Selector, nms_iou=0.3), partial(Selector, nms_iou=None), SoftSelector, partial(SoftSelector, sigma=0.05)],
+)
+@pytest.mark.parametrize("most", [20, 4])
+def test_selection_in_place_is_selection(agnostic, selector, most):
     """Against the selector that removes, for boxes of each class and shared ones."""
     g = torch.Generator().manual_seed(0)
-    selector = Selector(
-        score_threshold=0.3, nms_iou=nms_iou, max_detections=20, min_size=8.0, class_agnostic=agnostic
-    )  # fmt: skip
+    selector = selector(score_threshold=0.3, max_detections=most, min_size=8.0, class_agnostic=agnostic)
     for own in (3, 1):
         corner = 80 * torch.rand(40, own, 2, generator=g) - 10
         boxes = torch.cat([corner, corner + 40 * torch.rand(40, own, 2, generator=g)], dim=2)
@@ -333,6 +342,7 @@ def test_selection_in_place_is_selection(agnostic, nms_iou):
         found = select_marked(Marked(boxes[None, :, 0], best[None], one_class[None]), (60, 80), selector, 3)
         kept = found.labels[0] >= 0
         torch.testing.assert_close(found.boxes[0][kept], wanted.boxes)
+        torch.testing.assert_close(found.scores[0][kept], wanted.scores)
 
 
 def test_of_equal_neighbours_the_first_is_the_peak():
