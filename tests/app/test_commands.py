@@ -123,6 +123,11 @@ def test_evaluate_takes_overrides_on_top_of_the_stored_configuration(trained, tm
     per_image = np.bincount([row["image_id"] for row in found])
     assert per_image.max() <= 3
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["num_images"] == 12
+    # another class for a part: the stored one's arguments are not its own
+    other = ["model.head.roi.selector={_target_:SoftSelector,max_detections:3}", f"output={tmp_path / 'soft'}"]
+    run("evaluate", f"checkpoint={folder / 'best.pt'}", *other)
+    soft = json.loads((tmp_path / "soft" / "detections.json").read_text())
+    assert max(np.bincount([row["image_id"] for row in soft])) == 3
 
 
 def test_evaluations_with_overrides_have_folders_of_their_own(trained):

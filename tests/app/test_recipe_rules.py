@@ -173,6 +173,13 @@ def test_crowded_images_let_more_detections_out():
     assert rules.choose_detections(findings(per_image=150), DETECTORS[1])[0].key == "model.head.selector.max_detections"
 
 
+def test_candidates_are_lowered_and_not_removed_unless_tiles_are_merged():
+    [choice] = rules.choose_selector(View(416))
+    assert (choice.key, choice.value) == ("/selector@model.head.roi.selector", "SoftSelector")
+    assert rules.choose_selector(View(640, is_tile=True)) == []
+    assert choice in made(given(findings((0.4,) * 20)))
+
+
 def test_many_classes_get_what_was_ahead_on_rare_ones():
     many = findings(names=tuple(f"class {i}" for i in range(240)))
     expected = {

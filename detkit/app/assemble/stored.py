@@ -283,7 +283,20 @@ def _merge(checkpoint: Checkpoint, overrides: dict[str, Any], chosen: Mapping[st
     said: Any = OmegaConf.to_container(OmegaConf.create({k: v for k, v in overrides.items() if not chosen.get(k)}))
     if errors := [line for key, value in leaves(said) if value is None and (line := nothing_there(config, key))]:
         raise ConfigError(errors)
+    _empty_swapped(config, said)
     for name, value in overrides.items():
         is_part = OmegaConf.is_dict(value) and name in config and not chosen.get(name)
         config[name] = OmegaConf.merge(config[name], value) if is_part else value
     return config
+
+
+def _empty_swapped(config: DictConfig, said: Mapping[str, Any]) -> None:
+    """Empty the parts of ``config`` for which another class is ``said``: their arguments are not those of that one."""
+    for name, value in said.items():
+        node = config.get(name) if isinstance(value, dict) else None
+        if not isinstance(node, DictConfig):
+            continue
+        if value.get("_target_", (own := node.get("_target_"))) != own:
+            config[name] = {}
+        else:
+            _empty_swapped(node, value)

@@ -152,6 +152,7 @@ def _of_two_stages(given: Given, fits: Fits, view: View) -> Iterator[Choice]:
     yield rules.choose_scales(fits)
     yield rules.choose_ratios(fits)
     yield rules.choose_regions(findings, given.is_pretrained)
+    yield from rules.choose_selector(view)
 
 
 def _of_view(given: Given, pace: Pace, view: View) -> Iterator[Choice]:
