@@ -31,7 +31,7 @@ _ADVICE = {
     ErrorKind.LOCATION: "Boxes are loose: a loss that follows the IoU (loss@...box_loss=GIoULoss), a larger input, or "
     "finer strides; and see in the pictures how tightly the objects are annotated.",
     ErrorKind.BOTH: "Half seen, half guessed: mostly small or covered objects; a larger input or longer training.",
-    ErrorKind.DUPLICATE: "One object, several boxes: a lower nms_iou of the head removes them (sigma of a SoftSelector).",
+    ErrorKind.DUPLICATE: "One object, several boxes: a lower nms_iou (sigma of a SoftSelector) removes them.",
     ErrorKind.BACKGROUND: "Look whether the pictures show objects that nobody annotated; if not, train longer, or on "
     "more images without objects.",
     ErrorKind.MISSED: "See why objects were missed, below.",
@@ -40,7 +40,7 @@ _REMEDY = {
     Cause.NEVER_PROPOSED: "No reference of the head reaches them: the audit tells which sizes.",
     Cause.CUT: "More candidates must enter NMS: num_before_nms.",
     Cause.TOO_SMALL: "The head's min_size removes them.",
-    Cause.SUPPRESSED: "Objects stand close together: a higher nms_iou (sigma of a SoftSelector) keeps neighbours apart.",
+    Cause.SUPPRESSED: "Objects stand close together: a higher nms_iou (sigma of a SoftSelector) keeps them.",
     Cause.OVER_LIMIT: "More may come out: max_detections, or num_proposals of the first stage.",
     Cause.MERGED: "A box of other views took their place, elsewhere or with a lower score: try another tta/merge.",
     Cause.LOW_SCORE: "They are seen, but not believed: train longer, or show more by a lower score_threshold.",

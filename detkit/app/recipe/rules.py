@@ -284,8 +284,8 @@ def choose_selector(view: View) -> list[Choice]:
     if view.is_tile:
         return []
     words = (
-        "soft-NMS: AP +0.014 [+0.010, +0.017] on bccd and +0.012 [+0.008, +0.016] on shapes over NMS with the same weights "
-        "(docs/recipes.md)"
+        "soft-NMS: AP +0.014 [+0.010, +0.017] on bccd and +0.012 [+0.008, +0.016] on shapes over NMS with the same "
+        "weights (docs/recipes.md)"
     )
     return [Choice("/selector@model.head.roi.selector", "SoftSelector", words)]
 
