@@ -24,6 +24,7 @@ from detkit.models import Detector, build_detector
 from detkit.structures import Batch, ImageMeta, Images, Target
 from tests.app.test_configs import composed
 from tests.app.tools import call
+from tests.data.builders import annotation, image, write_coco
 from tests.data.test_real_data import folder
 
 
@@ -121,6 +122,21 @@ def test_of_many_images_the_first_batches_are_looked_at_and_it_is_said(shapes, t
     assert "black images" not in output
     message = call(audit.main, monkeypatch, capsys, *options, "num_images=0", code=2)
     assert "num_images: must be 1 or more, or null, not 0" in message
+
+
+def test_without_an_object_there_is_no_number(tmp_path, monkeypatch, capsys):
+    """It said that nan% have no reference, and that nothing needs to change."""
+    outside, inside = (annotation(i, i, [x, 0, 20, 20]) for i, x in ((1, 500), (2, 4)))  # the second image's
+    options = [
+        "experiment=quickstart", "data=coco", "data.train.annotations=train.json", "data.val.annotations=train.json",
+        f"data.root={tmp_path}", f"hydra.run.dir={tmp_path / 'out'}",
+    ]  # fmt: skip
+    write_coco(tmp_path, [image(1)], [outside])
+    message = call(audit.main, monkeypatch, capsys, *options, code=2)
+    assert "data.train: none of its 1 images has an object: nothing can be assigned" in message
+    write_coco(tmp_path, [image(1), image(2)], [inside])
+    message = call(audit.main, monkeypatch, capsys, *options, "split=val", "num_images=1", code=2)
+    assert "num_images: none of the first 1 images shows an object: nothing can be assigned" in message
 
 
 def test_it_counts_the_landmarks_that_are_shown(tmp_path):
