@@ -19,7 +19,7 @@ from detkit.app.audit.pictures import albums
 from detkit.app.audit.plan import Planner
 from detkit.app.audit.shown import Shown
 from detkit.config import ConfigError
-from detkit.data import RandomTile, ShapesDataset, TrainLoader
+from detkit.data import CocoDataset, Mosaic, RandomTile, ShapesDataset, TrainLoader
 from detkit.models import Detector, build_detector
 from detkit.structures import Batch, ImageMeta, Images, Target
 from tests.app.test_configs import composed
@@ -180,6 +180,19 @@ def test_it_counts_what_tiles_show_cut_and_leave_out(shapes, tmp_path, monkeypat
     ) in output
     output = call(audit.main, monkeypatch, capsys, *options)
     assert "In an epoch the transforms show" not in output
+
+
+def test_an_object_of_a_mixed_image_has_no_id(tmp_path):
+    """The box of another image passed for the one of the image that it was mixed into, where each has one."""
+    boxes = [annotation(i, i, [4 + i, 4, 20, 20]) for i in range(1, 9)]
+    data = CocoDataset(root=str(write_coco(tmp_path, [image(i) for i in range(1, 9)], boxes)))
+    planner = Planner(build_detector(node_of("quickstart", tmp_path)["model"], data.categories))
+    for steps, has_ids in (([], True), ([Mosaic(size=64, scale=(1.0, 1.0))], False)):
+        batch = next(TrainLoader(dataset=data, transforms=steps, batch_size=8, num_workers=0).lay())
+        assert 1 in map(len, batch.targets)
+        found = Audit.of(planner, [batch], data)
+        ids = {found.describe(i)["annotation_id"] for i in range(len(found.labels))}
+        assert ids == (set(range(1, 9)) if has_ids else {None})
 
 
 def batch_of(*boxes, size=(64, 64)):
