@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from detkit.config import SAMPLINGS
-from detkit.data.datasets.table import TruthTable
+from detkit.data.datasets.table import TruthTable, find_wanted, owners_of
 from detkit.structures import GroundTruth
 
 
 class Sampling(ABC):
-    """How often each image comes in an epoch, on average."""
+    """How often each image comes in an epoch, on average; by its objects that can be trained on, so no crowds."""
 
     @abstractmethod
     def __call__(self, truths: Sequence[GroundTruth], num_classes: int) -> np.ndarray:
@@ -38,7 +38,7 @@ class RepeatFactor(Sampling):
         self.threshold = threshold
 
     def __call__(self, truths: Sequence[GroundTruth], num_classes: int) -> np.ndarray:
-        image, label = classes_of_images(truths)
+        image, label = classes_of_images(truths, find_wanted(truths))
         share = np.bincount(label, minlength=num_classes) / max(1, len(truths))
         of_class = np.sqrt(self.threshold / np.maximum(share, 1 / max(1, len(truths)))).clip(min=1)
         repeats = np.ones(len(truths))
@@ -62,23 +62,26 @@ class ClassBalanced(Sampling):
         self.most = most
 
     def __call__(self, truths: Sequence[GroundTruth], num_classes: int) -> np.ndarray:
-        image, label = classes_of_images(truths)
+        image, label = classes_of_images(truths, find_wanted(truths))
         num_images = np.bincount(label, minlength=num_classes)
         repeats = np.zeros(len(truths))
         np.add.at(repeats, image, len(truths) / (np.count_nonzero(num_images) * num_images[label]))
         return repeats if self.most is None else repeats.clip(max=self.most)
 
 
-def classes_of_images(truths: Sequence[GroundTruth]) -> tuple[np.ndarray, np.ndarray]:
-    """(P,) images and (P,) classes: each class that an image has an object of, crowds left out, once."""
+def classes_of_images(truths: Sequence[GroundTruth], wanted: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """(P,) images and (P,) classes: each class that an image has an object of, crowds left out, once.
+
+    ``wanted`` (M,) bool: the objects that count, image after image, in place of all but crowds.
+    """
     if isinstance(truths, TruthTable):
-        owner, label, wanted = truths.owners, truths.labels, ~truths.crowd
+        label, crowd = truths.labels, truths.crowd
     else:
-        owner = np.repeat(np.arange(len(truths)), [len(t) for t in truths])
-        label, wanted = (np.concatenate([np.zeros(0, int), *column]) for column in _columns(truths))
-    pairs = np.unique(np.column_stack([owner, label])[wanted.astype(bool)], axis=0)
+        label, crowd = (np.concatenate([np.zeros(0, int), *column]) for column in _columns(truths))
+    counted = ~crowd.astype(bool) if wanted is None else wanted
+    pairs = np.unique(np.column_stack([owners_of(truths), label])[counted], axis=0)
     return pairs[:, 0], pairs[:, 1]
 
 
 def _columns(truths: Sequence[GroundTruth]) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    return [t.labels for t in truths], [~t.crowd for t in truths]
+    return [t.labels for t in truths], [t.crowd for t in truths]

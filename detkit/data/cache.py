@@ -154,7 +154,8 @@ class ImageCache:
 
     def _look_further(self) -> None:
         """Learn of the entries that others have added since."""
-        end = _END.unpack(os.pread(self._file, _END.size, 0))[1]
+        head = os.pread(self._file, _END.size, 0)
+        end = _END.unpack(head)[1] if len(head) == _END.size else _HEAD  # somebody has emptied the file
         if end < self._end:  # another has found the log damaged, and writes it anew from there
             self._places.clear()
             self._end = _HEAD

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ _SIDEWAYS = (5, 6, 7, 8)
 #: Those that exchange top and bottom, or left and right; of sideways ones after width and height.
 _UPSIDE_DOWN, _MIRRORED = (3, 4, 7, 8), (2, 3, 6, 7)
 _WIDTH_TAG, _HEIGHT_TAG, _ORIENTATION_TAG = 0x0100, 0x0101, 0x0112
+#: TIFF's "ExtraSamples": 2 is an alpha that is not in the colours yet, and libtiff multiplies it into them; 0 is none.
+_EXTRA_TAG, _ALPHA_APART, _NO_MEANING = 0x0152, 2, 0
 #: TIFF's "SampleFormat", and what OpenCV takes for unsigned numbers: -1 would become white.
 _FORMAT_TAG, _NOT_UNSIGNED = 0x0153, {2: "signed", 3: "floating-point"}
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -32,6 +35,8 @@ _END_OF_JPEG = b"\xff\xd9"
 
 #: Formats whose values may have more than 8 bits; the byte of a PNG that says how many; and how OpenCV keeps them all.
 _DEEP, _PNG_DEPTH = ("PNG", "TIFF", "PPM", "JPEG2000"), 24
+#: The head of a PPM or PGM: its kind, width, height, and the number that is white; comments may stand between.
+_PPM_HEAD = re.compile(rb"P([2356])" + 3 * rb"(?:\s|#[^\n]*\n)+(\d+)")
 _AS_DEEP_AS_IT_IS = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION
 
 
@@ -56,8 +61,9 @@ def naming(file: str) -> Iterator[None]:
 def read_image(file: str, size: tuple[int, int] | None = None) -> np.ndarray:
     """The image in ``file`` as uint8 (H, W, 3) RGB.
 
-    Grey is repeated over the channels, 16 bits are shifted down to 8, CMYK is converted, and alpha is left out. The
-    EXIF orientation is applied, unless ``size`` says that the annotations count the pixels as they lie in the file.
+    Grey is repeated over the channels, 16 bits are shifted down to 8, what is white in a PPM becomes white, CMYK is
+    converted, and alpha is left out. The EXIF orientation is applied, unless ``size`` says that the annotations count
+    the pixels as they lie in the file.
 
     Args:
         file: its path. The content decides what it is, not the ending.
@@ -70,7 +76,7 @@ def read_image(file: str, size: tuple[int, int] | None = None) -> np.ndarray:
     data = _read(file)
     header = _open(file, io.BytesIO(data))
     orientation = _orientation(header)
-    if header.format == "TIFF" and orientation != 1:
+    if header.format == "TIFF" and (orientation != 1 or _first_extra(header) == _ALPHA_APART):
         # libtiff's readers turn the pixels each in its own way, if at all: they get a file that says nothing of it.
         data = _tiff_as_it_lies(data)
         header = _open(file, io.BytesIO(data))
@@ -142,7 +148,7 @@ def bits_used(file: str) -> tuple[int, int] | None:
         return None
     if values is None or values.dtype != np.uint16:
         return None
-    return 16, int(values.max()).bit_length()
+    return 16, (int(values.max()) * 65535 // (_white(data, header) or 65535)).bit_length()
 
 
 def orientation_left_out(file: str, size: tuple[int, int]) -> int:
@@ -236,15 +242,30 @@ def _decode(file: str, data: bytes, header: Image.Image) -> np.ndarray:
     if header.format in ("JPEG", "MPO") and not data.endswith(_END_OF_JPEG):
         # OpenCV 4 fills what is missing with grey and says nothing; Pillow refuses. Bytes after the end are harmless.
         _load(file, header)
+    white = _white(data, header)
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION | (0 if white is None else cv2.IMREAD_ANYDEPTH)
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         image = None
     if image is not None:
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        return cv2.cvtColor(image if white is None else _scaled(image, white), cv2.COLOR_BGR2RGB)
     # OpenCV is the stricter of the two on some files whose pixels are all there (a PNG without its last chunk).
     _load(file, header)
     return _rgb(file, header)
+
+
+def _white(data: bytes, header: Image.Image) -> int | None:
+    """The number that is white in a PPM, where OpenCV takes it for another: it scales those of text up to 255 alone."""
+    found = _PPM_HEAD.match(data) if header.format == "PPM" else None
+    white = int(found[4]) if found else 255
+    return None if white in (255, 65535) or (found and found[1] in b"23" and white < 255) else white
+
+
+def _scaled(values: np.ndarray, white: int) -> np.ndarray:
+    """``values`` (H, W, 3) from 0 to ``white`` as uint8."""
+    levels = np.rint(np.arange(white + 1) * (255 / white)).astype(np.uint8)
+    return levels[np.minimum(values, white)]
 
 
 def _rgb(file: str, picture: Image.Image) -> np.ndarray:
@@ -315,8 +336,15 @@ def _raw_size(header: Image.Image) -> tuple[int, int]:
     return int(tags[_WIDTH_TAG]), int(tags[_HEIGHT_TAG])
 
 
+def _first_extra(header: Image.Image) -> int | None:
+    """What a TIFF says of the first number of a pixel beyond its colours; None where it has no more."""
+    said = header.tag_v2.get(_EXTRA_TAG)  # pyright: ignore[reportAttributeAccessIssue]
+    return (said[0] if said else None) if isinstance(said, tuple) else said
+
+
 def _tiff_as_it_lies(data: bytes) -> bytes:
-    """``data`` of a TIFF with orientation 1 in its first directory (TIFF 6.0, section 2; BigTIFF counts in 8 bytes)."""
+    """``data`` of a TIFF with orientation 1, and an alpha that is nothing to its readers, in its first directory (TIFF
+    6.0, section 2; BigTIFF counts in 8 bytes)."""
     order = "<" if data.startswith(b"II") else ">"
     is_big = struct.unpack_from(order + "H", data, 2)[0] == 43
     (start,) = struct.unpack_from(order + ("Q" if is_big else "I"), data, 8 if is_big else 4)
@@ -324,6 +352,14 @@ def _tiff_as_it_lies(data: bytes) -> bytes:
     first, step, value = (start + 8, 20, 12) if is_big else (start + 2, 12, 8)
     changed = bytearray(data)
     for entry in range(first, first + count * step, step):
-        if struct.unpack_from(order + "H", data, entry)[0] == _ORIENTATION_TAG:
+        tag = struct.unpack_from(order + "H", data, entry)[0]
+        if tag == _ORIENTATION_TAG:
             struct.pack_into(order + "H", changed, entry + value, 1)
+        if tag == _EXTRA_TAG:
+            (number,) = struct.unpack_from(order + ("Q" if is_big else "I"), data, entry + 4)
+            place = entry + value
+            if 2 * number > step - value:  # too many to stand here: their place does
+                (place,) = struct.unpack_from(order + ("Q" if is_big else "I"), data, place)
+            if struct.unpack_from(order + "H", data, place)[0] == _ALPHA_APART:
+                struct.pack_into(order + "H", changed, place, _NO_MEANING)
     return bytes(changed)

@@ -20,7 +20,7 @@ import yaml
 from detkit.data.coco_keys import OtherKeys
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.datasets.coco_keypoints import keypoints
-from detkit.data.datasets.files import normal_name
+from detkit.data.datasets.files import IMAGE_ENDINGS, normal_name
 from detkit.data.datasets.table import clipped_corners, is_usable
 from detkit.data.decode import ImageError, orientation_left_out, turned_corners
 from detkit.structures import GroundTruth
@@ -81,12 +81,15 @@ def write(
         coco_file: the file that ``dataset`` was read from, if its layout is COCO's.
 
     Raises:
-        ValueError: two pictures would have the same annotation file, or XML cannot hold a name or tell two apart.
+        ValueError: two pictures would be one file or have the same annotation file, a picture would not be found, or
+            XML cannot hold a name or tell two apart.
         OSError: something cannot be written.
     """
     names = relative_names(dataset)
+    _check_files(dataset, names)
     if layout != "coco":
         _check_stems(names)
+        _check_found(names, layout)
     losses = Losses()
     if layout == "voc":
         _check_xml(dataset, names, losses)
@@ -96,6 +99,8 @@ def write(
         for i in places:
             target = folder / _PICTURES[layout].format(part=part) / names[i]
             target.parent.mkdir(parents=True, exist_ok=True)
+            if os.path.lexists(target):
+                continue  # another image of the same file
             if is_linked:
                 target.symlink_to(os.path.abspath(dataset.truths[i].file))
             else:
@@ -106,6 +111,29 @@ def write(
         used = {int(k) for places in parts.values() for i in places for k in dataset.truths[i].labels}
         losses.counts["classes without a box lost: no list names them"] = len(dataset.categories) - len(used)
     return losses
+
+
+def _check_files(dataset: DetectionDataset, names: Sequence[str]) -> None:
+    """Refuse two pictures that differ in the form of their names alone: one would be written over the other."""
+    first: dict[str, str] = {}
+    for truth, name in zip(dataset.truths, names, strict=True):
+        if first.setdefault(name, truth.file) != truth.file:
+            raise ValueError(f"{first[name]!a} and {truth.file!a} would be one file: {name}; rename one of them")
+
+
+def _check_found(names: Sequence[str], layout: Layout) -> None:
+    """Refuse pictures that readers of the layout, which look into folders, would leave out."""
+    for name in names:
+        stem, ending = os.path.splitext(name)
+        if ending.lower() not in IMAGE_ENDINGS:
+            reason = f"has none of the endings {', '.join(IMAGE_ENDINGS)}"
+        elif any(part.startswith(".") for part in PurePosixPath(name).parts[:-1]):
+            reason = "lies in a hidden folder"
+        elif layout == "voc" and stem != stem.strip():
+            reason = "has a blank at an end of its name"
+        else:
+            continue
+        raise ValueError(f"{name!r} {reason}, so {layout} would not find it; to=coco can hold it")
 
 
 def _check_stems(names: Sequence[str]) -> None:

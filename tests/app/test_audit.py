@@ -19,11 +19,12 @@ from detkit.app.audit.pictures import albums
 from detkit.app.audit.plan import Planner
 from detkit.app.audit.shown import Shown
 from detkit.config import ConfigError
-from detkit.data import RandomTile, ShapesDataset, TrainLoader
+from detkit.data import CocoDataset, Mosaic, RandomTile, ShapesDataset, TrainLoader
 from detkit.models import Detector, build_detector
 from detkit.structures import Batch, ImageMeta, Images, Target
 from tests.app.test_configs import composed
 from tests.app.tools import call
+from tests.data.builders import annotation, image, write_coco
 from tests.data.test_real_data import folder
 
 
@@ -123,6 +124,21 @@ def test_of_many_images_the_first_batches_are_looked_at_and_it_is_said(shapes, t
     assert "num_images: must be 1 or more, or null, not 0" in message
 
 
+def test_without_an_object_there_is_no_number(tmp_path, monkeypatch, capsys):
+    """It said that nan% have no reference, and that nothing needs to change."""
+    outside, inside = (annotation(i, i, [x, 0, 20, 20]) for i, x in ((1, 500), (2, 4)))  # the second image's
+    options = [
+        "experiment=quickstart", "data=coco", "data.train.annotations=train.json", "data.val.annotations=train.json",
+        f"data.root={tmp_path}", f"hydra.run.dir={tmp_path / 'out'}",
+    ]  # fmt: skip
+    write_coco(tmp_path, [image(1)], [outside])
+    message = call(audit.main, monkeypatch, capsys, *options, code=2)
+    assert "data.train: none of its 1 images has an object: nothing can be assigned" in message
+    write_coco(tmp_path, [image(1), image(2)], [inside])
+    message = call(audit.main, monkeypatch, capsys, *options, "split=val", "num_images=1", code=2)
+    assert "num_images: none of the first 1 images shows an object: nothing can be assigned" in message
+
+
 def test_it_counts_the_landmarks_that_are_shown(tmp_path):
     data = ShapesDataset(root=str(tmp_path), num_train=6, num_val=1, image_size=128, landmarks=True)
     bare = ShapesDataset(root=str(tmp_path), num_train=6, num_val=1, image_size=128)
@@ -164,6 +180,19 @@ def test_it_counts_what_tiles_show_cut_and_leave_out(shapes, tmp_path, monkeypat
     ) in output
     output = call(audit.main, monkeypatch, capsys, *options)
     assert "In an epoch the transforms show" not in output
+
+
+def test_an_object_of_a_mixed_image_has_no_id(tmp_path):
+    """The box of another image passed for the one of the image that it was mixed into, where each has one."""
+    boxes = [annotation(i, i, [4 + i, 4, 20, 20]) for i in range(1, 9)]
+    data = CocoDataset(root=str(write_coco(tmp_path, [image(i) for i in range(1, 9)], boxes)))
+    planner = Planner(build_detector(node_of("quickstart", tmp_path)["model"], data.categories))
+    for steps, has_ids in (([], True), ([Mosaic(size=64, scale=(1.0, 1.0))], False)):
+        batch = next(TrainLoader(dataset=data, transforms=steps, batch_size=8, num_workers=0).lay())
+        assert 1 in map(len, batch.targets)
+        found = Audit.of(planner, [batch], data)
+        ids = {found.describe(i)["annotation_id"] for i in range(len(found.labels))}
+        assert ids == (set(range(1, 9)) if has_ids else {None})
 
 
 def batch_of(*boxes, size=(64, 64)):

@@ -15,7 +15,7 @@ from detkit.config import ConfigError
 from detkit.data import CocoDataset, VocDataset, YoloDataset
 from detkit.data.writers import relative_names
 from tests.app.tools import call
-from tests.data.builders import annotation, coco_set, image, write_coco
+from tests.data.builders import annotation, coco_set, image, write_coco, write_picture
 
 READERS = {
     "coco": lambda root: CocoDataset(root=str(root)),
@@ -305,6 +305,59 @@ def test_pictures_that_would_share_their_annotations(tmp_path):
         convert.convert(data, "voc", everything(data), tmp_path / "out")
     convert.convert(data, "coco", everything(data), tmp_path / "out")
     assert len(CocoDataset(root=str(tmp_path / "out"))) == 2
+
+
+@pytest.mark.parametrize("is_linked", [False, True])
+def test_two_images_of_one_file(tmp_path, is_linked):
+    """With the same boxes in two records, say: the picture is written once, into whichever part."""
+    root = write_coco(
+        tmp_path / "set", [image(1, file_name="a.png"), image(2, file_name="a.png")], [annotation(1, 2, [2, 3, 9, 8])]
+    )
+    data = CocoDataset(root=str(root))
+    convert.convert(data, "coco", {"train": [0], "val": [1]}, tmp_path / "out", is_linked=is_linked)
+    assert [p.is_symlink() for p in (tmp_path / "out" / "images").iterdir()] == [is_linked]
+    assert [len(t) for t in CocoDataset(root=str(tmp_path / "out"), annotations="val.json").truths] == [1]
+
+
+def test_pictures_that_would_be_one_file(tmp_path):
+    """Names are written in one form, so the second would take the place of the first."""
+    names = "\u00e9.png", "e\u0301.png"
+    root = write_coco(tmp_path / "set", [image(i, file_name=name) for i, name in enumerate(names, start=1)], [])
+    data = CocoDataset(root=str(root))
+    if len(set((root / "images").iterdir())) < 2:
+        pytest.skip("the file system takes both names for one")
+    with pytest.raises(ConfigError, match=r"to: .*\\xe9\.png' and .*e\\u0301\.png' would be one file: "):
+        convert.convert(data, "coco", everything(data), tmp_path / "out")
+
+
+@pytest.mark.parametrize("layout", ["voc", "yolo"])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("a.jfif", "has none of the endings .jpg"), ("a", "has none"), (".old/a.png", "lies in a hidden folder")],
+)
+def test_pictures_that_would_not_be_found(tmp_path, layout, name, reason):
+    root = write_coco(tmp_path / "set", [image(1), image(2, file_name=name)], [], pictures=False)
+    for record in ("1.png", name):
+        write_picture(tmp_path / "made.png")
+        (root / "images" / record).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "made.png").rename(root / "images" / record)
+    data = CocoDataset(root=str(root))
+    with pytest.raises(
+        ConfigError, match=f"to: '{re.escape(name)}' {reason}.*, so {layout} would not find it; to=coco"
+    ):
+        convert.convert(data, layout, everything(data), tmp_path / "out")
+    convert.convert(data, "coco", everything(data), tmp_path / "out")
+    assert len(CocoDataset(root=str(tmp_path / "out"))) == 2
+
+
+def test_a_name_that_begins_with_a_blank_is_none_for_vocs_lists(tmp_path):
+    data = CocoDataset(
+        root=str(write_coco(tmp_path / "set", [image(1, file_name=" a.png")], [annotation(1, 1, [2, 3, 9, 8])]))
+    )
+    with pytest.raises(ConfigError, match=r"to: ' a\.png' has a blank at an end of its name, so voc would not find it"):
+        convert.convert(data, "voc", everything(data), tmp_path / "out")
+    convert.convert(data, "yolo", everything(data), tmp_path / "out")
+    assert relative_names(READERS["yolo"](tmp_path / "out")) == [" a.png"]
 
 
 def test_a_full_disk_leaves_nothing_and_names_the_file(source, tmp_path, monkeypatch):

@@ -153,6 +153,18 @@ def test_bad_annotations_name_the_culprit(root, tmp_path, monkeypatch, capsys):
     assert "annotation 17 of 1.png: category 3, box [1, 2, nan, 4]" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("check", ["true", "false"])
+def test_the_report_is_told_before_pictures_are_drawn_that_none_may_be(root, tmp_path, monkeypatch, capsys, check):
+    write_coco(root, [image(1)], [annotation(1, 1, [1, 2, 9, 9])])
+    (root / "images" / "1.png").write_bytes(b"no picture")
+    with pytest.raises(SystemExit):
+        run(monkeypatch, tmp_path, "data=coco", f"data.root={root}", f"check_images={check}")
+    out, err = capsys.readouterr()
+    assert "boxes to train on: 1 of 1" in out
+    assert ("damaged: " in out) == (check == "true")
+    assert ("no image can be read" if check == "true" else "1.png: not a readable image") in err
+
+
 def test_help_names_the_data_sets_and_keys(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as caught:
         run(monkeypatch, tmp_path, "--help")

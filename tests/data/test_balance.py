@@ -50,6 +50,17 @@ def test_a_table_has_the_classes_of_its_records():
         assert one.tolist() == other.tolist()
 
 
+def test_an_object_that_cannot_be_trained_on_makes_no_image_frequent():
+    """Half of an epoch was the image whose only object lies beside it."""
+    beside = truth(9, 1)
+    beside.boxes[:] = [50, 1, 4, 4]
+    truths = [*(truth(i, 0) for i in range(9)), beside]
+    for records in (truths, table(truths)):
+        np.testing.assert_allclose(ClassBalanced()(records, 2), [10 / 9] * 9 + [0])
+        np.testing.assert_allclose(RepeatFactor(threshold=1.0)(records, 2), [np.sqrt(10 / 9)] * 9 + [1])
+    assert classes_of_images(truths)[1].tolist() == [0] * 9 + [1]
+
+
 def test_repeat_factors_by_hand():
     """f = 16/17, 4/17 and 1/17; r = max(1, sqrt(t / f)), and an image has its greatest."""
     repeats = RepeatFactor(threshold=0.5)(TRUTHS, 4)

@@ -172,6 +172,20 @@ def test_damage_is_a_miss_and_is_mended(tmp_path):
     assert late.find(OTHER) is None
 
 
+@pytest.mark.parametrize("left", [0, 10])
+def test_a_file_that_somebody_empties_is_filled_anew(tmp_path, left):
+    """To make room, say, in the middle of a training."""
+    one = cache(tmp_path)
+    one.keep(KEY, PICTURE)
+    os.truncate(tmp_path / "images.cache", left)
+    assert one.find(KEY) is None
+    one.keep(OTHER, PICTURE + 1)
+    one.keep(KEY, PICTURE)
+    for reader in (one, cache(tmp_path)):
+        np.testing.assert_array_equal(reader.find(KEY), PICTURE)
+        np.testing.assert_array_equal(reader.find(OTHER), PICTURE + 1)
+
+
 def test_a_found_image_is_the_readers_own(tmp_path):
     one = cache(tmp_path)
     one.keep(KEY, PICTURE)

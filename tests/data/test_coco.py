@@ -374,7 +374,15 @@ def test_flags_that_are_some(tmp_path, flag):
     assert data.truths[0].crowd.tolist() == [str(flag).strip().lower() in ("1", "true", "1.0")]
 
 
-@pytest.mark.parametrize("flag", ["yes", "", 2, -1, 0.5, None, [], [0], {}, "01", math.nan])
+def test_numbers_that_are_too_large_for_any(tmp_path):
+    write_coco(tmp_path, [image(1)], [annotation(4, 1, [1, 1, 9, 10**400], area=1)])
+    assert "boxes that are not four finite numbers (1): annotation 4 of 1.png: " in error_of(tmp_path)
+    data = open_set(write_coco(tmp_path, [image(1)], [annotation(4, 1, [1, 1, 9, 8], area=10**400)]))
+    assert data.truths[0].area.tolist() == [72]
+    assert data.report.count("annotations without an area") == 1
+
+
+@pytest.mark.parametrize("flag", ["yes", "", 2, -1, 2**63, 0.5, None, [], [0], {}, "01", math.nan])
 def test_flags_that_are_none(tmp_path, flag):
     write_coco(tmp_path, [image(1)], [annotation(1, 1, [1, 1, 9, 9]), annotation(8, 1, [2, 2, 9, 9], iscrowd=flag)])
     assert (

@@ -72,6 +72,8 @@ ODD = {
     "area as text": ("annotations", {"area": "81"}),
     "flag as text": ("annotations", {"iscrowd": "1"}),
     "no flag": ("annotations", {"iscrowd": 2}),
+    "flag beyond int64": ("annotations", {"iscrowd": 2**63}),
+    "number beyond float": ("annotations", {"bbox": [1, 2, 3, 10**400]}),
     "flag null": ("annotations", {"iscrowd": None}),
     "category as text": ("annotations", {"category_id": "3"}),
     "blank file": ("images", {"file_name": " "}),

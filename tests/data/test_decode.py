@@ -2,13 +2,23 @@
 
 import io
 import re
+import struct
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from detkit.data.decode import MAX_PIXELS, ImageError, has_pages, pixels_of, read_image, read_size
+from detkit.data.decode import (
+    MAX_PIXELS,
+    ImageError,
+    _tiff_as_it_lies,
+    bits_used,
+    has_pages,
+    pixels_of,
+    read_image,
+    read_size,
+)
 from tests.data.builders import picture
 
 RGB = picture(48, 64)
@@ -92,6 +102,39 @@ def test_a_picture_of_pillows_that_is_none_is_named(tmp_path):
 def test_alpha_is_left_out(tmp_path):
     rgba = np.dstack([RGB, np.full(RGB.shape[:2], 128, np.uint8)])
     np.testing.assert_array_equal(read_image(write(tmp_path, encode(Image.fromarray(rgba), "PNG"))), RGB)
+
+
+@pytest.mark.parametrize("options", [{}, {"big_tiff": True}, {"compression": "tiff_lzw"}, {"tiffinfo": {0x0112: 6}}])
+def test_colours_under_a_tiffs_alpha_are_left_as_they_are(tmp_path, options):
+    """libtiff would multiply it into them: what is transparent, as beside a map's border, would be black."""
+    rgba = np.dstack([RGB, np.tile(np.arange(64, dtype=np.uint8) * 4, (48, 1))])
+    image = read_image(write(tmp_path, encode(Image.fromarray(rgba), "TIFF", **options)))
+    np.testing.assert_array_equal(image, TURNED[6] if "tiffinfo" in options else RGB)
+
+
+def test_a_tiffs_alpha_is_found_where_more_numbers_follow_it(tmp_path):
+    """Of three extra ones what they are stands elsewhere in the file."""
+    content = bytearray(encode(Image.fromarray(np.dstack([RGB, RGB[..., :1] // 2])), "TIFF"))
+    entry = content.index(struct.pack("<HHI", 0x0152, 3, 1))
+    content += b"\0" * (len(content) % 2)
+    struct.pack_into("<HHII", content, entry, 0x0152, 3, 3, len(content))
+    content += struct.pack("<3H", 2, 0, 0)
+    changed = _tiff_as_it_lies(bytes(content))
+    assert changed[-6:] == bytes(6)
+    assert changed[:-6] == content[:-6]
+
+
+@pytest.mark.parametrize("white", [1, 15, 100, 255, 1023, 4095, 65535])
+@pytest.mark.parametrize("kind", ["P2", "P3", "P5", "P6"])
+def test_white_is_what_a_ppm_says(tmp_path, kind, white):
+    """OpenCV scales text of up to 8 bits alone, and a camera's 12 bits would come out nearly black."""
+    shares = (RGB if kind in ("P3", "P6") else RGB[..., :1]) / 255
+    values = np.rint(shares * white).astype(int)
+    text = " ".join(map(str, values.reshape(-1))).encode() + b"\n"
+    body = text if kind in ("P2", "P3") else values.astype(np.uint8 if white < 256 else ">u2").tobytes()
+    file = write(tmp_path, f"{kind}\n# 7 8 9\n64 48\n{white}\n".encode() + body, "a.ppm")
+    assert np.abs(read_image(file) - values * 255 / white).max() <= 1
+    assert bits_used(file) == ((16, 16) if white > 255 else None)
 
 
 def test_cmyk_is_converted_and_not_inverted(tmp_path):

@@ -168,7 +168,7 @@ def test_what_decides_the_table_is_part_of_its_name(tmp_path, cache, parsed, oth
     assert data.truths[0].file == str(root / options.get("images", "images") / "1.png")
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "other", "head"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "cut short", "empty", "other", "head"])
 def test_a_damaged_table_is_made_anew(tmp_path, cache, parsed, damage):
     root = coco_set(tmp_path / "data")
     whole = open_set(root)
@@ -177,7 +177,8 @@ def test_a_damaged_table_is_made_anew(tmp_path, cache, parsed, damage):
     if damage in ("flip", "head"):
         content[-70 if damage == "flip" else 40] ^= 1
     table.unlink()  # not in place: what is mapped is another's
-    table.write_bytes({"cut": content[:-64], "empty": b"", "other": b"something else" * 99}.get(damage, content))
+    cut = {"cut": content[:-64], "cut short": content[:16]}
+    table.write_bytes({**cut, "empty": b"", "other": b"something else" * 99}.get(damage, content))
     again = open_set(root)
     assert_same(again, whole)
     assert len(parsed) == 2

@@ -243,6 +243,7 @@ def test_names_are_the_text_that_stands_in_the_file(tmp_path, names):
         ("names: {0: cat, 0: dog}", "'names' must be a list of class names, or a mapping from 0, 1, ... to them"),
         ("names: [[cat]]", "'names' must be a list of class names"),
         ("names: [cat, '']", "the name of class 1 is empty"),
+        ("names: [cat, dog, cat]", "class names given more than once: cat"),
         ("names: [cat]\nnames: [dog]", "'names' stands there 2 times"),
     ],
 )

@@ -243,14 +243,15 @@ def _of_image(planner: Planner, batch: Batch, i: int, found: Assigned, truth: Gr
     reasons = np.full(len(target), "", object)
     for k in np.flatnonzero(without & ~crowded):
         reasons[k] = planner.asked.why_none(target.boxes[k].tolist(), batch.images.meta[i].size)
+    ids = _annotation_ids(truth, target, batch.images.meta[i])
     columns = _Rows(
-        _annotation_ids(truth, target), target.boxes.numpy(), target.labels.numpy(), found.counts.numpy(),
-        found.fit.numpy(), crowded, reasons,
+        ids, target.boxes.numpy(), target.labels.numpy(), found.counts.numpy(), found.fit.numpy(), crowded, reasons,
     )  # fmt: skip
     return _Rows(*(column[wanted] for column in columns))
 
 
-def _annotation_ids(truth: GroundTruth, target: Target) -> np.ndarray:
+def _annotation_ids(truth: GroundTruth, target: Target, meta: ImageMeta) -> np.ndarray:
     usable = trainable_boxes(truth)[1]
     same = usable.sum() == len(target) and np.array_equal(truth.labels[usable], target.labels.numpy())
+    same &= meta.affine is not None  # else they may be as many objects of other images
     return truth.annotation_ids[usable] if same else np.full(len(target), -1)

@@ -32,6 +32,7 @@ from detkit.app.run.beside import refuse_run
 from detkit.app.run.next_command import tell_training
 from detkit.config import ConfigError, build, validate
 from detkit.data.datasets.base import DetectionDataset
+from detkit.data.datasets.table import count_wanted
 from detkit.data.loader import EvalLoader, TrainLoader
 from detkit.data.transforms import Transform, unplanned
 from detkit.models import build_detector
@@ -69,7 +70,7 @@ def run(cfg: DictConfig, folder: Path) -> None:
     if node["threads"] is not None:
         torch.set_num_threads(node["threads"])
     dataset = build_dataset(node["data"], split)
-    if all(truth.crowd.all() for truth in dataset.truths):
+    if not count_wanted(dataset.truths).any():
         raise ConfigError(f"data.{split}: none of its {len(dataset)} images has an object: nothing can be assigned")
     without_pretrained_weights(node["model"])
     detector = build_detector(node["model"], dataset.categories)
@@ -79,6 +80,9 @@ def run(cfg: DictConfig, folder: Path) -> None:
     shown = Shown(dataset)
     planned = track(shown.counted(_batches(loader)), _num_batches(node, split, dataset), "planning batches")
     batches, all_sides = first_batches(planned, node["num_images"])
+    if all(target.ignore.all() for batch in batches for target in batch.targets):
+        looked_at = sum(map(len, batches))
+        raise ConfigError(f"num_images: none of the first {looked_at} images shows an object: nothing can be assigned")
     audit = Audit.of(planner, batches, dataset)
     sizes: Any = OmegaConf.to_container(cfg.transform)
     asked_of_beside = auxiliary(detector)

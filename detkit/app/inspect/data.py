@@ -129,9 +129,9 @@ def inspect(dataset: DetectionDataset, out_dir: str | Path, check_images: bool =
     atomic_write(folder / "report.txt", text + "\n")
     atomic_write(folder / "classes.png", _png_of(plot_classes(numbers["classes"])))
     atomic_write(folder / "sizes.png", _png_of(plot_sizes(dataset)))
-    atomic_write(folder / "boxes.png", encode_png(draw_examples(dataset, found.damaged)))
     rich.print(class_table(numbers["classes"]))
     rich.get_console().print(Text(text), soft_wrap=True)
+    atomic_write(folder / "boxes.png", encode_png(draw_examples(dataset, found.damaged)))  # which one file can refuse
     rich.print("report and pictures:", Text(str(folder), "bold"))
     return numbers
 

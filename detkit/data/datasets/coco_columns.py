@@ -109,7 +109,7 @@ def read_columns(path: Path) -> CocoColumns | None:
     try:
         file = msgspec.json.decode(content, type=_File)
         blocks = _blocks(file.annotations)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, OverflowError):  # the last: a number for no array
         return None
     if hasattr(mmap, "MADV_DONTNEED"):
         content.madvise(mmap.MADV_DONTNEED)

@@ -16,8 +16,11 @@ def parse_flag(value: object) -> bool | None:
 
 
 def parse_number(value: object) -> float:
-    """A JSON number as a float; NaN for everything else, strings and booleans too."""
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else float("nan")
+    """A JSON number as a float; NaN for everything else, strings, booleans and what is too large for one too."""
+    try:
+        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else float("nan")
+    except OverflowError:
+        return float("nan")
 
 
 def is_whole(value: object) -> bool:

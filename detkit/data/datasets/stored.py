@@ -253,7 +253,8 @@ def _load(table: Path, stamp: Stamp | None) -> Opened | None:
         return None
     start = len(_MAGIC) + 8
     checksum = int.from_bytes(content[len(_MAGIC) : start], "little")
-    if content[: len(_MAGIC)] != _MAGIC or zlib.crc32(memoryview(content)[start:]) != checksum:
+    is_whole = zlib.crc32(memoryview(content)[start:]) == checksum and len(content) > start  # of nothing it is 0
+    if content[: len(_MAGIC)] != _MAGIC or not is_whole:
         return None
     first = start + 8 + int.from_bytes(content[start : start + 8], "little")
     head = json.loads(content[start + 8 : first])

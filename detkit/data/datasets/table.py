@@ -142,14 +142,24 @@ class TruthTable(Sequence[GroundTruth]):
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
 
+def find_wanted(truths: Sequence[GroundTruth]) -> np.ndarray:
+    """(M,) bool: which objects, image after image, have an area to train on and are no crowd."""
+    if isinstance(truths, TruthTable):  # all at once: COCO's take 3 s one by one
+        return is_usable(clipped_corners(truths.boxes, truths.sizes[truths.owners])) & ~truths.crowd
+    each = (is_usable(clipped_corners(t.boxes, np.array(t.size))) & ~t.crowd for t in truths)
+    return np.concatenate([np.zeros(0, bool), *each])
+
+
+def owners_of(truths: Sequence[GroundTruth]) -> np.ndarray:
+    """(M,) int64: the position of each annotation's image."""
+    if isinstance(truths, TruthTable):
+        return truths.owners
+    return np.repeat(np.arange(len(truths)), [len(t) for t in truths])
+
+
 def count_wanted(truths: Sequence[GroundTruth]) -> np.ndarray:
     """(I,) int64: the objects of each image that have an area to train on and are no crowd."""
-    if isinstance(truths, TruthTable):  # all at once: COCO's take 3 s one by one
-        owners = truths.owners
-        wanted = is_usable(clipped_corners(truths.boxes, truths.sizes[owners])) & ~truths.crowd
-        return np.bincount(owners[wanted], minlength=len(truths))
-    each = (is_usable(clipped_corners(t.boxes, np.array(t.size))) & ~t.crowd for t in truths)
-    return np.array([wanted.sum() for wanted in each], dtype=np.int64)
+    return np.bincount(owners_of(truths)[find_wanted(truths)], minlength=len(truths))
 
 
 def count_classes(truths: Sequence[GroundTruth], num_classes: int) -> tuple[int, ...]:

@@ -125,6 +125,8 @@ def _read_names(base: Path) -> tuple[str, ...]:
         raise ValueError(f"{path}: no class names")
     if not all(names):
         raise ValueError(f"{path}: the name of class {names.index('')} is empty")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{path}: class names given more than once: {', '.join(twice)}")
     said = _key_of_yaml(path, "nc") if path.suffix == ".yaml" else None
     if said is not None and said.value != str(len(names)):
         raise ValueError(f"{path}: 'nc' says {said.value}, and 'names' has {len(names)} classes: {', '.join(names)}")
