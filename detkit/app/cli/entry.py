@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from detkit.app.cli.command_line import help_wanted, read_command_line
+from detkit.app.cli.command_line import configuration_wanted, help_wanted, read_command_line
 from detkit.app.cli.components import load_components
 from detkit.app.cli.failure import TOLD, fail, in_words, told_once, told_plainly
 from detkit.app.cli.idle import leaving_out
@@ -84,6 +84,10 @@ def run_tool(task: Task, config_name: str, sweep_task: Task | None = None) -> No
             print(answer)
             sys.exit(0)
         sys.argv[1:], idle = read_command_line(sys.argv[1:], config_name)
+        if (composed := configuration_wanted(sys.argv[1:], config_name, idle)) is not None:
+            tell(composed[1])
+            print(composed[0], end="")
+            sys.exit(0)
     with told_plainly(), _errors_let_through(), leaving_out(idle):
         start()
 
