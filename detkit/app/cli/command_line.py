@@ -15,6 +15,7 @@ from omegaconf import OmegaConf, open_dict
 
 from detkit.app.cli.composition import in_one_line
 from detkit.app.cli.idle import Idle, compose, leaving_out, told
+from detkit.app.cli.in_vain import leave_unread_empty
 from detkit.app.cli.overrides import normalize_overrides, parse, wrong_choices
 from detkit.app.cli.paths import search_path
 from detkit.app.cli.slots import Compositions, settle_slots
@@ -96,6 +97,7 @@ def configuration_wanted(
     with leaving_out(idle):
         cfg = loader.load_configuration(name or config_name, options.overrides, RunMode.RUN)
         notes = settle_slots(cfg, options.overrides, name or config_name, Compositions(loader))
+    leave_unread_empty(cfg)
     with open_dict(cfg):
         del cfg["hydra"]
     package = None if options.package == "_global_" else options.package
