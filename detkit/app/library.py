@@ -17,7 +17,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from detkit.app.assemble.schema import PredictOptions, TrainSchema
+from detkit.app.assemble.schema import ModelSection, PredictOptions, TrainSchema
 from detkit.app.assemble.stored import Stored, load_stored
 from detkit.app.cli.composer import Composer
 from detkit.app.run.folder import RunFolder
@@ -48,6 +48,9 @@ _OF_HYDRA = {
     "hydra.run.dir": "folder= names the folder of the run",
     "hydra.searchpath": "own_configs= names a folder of one's own configurations",
 }
+
+#: Why :func:`create` refuses a key.
+_OUTSIDE = "nothing but a model is made here: give keys of model (model.neck.out_channels, model/neck)"
 
 #: What :meth:`Predictor.predict` takes for one image: a file, uint8 (H, W, 3) RGB, or a picture of Pillow's.
 ImageLike = str | Path | np.ndarray | Image.Image
@@ -235,7 +238,8 @@ def load(checkpoint: str | Path, *overrides: str, device: str = "auto") -> Predi
     _refuse_without_use(overrides, _NOT_LOADED)
     composer = Composer("predict")
     said = [f"checkpoint={checkpoint}", "input=memory", f"device={device}", *overrides]
-    cfg, _, choices = composer(*said)
+    cfg, notes, choices = composer(*said)
+    _tell(notes)
     options, stored = load_stored(cfg, PredictOptions, choices)
     check_range("batch_size", options.batch_size, 1)
     return Predictor(stored, options)
@@ -252,16 +256,22 @@ def create(model: str, categories: Sequence[str] | Categories, *overrides: str) 
     Args:
         model: a preset of ``configs/model``, or ``"experiment=NAME"``: the model of that experiment.
         categories: names of the classes, in the order of the labels 0, 1, ...
-        overrides: as for ``detkit train``: ``"model/neck=fpn_se"``, ``"model.backbone.weights=null"``.
+        overrides: of the model, as for ``detkit train``: ``"model/neck=fpn_se"``, ``"model.backbone.weights=null"``.
 
     Raises:
-        ConfigError: there is no such model, or an override does not fit.
+        ConfigError: there is no such model, or an override does not fit, or is of something else than the model.
+        TypeError: the categories are no names.
     """
     _refuse_without_use(overrides)
+    if outside := [key for override in overrides if not _is_of_model(key := _key(override))]:
+        raise ConfigError([f"{key}: {_OUTSIDE}" for key in outside])
     if not isinstance(categories, Categories):
+        if isinstance(categories, str) or not all(isinstance(name, str) for name in categories):
+            raise TypeError(f"categories: {categories!r} is no list of names, like ['cat', 'dog']")
         categories = Categories(tuple(categories), tuple(range(1, len(categories) + 1)))
     first = model if model.startswith("experiment=") else f"model={model}"
-    cfg = Composer("train")(first, *overrides).cfg
+    cfg, notes, _ = Composer("train")(first, *overrides)
+    _tell(notes)
     section = OmegaConf.create({"model": cfg.model})
     validate(section, _Model)
     return build_detector(OmegaConf.to_container(section, resolve=True)["model"], categories)  # pyright: ignore
@@ -269,7 +279,7 @@ def create(model: str, categories: Sequence[str] | Categories, *overrides: str) 
 
 @dataclass
 class _Model:
-    model: Any
+    model: Detector | ModelSection
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,15 +313,17 @@ def train(overrides: Sequence[str], folder: str | Path | None = None, own_config
 
     Raises:
         ConfigError: an override that does not fit or has no use here, or no experiment.
+        TypeError: the overrides are one text.
         Interrupted: Ctrl-C; the step was finished and saved.
     """
+    if isinstance(overrides, str):  # whose letters would be the overrides
+        raise TypeError(f"overrides: give a list: [{overrides!r}]")
     _refuse_without_use(overrides, _OF_HYDRA)
     composer = Composer("train", None if own_configs is None else str(own_configs))
     cfg, notes, choices = composer(*overrides)
     if choices.get("sweep"):
         raise ConfigError(f"sweep={choices['sweep']} is a list of jobs: detkit train -m runs them")
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+    _tell(notes)
     name = choices.get("experiment") or "custom"
     chosen = Path(cfg.run_root) / name / time.strftime("%Y-%m-%d_%H-%M-%S") if folder is None else Path(folder)
     validate(cfg, TrainSchema)
@@ -320,6 +332,21 @@ def train(overrides: Sequence[str], folder: str | Path | None = None, own_config
     result = run.result()
     assert result is not None, "a run that comes to its end writes it"
     return Run(run.path, result)
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].strip().lstrip("+~")
+
+
+def _is_of_model(key: str) -> bool:
+    """Whether ``key`` is of the section ``model``: ``model.neck.stride``, ``model/neck``, ``loss@model.head.loss``."""
+    group, _, package = key.partition("@")
+    return f"{package or group.replace('/', '.')}.".startswith("model.")
+
+
+def _tell(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def _refuse_without_use(overrides: Sequence[str], instead: Mapping[str, str] | None = None) -> None:
@@ -332,7 +359,7 @@ def _refuse_without_use(overrides: Sequence[str], instead: Mapping[str, str] | N
     instead = instead or {}
     errors = []
     for override in overrides:
-        key = override.partition("=")[0].strip().lstrip("+~")
+        key = _key(override)
         if key in instead:
             errors.append(f"{key}: {instead[key]}")
         elif key.startswith(("hydra.", "hydra/")):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
+
+_MOST_NAMED = 5
 
 
 def form_of(tensor: Tensor) -> str:
@@ -33,3 +35,16 @@ def check_dense(tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if form := form_of(tensor):
             raise ValueError(f"the tensor {name} is {form}, not dense")
+
+
+def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """Words for each of the named ``tensors`` with values that are nan or infinite, and how many there are more."""
+    lost = ((name, t) for name, t in tensors if t.is_floating_point() and not t.isfinite().all())
+    bad = [f"{name} has {count_not_finite(t)}" for name, t in lost]
+    more = [f"and {len(bad) - _MOST_NAMED} more tensors"] if len(bad) > _MOST_NAMED else []
+    return bad[:_MOST_NAMED] + more
+
+
+def count_not_finite(tensor: Tensor) -> str:
+    """How many values of ``tensor`` are nan or infinite, in words."""
+    return f"{int((~tensor.isfinite()).sum())} of {tensor.numel()} values not finite"

@@ -127,3 +127,15 @@ def test_sizes_that_nothing_can_have_are_refused(overrides, line):
     with pytest.raises(ConfigError) as caught:
         validate(Composer()(QUICK, *overrides).cfg, TrainSchema)
     assert line in caught.value.errors
+
+
+def test_a_folder_that_nothing_reads_need_not_be_named(monkeypatch, capsys):
+    both = (QUICK, "data=coco", "data.train.root=a", "data.val.root=b")
+    cfg = Composer("train")(*both).cfg
+    validate(cfg, TrainSchema)
+    assert cfg.data.root is None
+    output = call(train.main, monkeypatch, capsys, *both, "device=cpu", code=2)
+    assert "error: data.train: CocoDataset: a/train.json: No such file" in output
+    for one in (both[:3], (*both[:2], both[3]), both[:2]):
+        with pytest.raises(ConfigError, match=r"^data\.root: needs a value"):
+            validate(Composer("train")(*one).cfg, TrainSchema)

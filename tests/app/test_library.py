@@ -159,6 +159,36 @@ def test_the_folder_of_a_run_is_not_named_as_to_hydra(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("model", ["faster_rcnn_fpn", "experiment=quickstart"])
+def test_a_model_takes_keys_of_the_model_alone(model):
+    outside = ("optim.lr=3", "debug=fast", "~transform.train", "dataset@data.train=CocoDataset", "modell.x=1")
+    with pytest.raises(ConfigError) as caught:
+        detkit.create(model, ["a"], "model.backbone.weights=null", "model.nck=1", *outside)
+    told = [line.partition(": ")[0] for line in caught.value.errors]
+    assert told == ["optim.lr", "debug", "transform.train", "dataset@data.train", "modell.x"]
+    with pytest.raises(ConfigError, match=r"^model\.nck: no key 'nck'; did you mean 'neck'\?$"):
+        detkit.create(model, ["a"], "model.backbone.weights=null", "model.nck=1")
+
+
+def test_a_model_takes_every_form_of_its_keys(capsys):
+    loss, layers = "loss@model.head.roi.box_loss=GIoULoss", "++model.head.roi.network.hidden=[32]"
+    detector = detkit.create("experiment=quickstart", ["a"], "model/neck=single_level", loss, layers)
+    assert type(detector.head.roi.box_loss).__name__ == "GIoULoss"
+    assert detector.head.roi.network.fcs[0].out_features == 32
+    assert "note: model/neck=single_level: model.neck is SingleLevel now" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("names", ["cat", [1, 2]])
+def test_classes_are_a_list_of_names(names):
+    with pytest.raises(TypeError, match=r"^categories: .* is no list of names, like \['cat', 'dog'\]$"):
+        detkit.create("experiment=quickstart", names)
+
+
+def test_overrides_are_a_list():
+    with pytest.raises(TypeError, match=r"^overrides: give a list: \['experiment=quickstart'\]$"):
+        detkit.train("experiment=quickstart")
+
+
 def test_a_detector_for_a_loop_of_ones_own_learns():
     torch.manual_seed(0)
     detector = detkit.create("experiment=quickstart", ["circle", "square"], "model.backbone.norm=frozen_bn").train()

@@ -1,6 +1,8 @@
 """A part that the command line puts into a slot starts from its own options, not from those of the part before it."""
 
 import pytest
+import yaml
+from omegaconf import OmegaConf
 
 from detkit.app import train
 from detkit.app.assemble.schema import TrainSchema
@@ -183,6 +185,27 @@ def test_a_preset_may_be_named_by_a_number(tmp_path, monkeypatch, capsys):
     start = (train.main, monkeypatch, capsys, f"--config-dir={tmp_path}", "experiment=quickstart")
     assert "_target_: SingleLevel" in call(*start, "model/neck=320", "--cfg=job")
     assert "error: model/neck: no option '321'" in call(*start, "model/neck=321", code=2)
+
+
+def test_the_printed_configuration_is_what_the_run_has(monkeypatch, capsys):
+    start = (train.main, monkeypatch, capsys, "experiment=quickstart", "model/neck=single_level", "--cfg=job")
+    cfg, told = settled("experiment=quickstart", "model/neck=single_level")
+    printed, *notes = call(*start).split("note: ")
+    assert yaml.safe_load(printed)["model"]["neck"] == OmegaConf.to_container(cfg.model.neck)
+    assert notes == [f"{note}\n" for note in told]
+    printed, *_ = call(*start, "--package=model.neck").split("note: ")
+    assert yaml.safe_load(printed)["out_channels"] == cfg.model.neck.out_channels != 64
+    assert call(*start, "--package=seed").startswith("0\n")
+    assert call(*start, "--package=model.nk", code=2) == "error: --package: there is nothing at 'model.nk'\n"
+    assert call(*start, "data=coco", "--resolve", code=2) == "error: data.root: needs a value\n"
+
+
+def test_of_a_group_that_is_named_twice_the_last_counts():
+    for first, last in (("faster_rcnn_fpn", "retinanet"), ("retinanet", "faster_rcnn_fpn")):
+        for start in ([], ["experiment=quickstart"]):
+            assert settled(*start, f"model={first}", f"model={last}") == settled(*start, f"model={last}")
+    twice = settled("experiment=quickstart", "model/neck=upsample", "model/neck=single_level")
+    assert twice == settled("experiment=quickstart", "model/neck=single_level")
 
 
 def test_what_an_experiment_chooses_in_a_part_goes_with_the_part(own):

@@ -111,6 +111,22 @@ def test_files_that_are_no_weights(tmp_path):
         ResNet(depth=34, weights=str(tmp_path / "resnet18.pth"), norm="frozen_bn")
 
 
+@pytest.mark.parametrize("value", [float("nan"), 1e300])  # the second is infinite in float32
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    file = tmp_path / "bad.pth"
+    state = torchvision.models.resnet18(weights=None).state_dict()
+    state["fc.bias"][0] = float("nan")  # is not taken over
+    torch.save(state, file)
+    assert ResNet(depth=18, weights=str(file), norm="frozen_bn")
+    state["layer1.0.conv1.weight"] = state["layer1.0.conv1.weight"].double()
+    state["layer1.0.conv1.weight"][0, 0, 0, :2] = value
+    torch.save(state, file)
+    with pytest.raises(
+        ValueError, match=r"bad\.pth' are of no use: layer1\.0\.conv1\.weight has 2 of 36864 values not"
+    ):
+        ResNet(depth=18, weights=str(file), norm="frozen_bn")
+
+
 @pytest.mark.parametrize("frozen", [0, 2, 5])
 def test_frozen_stages_neither_learn_nor_count(frozen):
     backbone = ResNet(depth=18, weights=None, norm="bn", frozen_stages=frozen).train()
@@ -160,6 +176,11 @@ def test_timm_errors(tmp_path):
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"checkpoint: .*other\.pth does not fit timm's resnet18: 120 missing"):
         Timm(name="resnet18", checkpoint=str(tmp_path / "other.pth"))
+    state = torchvision.models.resnet18(weights=None).state_dict()
+    state["bn1.running_var"][3] = float("inf")
+    torch.save(state, tmp_path / "bad.pth")
+    with pytest.raises(ValueError, match=r"bad\.pth is of no use: bn1\.running_var has 1 of 64 values not finite"):
+        Timm(name="resnet18", checkpoint=str(tmp_path / "bad.pth"))
 
 
 @pytest.mark.parametrize(

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import IConfigRepository
 from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 from hydra.types import RunMode
+from omegaconf import OmegaConf, open_dict
 
 from detkit.app.cli.composition import in_one_line
-from detkit.app.cli.idle import Idle, compose
+from detkit.app.cli.idle import Idle, compose, leaving_out, told
+from detkit.app.cli.in_vain import leave_unread_empty
 from detkit.app.cli.overrides import normalize_overrides, parse, wrong_choices
 from detkit.app.cli.paths import search_path
+from detkit.app.cli.slots import Compositions, settle_slots
 from detkit.app.cli.usage import experiments, usage
 from detkit.config import ConfigError
 from detkit.config.registry import did_you_mean
+from detkit.config.validate import plain
 from detkit.utils.commands import command
 from detkit.utils.dist import processes_started
 
@@ -67,6 +72,41 @@ def help_wanted(arguments: Sequence[str], config_name: str) -> str | None:
         return None
     loader = ConfigLoaderImpl(search_path(options.config_dir, options.config_path))
     return usage(config_name, _repository(loader, options.overrides))
+
+
+def configuration_wanted(
+    arguments: Sequence[str], config_name: str, idle: Sequence[Idle]
+) -> tuple[str, list[str]] | None:
+    """What a tool answers to ``--cfg job``: the configuration that it would run with, and the notes that it would tell.
+
+    Hydra's own answer has a swapped part with what the recipe says for the one before.
+
+    Args:
+        arguments: as :func:`read_command_line` returns them, and what it says of ``idle`` choices.
+
+    Returns:
+        None where ``arguments`` do not ask for it.
+
+    Raises:
+        ConfigError: there is no such ``--package``, or with ``--resolve`` a value that has to be given.
+    """
+    options = _parse_flags(arguments)
+    if options.cfg != "job":
+        return None
+    loader, name = ConfigLoaderImpl(search_path(options.config_dir, options.config_path)), options.config_name
+    with leaving_out(idle):
+        cfg = loader.load_configuration(name or config_name, options.overrides, RunMode.RUN)
+        notes = settle_slots(cfg, options.overrides, name or config_name, Compositions(loader))
+    leave_unread_empty(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    package = None if options.package == "_global_" else options.package
+    shown: Any = OmegaConf.create(plain(cfg)) if options.resolve else cfg
+    if package is not None and (shown := OmegaConf.select(shown, package)) is None:
+        raise ConfigError(f"--package: there is nothing at {package!r}")
+    text = OmegaConf.to_yaml(shown) if OmegaConf.is_config(shown) else f"{shown}\n"
+    header = f"# @package {package}\n" if package is not None and OmegaConf.is_config(shown) else ""
+    return header + text, [told(one, options.overrides) for one in idle] + notes
 
 
 def _parse_flags(arguments: Sequence[str]) -> argparse.Namespace:

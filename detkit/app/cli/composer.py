@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from detkit.app.cli.components import load_components
 from detkit.app.cli.idle import Idle, compose, leaving_out, told
+from detkit.app.cli.in_vain import leave_unread_empty
 from detkit.app.cli.overrides import normalize_overrides, parse, wrong_choices
 from detkit.app.cli.paths import search_path
 from detkit.app.cli.slots import Compositions, Settled, settle_slots
@@ -71,6 +72,7 @@ class Composer:
         with leaving_out(idle):
             known = Compositions(self.loader) if idle or self._kept is None else self._kept
             notes = settle_slots(cfg, said, self.config_name, known, settled)
+        leave_unread_empty(cfg)
         composed = Composed(cfg, [told(one, said) for one in idle] + notes, choices)
         return composed, Parts([Settled("", self.config_name, tuple(said)), *settled], idle)
 

@@ -21,11 +21,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from detkit.app.cli.command_line import help_wanted, read_command_line
+from detkit.app.cli.command_line import configuration_wanted, help_wanted, read_command_line
 from detkit.app.cli.components import load_components
 from detkit.app.cli.failure import TOLD, fail, in_words, told_once, told_plainly
 from detkit.app.cli.idle import leaving_out
 from detkit.app.cli.idle import told as tell_idle
+from detkit.app.cli.in_vain import leave_unread_empty
 from detkit.app.cli.paths import config_dir
 from detkit.app.cli.slots import Compositions, search_paths, settle_slots
 from detkit.data.workers import worker_deaths_explained
@@ -64,6 +65,7 @@ def run_tool(task: Task, config_name: str, sweep_task: Task | None = None) -> No
             given, name = HydraConfig.get().overrides, HydraConfig.get().job.config_name
             said = [*search_paths(given.hydra), *given.task]
             tell([tell_idle(one, said) for one in idle] + settle_slots(cfg, said, name, Compositions(_loader())))
+            leave_unread_empty(cfg)
             with worker_deaths_explained():
                 return task(cfg, folder)
         except (*TOLD, KeyboardInterrupt) as error:
@@ -84,6 +86,10 @@ def run_tool(task: Task, config_name: str, sweep_task: Task | None = None) -> No
             print(answer)
             sys.exit(0)
         sys.argv[1:], idle = read_command_line(sys.argv[1:], config_name)
+        if (composed := configuration_wanted(sys.argv[1:], config_name, idle)) is not None:
+            tell(composed[1])
+            print(composed[0], end="")
+            sys.exit(0)
     with told_plainly(), _errors_let_through(), leaving_out(idle):
         start()
 

@@ -46,6 +46,14 @@ def said_in_vain(loader: ConfigLoader, config_name: str | None, arguments: Seque
     return [*_idle_nulls(loader, config_name, arguments, content), *_unread(loader, arguments, content)]
 
 
+def leave_unread_empty(cfg: DictConfig) -> None:
+    """Set to null what is there for others to point to (``data.root``), where it has no value and nobody does."""
+    content: Any = OmegaConf.to_container(cfg, resolve=False)
+    for key in _POINTED_AT:
+        if _at(content, key) == "???" and not any(_points_to(value, key) for _, value in leaves(content)):
+            OmegaConf.update(cfg, key, None)
+
+
 def _idle_nulls(
     loader: ConfigLoader, config_name: str | None, arguments: Sequence[str], content: Mapping[str, Any]
 ) -> Iterator[str]:

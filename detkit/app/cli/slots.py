@@ -164,8 +164,12 @@ def choices_and_recipe(parsed: Sequence[Override], loader: ConfigLoader) -> tupl
 
 
 def _sorted_out(parsed: Sequence[Override], loader: ConfigLoader) -> tuple[list[Choice], list[str], list[Override]]:
-    """The choices of parts, what belongs to the recipe (experiment, debug, where options are), and the plain values."""
-    choices, recipe, values = [], [], []
+    """The choices of parts, what belongs to the recipe (experiment, debug, where options are), and the plain values.
+
+    Of two choices for one slot the last counts, as for Hydra.
+    """
+    choices: dict[str, Choice] = {}
+    recipe, values = [], []
     for override in parsed:
         group = override.key_or_group
         if group == _ELSEWHERE:
@@ -175,8 +179,10 @@ def _sorted_out(parsed: Sequence[Override], loader: ConfigLoader) -> tuple[list[
         elif group.partition("/")[0] in ("experiment", "debug", "sweep", "hydra"):
             recipe.append(_line(override))
         else:
-            choices.append(Choice(override.package or group.replace("/", "."), _line(override)))
-    return choices, recipe, values
+            slot = override.package or group.replace("/", ".")
+            choices.pop(slot, None)
+            choices[slot] = Choice(slot, _line(override))
+    return list(choices.values()), recipe, values
 
 
 def _has_options(loader: ConfigLoader, group: str) -> bool:

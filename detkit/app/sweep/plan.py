@@ -16,7 +16,7 @@ from detkit.app.assemble.identity import config_hash
 from detkit.app.assemble.schema import TrainSchema
 from detkit.app.cli.composition import idle_removals, in_one_line, wrong_groups, wrong_slots
 from detkit.app.cli.idle import idle_choices, leaving_out
-from detkit.app.cli.in_vain import said_in_vain
+from detkit.app.cli.in_vain import leave_unread_empty, said_in_vain
 from detkit.app.cli.slots import Compositions, search_paths, settle_slots
 from detkit.config import ConfigError, validate
 
@@ -100,6 +100,7 @@ def compose_job(master: DictConfig, loader: ConfigLoader, overrides: Sequence[st
         with open_dict(cfg):
             del cfg["hydra"]
         settle_slots(cfg, said, config_name, Compositions(loader))
+    leave_unread_empty(cfg)
     return cfg
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from detkit.structures import Batch, Losses
+from detkit.utils.tensors import count_not_finite, not_finite
 
 _MOST_NAMED = 5
 
@@ -90,7 +91,7 @@ def culprits(detector: nn.Module, batches: Sequence[Batch], num_classes: int | N
     pass on bad values spoils running statistics too.
     """
     inputs = [line for batch in batches for line in bad_inputs(batch, num_classes)]
-    return _bad_tensors(detector.named_parameters()) + inputs or _bad_tensors(detector.named_buffers())
+    return not_finite(detector.named_parameters()) + inputs or not_finite(detector.named_buffers())
 
 
 def bad_inputs(batch: Batch, num_classes: int | None = None) -> Iterator[str]:
@@ -144,7 +145,7 @@ def refuse_bad_weights(detector: nn.Module, what: str) -> None:
 
 def refuse_bad_tensors(tensors: Mapping[str, Tensor], what: str) -> None:
     """The same of ``tensors`` by name."""
-    if bad := _bad_tensors(tensors.items()):
+    if bad := not_finite(tensors.items()):
         raise ValueError(f"{what}: {', '.join(bad)}")
 
 
@@ -155,7 +156,7 @@ def _pixel_problem(pixels: Tensor) -> str:
     if pixels.dtype != torch.float32:
         return f"are {str(pixels.dtype).removeprefix('torch.')}, not uint8 or float32 in 0..255"
     if not pixels.isfinite().all():
-        return f"have {_count(pixels)}"
+        return f"have {count_not_finite(pixels)}"
     low, high = (float(v) for v in pixels.aminmax())
     if low < _PIXEL_RANGE[0] or high > _PIXEL_RANGE[1] or (high < BLACK and low != high):
         return f"lie in {low:.3g}..{high:.3g}, not in 0..255: the detector normalises them itself"
@@ -174,16 +175,6 @@ def _problem(box: Sequence[float], label: int, size: tuple[int, int], num_classe
     if num_classes is not None and not 0 <= label < num_classes:
         return f"has the label {label}, which is not in 0..{num_classes - 1}"
     return ""
-
-
-def _bad_tensors(tensors: Iterable[tuple[str, Tensor]]) -> list[str]:
-    bad = [f"{name} has {_count(t)}" for name, t in tensors if t.is_floating_point() and not t.isfinite().all()]
-    more = [f"and {len(bad) - _MOST_NAMED} more tensors"] if len(bad) > _MOST_NAMED else []
-    return bad[:_MOST_NAMED] + more
-
-
-def _count(tensor: Tensor) -> str:
-    return f"{int((~torch.isfinite(tensor)).sum())} of {tensor.numel()} values not finite"
 
 
 def _images(batch: Batch) -> str:

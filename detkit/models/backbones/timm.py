@@ -17,6 +17,7 @@ from detkit.config import BACKBONES
 from detkit.models.backbones.check import compare_maps, example_size, try_maps
 from detkit.models.interfaces import Backbone
 from detkit.structures import FeatureSpec, PixelStats
+from detkit.utils.tensors import not_finite
 
 #: What timm calls an input of any size, in the order tried: ViT and EVA, BEiT and others without padding, Swin.
 _ANY_SIZE: tuple[Mapping[str, bool], ...] = (
@@ -196,7 +197,7 @@ def _refused_option(timm, name: str, options: Mapping[str, Any], error: TypeErro
 
 
 def _check_weights(timm, name: str, path: Path) -> None:
-    """timm only warns of names that do not fit: refuse a file that is not of this model."""
+    """timm only warns of names that do not fit: refuse a file that is not of this model, or is not finite."""
     if not path.is_file():
         raise ValueError(f"checkpoint: no file {str(path)!r}")
     found = timm.models.load_state_dict(str(path), weights_only=True)
@@ -204,6 +205,8 @@ def _check_weights(timm, name: str, path: Path) -> None:
     missing = sorted(model.state_dict().keys() - found.keys())
     if missing:
         raise ValueError(f"checkpoint: {path} does not fit timm's {name}: {len(missing)} missing, {missing}")
+    if bad := not_finite((k, v) for k, v in found.items() if k in model.state_dict()):
+        raise ValueError(f"checkpoint: {path} is of no use: {', '.join(bad)}")
 
 
 def _levels_from_stride_4(info: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:

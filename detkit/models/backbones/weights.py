@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
-from detkit.utils.tensors import check_dense, unfit_type
+from detkit.utils.tensors import check_dense, not_finite, unfit_type
 
 
 def load_backbone_weights(module: nn.Module, source: str | None, imagenet: WeightsEnum) -> None:
@@ -22,7 +22,8 @@ def load_backbone_weights(module: nn.Module, source: str | None, imagenet: Weigh
     does not fit is an error.
 
     Raises:
-        ValueError: the file is not there and cannot be fetched, or does not fit; the message names it.
+        ValueError: the file is not there and cannot be fetched, or does not fit, or a value in it is not finite; the
+            message names it.
     """
     if source is None:
         return
@@ -52,6 +53,8 @@ def _load(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
             + (f", {_count('of another type', unfit)}" if unfit else "")
         )
     module.load_state_dict(state, strict=False)  # checked above
+    if bad := not_finite((k, v) for k, v in module.state_dict().items() if k in state):
+        raise ValueError(f"weights {source!r} are of no use: {', '.join(bad)}")
 
 
 def _imagenet_state(weights: WeightsEnum) -> Mapping[str, Tensor]:
