@@ -266,4 +266,5 @@ def lowered(boxes: Tensor, scores: Tensor, sigma: float, score_threshold: float,
         while any_left(*state):
             state = take_the_best(*state)
         scores = state[1]
-    return torch.where(scores > score_threshold, scores, ABSENT).to(kind)
+    scores = scores.to(kind)  # first: what rounds to the threshold is not above it
+    return torch.where(scores > score_threshold, scores, ABSENT)

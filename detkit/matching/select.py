@@ -14,7 +14,15 @@ from torch import Tensor
 
 from detkit.matching.fusion import gaussian_decay, soft_nms
 from detkit.matching.groups import nms_by_group
-from detkit.matching.trace import MOST_TRACED, NEAREST, Fate, Selection, active_trace, best_of, selection_of_nms
+from detkit.matching.trace import (
+    MOST_TRACED,
+    Fate,
+    Selection,
+    active_trace,
+    best_of,
+    selection_of_nms,
+    selection_of_soft_nms,
+)
 from detkit.structures import Detections
 from detkit.structures.boxes import clip, is_larger
 
@@ -92,6 +100,7 @@ def select_candidates(
     large = is_larger(boxes, min_size)
     large = large if valid is None else large & valid
     index = large.nonzero().squeeze(1)
+    before = scores
     if sigma is not None:
         lowered = soft_nms(boxes[index], scores[index], groups[index], gaussian_decay(sigma), max_detections)
         scores = scores.index_put((index,), lowered)
@@ -103,12 +112,12 @@ def select_candidates(
         order = nms_by_group(boxes[index], scores[index], groups[index], iou_threshold)
     survivors = index[order]
     if trace := active_trace():
+        told = {"large": large, "survivors": survivors, "limit": max_detections}
         trace.selections.append(
-            selection_of_nms(
-                boxes, scores, groups, labels, large=large, survivors=survivors, limit=max_detections,
-                iou_threshold=iou_threshold if sigma is None else NEAREST,
-            )
-        )  # fmt: skip
+            selection_of_nms(boxes, scores, groups, labels, iou_threshold=iou_threshold, **told)
+            if sigma is None
+            else selection_of_soft_nms(boxes, before, scores, groups, labels, **told)
+        )
     keep = survivors[:max_detections]
     return Detections(boxes[keep], scores[keep], labels[keep])
 

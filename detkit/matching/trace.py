@@ -21,9 +21,6 @@ NO_CLASS = -1
 #: fewer; a dense head has millions, nearly all of which score nothing.
 MOST_TRACED = 100_000
 
-#: In the place of NMS's threshold: a suppressed candidate's suppressor is the survivor that overlaps it most.
-NEAREST = 1.0
-
 
 class Fate(IntEnum):
     """What became of a candidate; the greater, the further it came."""
@@ -144,8 +141,7 @@ def selection_of_nms(
         large: (C,) bool, False for those that the size filter removed.
         survivors: indices into the C of those that NMS left, best first.
         limit: how many of the survivors were kept.
-        iou_threshold: of the NMS; None where there was none, NEAREST where each lowered the scores of all that it
-            overlaps and the greatest overlap did most.
+        iou_threshold: of the NMS; None where there was none.
         stage: see :class:`Selection`.
     """
     selection = Selection.removed(boxes, scores, labels, Fate.SUPPRESSED, stage)
@@ -161,6 +157,43 @@ def selection_of_nms(
         enough = iou > iou_threshold
         first = torch.where(enough.any(1), enough.int().argmax(1), iou.argmax(1))
         selection.suppressors[victims] = survivors[first]
+    return selection
+
+
+def selection_of_soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    lowered: Tensor,
+    groups: Tensor,
+    labels: Tensor,
+    *,
+    large: Tensor,
+    survivors: Tensor,
+    limit: int,
+) -> Selection:
+    """:func:`selection_of_nms` where candidates lower the ``scores`` of others, to ``lowered``, and do not remove them.
+
+    Returns:
+        the C candidates, survivors with their lowered score and the others with their own; behind them once more each
+        survivor that was lowered, suppressed, with its own score. Who is suppressed is so by the better survivor that
+        overlaps it most.
+    """
+    again = survivors[lowered[survivors] < scores[survivors]]
+    told = scores.index_put((survivors,), lowered[survivors])
+    selection = selection_of_nms(
+        boxes, told, groups, labels, large=large, survivors=survivors, limit=limit, iou_threshold=None
+    )
+    victims = torch.cat([(selection.fates == Fate.SUPPRESSED).nonzero().squeeze(1), again])
+    behind = Selection.removed(boxes[again], scores[again], labels[again], Fate.SUPPRESSED)
+    columns = ("boxes", "scores", "labels", "fates", "suppressors")
+    joined = {name: torch.cat([getattr(selection, name), getattr(behind, name)]) for name in columns}
+    selection = replace(selection, **joined)
+    if len(victims) and len(survivors):
+        rank = torch.full_like(groups, len(survivors))
+        rank[survivors] = torch.arange(len(survivors), device=rank.device)
+        better = (groups[victims][:, None] == groups[survivors]) & (rank[survivors] < rank[victims][:, None])
+        overlap, nearest = pairwise_iou(boxes[victims], boxes[survivors]).masked_fill(~better, -1.0).max(dim=1)
+        selection.suppressors[selection.fates == Fate.SUPPRESSED] = survivors[nearest].masked_fill(overlap <= 0, -1)
     return selection
 
 

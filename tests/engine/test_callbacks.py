@@ -243,6 +243,16 @@ def test_a_resumed_tensorboard_hides_what_came_after(tmp_path: Path) -> None:
     assert [(e.step, e.value) for e in written(tmp_path).Scalars("train/loss")] == [(1, 0), (2, 0), (3, 2), (4, 2)]
 
 
+def test_a_tensorboard_begun_anew_hides_the_run_that_saved_nothing(tmp_path: Path) -> None:
+    for loss, numbers in ((1.0, (1, 2, 3)), (2.0, (1, 2))):
+        writer = TensorBoardWriter()
+        writer.on_fit_start(start(tmp_path))
+        for number in numbers:
+            writer.on_step_end(step(number, loss=loss))
+        writer.on_exception(RuntimeError())
+    assert [(e.step, e.value) for e in written(tmp_path).Scalars("train/loss")] == [(1, 2), (2, 2)]
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

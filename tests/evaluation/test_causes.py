@@ -1,5 +1,6 @@
 """Each cause of a missed object, planted by hand."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +10,8 @@ import torch
 from detkit.app.explain.found import cause_of
 from detkit.evaluation.causes import Cause, describe, explain_missed, find_trails, stages_of
 from detkit.evaluation.errors import image_errors
-from detkit.matching import Fate, Selection
-from detkit.matching.trace import NO_CLASS
+from detkit.matching import Fate, Selection, SoftSelector
+from detkit.matching.trace import NO_CLASS, tracing
 from detkit.structures import Affine
 from tests.evaluation.test_errors import CATEGORIES, results_of, truth_of
 
@@ -61,6 +62,25 @@ def test_removed_in_either_stage(fate, expected):
     assert missed.other.box == pytest.approx(FAR), "what removed it"
     missed = cause([], candidates, threshold=0.7)
     assert missed.cause == Cause.LOW_SCORE, "it would not have been shown anyway"
+
+
+def test_what_soft_nms_lowered_below_the_threshold_was_removed_by_nms():
+    beside = (31.0, 10, 51, 30)  # IoU 9 / 31 with the object
+    between = (25.0, 10, 45, 30)  # 15 / 25 with the object, 14 / 26 with what lies beside it
+    left = 0.8 * math.exp(-((14 / 26) ** 2) / 0.5)
+    for least, kept in ((0.01, [(25, 10, 20, 20, 0, left)]), (0.48, [])):
+        with tracing() as trace:
+            SoftSelector(score_threshold=least).of_one_class(
+                AFFINE.apply(torch.tensor([beside, between])),
+                torch.tensor([0.9, 0.8]),
+                torch.zeros(2).long(),
+                (99, 199),
+            )
+        missed = cause([(31, 10, 20, 20, 0, 0.9), *kept], *trace.selections)
+        assert describe(missed, CATEGORIES.names) == (
+            "removed by NMS, its best candidate was cat 0.80 (IoU 0.60), suppressed by cat 0.90"
+        )
+        assert cause([(31, 10, 20, 20, 0, 0.9), *kept], *trace.selections, threshold=0.85).cause != Cause.SUPPRESSED
 
 
 def test_the_furthest_candidate_counts_and_of_those_the_best():

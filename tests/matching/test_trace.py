@@ -67,7 +67,7 @@ def test_the_suppressor_is_the_best_that_overlaps_enough():
     assert trace.selections[0].suppressors.tolist() == [2, -1, -1], "the better one did it, though the other is nearer"
 
 
-def test_what_soft_nms_lowers_too_far_goes_by_what_overlaps_it_most():
+def test_what_soft_nms_lowers_is_suppressed_by_what_overlaps_it_most():
     """Candidate 0 is lowered by 1 (IoU 2/18) and by 2 (IoU 8/12); the other class lowers nothing."""
     boxes = torch.tensor([[2.0, 0, 12, 10], [10, 0, 20, 10], [0, 0, 10, 10], [2, 0, 12, 10], [50, 50, 60, 60]])
     scores, labels = torch.tensor([0.5, 0.9, 0.8, 0.7, 0.3]), torch.tensor([0, 0, 0, 1, 0])
@@ -79,10 +79,25 @@ def test_what_soft_nms_lowers_too_far_goes_by_what_overlaps_it_most():
             )
         [told] = trace.selections
         assert found.boxes.tolist() == boxes[kept].tolist()
-        assert told.fates.tolist() == [Fate.KEPT if i in kept else Fate.SUPPRESSED for i in range(5)]
-        assert told.suppressors.tolist() == [-1 if 0 in kept else 2, -1, -1, -1, -1]
+        rest = [0.9, 0.8, 0.7, 0.3]
         if 0 in kept:
-            assert told.scores[0].item() == found.scores[-1].item() == pytest.approx(left)
+            assert found.scores[-1].item() == pytest.approx(left)
+            assert told.fates.tolist() == [Fate.KEPT] * 5 + [Fate.SUPPRESSED]
+            assert told.suppressors.tolist() == [-1] * 5 + [2]
+            assert told.scores.tolist() == pytest.approx([left, *rest, 0.5])
+            assert told.boxes[5].tolist() == boxes[0].tolist()
+        else:
+            assert told.fates.tolist() == [Fate.SUPPRESSED] + [Fate.KEPT] * 4
+            assert told.suppressors.tolist() == [2, -1, -1, -1, -1]
+            assert told.scores.tolist() == pytest.approx([0.5, *rest]), "its own score, and not what is left of it"
+
+
+def test_only_a_better_one_lowers():
+    boxes, labels = torch.tensor([[0.0, 0, 10, 10], [2, 0, 12, 10], [2, 0, 12, 10]]), torch.zeros(3).long()
+    scores = torch.tensor([0.9, 0.8, 0.7])  # the last overlaps the second most, and scores less
+    with tracing() as trace:
+        select_candidates(boxes, scores, labels, SIZE, iou_threshold=None, max_detections=9, sigma=0.5)
+    assert trace.selections[0].suppressors.tolist() == [-1, -1, -1, 0, 1]
 
 
 def test_proposals_have_no_class_and_levels_do_not_suppress_each_other():

@@ -43,10 +43,10 @@ class TensorBoardWriter(Callback):
     def on_fit_start(self, start: FitStart) -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
-        # What an earlier process wrote after the step that this one goes on from is hidden.
-        purge = start.step + 1 if start.step else None
+        # What an earlier process wrote after the step that this one goes on from is hidden: all of it where that one
+        # was killed before it saved, and this one begins anew.
         self._folder = start.run_dir / "tensorboard"
-        self._writer = SummaryWriter(str(self._folder), purge_step=purge)
+        self._writer = SummaryWriter(str(self._folder), purge_step=start.step + 1)
         self._names = start.categories.names
         self._truth_is_shown = False
 

@@ -345,6 +345,13 @@ def test_selection_in_place_is_selection(agnostic, selector, most):
         torch.testing.assert_close(found.scores[0][kept], wanted.scores)
 
 
+def test_what_soft_nms_rounds_to_the_threshold_is_not_above_it():
+    boxes, scores = torch.tensor([[0.0, 0, 20, 20], [0, 0, 20, 20]])[:, None], torch.tensor([[0.9], [0.8]])
+    selector = SoftSelector(score_threshold=0.0, sigma=0.009)  # 0.8 exp(-1 / 0.009) is above 0 in float64 alone
+    assert len(selector.of_each_class(boxes, scores, (60, 80))) == 1
+    assert select_of_classes(boxes[None], scores[None], (60, 80), selector).labels[0].tolist()[:2] == [0, -1]
+
+
 def test_of_equal_neighbours_the_first_is_the_peak():
     heat = torch.tensor([[0.5, 0.5, 0.1], [0.5, 0.2, 0.9], [0.0, 0.9, 0.3]])[None, None]
     high = peaks(heat)[0, 0]
