@@ -216,6 +216,20 @@ def test_a_failed_job_is_told_and_does_not_stop_the_others(jobs, capsys: pytest.
     assert "[3/3] fine: AP 0.5000" in shown
 
 
+def test_a_failed_job_is_told_by_what_it_said_this_time(jobs) -> None:
+    for what, words in (
+        ("die", "killed by SIGKILL: working on die (all"),
+        ("fail", "exit code 1: error: it broke (all"),
+    ):
+        (job,) = jobs(what)
+        job.folder.mkdir()
+        (job.folder / process.OUTPUT).write_text("error: the disk is full\n")
+        assert words in str(queue.run_jobs([job], slots=1)[job.key])
+        assert (job.folder / process.OUTPUT).read_text().startswith("error: the disk is full\nworking on "), (
+            "all is kept"
+        )
+
+
 def test_finished_jobs_are_not_run_again(jobs, capsys: pytest.CaptureFixture[str]) -> None:
     todo = jobs("fine", "fine")
     queue.run_jobs(todo[:1], slots=1)

@@ -43,6 +43,7 @@ class JobProcess:
         self._stopped = False
         job.folder.mkdir(parents=True, exist_ok=True)
         with open(job.folder / OUTPUT, "ab") as output:
+            self._begins_at = output.tell()  # behind what earlier tries have said
             self._process = subprocess.Popen(
                 self._command(),
                 stdin=subprocess.PIPE,
@@ -99,8 +100,18 @@ class JobProcess:
         code = self.wait()
         result = ended_with(self.job.folder)
         if code or result is None:
-            raise JobError(f"{_in_words(code)}: {_last_words(self.job.folder)} (all of it: {self.job.folder / OUTPUT})")
+            words, output = self._last_words(), self.job.folder / OUTPUT
+            raise JobError(f"{_in_words(code)}: {words} (all of it: {output})")
         return result
+
+    def _last_words(self) -> str:
+        """The line of its output that most likely tells why: detkit's own message, an exception, or the last one."""
+        said = (self.job.folder / OUTPUT).read_bytes()[self._begins_at :].decode("utf-8", errors="replace")
+        lines = [line for line in said.splitlines() if line]
+        for pattern in (r"error: ", r"[\w.]*(Error|Exception|Interrupt)\b"):
+            if found := [line for line in lines if re.match(pattern, line)]:
+                return found[-1]
+        return lines[-1] if lines else "no output"
 
 
 def ended_with(folder: Path) -> dict[str, Any] | None:
@@ -134,12 +145,3 @@ def stop_with_the_sweep() -> None:
 
 def _in_words(code: int) -> str:
     return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-
-
-def _last_words(folder: Path) -> str:
-    """The line of the output that most likely tells why: detkit's own message, an exception, or the last one."""
-    lines = [line for line in (folder / OUTPUT).read_text(encoding="utf-8", errors="replace").splitlines() if line]
-    for pattern in (r"error: ", r"[\w.]*(Error|Exception|Interrupt)\b"):
-        if found := [line for line in lines if re.match(pattern, line)]:
-            return found[-1]
-    return lines[-1] if lines else "no output"
