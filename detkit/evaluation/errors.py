@@ -216,13 +216,16 @@ def _overlaps(boxes: np.ndarray, truth: GroundTruth) -> tuple[np.ndarray, np.nda
 
 
 def _match(iou: np.ndarray) -> np.ndarray:
-    """The object (D,) that each detection takes, -1 for none: the best first, each the nearest that is left."""
+    """The object (D,) that each detection takes, -1 for none: the best first, each the nearest that is left.
+
+    Of equally near ones the last, as in pycocotools: a box around two objects of one size overlaps them alike.
+    """
     left = iou.copy()
     taken = np.full(len(iou), -1)
     if iou.shape[1] == 0:
         return taken
     for i in range(len(iou)):
-        nearest = int(left[i].argmax())
+        nearest = iou.shape[1] - 1 - int(left[i, ::-1].argmax())
         if left[i, nearest] >= POSITIVE_IOU:
             taken[i] = nearest
             left[:, nearest] = 0

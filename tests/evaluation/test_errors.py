@@ -169,6 +169,18 @@ def test_ap50_is_the_evaluators(seed):
     assert [r["objects"] for r in rows] == [c.num_gt for c in scored.per_class]
 
 
+@pytest.mark.parametrize("own", [0, 4])
+def test_of_equally_near_objects_a_detection_takes_the_one_that_the_evaluator_gives_it(own):
+    """A box around two objects of one size, and a box on one of them: only if the first takes the other, are both right."""
+    truth = truth_of((0, 0, 10, 10, 0), (0, 4, 10, 10, 0))
+    found = results_of((0, 0, 10, 14, 0, 0.9), (0, own, 10, 10, 0, 0.8))
+    image = image_errors(truth, found, CATEGORIES)
+    evaluator = CocoEvaluator(categories=CATEGORIES, truths=[truth])
+    evaluator.merge([EvaluatorState(np.array([1]), found)])
+    assert image.right.tolist() == [True, own == 0]
+    assert error_costs([image], 2)[0] == pytest.approx(evaluator.compute().metrics["AP50"])
+
+
 def test_average_precision_by_hand():
     """Hits at ranks 1 and 3 of 2 objects: precision 1 up to recall 0.5 (51 points), then 2/3 (50 points)."""
     ap = average_precision(np.array([0.9, 0.8, 0.7]), np.array([True, False, True]), 2)
