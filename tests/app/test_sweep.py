@@ -28,7 +28,7 @@ from detkit.app.cli.sweep_options import sweep_name
 from detkit.app.run.folder import RunFolder
 from detkit.app.sweep import process, queue
 from detkit.app.sweep.batches import Batches
-from detkit.app.sweep.board import in_words
+from detkit.app.sweep.board import Board, in_words
 from detkit.app.sweep.folder import SweepFolder, read_jobs
 from detkit.app.sweep.plan import Job, plan_jobs, without_twins
 from detkit.app.sweep.process import JobError
@@ -399,6 +399,24 @@ def test_how_far_a_run_is(tmp_path: Path) -> None:
     rows = "".join(f"{step},train,loss,0.5\n" for step in range(1, 800))
     (tmp_path / "metrics.csv").write_text("step,split,name,value\n" + rows + "800,tra")
     assert RunFolder(tmp_path).steps_done() == 799
+
+
+@pytest.mark.parametrize(("finished", "left"), [(True, "about 10 s to go"), (False, "about 16 min to go")])
+def test_a_job_that_fails_at_once_does_not_shorten_the_time_to_go(
+    finished: bool, left: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two jobs of 100 steps one has ended and the other made its first step, in 10 s."""
+    now = 0.0
+    monkeypatch.setattr("detkit.app.sweep.board.time.monotonic", lambda: now)
+    jobs = [Job(name, (), name, tmp_path / name, 100) for name in ("first", "second")]
+    board = Board(jobs, 0)
+    for job in jobs:
+        job.folder.mkdir()
+        board.started(job, resumed=False)
+    board.ended(jobs[0], "over", finished)
+    (jobs[1].folder / "metrics.csv").write_text("step,split,name,value\n1,train,loss,0.5\n")
+    now = 10.0
+    assert board._summary({"second": jobs[1]}).endswith(left)
 
 
 def test_durations_in_words() -> None:

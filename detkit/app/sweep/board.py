@@ -48,11 +48,12 @@ class Board:
         self._first[job.key] = RunFolder(job.folder).steps_done() if resumed else 0
         self.say(f"{'going on with' if resumed else 'starting'} {job.label}")
 
-    def ended(self, job: Job, words: str) -> None:
-        """``job`` is over; ``words`` tell how."""
+    def ended(self, job: Job, words: str, finished: bool = False) -> None:
+        """``job`` is over; ``words`` tell how. One that has not ``finished`` has done the steps that it has kept."""
         self._done += 1
-        steps = self._to_do.pop(job.key)
-        self._worked += steps - self._first.pop(job.key, steps)  # one that never began has done nothing
+        steps, first = self._to_do.pop(job.key), self._first.pop(job.key, None)
+        if first is not None:  # one that never began has done nothing
+            self._worked += max(0, (steps if finished else RunFolder(job.folder).steps_done()) - first)
         self.say(f"[{self._done}/{self._total}] {job.label}: {words}")
 
     def show(self, running: Mapping[str, Job]) -> None:

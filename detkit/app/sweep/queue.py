@@ -108,7 +108,7 @@ class _Queue:
         try:
             result = self.outcomes[key] = process.result()
             value = "done" if result["best"] is None else f"{result['monitor']} {result['best']:.4f}"
-            self.board.ended(process.job, f"{value} ({in_words(process.seconds)})")
+            self.board.ended(process.job, f"{value} ({in_words(process.seconds)})", finished=True)
         except JobError as error:
             self.outcomes[key] = error
             self.board.ended(process.job, "stopped" if stop else f"failed: {error}")
