@@ -6,11 +6,17 @@ from collections.abc import Iterable, Mapping
 
 from detkit.config.registry import did_you_mean
 from detkit.evaluation import Evaluator
+from detkit.evaluation.landmarks import LANDMARK_ERRORS
 
 
 def is_loss(metric: str) -> bool:
-    """Whether ``metric`` is "val_loss" or one of its terms, "val_loss/NAME": lower is better."""
+    """Whether ``metric`` is "val_loss" or one of its terms, "val_loss/NAME"."""
     return metric.partition("/")[0] == "val_loss"
+
+
+def is_lower_better(metric: str) -> bool:
+    """Whether ``metric`` is a loss or an error of landmarks, and no score, of which higher is better."""
+    return is_loss(metric) or metric in LANDMARK_ERRORS
 
 
 def check_evaluation(

@@ -20,7 +20,7 @@ from detkit.engine.batches import EvalBatches, TrainBatches
 from detkit.engine.callbacks.callback import Callback
 from detkit.engine.evaluation import EvaluationStopped, evaluate, to_device
 from detkit.engine.interrupt import Interrupted, StopRequest
-from detkit.engine.monitor import check_evaluation, check_monitored_term, is_loss
+from detkit.engine.monitor import check_evaluation, check_monitored_term, is_lower_better
 from detkit.engine.precision import Precision, check_precision
 from detkit.engine.progress import Progress
 from detkit.engine.records import EvaluationRecord, FitResult, FitStart, StepRecord
@@ -66,7 +66,7 @@ class Trainer:
         log_every: steps from one logged step to the next.
         val_loss: compute the losses too when evaluating, by a second pass over the images.
         monitor: the metric of which the best evaluation gives ``best.pt``: a score (higher is better) or "val_loss" or
-            one of its terms, "val_loss/NAME" (lower is better).
+            one of its terms, "val_loss/NAME" (lower is better, as of the landmarks' NME).
         max_loss_ratio: a loss of more than so many times the usual (the median of the last 50, or the run's first where
             that is less) has exploded and ends the run, as one that is not finite does; null lets it be.
         patience: stop after this many evaluations without a better one.
@@ -312,7 +312,7 @@ class Trainer:
             raise ValueError(f"trainer.monitor: {error}") from None
         self._begin()
         self.metrics = result.metrics
-        is_best = self.progress.judge(value, is_lower_better=is_loss(self.monitor))
+        is_best = self.progress.judge(value, is_lower_better=is_lower_better(self.monitor))
         record = EvaluationRecord(self.progress.step, result, is_best)
         logger.info("step %d: %s", self.progress.step, record.in_words(self.monitor))
         if is_best:

@@ -16,6 +16,9 @@ from detkit.structures import Categories, GroundTruth
 #: Scores of landmarks, beside COCO's numbers of boxes.
 LANDMARK_METRICS = ("NME", "NME_average_place", "landmarks_found", "OKS_AP", "OKS_AP50", "OKS_AP75", "OKS_AR")
 
+#: Those of them that are errors: lower is better.
+LANDMARK_ERRORS = ("NME", "NME_average_place")
+
 #: COCO's sigmas of its 17 points of people (https://cocodataset.org/#keypoints-eval), and, where nobody says otherwise,
 #: that of other points: between those of COCO's eyes (0.025) and shoulders (0.079).
 COCO_SIGMAS = (

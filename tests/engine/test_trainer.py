@@ -6,6 +6,7 @@ import logging
 import math
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from detkit.engine import (
     TensorBoardWriter,
     load_checkpoint,
 )
+from detkit.evaluation import Evaluation
 from detkit.evaluation.summary import coco_metrics
 from detkit.structures import Batch, Images, Losses, Ratio, Target
 from tests.engine.stubs import (
@@ -238,6 +240,18 @@ def test_the_best_is_by_losses_where_a_loss_is_monitored(tmp_path: Path) -> None
     assert result.best == min(losses)
     assert result.best_step == 2 * (losses.index(min(losses)) + 1)
     assert load_checkpoint(tmp_path / BEST).metrics["val_loss"] == min(losses)
+
+
+@pytest.mark.parametrize("error", ["NME", "NME_average_place"])
+def test_the_best_error_of_landmarks_is_the_least(tmp_path: Path, error: str) -> None:
+    class OfLandmarks(StubEvaluator):
+        def compute(self, *, allow_missing: bool = False) -> Evaluation:
+            found = super().compute(allow_missing=allow_missing)
+            return replace(found, metrics={error: found.metrics["AP"]})
+
+    result = make_trainer(tmp_path, monitor=error, evaluator=OfLandmarks([0.3, 0.1, 0.2])).fit()
+    assert (result.best, result.best_step) == (0.1, 8)
+    assert load_checkpoint(tmp_path / BEST).step == 8
 
 
 @pytest.mark.parametrize("undefined", [math.nan, -1.0])
