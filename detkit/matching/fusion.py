@@ -97,8 +97,7 @@ class SoftNMS(Merge):
         iou_threshold: float = 0.3,
         least_score: float = 0.0,
     ) -> None:
-        if sigma <= 0:
-            raise ValueError(f"sigma must be positive, not {sigma}")
+        check_sigma(sigma)
         self.method, self.sigma = method, sigma
         self.iou_threshold = _fraction(iou_threshold, "iou_threshold")
         self.least_score = _fraction(least_score, "least_score")
@@ -181,6 +180,12 @@ def merge_views(
     if (trace := active_trace()) is not None:
         trace.selections.append(selection_of_merge(_join(seen or views), merged, enough, limit))
     return merged.select(enough[:limit])
+
+
+def check_sigma(sigma: float) -> None:
+    """Refuse the ``sigma`` of a gaussian decay that is none."""
+    if not 0 < sigma < math.inf:
+        raise ValueError(f"sigma must be positive, not {sigma}")
 
 
 def gaussian_decay(sigma: float) -> Callable[[np.ndarray], np.ndarray]:

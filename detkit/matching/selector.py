@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
 from detkit.config import SELECTORS, Count, Share
+from detkit.matching.fusion import check_sigma
 from detkit.matching.select import select_candidates, select_detections
 from detkit.structures import Detections
 
@@ -97,6 +96,5 @@ class SoftSelector(Selector):
             score_threshold=score_threshold, nms_iou=None, max_detections=max_detections, min_size=min_size,
             class_agnostic=class_agnostic,
         )  # fmt: skip
-        if not 0 < sigma < math.inf:
-            raise ValueError(f"sigma must be positive, not {sigma}")
+        check_sigma(sigma)
         self.sigma = sigma

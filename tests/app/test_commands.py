@@ -125,7 +125,10 @@ def test_evaluate_takes_overrides_on_top_of_the_stored_configuration(trained, tm
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["num_images"] == 12
     # another class for a part: the stored one's arguments are not its own
     other = ["model.head.roi.selector={_target_:SoftSelector,max_detections:3}", f"output={tmp_path / 'soft'}"]
-    run("evaluate", f"checkpoint={folder / 'best.pt'}", *other)
+    told = run("evaluate", f"checkpoint={folder / 'best.pt'}", *other)
+    lost = "score_threshold, nms_iou, max_detections, min_size, class_agnostic"
+    said = f"model.head.roi.selector is SoftSelector now; left out what the checkpoint has for Selector: {lost}"
+    assert said in " ".join(told.split())
     soft = json.loads((tmp_path / "soft" / "detections.json").read_text())
     assert max(np.bincount([row["image_id"] for row in soft])) == 3
 

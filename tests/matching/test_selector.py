@@ -70,3 +70,5 @@ def test_nothing_in_nothing_out():
 def test_a_sigma_that_is_none_is_refused(sigma):
     with pytest.raises(ConfigError, match=f"sigma must be positive, not {sigma}"):
         build({"_target_": "SoftSelector", "sigma": sigma})
+    with pytest.raises(ValueError, match=f"sigma must be positive, not {sigma}"):
+        SoftNMS(sigma=sigma)

@@ -290,13 +290,19 @@ def _merge(checkpoint: Checkpoint, overrides: dict[str, Any], chosen: Mapping[st
     return config
 
 
-def _empty_swapped(config: DictConfig, said: Mapping[str, Any]) -> None:
-    """Empty the parts of ``config`` for which another class is ``said``: their arguments are not those of that one."""
+def _empty_swapped(config: DictConfig, said: Mapping[str, Any], place: str = "") -> None:
+    """Empty the parts of ``config``, at ``place`` of the whole, for which another class is ``said``: their arguments
+    are not those of that one. A line tells what is left out."""
     for name, value in said.items():
         node = config.get(name) if isinstance(value, dict) else None
         if not isinstance(node, DictConfig):
             continue
-        if value.get("_target_", (own := node.get("_target_"))) != own:
-            config[name] = {}
-        else:
-            _empty_swapped(node, value)
+        key, own = f"{place}{name}", node.get("_target_")
+        if value.get("_target_", own) == own:
+            _empty_swapped(node, value, f"{key}.")
+            continue
+        if lost := ", ".join(str(k) for k in node if k != "_target_"):
+            logger.warning(
+                "%s is %s now; left out what the checkpoint has for %s: %s", key, value["_target_"], own, lost
+            )
+        config[name] = {}
