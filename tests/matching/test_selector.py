@@ -41,8 +41,9 @@ def test_classes_lower_each_other_only_where_it_is_said():
 
 @pytest.mark.parametrize("most", [200, 12])
 @pytest.mark.parametrize("sigma", [0.1, 0.5])
-def test_it_is_the_merge_over_all_candidates(sigma, most):
-    boxes, scores = candidates(80, 3, 0)
+@pytest.mark.parametrize("num_classes", [3, 1])  # of one class, as many come out as may be taken of it
+def test_it_is_the_merge_over_all_candidates(num_classes, sigma, most):
+    boxes, scores = candidates(80, num_classes, 0)
     found = SoftSelector(sigma=sigma, max_detections=most, score_threshold=0.05).of_each_class(
         boxes[:, None], scores, SIZE
     )
