@@ -56,6 +56,13 @@ def test_it_is_the_merge_over_all_candidates(num_classes, sigma, most):
     assert torch.equal(found.labels, wanted.labels)
 
 
+def test_of_few_that_come_out_each_was_lowered_by_the_better_ones():
+    """The third best at first overlaps the second, which leaves the third place to the fourth."""
+    boxes = torch.tensor([[80.0, 0, 90, 10], A, B, FAR])[:, None]
+    found = SoftSelector(max_detections=3).of_each_class(boxes, torch.tensor([[0.9], [0.8], [0.7], [0.5]]), SIZE)
+    assert found.scores.tolist() == pytest.approx([0.9, 0.8, 0.5])
+
+
 def test_small_boxes_and_those_that_do_not_count_lower_nothing():
     boxes = torch.tensor([[0.0, 0, 3, 10], A, B])
     scores, labels = torch.tensor([0.9, 0.8, 0.7]), torch.zeros(3, dtype=torch.int64)
