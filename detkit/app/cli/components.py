@@ -8,6 +8,7 @@ import detkit.evaluation
 import detkit.losses
 import detkit.matching
 import detkit.models  # noqa: F401
+from detkit.app.cli.spared import spare_hydra
 from detkit.app.cli.sweep_options import register_sweep_options
 from detkit.config import load_plugins
 
@@ -18,5 +19,6 @@ def load_components() -> None:
     Raises:
         ConfigError: a plugin cannot be imported.
     """
+    spare_hydra()
     register_sweep_options()  # configs/train.yaml names them: every composition of it needs this
     load_plugins()
