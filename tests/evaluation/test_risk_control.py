@@ -33,8 +33,9 @@ def population(seed=0, ties=False):
 
 
 def naive(judged, risk, level, delta, ordering):
-    """What a user would do: the lowest threshold (for recall the highest) that reaches the aim on these images."""
-    values = np.unique(judged.scores)
+    """What a user would do: the lowest threshold (for recall the highest) that reaches the aim on these images, of
+    every eighth score, to be done sooner."""
+    values = np.unique(judged.scores)[::8]
     good = [t for t in values.tolist() if image_losses(judged, risk, t).mean() <= level]
     return type("Found", (), {"threshold": None if not good else max(good) if risk == "recall" else min(good)})
 
