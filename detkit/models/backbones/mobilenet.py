@@ -19,6 +19,7 @@ from detkit.models.layers import (
     freeze,
     make_norm,
     use_lean_relu6,
+    use_strided_depthwise,
 )
 from detkit.structures import FeatureSpec
 from detkit.structures.feature_spec import IMAGENET_STATS
@@ -75,6 +76,7 @@ class MobileNetV2(Backbone):
             self.stage5 = branched(self.stage5, trident)
             self.num_branches = len(trident)
         freeze(self, [[f"stage{i + 1}"] for i in range(frozen_stages)])
+        use_strided_depthwise(self)
         fold_frozen_norms(self)
         use_lean_relu6(self)
         channels = _CHANNELS[1:] if last_conv else (*_CHANNELS[1:-1], 320)

@@ -10,7 +10,7 @@ from torchvision.models import MobileNet_V3_Large_Weights, mobilenet_v3_large
 from detkit.config import BACKBONES, Whole
 from detkit.models.backbones.weights import load_backbone_weights
 from detkit.models.interfaces import Backbone
-from detkit.models.layers import NormName, fold_frozen_norms, freeze, make_norm
+from detkit.models.layers import NormName, fold_frozen_norms, freeze, make_norm, use_strided_depthwise
 from detkit.structures import FeatureSpec
 from detkit.structures.feature_spec import IMAGENET_STATS
 
@@ -55,6 +55,7 @@ class MobileNetV3(Backbone):
             nn.Sequential(*features[first:end]) for first, end in zip(starts, (*starts[1:], None), strict=True)
         )
         freeze(self.stages, [[str(i)] for i in range(min(frozen_stages, len(starts)))])
+        use_strided_depthwise(self)
         fold_frozen_norms(self)
         self.layers = layers
         self.out_spec = FeatureSpec(

@@ -16,6 +16,7 @@ from torch import Tensor
 from detkit.config import BACKBONES
 from detkit.models.backbones.check import compare_maps, example_size, try_maps
 from detkit.models.interfaces import Backbone
+from detkit.models.layers import use_strided_depthwise
 from detkit.structures import FeatureSpec, PixelStats
 from detkit.utils.tensors import not_finite
 
@@ -80,6 +81,7 @@ class Timm(Backbone):
         if frozen_norm:
             # timm's own function: its norm layers carry the activation too
             self.body = timm.layers.norm_act.freeze_batch_norm_2d(self.body)
+        use_strided_depthwise(self.body)
         info = self.body.feature_info
         self.out_spec = FeatureSpec(tuple(info.channels()), tuple(float(r) for r in info.reduction()))
         self._channels_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"

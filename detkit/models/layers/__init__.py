@@ -2,6 +2,7 @@
 
 from detkit.models.layers.attention import CBAM, SE, Attention
 from detkit.models.layers.conv import ConvName, DeformConv, OffsetConv, make_conv
+from detkit.models.layers.depthwise import use_strided_depthwise
 from detkit.models.layers.dilation import dilate
 from detkit.models.layers.norm import (
     ConvNorm,
@@ -41,5 +42,6 @@ __all__ = [
     "make_norm",
     "one_branch",
     "use_lean_relu6",
+    "use_strided_depthwise",
     "with_frozen_norms",
 ]
