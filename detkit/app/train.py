@@ -14,6 +14,7 @@ from detkit.app.assemble.parts import check_values
 from detkit.app.assemble.schema import TrainSchema
 from detkit.app.assemble.trainer import build_trainer
 from detkit.app.cli.entry import run_tool
+from detkit.app.cli.paths import own_configs
 from detkit.app.cli.slots import search_paths
 from detkit.app.run.finding import choose_run
 from detkit.app.run.folder import RunFolder
@@ -22,7 +23,7 @@ from detkit.app.run.measure import measure_of
 from detkit.app.run.next_command import tell_prediction
 from detkit.app.run.processes import launcher_mark, process_group
 from detkit.app.run.report import KeepBest, report_training
-from detkit.app.sweep.plan import Job, own_configs
+from detkit.app.sweep.plan import Job
 from detkit.app.sweep.plugins import register_sweeps
 from detkit.app.sweep.process import run_to_the_end, stop_with_the_sweep
 from detkit.config import ConfigError, validate

@@ -9,7 +9,9 @@ from typing import Any, cast
 
 import pytest
 
-from detkit.app import convert
+from detkit.app import convert, train
+from detkit.app.audit import tool as audit
+from detkit.app.explain import tool as explain
 from detkit.app.inspect import data as inspect_data
 from detkit.app.run.next_command import tell_audit, tell_next, tell_prediction_with
 from detkit.app.use import evaluate
@@ -51,6 +53,31 @@ def test_from_data_to_a_detector_and_its_errors(tmp_path, monkeypatch, capsys):
     assert picture.is_file()
 
 
+def test_configurations_of_the_users_own_lead_on(tmp_path, monkeypatch, capsys):
+    """In a folder that --config-dir names, and in one that hydra.searchpath does."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    (tmp_path / "own" / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults: [quickstart, _self_]\noptim: {lr: 0.002}\n"
+    )
+    (tmp_path / "own" / "data").mkdir()
+    (tmp_path / "own" / "data" / "ours.yaml").write_text("defaults: [shapes, _self_]\ntrain: {image_size: 64}\n")
+    where, data = ["--config-dir", "own"], ["data=ours", f"data.root={tmp_path / 'set'}", *SMALL]
+    tool, words = next_of(call(inspect_data.main, monkeypatch, capsys, *where, *data))
+    assert (tool, words[:2]) == ("audit", where)
+    tool, words = next_of(call(audit.main, monkeypatch, capsys, *where, "experiment=mine", *data, *BRIEFLY))
+    assert (tool, words) == ("train", [*where, "experiment=mine", *data, *BRIEFLY])
+    tool, words = next_of(call(train.main, monkeypatch, capsys, *words))
+    checkpoint = words[0]
+    tool, words = next_of(call(evaluate.main, monkeypatch, capsys, checkpoint, *where, *data, "threads=1"))
+    assert (tool, words) == ("explain", [checkpoint, *where, *data])
+    tool, words = next_of(call(explain.main, monkeypatch, capsys, *words, "threads=1"))
+    assert (tool, words) == ("audit", [*where, "experiment=mine", *data, *BRIEFLY])
+    elsewhere = "hydra.searchpath=[file://own]"
+    tool, words = next_of(call(inspect_data.main, monkeypatch, capsys, elsewhere, *data))
+    assert (tool, words[:1]) == ("audit", [elsewhere])
+
+
 def test_paths_of_the_users_own_lead_on(tmp_path, monkeypatch, capsys):
     write("coco", tmp_path / "set")
     root = f"data.root={tmp_path / 'set'}"
@@ -84,6 +111,8 @@ def test_a_picture_is_of_the_size_that_a_file_takes(tmp_path, monkeypatch, capsy
     [
         (["tools/train.py", "-m", "experiment=quickstart", "++data.root=x y", "hydra.run.dir=a", "++resume.path=b", "+loss@a.b=L1"],
          "next: python tools/audit.py experiment=quickstart 'data.root=x y' +loss@a.b=L1"),
+        (["tools/train.py", "experiment=mine", "--config-dir", "own ones", "hydra.searchpath=[file://a]"],
+         "next: python tools/audit.py --config-dir 'own ones' 'hydra.searchpath=[file://a]' experiment=mine"),
         (["ipykernel_launcher.py", "-f", "a.json"], "next: python tools/evaluate.py checkpoint={}/best.pt"),
     ],
 )  # fmt: skip

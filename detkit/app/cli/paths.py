@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from hydra._internal.utils import create_automatic_config_search_path
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
@@ -42,3 +44,8 @@ def search_path(own: str | None, root: str | None = None, key: str = "--config-d
             raise ConfigError(f"{key}: there is no folder {own}")
         path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema"))
     return path
+
+
+def own_configs(sources: Iterable[Any]) -> str | None:
+    """The folder of ``--config-dir`` among Hydra's sources of configurations, each with a provider and a path."""
+    return next((source.path for source in sources if source.provider == "command-line"), None)

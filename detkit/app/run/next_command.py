@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import rich
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from rich.text import Text
 
 from detkit.app.cli.overrides import quote
+from detkit.app.cli.paths import own_configs
+from detkit.app.cli.slots import search_paths
 from detkit.app.run.folder import RunFolder
 from detkit.config import ConfigError
 from detkit.data.datasets.base import DetectionDataset
@@ -71,7 +74,7 @@ def tell_audit(checkpoint: str) -> None:
 
 def tell_training(own_keys: Iterable[str]) -> None:
     """After an audit: the training that it looked at, which does not know the audit's ``own_keys``."""
-    tell_next("train", *said(own_keys))
+    tell_next("train", *_where(), *said(own_keys))
 
 
 def tell_audit_of_data(own_keys: Iterable[str]) -> None:
@@ -79,7 +82,7 @@ def tell_audit_of_data(own_keys: Iterable[str]) -> None:
     data = HydraConfig.get().runtime.choices.get("data") or ""
     recipe = next(name for pattern, name in _RECIPES if pattern.match(data))
     words = [word for word in said(own_keys) if not word.startswith("data=")]
-    tell_next("audit", f"experiment={recipe}", f"data={data}", *words)
+    tell_next("audit", *_where(), f"experiment={recipe}", f"data={data}", *words)
 
 
 def said(but: Iterable[str] = ()) -> list[str]:
@@ -89,27 +92,43 @@ def said(but: Iterable[str] = ()) -> list[str]:
     return [word for word in words if re.split(r"[.@=]", word.lstrip("~"), maxsplit=1)[0] not in left_out]
 
 
+def _where() -> list[str]:
+    """What this command line says of where configurations of the user's own lie."""
+    hydra = HydraConfig.get()
+    folder = own_configs(hydra.runtime.config_sources)
+    flag = [] if folder is None else ["--config-dir", _from_here(folder)]
+    return [*flag, *search_paths(hydra.overrides.hydra)]
+
+
 def _of_data() -> list[str]:
     """What this command line says of data, for the next tool on them."""
-    return [word for word in said() if re.match(r"data[.@=/]", word)]
+    words = [word for word in said() if re.match(r"data[.@=/]", word)]
+    return [*_where(), *words] if words else []
 
 
 def _started_with(folder: Path) -> list[str]:
-    """The overrides that the run in ``folder`` was started with; none where they do not name an experiment."""
+    """The flags and overrides that the run in ``folder`` was started with, as far as they say what it is; none where
+    they do not name an experiment."""
     try:
         typed = (RunFolder(folder).manifest() or {}).get("command", [])
     except ConfigError:
         return []
     words = [word.removeprefix("++") for word in typed if isinstance(word, str) and _OVERRIDE.match(word)]
     kept = [word for word in words if not word.startswith(("hydra.", "hydra/", "resume", "sweep="))]
-    return kept if any(word.startswith("experiment=") for word in kept) else []
+    if not any(word.startswith("experiment=") for word in kept):
+        return []
+    own = get_args_parser().parse_known_intermixed_args(typed[1:])[0].config_dir
+    return [*([] if own is None else ["--config-dir", own]), *search_paths(words), *kept]
 
 
 def path_word(key: str, path: str | Path) -> str:
     """The override that gives ``key`` the file ``path``, seen from the current folder where it lies below it."""
+    return word(key, _from_here(path))
+
+
+def _from_here(path: str | Path) -> str:
     whole = Path(path).absolute()
-    shown = os.path.relpath(whole) if whole.is_relative_to(Path.cwd()) else str(whole)
-    return word(key, shown)
+    return os.path.relpath(whole) if whole.is_relative_to(Path.cwd()) else str(whole)
 
 
 def word(key: str, value: Any) -> str:

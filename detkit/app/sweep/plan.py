@@ -17,6 +17,7 @@ from detkit.app.assemble.schema import TrainSchema
 from detkit.app.cli.composition import idle_removals, in_one_line, wrong_groups, wrong_slots
 from detkit.app.cli.idle import idle_choices, leaving_out
 from detkit.app.cli.in_vain import leave_unread_empty, said_in_vain
+from detkit.app.cli.paths import own_configs
 from detkit.app.cli.slots import Compositions, search_paths, settle_slots
 from detkit.config import ConfigError, validate
 
@@ -76,11 +77,6 @@ def plan_jobs(batch: Iterable[Sequence[str]], master: DictConfig, loader: Config
     if mistakes:
         raise ConfigError([f"{_whose(where, len(lines))}: {line}" for line, where in mistakes.items()])
     return jobs
-
-
-def own_configs(sources: Iterable[Any]) -> str | None:
-    """The folder of ``--config-dir`` among Hydra's sources of configurations, each with a provider and a path."""
-    return next((source.path for source in sources if source.provider == "command-line"), None)
 
 
 def without_twins(jobs: Sequence[Job]) -> list[Job]:
