@@ -100,7 +100,7 @@ def curves(
 ) -> Markup:
     """Lines of (x, y) in [0, 1] by name, as a drawing of 440 x 300 px; the area from low to high of ``bands`` (low,
     high), at the x of the line of that name, has its colour."""
-    w, h, left, bottom = 440, 300, 44, 36
+    w, h, left, bottom = 440, 300, 50, 36
 
     def place(px: float, py: float) -> tuple[float, float]:
         return left + px * (w - left - 8), (h - bottom) - py * (h - bottom - 8)
