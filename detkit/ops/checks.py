@@ -1,4 +1,4 @@
-"""Checks of what a pooling op is given, by shape, type and device alone: no value is read, no GPU is waited for.
+"""Checks of what a sampling op is given, by shape, type and device alone: no value is read, no GPU is waited for.
 
 A kernel reads as many channels, images and bytes of each map as the first one has: of another map it would read past
 the end.
@@ -28,6 +28,36 @@ def check_maps(features: Sequence[Tensor]) -> None:
             "feature maps must be (B, C, H, W) with the same B and C, of one floating type, on one device and strided, "
             f"not {'; '.join(_words(f) for f in features)}"
         )
+
+
+def check_bins(output_size: Sequence[int]) -> None:
+    """Refuse a grid without bins.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if min(output_size) < 1:
+        raise ValueError(f"output_size must be at least 1 x 1, not {output_size[0]} x {output_size[1]}")
+
+
+def check_kernel(x: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, bias: Tensor | None) -> None:
+    """Refuse what a deformable convolution cannot be computed with, whatever its shape.
+
+    Raises:
+        ValueError: a tensor is on another device or not strided, the map, the weights or the bias are whole numbers, or
+            one of map and weights alone is float64. The message names it.
+    """
+    for name, tensor in (("x", x), ("offset", offset), ("mask", mask), ("weight", weight), ("bias", bias)):
+        if tensor is None:
+            continue
+        if name in ("x", "weight", "bias") and not tensor.is_floating_point():
+            raise ValueError(f"{name} must be of a floating type, not {_name(tensor.dtype)}")
+        if tensor.layout != torch.strided:
+            raise ValueError(f"{name} must be strided, not {_name(tensor.layout)}")
+        if tensor.device != x.device:
+            raise ValueError(f"{name} on {tensor.device}, but x on {x.device}")
+    if (x.dtype == torch.float64) != (weight.dtype == torch.float64):
+        raise ValueError(f"x is {_name(x.dtype)} and weight {_name(weight.dtype)}: float64 goes with float64 alone")
 
 
 def check_sizes(image_sizes: Tensor, features: Tensor) -> None:

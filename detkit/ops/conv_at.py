@@ -40,7 +40,8 @@ def conv_at(features: Sequence[Tensor], conv: nn.Conv2d, image: Tensor, level: T
         raise ValueError(f"conv_at needs a plain convolution that keeps the size of its map, not {conv}")
     rows, inside = _neighbourhoods([f.shape for f in features], conv, image, level, cell)
     seen = F.embedding(rows, feature_table(features)).masked_fill(~inside[:, :, None], 0)
-    return F.linear(seen.flatten(1), conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
+    # the table is float32 where the maps are of a half type
+    return F.linear(seen.to(conv.weight.dtype).flatten(1), conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
 
 
 def _neighbourhoods(

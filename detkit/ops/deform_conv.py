@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from detkit.ops.checks import check_kernel
 from detkit.ops.cuda import deform_conv as kernels
 from detkit.ops.cuda.compile import or_in_pytorch, usable
 from detkit.ops.geometry import ConvSizes
@@ -64,15 +65,21 @@ def deform_conv(
         (B, C', H', W') in channels-last memory order, of the type of ``x``.
 
     Raises:
-        ValueError: the shapes do not fit together.
+        ValueError: shapes, types or devices do not fit together, or the kernel does not move as a convolution's can.
     """
     device = x.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # not on "meta"
         dtype = torch.get_autocast_dtype(device)
-        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        x, weight, bias = _cast(x, dtype), _cast(weight, dtype), None if bias is None else _cast(bias, dtype)
+    check_kernel(x, offset, mask, weight, bias)
     sizes = ConvSizes.of(x.shape, weight.shape, offset.shape, stride, padding, dilation)
     sizes.check(offset, mask, bias)
     return torch.ops.detkit.deform_conv(x, offset, mask, weight, bias, list(stride), list(padding), list(dilation))
+
+
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """As autocast does it, which leaves float64 and whole numbers as they are."""
+    return x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x
 
 
 class Chunk(NamedTuple):

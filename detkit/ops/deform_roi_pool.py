@@ -44,7 +44,7 @@ def deform_roi_pool(
             gives each of G equal runs of output channels offsets of its own (the paper's, for each class).
         output_size: (h, w) of the grid of bins.
         scales: feature cells per pixel of each level.
-        sampling_ratio: samples per bin and axis; 0 takes one per feature cell.
+        sampling_ratio: samples per bin and axis; 0 takes one per feature cell, as ``roi_align`` does.
         gamma: see the paper, eq. 7.
         position_sensitive: bin (i, j) reads channels of its own (deformable PS RoI pooling): see ``ps_roi_align``.
         image_sizes: as for ``multi_level_roi_align``.
@@ -56,8 +56,8 @@ def deform_roi_pool(
     Raises:
         ValueError: the shapes do not fit together.
     """
-    groups = offsets.shape[1] // 2
-    if mask is not None and mask.shape != (boxes.shape[0], groups, *output_size):
+    groups = offsets.shape[1] // 2 if offsets.ndim == 4 else 0  # of another number of axes: refused below
+    if mask is not None and groups and mask.shape != (boxes.shape[0], groups, *output_size):
         raise ValueError(
             f"mask must be ({len(boxes)}, {groups}, {output_size[0]}, {output_size[1]}), not {tuple(mask.shape)}"
         )

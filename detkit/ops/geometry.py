@@ -57,10 +57,15 @@ class ConvSizes(NamedTuple):
         """From the shapes of the tensors, with how the kernel moves.
 
         Raises:
-            ValueError: a tensor has not four axes.
+            ValueError: a tensor has not four axes, or the kernel moves by nothing or is padded by less than nothing.
         """
         if len(x) != 4 or len(weight) != 4 or len(offset) != 4:
             raise ValueError(f"x, weight and offset have 4 axes, not {len(x)}, {len(weight)} and {len(offset)}")
+        if min(*stride, *dilation) < 1 or min(padding) < 0:
+            raise ValueError(
+                f"stride and dilation must be at least 1 and padding at least 0, not {tuple(stride)}, "
+                f"{tuple(dilation)} and {tuple(padding)}"
+            )
         kernel = (weight[2], weight[3])
         output = tuple(
             (size + 2 * p - d * (k - 1) - 1) // s + 1

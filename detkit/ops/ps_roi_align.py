@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detkit.ops.checks import check_maps, check_regions
+from detkit.ops.checks import check_bins, check_maps, check_regions
 from detkit.ops.cuda import ps_roi_pool as kernels
 from detkit.ops.cuda.compile import or_in_pytorch, usable
 from detkit.ops.region_pooling import pool_regions
@@ -40,7 +40,8 @@ def ps_roi_align(
         image_index: (R,) int64 in [0, B).
         output_size: (h, w) of the grid of bins.
         scale: feature cells per pixel, 1 / stride.
-        sampling_ratio: samples per bin and axis; 0 takes one per feature cell, ``ceil(box / grid)``.
+        sampling_ratio: samples per bin and axis; 0 takes one per feature cell, ``ceil(box / grid)``, but no more than
+            the map has: of a bin larger than its map they lie farther apart (torchvision's do not, at any cost).
 
     Returns:
         (R, C, h, w) in channels-last memory order, of the features' type. There is no gradient to the boxes.
@@ -82,6 +83,7 @@ def ps_roi_pool(
     """
     h, w = output_size
     check_maps([features])
+    check_bins(output_size)
     check_regions(boxes, image_index, None, features.device)
     if features.shape[1] % (h * w):
         raise ValueError(f"{features.shape[1]} channels do not divide into {h} x {w} bins")

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detkit.ops.checks import check_device, check_maps, check_regions, check_sizes
+from detkit.ops.checks import check_bins, check_device, check_maps, check_regions, check_sizes
 from detkit.ops.cuda import region_pooling as kernels
 from detkit.ops.cuda.compile import or_in_pytorch, usable
 from detkit.ops.geometry import Pooling
@@ -68,6 +68,7 @@ def pool_regions(
             other tensors do not fit.
     """
     check_maps(features)
+    check_bins(output_size)
     check_regions(boxes, image_index, levels, features[0].device)
     if image_sizes is not None and not isinstance(image_sizes, Tensor):
         image_sizes = constant(tuple((h, w) for h, w in image_sizes), features[0].device, torch.int64)
@@ -262,7 +263,7 @@ class Geometry:
         self.row, self.base = extent[:, 1], first_cell[levels] + image_index * extent[:, 0] * extent[:, 1]
         if pooling.image_sizes is not None:
             sizes = pooling.image_sizes[image_index].to(dtype)
-            extent = torch.minimum(extent, (sizes * scale[:, None]).ceil().long())
+            extent = torch.minimum(extent, _cells_of(sizes, scale[:, None]))
         self.height, self.width = extent.unbind(1)
         self.x, self.y = corners[:, 0], corners[:, 1]
         smallest = 0.0 if pooling.aligned else 1.0
@@ -318,7 +319,7 @@ class Geometry:
             yield self, (self.pooling.sampling_ratio, self.pooling.sampling_ratio)
             return
         h, w = self.pooling.output_size
-        # A box larger than its map is sampled at the map's own resolution: more would only be zeros, and cost memory.
+        # A bin larger than its map has no more samples than the map has cells: a box may be of any size, memory not.
         rows = torch.minimum((self.h / h).ceil(), self.height).long()
         columns = torch.minimum((self.w / w).ceil(), self.width).long()
         grids, member = torch.unique(torch.stack([rows, columns], dim=1), dim=0, return_inverse=True)
@@ -363,6 +364,14 @@ class Geometry:
         by_x = outer(y.weight.flatten(0, 1), x.slope.flatten(0, 1)).mul_(of_weights).sum(0) * scale
         by_y = outer(y.slope.flatten(0, 1), x.weight.flatten(0, 1)).mul_(of_weights).sum(0) * scale
         return torch.stack([by_x * _per_box(self.w), by_y * _per_box(self.h)], dim=2).flatten(1, 2)
+
+
+def _cells_of(sides: Tensor, scale: Tensor) -> Tensor:
+    """Whole cells, int64, under ``sides`` px; what the rounding of ``scale`` adds is none.
+
+    42 px are 3 cells of 14 px, but 42 times the float32 next to 1/14 is more than 3, and the fourth cell is padding.
+    """
+    return (sides * scale * (1 - 2**-21)).ceil().long()
 
 
 def _per_box(value: Tensor) -> Tensor:

@@ -28,7 +28,8 @@ def roi_align(
         image_index: (R,) int64 in [0, B), the image that each box belongs to.
         output_size: (h, w) of the grid of bins.
         scale: feature cells per pixel, 1 / stride.
-        sampling_ratio: samples per bin and axis; 0 takes one per feature cell, ``ceil(box / grid)``.
+        sampling_ratio: samples per bin and axis; 0 takes one per feature cell, ``ceil(box / grid)``, but no more than
+            the map has: of a bin larger than its map they lie farther apart (torchvision's do not, at any cost).
         aligned: shift by half a cell, so that pixel and cell centres agree. False is torchvision's original behaviour,
             which also widens boxes below one cell.
 

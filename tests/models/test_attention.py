@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from detkit.config import build
+from detkit.config import ConfigError, build
 from detkit.models.backbones import ResNet
 from detkit.models.layers import CBAM, SE
 from tests.models.builders import compose_model
@@ -42,6 +42,16 @@ def test_bad_values_are_refused():
         SE(channels=8)
     with pytest.raises(ValueError, match="kernel must be odd, not 4"):
         CBAM(channels=16, kernel=4)
+
+
+@pytest.mark.parametrize(("frozen", "levels"), [(5, (2, 3, 4, 5)), (4, (2, 3, 4)), (3, (2, 3))])
+def test_attention_is_not_asked_for_where_no_block_that_is_read_trains(frozen, levels):
+    attention = {"_target_": "SE", "_partial_": True}
+    node = {"_target_": "ResNet", "depth": 18, "weights": None, "norm": "bn", "width": 16, "attention": attention}
+    with pytest.raises(ConfigError, match=rf"frozen_stages={frozen} with levels=.* leaves none"):
+        build({**node, "frozen_stages": frozen, "levels": levels})
+    backbone = build({**node, "frozen_stages": frozen - 1, "levels": levels})
+    assert [name for name, module in backbone.named_modules() if isinstance(module, SE)], "one stage is left"
 
 
 def test_a_backbone_with_attention_starts_as_the_one_without(tmp_path):

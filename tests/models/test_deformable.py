@@ -105,3 +105,11 @@ def test_what_all_pools_are_told_is_in_the_schema_of_each_and_arrives(name):
         validate({**node, "num_levels": "many"})
     with pytest.raises(ConfigError, match=r"did you mean 'resolution'"):
         validate({**node, "resolutoin": 3})
+
+
+def test_a_deformable_stage_that_nothing_reads_is_refused():
+    node = {"_target_": "ResNet", "depth": 18, "weights": None, "norm": "bn", "width": 16, "levels": (2, 3, 4)}
+    with pytest.raises(ConfigError, match=r"stage_conv changes C5 .*, which levels=\[2, 3, 4\] leave out"):
+        build({**node, "stage_conv": ("conv", "conv", "conv", "deform")})
+    backbone = build({**node, "stage_conv": ("conv", "conv", "deform", "deform")})
+    assert any(isinstance(module, DeformConv) for module in backbone.modules()), "C4 is read"

@@ -25,6 +25,12 @@ def test_results_and_gradients_are_torchs_at_the_corners_too() -> None:
     assert ours[1].tolist() == [0, 0, 0, 4, 5, 6, 0, 0, 0, 0]
 
 
+def test_one_that_is_not_in_place_leaves_its_input() -> None:
+    x = torch.tensor([-1.0, 3.0, 7.0], requires_grad=True) * 1
+    result = LeanReLU6()(x)
+    assert (x.tolist(), result.tolist()) == ([-1, 3, 7], [0, 3, 6])
+
+
 def test_nothing_is_copied_for_the_gradients() -> None:
     x = torch.randn(5, requires_grad=True) * 1
     kept: list[torch.Tensor] = []

@@ -10,7 +10,7 @@ from detkit.evaluation.causes import Cause, explain_missed, find_trails
 from detkit.evaluation.errors import image_errors
 from detkit.matching import IGNORED, Fate, Selector, SoftNMS, tracing
 from detkit.models import build_detector
-from detkit.models.heads.scales import ScaleHead
+from detkit.models.heads.scales import ScaleHead, side_at
 from detkit.models.interfaces import Head
 from detkit.structures import Affine, Categories, Detections, FeatureSpec, SizeRange
 from detkit.structures.boxes import paired_iou, pairwise_iou
@@ -83,6 +83,11 @@ def test_a_scale_is_an_image_of_its_own():
     assert [v.meta[1].size for v in views] == [(50, 71), (25, 36), (13, 18)]
     assert [v.meta[0].valid_range for v in views] == [SizeRange(0, 20), SizeRange(5, 20), SizeRange(7.5)]
     assert len({m.key for v in views for m in v.meta}) == 6, "each draws its own samples"
+
+
+def test_the_rounding_of_a_scale_adds_no_px():
+    """0.8 / 1.2 is above two thirds in float64: 9 px would be 7 there, one of them padding."""
+    assert [side_at(side, 0.8 / 1.2) for side in (9, 15, 16, 900)] == [6, 10, 11, 600]
 
 
 class Brightest(Head):

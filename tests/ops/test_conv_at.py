@@ -29,6 +29,15 @@ def test_equals_the_dense_convolution_and_its_gradients(options):
         torch.testing.assert_close(found, wanted)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_network_of_a_half_type_has_its_convolution(dtype):
+    conv, features = nn.Conv2d(3, 4, 3, padding=1).to(dtype), [torch.randn(2, 3, 5, 7, dtype=dtype)]
+    found = conv_at(features, conv, IMAGE[:2], LEVEL[:2], CELL[:2])
+    assert found.dtype == dtype
+    dense = torch.stack([conv(features[0])[i].flatten(1)[:, c] for i, c in zip(IMAGE[:2], CELL[:2], strict=True)])
+    torch.testing.assert_close(found, dense, rtol=0.02, atol=0.02)
+
+
 def test_what_is_infinite_beyond_the_border_does_not_matter():
     features = [torch.ones(1, 1, 2, 2)]
     features[0][0, 0, 0, 0] = torch.inf

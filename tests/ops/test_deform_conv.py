@@ -97,3 +97,31 @@ def test_shapes_are_checked():
         deform_conv(x, offset, weight, torch.zeros(5), padding=(1, 1))
     with pytest.raises(ValueError, match="4 channels do not divide among weights for 6"):
         deform_conv(x, offset, torch.zeros(6, 3, 3, 3), padding=(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"x": torch.zeros(2, 4, 5, 6, dtype=torch.int64)}, "x must be of a floating type, not int64"),
+        ({"weight": torch.zeros(6, 4, 3, 3, dtype=torch.int32)}, "weight must be of a floating type, not int32"),
+        ({"weight": torch.zeros(6, 4, 3, 3, dtype=torch.float64)}, "x is float32 and weight float64"),
+        ({"x": torch.zeros(2, 4, 5, 6, dtype=torch.float64)}, "x is float64 and weight float32"),
+        ({"offset": torch.zeros(2, 18, 5, 6, device="meta")}, "offset on meta, but x on cpu"),
+        ({"mask": torch.zeros(2, 9, 5, 6, device="meta")}, "mask on meta, but x on cpu"),
+        ({"x": torch.zeros(2, 4, 5, 6).to_sparse()}, "x must be strided, not sparse_coo"),
+        ({"stride": (0, 1)}, r"stride and dilation must be at least 1 .*, not \(0, 1\), \(1, 1\) and \(1, 1\)"),
+        ({"dilation": (1, -1)}, r"at least 1 .*, not \(1, 1\), \(1, -1\) and \(1, 1\)"),
+        ({"padding": (-1, 1)}, r"padding at least 0, not \(1, 1\), \(1, 1\) and \(-1, 1\)"),
+    ],
+)
+def test_what_cannot_be_computed_is_named(changed, message):
+    given = {"x": torch.zeros(2, 4, 5, 6), "offset": torch.zeros(2, 18, 5, 6), "weight": torch.zeros(6, 4, 3, 3)}
+    with pytest.raises(ValueError, match=message):
+        deform_conv(**{**given, "padding": (1, 1), **changed})
+
+
+def test_autocast_leaves_float64_as_it_leaves_a_convolution_s():
+    x, weight = (torch.randn(*s, dtype=torch.float64) for s in ((1, 4, 5, 6), (6, 4, 3, 3)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = deform_conv(x, torch.zeros(1, 18, 5, 6), weight, padding=(1, 1))
+        torch.testing.assert_close(out, torch.nn.functional.conv2d(x, weight, padding=1))

@@ -57,6 +57,8 @@ def test_shapes_are_checked(regions):
         deform_roi_pool([features], boxes, index, levels, torch.zeros(6, 3, 3, 2), scales=(1 / 8,), **OPTIONS)
     with pytest.raises(ValueError, match="12 channels do not divide into the 5 groups of the offsets"):
         deform_roi_pool([features], boxes, index, levels, torch.zeros(6, 10, 3, 2), scales=(1 / 8,), **OPTIONS)
+    with pytest.raises(ValueError, match=r"offsets must be \(6, 2 G, 3, 2\), not \(12,\)"):
+        deform_roi_pool([features], boxes, index, levels, torch.zeros(12), scales=(1 / 8,), **OPTIONS)
     zero, mask = torch.zeros(6, 2, 3, 2), torch.zeros(6, 2, 3, 2)
     with pytest.raises(ValueError, match=r"mask must be \(6, 1, 3, 2\), not \(6, 2, 3, 2\)"):
         deform_roi_pool([features], boxes, index, levels, zero, scales=(1 / 8,), mask=mask, **OPTIONS)

@@ -110,6 +110,17 @@ def test_maps_end_where_their_images_end(sampling):
 
 
 @host.needs_compiler
+def test_maps_of_any_stride_end_where_their_images_end():
+    """At 14 px a cell, of which 7 are 98 px, and the float32 next to 1/14 times 98 is above 7."""
+    case = cases.roi_align(2, True, num=12)
+    boxes, index, levels = case.raw[1][1:4]
+    options = {"output_size": (3, 2), "scales": (1 / 14,), "image_sizes": [(98, 98), (42, 154)]}
+    case = case._replace(op=lambda f: multi_level_roi_align([f], 2 * boxes, index, levels, **options))
+    ours, expected, _ = both_ways(case, torch.float32)
+    assert_same(ours, expected, torch.float32)
+
+
+@host.needs_compiler
 @pytest.mark.parametrize("sampling", [0, 2])
 def test_boxes_that_are_not_finite_move_nothing(sampling):
     case = cases.deform_roi_pool(sampling, False, 1, num=6)

@@ -80,6 +80,8 @@ def test_shapes_are_checked():
             op(features, boxes, index, output_size=(3, 2), scale=1.0)
         with pytest.raises(ValueError, match="1 boxes but 2 image indices"):
             op(features[:, :6], boxes, index.repeat(2), output_size=(3, 2), scale=1.0)
+        with pytest.raises(ValueError, match="output_size must be at least 1 x 1, not 3 x 0"):
+            op(features, boxes, index, output_size=(3, 0), scale=1.0)
 
 
 @pytest.mark.parametrize("op", [ps_roi_align, ps_roi_pool])

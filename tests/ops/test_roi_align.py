@@ -93,6 +93,21 @@ def test_padding_is_invisible_where_image_sizes_are_given(sampling):
     assert torch.equal(again, out)
 
 
+@pytest.mark.parametrize("stride", [7, 13, 14, 15, 28, 30, 16 / 3, 32 / 3])
+def test_padding_is_invisible_at_strides_that_are_no_power_of_two(stride):
+    """The float32 next to 1 / 14 times 42 px is above 3 cells: the fourth is padding all the same."""
+    features, index = torch.randn(1, 2, 30, 30), torch.tensor([0])
+    padded = torch.nn.functional.pad(features, (0, 4, 0, 3), value=1e6)
+    side = round(30 * stride)
+    boxes = torch.tensor([[side - 4 * stride, side - 4 * stride, side, side]])
+    kwargs = {"output_size": (3, 3), "scales": (1 / stride,)}
+    alone = multi_level_roi_align([features], boxes, index, index, **kwargs)
+    out = multi_level_roi_align([padded], boxes, index, index, image_sizes=[(side, side)], **kwargs)
+    assert torch.equal(out, alone)
+    longer = multi_level_roi_align([padded], boxes, index, index, image_sizes=[(side + 1, side + 1)], **kwargs)
+    assert not torch.allclose(longer, alone), "one px more is of the next cell"
+
+
 @pytest.mark.slow
 def test_a_compiled_graph_takes_images_of_other_sizes():
     features, boxes, index = random_case(7)
@@ -166,6 +181,8 @@ def test_shapes_are_checked():
         roi_align(features, boxes[:, :3], index, output_size=(2, 2), scale=1.0)
     with pytest.raises(ValueError, match="12 boxes but 2 image indices"):
         roi_align(features, boxes, index[:2], output_size=(2, 2), scale=1.0)
+    with pytest.raises(ValueError, match="output_size must be at least 1 x 1, not 0 x 2"):
+        roi_align(features, boxes, index, output_size=(0, 2), scale=1.0)
 
 
 BOXES, INDEX = torch.tensor([[0.0, 0, 8, 8]]), torch.tensor([0])

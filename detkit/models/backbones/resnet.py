@@ -139,6 +139,9 @@ class ResNet(Backbone):
         super().__init__()
         if not levels or list(levels) != sorted(set(levels)):
             raise ValueError(f"levels must be ascending and different, out of 2, 3, 4, 5; not {list(levels)}")
+        moving = [i for i, conv in enumerate(stage_conv, start=2) if conv != "conv"]
+        if moving and moving[0] > levels[-1]:
+            raise ValueError(f"stage_conv changes C{moving[0]} and later stages, which levels={list(levels)} leave out")
         block, counts, imagenet = _DEPTHS[depth]
         if stride_in_1x1 and block is BasicBlock:
             raise ValueError(
@@ -172,8 +175,11 @@ class ResNet(Backbone):
             last = f"layer{levels[-1] - 1}"
             setattr(self, last, branched(getattr(self, last), trident))
             self.num_branches = len(trident)
-        if attention is not None and frozen_stages == 5:
-            raise ValueError("attention is put into blocks that train, and frozen_stages=5 leaves none")
+        if attention is not None and frozen_stages >= levels[-1]:
+            raise ValueError(
+                f"attention is put into blocks that train, and frozen_stages={frozen_stages} with "
+                f"levels={list(levels)} leaves none"
+            )
         if attention is not None:
             _add_attention([getattr(self, f"layer{i}") for i in range(max(frozen_stages, 1), 5)], attention)
         load_backbone_weights(self, weights, imagenet)

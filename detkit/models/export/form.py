@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from detkit.config import ConfigError
 from detkit.matching.fixed import Marked
+from detkit.models.heads.scales import side_at
 from detkit.structures import SizeRange
 
 
@@ -79,5 +79,5 @@ def scaled_up(side: int, scale: float) -> int:
     if abs(parts * scale - 1) < 1e-9:
         return (side + parts - 1) // parts
     if isinstance(side, int):
-        return math.ceil(side * scale)
+        return side_at(side, scale)
     raise NoFormError(f"maps at {scale:g} cells a px are exported for one size of images alone: give size=[H,W]")

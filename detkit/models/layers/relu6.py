@@ -11,14 +11,15 @@ from torch.autograd.function import once_differentiable
 
 
 class LeanReLU6(nn.ReLU6):
-    """min(max(x, 0), 6) in place (Howard et al., MobileNets, 2017), of any shape.
+    """min(max(x, 0), 6), in place where ``inplace`` says so (Howard et al., MobileNets, 2017), of any shape.
 
     ``nn.ReLU6(inplace=True)`` copies its input for the backward pass before it overwrites it. The gradient is 0 where
     the *result* is 0 or 6, too, so the result will do: the same numbers with a copy and its memory less.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or not (torch.is_grad_enabled() and input.requires_grad):
+        keeps = self.inplace and torch.is_grad_enabled() and input.requires_grad
+        if torch.compiler.is_compiling() or not keeps:
             return F.relu6(input, inplace=self.inplace)
         return _KeepsResult.apply(input)
 

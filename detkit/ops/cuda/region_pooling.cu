@@ -63,6 +63,11 @@ struct Bin {  // where one bin lies, in cells of its level
     bool finite;
 };
 
+// Whole cells under `side` px. What the rounding of `scale` adds is none: 42 px are 3 cells of 14 px.
+__device__ inline int cells_of(int64 side, float scale) {
+    return (int)ceilf((float)side * scale * (1.f - 1.f / 2097152.f));
+}
+
 __device__ inline Bin place(const float* box, const Level& level, const int64* image_size, const Shape& s, int i, int j) {
     Bin bin;
     float scale = level.scale, shift = s.aligned ? 0.5f : 0.f, least = s.aligned ? 0.f : 1.f;
@@ -72,8 +77,8 @@ __device__ inline Bin place(const float* box, const Level& level, const int64* i
     bin.height = bin.finite ? fmaxf(box[3] * scale - shift - y1, least) : 0.f;
     bin.cells_h = level.height, bin.cells_w = level.width;
     if (image_size) {  // a map ends where its image ends
-        bin.cells_h = min(bin.cells_h, (int)ceilf((float)image_size[0] * scale));
-        bin.cells_w = min(bin.cells_w, (int)ceilf((float)image_size[1] * scale));
+        bin.cells_h = min(bin.cells_h, cells_of(image_size[0], scale));
+        bin.cells_w = min(bin.cells_w, cells_of(image_size[1], scale));
     }
     float h = bin.height / (float)s.bins_h, w = bin.width / (float)s.bins_w;
     // a sample for each cell, and no more than the map has
