@@ -92,8 +92,8 @@ def draw_boxes(
     corners[:, 2:] = np.maximum(corners[:, 2:], corners[:, :2]) + 1  # half-open, and of one pixel at least
     tags: list[np.ndarray] = []
     for i in order:  # names over all outlines
-        text = names[int(labels[i])] + ("" if scores is None else f" {scores[i]:.2f}")
-        if text:
+        text = names[int(labels[i])], "" if scores is None else f" {scores[i]:.2f}"
+        if any(text):
             tags.append(_tag(canvas, corners, i, tags, text, class_color(int(labels[i])), letters))
     return canvas if title is None else np.concatenate([_strip(title, canvas.shape[1], letters), canvas])
 
@@ -191,14 +191,14 @@ def _tag(
     corners: np.ndarray,
     i: int,
     tags: Sequence[np.ndarray],
-    text: str,
+    name_and_score: tuple[str, str],
     color: Color,
     letters: float,
 ) -> np.ndarray:
-    """``text`` on a filled tag by box ``i`` of ``corners`` (N, 4); where it is: (4,) px, half-open."""
+    """Both on a filled tag by box ``i`` of ``corners`` (N, 4); where it is: (4,) px, half-open."""
     size, weight = letters / _CAPITAL_HEIGHT, max(1, round(letters / 12))
     pad = max(1, round(letters / 5))
-    text = _shortened(text, canvas.shape[1] - 2 * pad - 1, size, weight)
+    text = _shortened(*name_and_score, canvas.shape[1] - 2 * pad - 1, size, weight)
     (w, h), below = cv2.getTextSize(text, _FONT, size, weight)
     place = _place(canvas.shape[:2], corners, i, tags, (w + 2 * pad + 1, h + below // 2 + 2 * pad + 1))
     x1, y1, x2, y2 = place.tolist()
@@ -209,13 +209,13 @@ def _tag(
     return place
 
 
-def _shortened(text: str, width: int, size: float, weight: int) -> str:
-    """As much of ``text`` as fits into ``width`` px, and dots for the rest."""
-    for kept in range(len(text), 0, -1):
-        shown = text if kept == len(text) else f"{text[:kept].rstrip()}.."
+def _shortened(name: str, score: str, width: int, size: float, weight: int) -> str:
+    """As much of ``name`` as fits into ``width`` px before ``score``, and dots for the rest."""
+    for kept in range(len(name), 0, -1):
+        shown = (name if kept == len(name) else f"{name[:kept].rstrip()}..") + score
         if cv2.getTextSize(shown, _FONT, size, weight)[0][0] <= width:
             return shown
-    return text[:1]
+    return score.strip() or name[:1]
 
 
 def _place(

@@ -15,6 +15,7 @@ from detkit.app import train
 from detkit.app.explain import tool as explain
 from detkit.app.explain.found import Examined
 from detkit.app.explain.found import explain as explain_examined
+from detkit.app.explain.page import explanation_page
 from detkit.app.use import evaluate
 from detkit.evaluation.synthetic import synthetic_set
 from tests.app.test_configs import composed
@@ -140,6 +141,24 @@ def test_the_page_holds_together(report):
         assert html.count(f"<{tag}>") + html.count(f"<{tag} ") == html.count(f"</{tag}>"), tag
     pictures = re.findall(r"data:image/jpeg;base64,([^\"]+)", html)
     assert 2 < len(pictures) <= 6 * (len(numbers["missed_by_cause"]) + len(numbers["false_alarms_by_cause"]))
+
+
+@pytest.mark.parametrize("num", [20, 150])
+def test_the_page_of_many_classes_stays_small(num):
+    """The matrix has the 100 that are confused most, the curves those with most objects; of few classes it has all."""
+    made = synthetic_set(num_images=40, num_categories=num, detections_per_image=30, size=200)
+    report = explain_examined([Examined(image, None) for image in judged(made, made.results)], made.categories, 0.0)
+    html = explanation_page(report, None, "", 0)
+    matrix = re.findall("<tr><td>[^<]*</td>", html.partition("<h2>Confusion</h2>")[2])
+    assert len(matrix) == min(num, 100) + 1
+    assert html.count("<polyline") == 20
+    counts = np.array(report.to_dict("")["confusion"])[:-1, :-1]
+    np.fill_diagonal(counts, 0)
+    errors = counts.sum(axis=0) + counts.sum(axis=1)
+    shown = [int(row.removeprefix("<tr><td>class ").removesuffix("</td>")) for row in matrix[:-1]]
+    assert shown == sorted(shown)
+    assert errors[shown].sum() == np.sort(errors)[::-1][:100].sum() > 0
+    assert ("of 150 classes that are confused most" in html) == (num == 150)
 
 
 def test_watching_leaves_the_detections_alone(checkpoint, report, monkeypatch, capsys):

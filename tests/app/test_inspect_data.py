@@ -2,13 +2,16 @@
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from detkit.app.inspect.data import inspect, main, plot_classes
+from detkit.app.inspect.data import inspect, main, plot_classes, plot_sizes
 from detkit.data import CocoDataset
 from tests.data.builders import annotation, image, write_coco
 
@@ -107,10 +110,40 @@ def test_without_any_box(tmp_path):
 
 def test_many_classes_are_cut_in_the_diagram():
     classes = [{"name": f"c{i}", "id": i, "boxes": i, "crowds": 0, "images": i} for i in range(1300)]
+    classes[0]["boxes"] = 1_234_567
     axes = plot_classes(classes).axes[0]
     assert len(axes.patches) == 100
-    assert axes.get_title() == f"{sum(range(1300))} boxes of 1300 classes, the 1200 rarest not shown"
-    assert axes.get_yticklabels()[0].get_text() == "c1299"
+    assert axes.texts[0].get_text() == "1234567"
+    assert axes.get_title() == f"{sum(range(1300)) + 1_234_567} boxes of 1300 classes, the 1200 rarest not shown"
+    assert [label.get_text() for label in axes.get_yticklabels()[:2]] == ["c0", "c1299"]
+
+
+def test_a_long_name_leaves_the_bars_their_room(recwarn):
+    """It pushed the axes out of the figure, and its own beginning with them."""
+    figure = plot_classes([{"name": "a very long name " * 12, "id": 1, "boxes": 3, "crowds": 0, "images": 3}])
+    FigureCanvasAgg(figure).draw()
+    assert not [str(w.message) for w in recwarn if "constrained_layout" in str(w.message)]
+    (label,) = figure.axes[0].get_yticklabels()
+    assert label.get_text().startswith("a very long name")
+    assert label.get_window_extent().x0 >= 0
+
+
+@pytest.mark.parametrize(("least", "most"), [(50, 50), (48, 53), (20, 90), (3, 250), (1, 5000)])
+def test_the_figures_of_a_histogram_stand_apart(least, most):
+    """Where all sizes lie within a decade its axis said 4.8 x 10^1, 4.9 x 10^1, ... over each other."""
+    boxes = np.array([[0, 0, side, side] for side in np.geomspace(least, most, 20)])
+    truth = SimpleNamespace(boxes=boxes, crowd=np.zeros(len(boxes), bool), size=(9000, 9000))
+    figure = plot_sizes(SimpleNamespace(truths=[truth]))
+    FigureCanvasAgg(figure).draw()
+    for axes in figure.axes[:2]:
+        low, high = axes.get_xlim()
+        majors = [t.label1 for t in axes.xaxis.get_major_ticks() if low <= t.get_loc() <= high]
+        minors = [t.label1 for t in axes.xaxis.get_minor_ticks() if low <= t.get_loc() <= high]
+        shown = [label for label in majors + minors if label.get_text()]
+        assert len(shown) >= 2
+        assert all(float(label.get_text()) > 0 for label in shown)
+        ends = sorted((e.x0, e.x1) for e in (label.get_window_extent() for label in shown))
+        assert all(one[1] < two[0] for one, two in pairwise(ends))
 
 
 def run(monkeypatch, tmp_path, *arguments: str) -> None:

@@ -94,6 +94,13 @@ def test_a_name_longer_than_the_picture_is_cut():
     assert (picture[y1:y2, 60:] > 220).all(axis=2).any()  # ink
 
 
+@pytest.mark.parametrize("name", ["a name without end" * 2, "two words"])
+def test_a_name_that_is_cut_keeps_its_score(name: str):
+    """Two scores make two pictures; where there is room for nothing else the score stands alone."""
+    narrow, box = GRAY[:, : 90 if len(name) > 9 else 40], np.array([[10, 60, 20, 70]])
+    assert not np.array_equal(*(draw_boxes(narrow, box, [0], [name], [score]) for score in (0.25, 0.75)))
+
+
 def test_scores_are_written():
     box = np.array([[50, 60, 150, 160]])
     assert not np.array_equal(draw_boxes(GRAY, box, [0], NAMES, [0.5]), draw_boxes(GRAY, box, [0], NAMES, [0.9]))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,9 @@ from detkit.data.datasets.base import DetectionDataset
 from detkit.evaluation.breakdown import by_class, by_size, confusion_matrix, false_alarms
 from detkit.evaluation.causes import FALSE_ALARMS, Cause, Missed, ScoredBox, describe
 from detkit.evaluation.errors import ErrorKind, ImageErrors
+
+#: Of a thousand classes the matrix would have a million cells, and curves could not be told apart.
+_MOST_CONFUSED, _MOST_CURVES = 100, 20
 
 _ADVICE = {
     ErrorKind.CLASS: "Look at the confusion matrix: pairs that are confused need more or cleaner examples.",
@@ -128,8 +132,6 @@ def _tables(explanation: Explanation, names: Sequence[str]) -> list[str]:
         [r["name"], str(r["objects"]), str(r["found"]), _share(r["found"], r["objects"]), str(r["false_alarms"])]
         for r in by_size(explanation.images, explanation.threshold)
     ]
-    lines = {r["name"]: (r["curve"]["recall"], r["curve"]["precision"]) for r in classes if r["curve"] is not None}
-    counts = confusion_matrix(explanation.images, len(names), explanation.threshold)
     return [
         pair(
             section("By class", table(["class", "objects", "found", "recall", "false alarms", "AP50"], rows)),
@@ -139,13 +141,33 @@ def _tables(explanation: Explanation, names: Sequence[str]) -> list[str]:
             ),
         ),
         pair(
-            section(
-                "Confusion", matrix(counts, [*names, "nothing"], [*names, "missed"]),
-                note="What an object is (row), and what it was detected as (column).",
-            ),
-            section("Precision over recall", curves(lines, "recall", "precision"), note="At IoU 0.5."),
+            _confusion(confusion_matrix(explanation.images, len(names), explanation.threshold), names),
+            _curves(classes),
         ),
     ]  # fmt: skip
+
+
+def _confusion(counts: np.ndarray, names: Sequence[str]) -> str:
+    """The section of ``counts`` (K + 1, K + 1); of many classes, those that are confused with others most."""
+    note = "What an object is (row), and what it was detected as (column)."
+    confused = counts[:-1, :-1] - np.diag(np.diag(counts)[:-1])
+    most = np.argsort(-(confused.sum(axis=0) + confused.sum(axis=1)), kind="stable")[:_MOST_CONFUSED]
+    if len(most) < len(names):
+        note += f" The {len(most)} of {len(names)} classes that are confused most; explanation.json has all."
+    rows = [*np.sort(most).tolist(), len(names)]
+    shown = [names[k] for k in rows[:-1]]
+    return section("Confusion", matrix(counts[np.ix_(rows, rows)], [*shown, "nothing"], [*shown, "missed"]), note=note)
+
+
+def _curves(classes: Sequence[Mapping[str, Any]]) -> str:
+    """The section of precision over recall; of many classes, those with most objects."""
+    drawn = [r for r in classes if r["curve"] is not None]
+    note = "At IoU 0.5."
+    if len(drawn) > _MOST_CURVES:
+        note += f" The {_MOST_CURVES} of {len(drawn)} classes with most objects; explanation.json has all."
+        drawn = sorted(drawn, key=lambda r: -r["objects"])[:_MOST_CURVES]
+    lines = {r["name"]: (r["curve"]["recall"], r["curve"]["precision"]) for r in drawn}
+    return section("Precision over recall", curves(lines, "recall", "precision"), note=note)
 
 
 def _albums(explanation: Explanation, dataset: DetectionDataset, count: int) -> list[str]:

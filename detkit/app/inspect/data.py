@@ -12,6 +12,7 @@ import numpy as np
 import rich
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from omegaconf import DictConfig
 from rich.table import Table
 from rich.text import Text
@@ -48,6 +49,8 @@ _MOST_NAMED = 5
 #: Classes in the console's table, and in the diagram; report.json has all.
 MAX_LISTED = 40
 MAX_BARS = 100
+#: Letters of a class's name beside its bar: matplotlib cuts off the beginning of what leaves the bars no room.
+MAX_LETTERS = 40
 
 
 @dataclass
@@ -241,8 +244,9 @@ def plot_classes(classes: Sequence[Mapping[str, Any]]) -> Figure:
     figure = Figure(figsize=(8, max(2.5, 0.9 + 0.22 * len(shown))), layout="constrained", dpi=110)
     axes = figure.subplots()
     counts = [c["boxes"] for c in shown]
-    axes.bar_label(axes.barh(range(len(shown)), counts, color="#3b7dd8"), padding=3, fontsize=8)
-    axes.set_yticks(range(len(shown)), [c["name"] for c in shown], parse_math=False)
+    bars = axes.barh(range(len(shown)), counts, color="#3b7dd8")
+    axes.bar_label(bars, fmt="{:.0f}", padding=3, fontsize=8)  # its own form has six digits: 1.23457e+06
+    axes.set_yticks(range(len(shown)), [_cut(c["name"]) for c in shown], parse_math=False)
     axes.invert_yaxis()
     axes.margins(x=0.1, y=0.01)
     rarer = f", the {len(classes) - len(shown)} rarest not shown" if len(shown) < len(classes) else ""
@@ -291,6 +295,10 @@ def draw_examples(dataset: DetectionDataset, damaged: Mapping[str, str]) -> np.n
     return contact_sheet(pictures, columns=4, cell=PICTURE_SIZE)
 
 
+def _cut(name: str) -> str:
+    return name if len(name) <= MAX_LETTERS else f"{name[: MAX_LETTERS - 2].rstrip()}.."
+
+
 def _labelled(dataset: DetectionDataset) -> dict[str, int]:
     """How many objects, crowds left out, have each of the landmarks labelled."""
     names = dataset.categories.landmarks
@@ -314,7 +322,10 @@ def _histogram(axes: Axes, values: np.ndarray, label: str) -> None:
         low, high = values.min() / 1.05, values.max() * 1.05
         axes.hist(values, bins=np.geomspace(low, high, 41).tolist(), color="#3b7dd8")
         axes.set_xscale("log")
+        # within two decades powers of ten are too few; matplotlib's own words for what lies between overlap
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
         axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     _tidy(axes)
 
 
