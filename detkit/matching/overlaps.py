@@ -7,8 +7,11 @@ from numpy.lib.stride_tricks import as_strided
 
 #: Rows that are compared with their followers in one go: measured best of 64 to 1024, on one core
 _ROWS = 256
-#: By how much the quick look in float32 is laxer than the threshold; its own error is below a tenth of that
+#: By how much the quick look in float32 is laxer than the threshold; what its products and sums round is below a tenth
 _SLACK = 1e-5
+#: Px by which its boxes begin further to the left and above, for each px of the field that they lie in: corners are
+#: rounded, the more the farther they are from the field's, and of a small box that is more than the slack
+_ROUNDED = 2.0**-21
 
 
 class Sweep:
@@ -65,8 +68,11 @@ class Sweep:
         block = np.full((5, rows + reach), np.nan, dtype=np.float32)
         known = self._plain[:, first : first + rows + reach]
         # from their own corner on, so that float32 rounds little wherever in a large image they lie
-        block[:4, : known.shape[1]] = known - known.min(axis=1, keepdims=True)[[0, 1, 0, 1]]
-        block[4] = (block[2] - block[0]) * (block[3] - block[1]) * (self.threshold * (1 - _SLACK))
+        own = known - known.min(axis=1, keepdims=True)[[0, 1, 0, 1]]
+        area = (own[2] - own[0]) * (own[3] - own[1])
+        own[:2] -= own.max() * _ROUNDED
+        block[:4, : known.shape[1]] = own
+        block[4, : known.shape[1]] = area * (self.threshold * (1 - _SLACK))
         x1, y1, x2, y2, share = block[:, :rows]
         run, step = block.strides
         next_x1, next_y1, next_x2, next_y2, next_share = as_strided(

@@ -51,6 +51,17 @@ def test_far_from_the_origin_and_far_apart_nothing_is_rounded_away():
     assert pairs_of(near, 0.5, apart) == expected != []
 
 
+@pytest.mark.parametrize("across", [False, True])
+def test_small_boxes_far_into_a_large_image_lose_no_pair(across):
+    """From the corner of the field to 4000 px float32 moves a corner by up to 1e-4 px, which is much of a box of 3."""
+    place = 3000.0 + 7.123 * torch.arange(100, dtype=torch.float64)
+    one = torch.stack([place * 0, place, place * 0 + 3, place + 3.3], dim=1)
+    other = one + torch.tensor([0.0, 1.1, 0.0, 1.1], dtype=torch.float64)  # of 3.3 px 2.2 in common: IoU 1/2
+    boxes = torch.cat([one, other, torch.tensor([[0.0, 0.05, 1.0, 1.0]])])
+    boxes = boxes[:, [1, 0, 3, 2]] if across else boxes
+    assert pairs_of(boxes, 0.5 - 1e-9) == [(i, 100 + i) for i in range(100)]
+
+
 def test_boxes_without_an_area_and_turned_ones_overlap_nothing():
     boxes = torch.tensor([[5.0, 5.0, 5.0, 5.0], [5.0, 5.0, 5.0, 5.0], [9.0, 0.0, 1.0, 8.0], [0.0, 0.0, 9.0, 9.0]])
     assert pairs_of(boxes, 0.0) == []
