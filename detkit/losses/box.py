@@ -100,8 +100,9 @@ class GIoULoss(_IoULoss):
     def measure(self, a: Tensor, b: Tensor) -> Tensor:
         iou, union = _iou(a, b)
         hull = _hull(a, b)
-        hull_area = (hull[0] * hull[1]).clamp(min=_EPS)
-        return iou - (hull_area - union) / hull_area
+        hull_area = hull[0] * hull[1]
+        unfilled = (hull_area - union) / hull_area.clamp(min=_EPS)
+        return iou - torch.where(hull_area > _EPS, unfilled, 0.0)  # of a hull without area nothing is left unfilled
 
 
 @LOSSES

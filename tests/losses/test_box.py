@@ -68,6 +68,16 @@ def test_equal_boxes_cost_nothing(loss):
     torch.testing.assert_close(loss()(a, a), torch.zeros(len(a), dtype=a.dtype), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("corners", [[[10.0, 10, 10, 10]], [[10.0, 10, 20, 10]], [[10.0, 10, 10, 20]]])
+def test_a_hull_without_area_has_nothing_that_is_unfilled(corners):
+    """As in torchvision: IoU 0 and a loss of 1; and no gradient of 1 / 1e-7."""
+    a, b = torch.tensor(corners, requires_grad=True), torch.tensor(corners)
+    value = GIoULoss()(a, b)
+    torch.testing.assert_close(value, ops.generalized_box_iou_loss(a, b, reduction="none"))
+    value.sum().backward()
+    assert torch.equal(a.grad, torch.zeros(1, 4))
+
+
 @pytest.mark.parametrize("loss", [*IOU_LOSSES, L1, SmoothL1])
 @given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=8, max_size=8))
 def test_gradient_is_finite_for_any_boxes(loss, numbers):

@@ -160,5 +160,5 @@ def _supplied(cost: Tensor, taken: Tensor, lacking: Sequence[int]) -> Tensor:
 
 def _focal_cost(scores: Tensor) -> Tensor:
     """What focal loss gains when a guess of ``scores`` (N, K) is a class rather than background."""
-    p = scores.clamp(1e-8, 1 - 1e-8)
-    return -0.25 * (1 - p) ** 2 * p.log() + 0.75 * p**2 * (1 - p).log()
+    p, rest = scores.clamp(min=1e-8), (1 - scores).clamp(min=1e-8)  # 1 - 1e-8 is 1 in float32, and log(1 - 1) infinite
+    return -0.25 * rest**2 * p.log() + 0.75 * p**2 * rest.log()

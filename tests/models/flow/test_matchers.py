@@ -41,6 +41,13 @@ class TestSimOTA:
         cost = SimOTA().costs(guessed, target((10, 10, 30, 30), labels=[1]))
         assert cost.item() == pytest.approx(2 * FOCAL + 5 * 0.5 + 2 * (1 + 1 / 9) + 100, abs=1e-3)
 
+    def test_a_guess_that_is_sure_of_a_class_still_costs_by_where_it_lies(self):
+        """A score of 1, which float32 makes of any logit above 17, costs what one of 1 - 1e-8 would."""
+        cost = SimOTA().costs(self.guessed(scores=1.0), target((10, 10, 30, 30), labels=[1]))
+        assert cost[0, 0].item() == pytest.approx(2 * 0.75 * math.log(1e-8), rel=1e-5)
+        assert cost[1, 0] > cost[0, 0]
+        assert cost[2, 0] > 1e3
+
     def test_an_object_takes_as_many_as_it_has_good_guesses(self):
         matched = self.match(target((10, 10, 30, 30), labels=[1]))
         # IoUs 1, .95, .667: 2.6 in sum, so two
