@@ -31,7 +31,7 @@ def calibration_page(calibration: Calibration, source: str) -> str:
         pair(
             section(
                 "Over the threshold", _over_threshold(calibration),
-                note="All classes together, means over images; shaded: from where to where 95\u00a0% of such means lie.",
+                note="All classes together, means over images; shaded: where 95\u00a0% of such means lie.",
             ),
             section("Scores as probabilities", _reliability(calibration), note="Share that is right over the score."),
         ),
