@@ -15,6 +15,7 @@ from detkit.engine.ema import WeightAverage
 from detkit.engine.precision import Precision, autocast
 from detkit.engine.state.checkpoint import Checkpoint, CheckpointError
 from detkit.engine.state.resume import optimizer_state, restore_optimizer
+from detkit.engine.unread import tell_unread, unread_by_all, unread_parameters, without_gradients
 from detkit.structures import Batch, Losses, Ratio
 from detkit.utils import dist
 from detkit.utils.log import logger
@@ -48,6 +49,7 @@ class Updater:
         self._precision: Precision = precision
         self._accumulate, self._clip_norm = accumulate, clip_norm
         self._skipped = 0
+        self._has_begun = False
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for group in optimizer.param_groups:
             group.setdefault("base_lr", group["lr"])
@@ -72,6 +74,8 @@ class Updater:
 
     def backward(self, batch: Batch, is_last: bool) -> Losses:
         """Add the gradient of one batch; processes exchange gradients with the last batch of a step alone."""
+        if not self._has_begun:
+            self._leave_out_unread(batch)
         model = self._model
         with nullcontext() if is_last or not isinstance(model, DistributedDataParallel) else model.no_sync():
             with autocast(self._device, self._precision):
@@ -79,8 +83,20 @@ class Updater:
             total = losses.total / self._accumulate
             if self.scaler is not None:
                 total = self.scaler.scale(total)
+            if not self._has_begun:
+                self._has_begun = True
+                tell_unread(unread_parameters(self.detector, total))
             total.backward()
         return losses
+
+    def _leave_out_unread(self, batch: Batch) -> None:
+        """Processes would wait for gradients of parameters that no loss reads: from now on they do not."""
+        if isinstance(self._model, DistributedDataParallel):
+            unread = unread_by_all(self.detector, batch, self._device, self._precision)
+            if unread:
+                self._model._remove_autograd_hooks()
+                with without_gradients(self.detector, unread):
+                    self._model = DistributedDataParallel(self.detector)
 
     def gradient_norm(self) -> Tensor:
         """The L2 norm of the gradient, unscaled and before clipping."""

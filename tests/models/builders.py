@@ -55,10 +55,10 @@ def small(name: str) -> list[str]:
     return _SMALL_MODELS.get(name, ["model/backbone=resnet18", *SMALL])
 
 
-def build_awake(name: str, categories: Categories) -> Detector:
+def build_awake(name: str, categories: Categories, overrides: Sequence[str] = ()) -> Detector:
     """A small ``model=name`` whose head has moved from its start, where many say nothing and all biases are zero."""
     torch.manual_seed(0)
-    detector = build_model(name, categories, small(name))
+    detector = build_model(name, categories, [*small(name), *overrides])
     for parameter in getattr(detector, "head", nn.Module()).parameters():
         parameter.data += (
             0.3 + torch.rand_like(parameter) / 2 if parameter.ndim == 1 else torch.randn_like(parameter) / 150
