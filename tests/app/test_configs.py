@@ -15,6 +15,7 @@ from detkit.app.cli.overrides import normalize_overrides
 from detkit.app.cli.paths import config_dir
 from detkit.config import ConfigError, Registry, build, validate
 from detkit.data import ShapesDataset
+from detkit.engine import update
 from detkit.engine.state.checkpoint import Checkpoint
 from detkit.structures import Categories
 
@@ -65,7 +66,7 @@ def test_every_experiment_validates_and_says_how_to_run_it(experiment):
 @pytest.mark.parametrize(
     "experiment", [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in EXPERIMENTS]
 )
-def test_every_experiment_runs_two_steps(experiment, coco_layout, tmp_path):
+def test_every_experiment_runs_two_steps(experiment, coco_layout, tmp_path, monkeypatch):
     overrides = [
         f"experiment={experiment}",
         "debug=fast",
@@ -100,8 +101,11 @@ def test_every_experiment_runs_two_steps(experiment, coco_layout, tmp_path):
     cfg = composed(*overrides)
     validate(cfg, TrainSchema)
     trainer, val_set = train.build_trainer(cfg, tmp_path)
+    unread = []
+    monkeypatch.setattr(update, "tell_unread", unread.extend)
     result = trainer.fit()
     assert result.step == 2
+    assert unread == [], "parameters that no loss reads"
     assert len(val_set) == 2
     assert 0 <= trainer.metrics["AP"] <= 1
 
