@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import rich
@@ -25,9 +25,14 @@ from detkit.config.validate import plain
 from detkit.data.datasets.base import DetectionDataset
 from detkit.data.merged import MergedClasses
 from detkit.data.split import groups_of, split_groups
+from detkit.data.together import Together
 from detkit.data.writers import LAYOUTS, Losses, relative_names, write
 from detkit.utils.files import named
 from detkit.utils.log import set_up_logging
+
+#: The ``split`` that reads these, each a part by its name.
+ALL = "all"
+_SPLITS = ("train", "val")
 
 
 @dataclass
@@ -51,7 +56,7 @@ def main() -> None:
 
 
 def run(cfg: DictConfig, folder: Path) -> None:
-    """Convert ``cfg.data[cfg.split]``; ``folder``, Hydra's, stays as it is."""
+    """Convert ``cfg.data[cfg.split]``, or all splits; ``folder``, Hydra's, stays as it is."""
     validate(cfg, ConvertSchema)
     node = plain(cfg)
     check_values(node)
@@ -61,22 +66,45 @@ def run(cfg: DictConfig, folder: Path) -> None:
             raise ConfigError(f"{key}: must be given: {allowed}")
     if node["group"] is not None and node["into"] is None:
         raise ConfigError("group: says which images stay together in a split, and into says no parts")
-    split = node["split"]
-    if node["data"].get(split) is None:
-        raise ConfigError(f"split: the configuration has no data.{split}")
     output = Path(node["output"])
     check_free(output)
-    dataset = build_dataset(node["data"], split)
-    coco_file = dataset.coco_file
+    sources = _sources(node)
+    dataset = whole = _together(sources)
+    parts, files = whole.places, {part: source.coco_file for part, source in sources.items()}
+    if node["into"] is not None:
+        parts = plan_parts(dataset, node["into"], node["group"], node["seed"])
+        files = dict.fromkeys(parts, files[node["split"]])
+    names = None
+    if node["to"] == "yolo":  # the pictures of its parts have folders of their own
+        names = [name for source in sources.values() for name in relative_names(source)]
     if node["merge"] is not None:
         dataset = _merged(dataset, node["merge"])
-    parts = plan_parts(dataset, node["into"] or {split: 1.0}, node["group"], node["seed"])
-    losses = convert(dataset, node["to"], parts, output, is_linked=node["pictures"] == "link", coco_file=coco_file)
+    losses = convert(
+        dataset, node["to"], parts, output, is_linked=node["pictures"] == "link", coco_files=files, names=names
+    )
     rich.print(parts_table(dataset, parts))
     for line in losses.describe():
         rich.get_console().print(Text(line), soft_wrap=True)
     known = [f"data.{name}={value}" for name, value in _reading(node["to"], list(parts))]
     tell_next("inspect_data", f"data={node['to']}", path_word("data.root", output), *known)
+
+
+def _sources(node: Mapping[str, Any]) -> dict[str, DetectionDataset]:
+    """The data sets that are read, by the parts that they are."""
+    data, split = node["data"], node["split"]
+    if split == ALL and node["into"] is not None:
+        raise ConfigError(f"into: says new parts of one of them, and split={ALL} keeps those that there are")
+    chosen = [name for name in _SPLITS if data.get(name) is not None] if split == ALL else [split]
+    if not chosen or data.get(chosen[0]) is None:
+        raise ConfigError(f"split: the configuration has no data.{' and no data.'.join(chosen or _SPLITS)}")
+    return {name: build_dataset(data, name) for name in chosen}
+
+
+def _together(sources: Mapping[str, DetectionDataset]) -> Together:
+    try:
+        return Together(sources)
+    except ValueError as error:
+        raise ConfigError(f"split: {error}") from error
 
 
 def check_free(output: Path) -> None:
@@ -117,7 +145,8 @@ def convert(
     output: Path,
     *,
     is_linked: bool = False,
-    coco_file: str | None = None,
+    coco_files: Mapping[str, str | None] | None = None,
+    names: Sequence[str] | None = None,
 ) -> Losses:
     """Write ``dataset`` to ``output``, whole or not at all: beside it first, then by its name.
 
@@ -127,7 +156,7 @@ def convert(
         parts: name -> places of its images.
         output: missing or empty.
         is_linked: symbolic links instead of copies of the pictures.
-        coco_file: of which ``dataset`` was read: its other keys are written too, where ``layout`` is COCO's.
+        coco_files, names: see :func:`detkit.data.writers.write`.
 
     Raises:
         ConfigError: ``output`` is not empty, or the layout cannot hold two of the pictures or a name.
@@ -138,7 +167,7 @@ def convert(
         output.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:
-        losses = write(dataset, layout, parts, partial, is_linked, coco_file)
+        losses = write(dataset, layout, parts, partial, is_linked, coco_files, names)
         partial.chmod(0o755)  # mkdtemp makes it private
         os.replace(partial, output)  # fails where something has come there since
     except ValueError as error:

@@ -61,11 +61,12 @@ def write(
     parts: Mapping[str, Sequence[int]],
     folder: Path,
     is_linked: bool,
-    coco_file: str | None = None,
+    coco_files: Mapping[str, str | None] | None = None,
+    names: Sequence[str] | None = None,
 ) -> Losses:
     """Write ``dataset`` into the empty ``folder``, as ``data=<layout> data.root=<folder>`` reads it.
 
-    - "coco" holds all: ids, boxes, areas and landmarks stay what they are, and so do the other keys of ``coco_file``.
+    - "coco" holds all: ids, boxes, areas and landmarks stay what they are, and so do the other keys of ``coco_files``.
     - "voc" counts whole pixels: corners are rounded to the nearest, and boxes cut at the border of their image. Crowds
       become difficult.
     - "yolo" has shares with six decimals, boxes cut at the border, and no crowds: they are left out. Boxes that count
@@ -78,22 +79,29 @@ def write(
         dataset: what to write.
         parts: name -> places of its images in ``dataset``.
         is_linked: pictures become symbolic links to the old ones, not copies.
-        coco_file: the file that ``dataset`` was read from, if its layout is COCO's.
+        coco_files: name of a part -> the file that it was read from, if its layout is COCO's.
+        names: the path of each picture below the folder of pictures; by default as in :func:`relative_names`.
 
     Raises:
         ValueError: two pictures would be one file or have the same annotation file, a picture would not be found, or
             XML cannot hold a name or tell two apart.
         OSError: something cannot be written.
     """
-    names = relative_names(dataset)
-    _check_files(dataset, names)
+    names = relative_names(dataset) if names is None else names
+    everything = [i for places in parts.values() for i in places]
+    for places in parts.values() if layout == "yolo" else [everything]:  # YOLO's parts have folders of their own
+        _check_files(dataset, names, places)
+        if layout != "coco":
+            _check_stems(names, places)
     if layout != "coco":
-        _check_stems(names)
         _check_found(names, layout)
     losses = Losses()
     if layout == "voc":
         _check_xml(dataset, names, losses)
-    write_part = partial(_write_coco, OtherKeys(coco_file)) if layout == "coco" else _WRITERS[layout]
+    files = coco_files or {}
+    keys = {file: OtherKeys(file) for file in {None, *files.values()}}
+    write_coco = partial(_write_coco, {part: keys[files.get(part)] for part in parts})
+    write_part = write_coco if layout == "coco" else _WRITERS[layout]
     for part, places in parts.items():
         write_part(dataset, names, part, places, folder, losses)
         for i in places:
@@ -113,12 +121,12 @@ def write(
     return losses
 
 
-def _check_files(dataset: DetectionDataset, names: Sequence[str]) -> None:
+def _check_files(dataset: DetectionDataset, names: Sequence[str], places: Sequence[int]) -> None:
     """Refuse two pictures that differ in the form of their names alone: one would be written over the other."""
     first: dict[str, str] = {}
-    for truth, name in zip(dataset.truths, names, strict=True):
-        if first.setdefault(name, truth.file) != truth.file:
-            raise ValueError(f"{first[name]!a} and {truth.file!a} would be one file: {name}; rename one of them")
+    for file, name in ((dataset.truths[i].file, names[i]) for i in places):
+        if first.setdefault(name, file) != file:
+            raise ValueError(f"{first[name]!a} and {file!a} would be one file: {name}; rename one of them")
 
 
 def _check_found(names: Sequence[str], layout: Layout) -> None:
@@ -136,9 +144,9 @@ def _check_found(names: Sequence[str], layout: Layout) -> None:
         raise ValueError(f"{name!r} {reason}, so {layout} would not find it; to=coco can hold it")
 
 
-def _check_stems(names: Sequence[str]) -> None:
+def _check_stems(names: Sequence[str], places: Sequence[int]) -> None:
     seen: dict[str, str] = {}
-    for name in names:
+    for name in (names[i] for i in places):
         stem = os.path.splitext(name)[0]
         if stem in seen:
             raise ValueError(f"{seen[stem]} and {name} would have the same annotation file; to=coco can hold both")
@@ -165,7 +173,7 @@ def _check_xml(dataset: DetectionDataset, names: Sequence[str], losses: Losses) 
 
 
 def _write_coco(
-    keys: OtherKeys,
+    keys: Mapping[str, OtherKeys],
     dataset: DetectionDataset,
     names: Sequence[str],
     part: str,
@@ -173,7 +181,7 @@ def _write_coco(
     folder: Path,
     _: Losses,
 ) -> None:
-    content = keys.beside(coco_content(dataset, names, places))
+    content = keys[part].beside(coco_content(dataset, names, places))
     (folder / f"{part}.json").write_text(json.dumps(content))
 
 

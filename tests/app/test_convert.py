@@ -219,6 +219,58 @@ def test_the_tool_splits_and_tells(source, tmp_path, monkeypatch, capsys):
     assert {p.name for p in tmp_path.iterdir()} == {"source", "out"}
 
 
+@pytest.fixture
+def both(tmp_path):
+    """A set in COCO's layout with a train and a val file of one folder, whose ids and other keys overlap."""
+    root = write_coco(tmp_path / "both", [image(1, license=3), image(2)], [annotation(4, 2, [1, 1, 9, 9], 7)])
+    train = json.loads((root / "train.json").read_text()) | {"info": {"year": 2025}}
+    first = train["images"][0]
+    shutil.copy(root / "images" / first["file_name"], root / "images" / "other.png")
+    val = train | {"images": [first | {"file_name": "other.png", "license": 5}], "info": {"year": 2026}}
+    val["annotations"] = [{**train["annotations"][0], "image_id": 1, "bbox": [2, 3, 4, 5]}]
+    for name, content in (("train", train), ("val", val)):
+        (root / f"{name}.json").write_text(json.dumps(content))
+    return root
+
+
+@pytest.mark.parametrize("layout", ["coco", "voc", "yolo"])
+def test_all_splits_stay_what_they_are(both, tmp_path, monkeypatch, capsys, layout):
+    out, back = tmp_path / "out", tmp_path / "back"
+    said = ("merge={animal: [dog]}", "split=all")
+    call(convert.main, monkeypatch, capsys, "data=coco", f"data.root={both}", *said, f"to={layout}", f"output={out}")
+    again = (f"data={layout}", f"data.root={out}", "split=all", f"to={layout}", f"output={back}")
+    call(convert.main, monkeypatch, capsys, *again)
+    splits = {"coco": "annotations={}.json", "voc": "split={}", "yolo": "images=images/{}"}
+    key, _, value = splits[layout].partition("=")
+    for root in (out, back):
+        cls = {"coco": CocoDataset, "voc": VocDataset, "yolo": YoloDataset}[layout]
+        train, val = (cls(root=str(root), **{key: value.format(split)}) for split in ("train", "val"))
+        assert [os.path.basename(t.file) for t in train.truths] == ["1.png", "2.png"]
+        assert [os.path.basename(t.file) for t in val.truths] == ["other.png"]
+        assert sorted(path.name for path in root.rglob("*.png")) == ["1.png", "2.png", "other.png"]
+        assert [t.boxes.round(3).tolist() for t in val.truths] == [[[2, 3, 4, 5]]]
+        assert [t.boxes.round(3).tolist() for t in train.truths] == [[], [[1, 1, 9, 9]]]
+        assert "animal" in train.categories.names
+        assert not list(root.glob("images/*/train"))
+    if layout == "coco":
+        content = [json.loads((back / f"{split}.json").read_text()) for split in ("train", "val")]
+        assert [part["info"]["year"] for part in content] == [2025, 2026]
+        assert [part["images"][0]["license"] for part in content] == [3, 5]
+
+
+def test_splits_of_other_classes_and_new_parts_of_all_are_refused(both, tmp_path, monkeypatch, capsys):
+    said = ("data=coco", f"data.root={both}", "split=all", "to=yolo", f"output={tmp_path / 'out'}")
+    told = call(convert.main, monkeypatch, capsys, *said, "into={a: 0.5, b: 0.5}", code=2)
+    assert "into: says new parts of one of them, and split=all keeps those that there are" in told
+    content = json.loads((both / "val.json").read_text())
+    content["categories"][0]["name"] = "horse"
+    (both / "val.json").write_text(json.dumps(content))
+    told = call(convert.main, monkeypatch, capsys, *said, code=2)
+    assert "split: val has other classes than train: " in told
+    assert "horse" in told
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("merge", "joined", "ids"),
     [
