@@ -166,6 +166,16 @@ def test_every_sweep_file_is_lists_alone_whose_jobs_validate(name: str) -> None:
     assert len(planned(*lines, given=("data.root=somewhere",), experiment=experiment)) == longest
 
 
+@pytest.mark.parametrize("said", [[], ["sweep=null"]])
+def test_that_there_is_no_sweep_file_may_be_said(said: list[str]) -> None:
+    load_components()
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        cfg = compose("train", normalize_overrides(["experiment=quickstart", *said]), return_hydra_config=True)
+    cfg.hydra.overrides.task = ["optim.lr=1,2"]
+    folder = str(cfg.hydra.sweep.dir)
+    assert re.fullmatch(r"runs/sweep/quickstart_\w+", folder), folder
+
+
 # Processes: each "job" is a small script instead of a training
 
 
