@@ -154,8 +154,8 @@ def _confusion(counts: np.ndarray, names: Sequence[str]) -> str:
     most = np.argsort(-(confused.sum(axis=0) + confused.sum(axis=1)), kind="stable")[:_MOST_CONFUSED]
     if len(most) < len(names):
         note += f" The {len(most)} of {len(names)} classes that are confused most; explanation.json has all."
-    rows = [*np.sort(most).tolist(), len(names)]
-    shown = [names[k] for k in rows[:-1]]
+    kept = sorted(int(k) for k in most)
+    rows, shown = [*kept, len(names)], [names[k] for k in kept]
     return section("Confusion", matrix(counts[np.ix_(rows, rows)], [*shown, "nothing"], [*shown, "missed"]), note=note)
 
 
