@@ -8,19 +8,31 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from detkit.engine.precision import Precision, autocast
-from detkit.structures import Batch
 from detkit.utils import dist
 from detkit.utils.log import logger
 
 
-def unread_by_all(detector: nn.Module, batch: Batch, device: torch.device, precision: Precision) -> list[str]:
-    """Names of the trainable parameters that the losses of no process read, each on its ``batch``.
+class Before:
+    """The buffers of ``detector`` and the state of random numbers, to be put back before a forward pass is repeated."""
 
-    By a forward pass that leaves no trace: buffers and random numbers are as before.
-    """
-    with dist.alone(detector), _without_trace(detector, device), autocast(device, precision):
-        unread = unread_parameters(detector, detector(batch.images, batch.targets).total)
+    def __init__(self, detector: nn.Module, device: torch.device) -> None:
+        self._buffers = [(buffer, buffer.clone()) for buffer in detector.buffers()]
+        self._device = device if device.type == "cuda" else None
+        self._random = torch.get_rng_state(), None if self._device is None else torch.cuda.get_rng_state(self._device)
+
+    def put_back(self) -> None:
+        """As it was."""
+        for buffer, value in self._buffers:
+            buffer.copy_(value)
+        on_cpu, on_gpu = self._random
+        torch.set_rng_state(on_cpu)
+        if self._device is not None and on_gpu is not None:
+            torch.cuda.set_rng_state(on_gpu, self._device)
+
+
+def unread_by_all(detector: nn.Module, loss: Tensor) -> list[str]:
+    """Names of the trainable parameters that the ``loss`` of no process reads."""
+    unread = unread_parameters(detector, loss)
     everywhere = set(unread).intersection(*dist.all_gather(unread))
     return [name for name in unread if name in everywhere]
 
@@ -58,12 +70,3 @@ def tell_unread(names: Sequence[str]) -> None:
         logger.warning(
             "no loss reads %s (%d parameters): they stay as they are and only cost time", ", ".join(parts), len(names)
         )
-
-
-@contextmanager
-def _without_trace(detector: nn.Module, device: torch.device) -> Iterator[None]:
-    kept = [(buffer, buffer.clone()) for buffer in detector.buffers()]
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        yield
-    for buffer, value in kept:
-        buffer.copy_(value)

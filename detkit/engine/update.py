@@ -15,7 +15,7 @@ from detkit.engine.ema import WeightAverage
 from detkit.engine.precision import Precision, autocast
 from detkit.engine.state.checkpoint import Checkpoint, CheckpointError
 from detkit.engine.state.resume import optimizer_state, restore_optimizer
-from detkit.engine.unread import tell_unread, unread_by_all, unread_parameters, without_gradients
+from detkit.engine.unread import Before, tell_unread, unread_by_all, without_gradients
 from detkit.structures import Batch, Losses, Ratio
 from detkit.utils import dist
 from detkit.utils.log import logger
@@ -74,29 +74,37 @@ class Updater:
 
     def backward(self, batch: Batch, is_last: bool) -> Losses:
         """Add the gradient of one batch; processes exchange gradients with the last batch of a step alone."""
-        if not self._has_begun:
-            self._leave_out_unread(batch)
-        model = self._model
+        model, is_first = self._model, not self._has_begun
+        before = Before(self.detector, self._device) if is_first and model is not self.detector else None
         with nullcontext() if is_last or not isinstance(model, DistributedDataParallel) else model.no_sync():
             with autocast(self._device, self._precision):
                 losses = model(batch.images, batch.targets)
-            total = losses.total / self._accumulate
-            if self.scaler is not None:
-                total = self.scaler.scale(total)
-            if not self._has_begun:
-                self._has_begun = True
-                tell_unread(unread_parameters(self.detector, total))
-            total.backward()
-        return losses
+            if not is_first or not self._leave_out_unread(losses.total):
+                total = losses.total / self._accumulate
+                if self.scaler is not None:
+                    total = self.scaler.scale(total)
+                total.backward()
+                return losses
+        if before is not None:
+            before.put_back()
+        return self.backward(batch, is_last)
 
-    def _leave_out_unread(self, batch: Batch) -> None:
-        """Processes would wait for gradients of parameters that no loss reads: from now on they do not."""
-        if isinstance(self._model, DistributedDataParallel):
-            unread = unread_by_all(self.detector, batch, self._device, self._precision)
-            if unread:
-                self._model._remove_autograd_hooks()
-                with without_gradients(self.detector, unread):
-                    self._model = DistributedDataParallel(self.detector)
+    def _leave_out_unread(self, loss: Tensor) -> bool:
+        """Tell of parameters that no ``loss`` reads; processes would wait for their gradients, so that they are left
+        out of the exchange.
+
+        Returns:
+            whether the exchange is another one now, and the losses have to be computed by it.
+        """
+        self._has_begun = True
+        unread = unread_by_all(self.detector, loss)
+        tell_unread(unread)
+        if not (unread and isinstance(self._model, DistributedDataParallel)):
+            return False
+        self._model._remove_autograd_hooks()
+        with without_gradients(self.detector, unread):
+            self._model = DistributedDataParallel(self.detector)
+        return True
 
     def gradient_norm(self) -> Tensor:
         """The L2 norm of the gradient, unscaled and before clipping."""

@@ -237,9 +237,9 @@ def test_the_curves_of_the_page_are_means_over_images():
 
 
 def test_a_band_is_drawn_from_its_low_to_its_high_line():
-    """At 44 to 432 px from left to right and 264 to 8 px upwards: there along the low line, back along the high one."""
+    """At 50 to 432 px from left to right and 264 to 8 px upwards: there along the low line, back along the high one."""
     drawn = page.curves({"line": ([0, 1], [0.5, 0.5])}, "x", "y", {"line": ([0.25, 0.25], [0.75, 1.0])})
-    assert 'points="44.0,200.0 432.0,200.0 432.0,8.0 44.0,72.0"' in drawn
+    assert 'points="50.0,200.0 432.0,200.0 432.0,8.0 50.0,72.0"' in drawn
     assert "<polygon" not in page.curves({"line": ([0, 1], [0.5, 0.5])}, "x", "y")
 
 

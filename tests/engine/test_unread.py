@@ -3,9 +3,8 @@
 import torch
 from torch import nn
 
-from detkit.engine.unread import unread_by_all, unread_parameters, without_gradients
-from detkit.structures import Batch, Losses
-from tests.models.builders import images, target
+from detkit.engine.unread import Before, unread_by_all, unread_parameters, without_gradients
+from detkit.structures import Losses
 
 
 class Wide(nn.Module):
@@ -24,16 +23,18 @@ class Wide(nn.Module):
 
 
 def test_the_layers_that_count_for_nothing():
-    detector, batch = Wide(), Batch(images((8, 8)), [target()])
+    detector = Wide()
     names = ["unread.weight", "unread.bias"]
-    before = [value.clone() for value in detector.state_dict().values()]
+    before = Before(detector, torch.device("cpu"))
+    values = [value.clone() for value in detector.state_dict().values()]
     state = torch.get_rng_state()
-    assert unread_by_all(detector, batch, torch.device("cpu"), "fp32") == names
+    assert unread_by_all(detector, detector(None, None).total) == names
+    assert not torch.equal(torch.get_rng_state(), state)
+    before.put_back()
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(one, two) for one, two in zip(detector.state_dict().values(), before, strict=True))
-    assert unread_parameters(detector, detector(None, None).total) == names
+    assert all(torch.equal(one, two) for one, two in zip(detector.state_dict().values(), values, strict=True))
     with without_gradients(detector, names):
         assert not any(p.requires_grad for p in detector.unread.parameters())
     assert all(p.requires_grad for p in detector.unread.parameters())
     detector.is_used = True
-    assert unread_by_all(detector, batch, torch.device("cpu"), "fp32") == []
+    assert unread_parameters(detector, detector(None, None).total) == []
