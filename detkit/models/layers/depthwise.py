@@ -1,7 +1,7 @@
 """Depthwise convolutions with a stride, in float32 where a CPU would train them in bf16.
 
-oneDNN has no fast gradient for them in bf16: in the first of MobileNetV2's (96 channels to 80 x 104 cells, 4 images) it
-takes 4 times as long as in float32 with the conversions, in the last 10 times (docs/performance.md).
+oneDNN has no fast gradient for them in bf16: of MobileNetV2's four, on 4 images of 320 x 416 px, it takes 3 to 13 times
+as long as in float32 with the conversions (docs/performance.md).
 """
 
 from __future__ import annotations
