@@ -94,10 +94,11 @@ def _sources(node: Mapping[str, Any]) -> dict[str, DetectionDataset]:
     data, split = node["data"], node["split"]
     if split == ALL and node["into"] is not None:
         raise ConfigError(f"into: says new parts of one of them, and split={ALL} keeps those that there are")
-    chosen = [name for name in _SPLITS if data.get(name) is not None] if split == ALL else [split]
-    if not chosen or data.get(chosen[0]) is None:
-        raise ConfigError(f"split: the configuration has no data.{' and no data.'.join(chosen or _SPLITS)}")
-    return {name: build_dataset(data, name) for name in chosen}
+    asked = _SPLITS if split == ALL else (split,)
+    there = [name for name in asked if data.get(name) is not None]
+    if not there:
+        raise ConfigError(f"split: the configuration has no {' and no '.join(f'data.{name}' for name in asked)}")
+    return {name: build_dataset(data, name) for name in there}
 
 
 def _together(sources: Mapping[str, DetectionDataset]) -> Together:

@@ -5,29 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
 from detkit.utils import dist
 from detkit.utils.log import logger
+from detkit.utils.seed import global_state, restore_global_state
 
 
 class Before:
-    """The buffers of ``detector`` and the state of random numbers, to be put back before a forward pass is repeated."""
+    """The buffers of ``detector`` and the random states, to be put back before a forward pass is repeated."""
 
-    def __init__(self, detector: nn.Module, device: torch.device) -> None:
+    def __init__(self, detector: nn.Module) -> None:
         self._buffers = [(buffer, buffer.clone()) for buffer in detector.buffers()]
-        self._device = device if device.type == "cuda" else None
-        self._random = torch.get_rng_state(), None if self._device is None else torch.cuda.get_rng_state(self._device)
+        self._random = global_state()
 
     def put_back(self) -> None:
         """As it was."""
         for buffer, value in self._buffers:
             buffer.copy_(value)
-        on_cpu, on_gpu = self._random
-        torch.set_rng_state(on_cpu)
-        if self._device is not None and on_gpu is not None:
-            torch.cuda.set_rng_state(on_gpu, self._device)
+        restore_global_state(self._random)
 
 
 def unread_by_all(detector: nn.Module, loss: Tensor) -> list[str]:

@@ -75,7 +75,7 @@ class Updater:
     def backward(self, batch: Batch, is_last: bool) -> Losses:
         """Add the gradient of one batch; processes exchange gradients with the last batch of a step alone."""
         model, is_first = self._model, not self._has_begun
-        before = Before(self.detector, self._device) if is_first and model is not self.detector else None
+        before = Before(self.detector) if is_first and model is not self.detector else None
         with nullcontext() if is_last or not isinstance(model, DistributedDataParallel) else model.no_sync():
             with autocast(self._device, self._precision):
                 losses = model(batch.images, batch.targets)

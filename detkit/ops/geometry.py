@@ -7,6 +7,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+#: Of a side times a scale, before it is rounded up to whole cells: what the rounding of the scale adds makes no cell.
+#: 42 px are 3 cells of 14 px, but 42 times the float32 next to 1/14 is more than 3.
+UNROUNDED = 1 - 2**-21
+
 
 class Pooling(NamedTuple):
     """How regions are pooled: the op's last arguments, in the order of its schema.

@@ -21,7 +21,7 @@ from torch import Tensor
 from detkit.ops.checks import check_bins, check_device, check_maps, check_regions, check_sizes
 from detkit.ops.cuda import region_pooling as kernels
 from detkit.ops.cuda.compile import or_in_pytorch, usable
-from detkit.ops.geometry import Pooling
+from detkit.ops.geometry import UNROUNDED, Pooling
 from detkit.ops.register import registered
 from detkit.ops.sampling import (
     Taps,
@@ -367,11 +367,8 @@ class Geometry:
 
 
 def _cells_of(sides: Tensor, scale: Tensor) -> Tensor:
-    """Whole cells, int64, under ``sides`` px; what the rounding of ``scale`` adds is none.
-
-    42 px are 3 cells of 14 px, but 42 times the float32 next to 1/14 is more than 3, and the fourth cell is padding.
-    """
-    return (sides * scale * (1 - 2**-21)).ceil().long()
+    """Whole cells, int64, under ``sides`` px; one more would be padding."""
+    return (sides * scale * UNROUNDED).ceil().long()
 
 
 def _per_box(value: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ class Wide(nn.Module):
 def test_the_layers_that_count_for_nothing():
     detector = Wide()
     names = ["unread.weight", "unread.bias"]
-    before = Before(detector, torch.device("cpu"))
+    before = Before(detector)
     values = [value.clone() for value in detector.state_dict().values()]
     state = torch.get_rng_state()
     assert unread_by_all(detector, detector(None, None).total) == names

@@ -137,11 +137,7 @@ class ResNet(Backbone):
         attention: Callable[..., Attention] | None = None,
     ) -> None:
         super().__init__()
-        if not levels or list(levels) != sorted(set(levels)):
-            raise ValueError(f"levels must be ascending and different, out of 2, 3, 4, 5; not {list(levels)}")
-        moving = [i for i, conv in enumerate(stage_conv, start=2) if conv != "conv"]
-        if moving and moving[0] > levels[-1]:
-            raise ValueError(f"stage_conv changes C{moving[0]} and later stages, which levels={list(levels)} leave out")
+        _check_levels(levels, stage_conv, dilate_last)
         block, counts, imagenet = _DEPTHS[depth]
         if stride_in_1x1 and block is BasicBlock:
             raise ValueError(
@@ -167,8 +163,6 @@ class ResNet(Backbone):
                 in_channels = planes * block.expansion
             setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
         _initialize(self)
-        if dilate_last and levels[-1] < 5:
-            raise ValueError(f"dilate_last changes the stride of C5, which levels={list(levels)} leave out")
         if dilate_last:
             dilate(self.get_submodule("layer4"))
         if trident is not None:
@@ -223,6 +217,16 @@ def _add_attention(stages: Sequence[nn.Module], attention: Callable[..., Attenti
             last = block.conv3 if isinstance(block, Bottleneck) else block.conv2
             assert isinstance(last, nn.Conv2d)
             block.attention = attention(channels=last.out_channels)
+
+
+def _check_levels(levels: Sequence[int], stage_conv: Sequence[ConvName], dilate_last: bool) -> None:
+    if not levels or list(levels) != sorted(set(levels)):
+        raise ValueError(f"levels must be ascending and different, out of 2, 3, 4, 5; not {list(levels)}")
+    moving = [i for i, conv in enumerate(stage_conv, start=2) if conv != "conv"]
+    if moving and moving[0] > levels[-1]:
+        raise ValueError(f"stage_conv changes C{moving[0]} and later stages, which levels={list(levels)} leave out")
+    if dilate_last and levels[-1] < 5:
+        raise ValueError(f"dilate_last changes the stride of C5, which levels={list(levels)} leave out")
 
 
 def _initialize(model: nn.Module) -> None:

@@ -19,6 +19,7 @@ from detkit.matching import Anchors, Assignment, Merge, Selector, merge_views
 from detkit.matching.trace import brought_back
 from detkit.models.heads.common import assigning, select_of_views
 from detkit.models.interfaces import AssigningHead, Head
+from detkit.ops.geometry import UNROUNDED
 from detkit.structures import Affine, Detections, FeatureSpec, Images, Losses, Ratio, SizeRange, Target, size_ranges
 from detkit.structures.boxes import clip
 from detkit.utils.seed import derive_key
@@ -122,7 +123,7 @@ class ScaledAnchors(Anchors):
 
 def side_at(side: int, scale: float) -> int:
     """``side`` px at ``scale``, rounded up; what the rounding of ``scale`` adds is no px: 9 px at 0.8 / 1.2 are 6."""
-    return math.ceil(side * scale * (1 - 2**-21))
+    return math.ceil(side * scale * UNROUNDED)
 
 
 def _size_at(size: tuple[int, int], scale: float) -> tuple[int, int]:
